@@ -1,0 +1,104 @@
+// Package environment is the lifecycle of environments.
+//
+// An Environment has a desired state (running or down) and an observed one;
+// reconcile makes the second follow the first, after a request and after a
+// crash alike. It has an instance ID that is never used again, beside its Ref
+// (NAME@STAGE), which may be. Its services share one airlock; each launch of a
+// service has a launch ID and a one-launch secret that only its isle-init can
+// read. Volumes outlive launches. A Driver makes sandboxes out of images; an
+// Airlock is the only network they have; a Line is how isle-init is spoken to.
+//
+// The room declares what it needs (Driver, Network, Store, Builder, Lines) and
+// the server wires it.
+package environment
+
+import (
+	"time"
+
+	"isle"
+	"isle/internal/image"
+	"isle/internal/spec"
+)
+
+// Desired is what an environment should be.
+type Desired string
+
+// The desired states.
+const (
+	WantRunning Desired = "running"
+	WantDown    Desired = "down"
+)
+
+// Phase is what an environment or service is seen to be.
+type Phase string
+
+// The phases.
+const (
+	Pending   Phase = "pending"   // recorded, nothing made yet
+	Starting  Phase = "starting"  // being made, or not healthy yet
+	Running   Phase = "running"   // every service is up, and healthy where it has a check
+	Unhealthy Phase = "unhealthy" // up, but a check fails
+	Exited    Phase = "exited"    // a service ended with code 0 and is not to be restarted
+	Broken    Phase = "failed"    // could not be started, or ended with an error and is not to be restarted
+	Stopping  Phase = "stopping"  // being torn down
+	Gone      Phase = "down"      // nothing of it runs
+)
+
+// An Environment is the record of one instance.
+type Environment struct {
+	Instance isle.ID    `json:"instance"`
+	Ref      isle.Ref   `json:"ref"`
+	Project  string     `json:"project"`
+	Owner    isle.Actor `json:"owner"`
+	Desired  Desired    `json:"desired"`
+	Phase    Phase      `json:"phase"`
+	Spec     spec.File  `json:"spec"`
+	Created  time.Time  `json:"created"`
+	Expires  time.Time  `json:"expires,omitzero"` // zero: never
+	UIDBase  uint32     `json:"uid_base"`         // first of 65,536 host uids of its own
+	Services []Service  `json:"services"`         // in start order
+	Branch   string     `json:"branch,omitempty"` // git branch of the work tree, where there is one
+	Keep     bool       `json:"keep,omitempty"`   // of `isle run --keep`
+	OneShot  bool       `json:"one_shot,omitempty"`
+}
+
+// A Service is the record of one service of an environment.
+type Service struct {
+	Name     string      `json:"name"`
+	Launch   isle.ID     `json:"launch"` // of the current launch; a replacement has another
+	Image    image.Image `json:"image"`
+	Digest   isle.Digest `json:"digest"` // of the image
+	Config   isle.Digest `json:"config"` // of everything else that, when changed, replaces the service
+	Phase    Phase       `json:"phase"`
+	Restarts int         `json:"restarts"`
+	ExitCode *int        `json:"exit_code,omitempty"` // 128+n for signal n
+	Message  string      `json:"message,omitempty"`   // why it is as it is, for people
+	Started  time.Time   `json:"started,omitzero"`
+	// SecretHash is the SHA-256 of the one-launch secret. The secret itself is
+	// never stored.
+	SecretHash isle.Digest     `json:"secret_hash"`
+	Ports      []PublishedPort `json:"ports,omitempty"`
+}
+
+// A PublishedPort is a service's port as reached through the server.
+type PublishedPort struct {
+	Name   string `json:"name"`
+	Number int    `json:"number"` // inside
+	Host   int    `json:"host"`   // on 127.0.0.1; stable for (ref, service, name)
+	URL    string `json:"url,omitempty"`
+}
+
+// A Volume is a writable folder of one service, kept across launches.
+type Volume struct {
+	ID          isle.ID   `json:"id"`
+	Ref         isle.Ref  `json:"ref"` // the environment's
+	Service     string    `json:"service"`
+	Path        string    `json:"path"`
+	Size        int64     `json:"size"`  // bytes
+	Ready       bool      `json:"ready"` // setup has succeeded; until then it is made anew at each launch
+	Created     time.Time `json:"created"`
+	DeleteAfter time.Time `json:"delete_after,omitzero"` // set when a ttl ended
+	// Baseline is what a seeded volume began as (isle run --copy); diff is
+	// against it.
+	Baseline isle.Digest `json:"baseline,omitempty"`
+}

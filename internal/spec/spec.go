@@ -1,0 +1,160 @@
+// Package spec is the environment file, isle.yaml, and its lock, isle.lock.
+//
+// A File declares services; a Service is built from a suite's Debian packages,
+// copied files and run steps, and launched with a command, volumes, ports and a
+// healthcheck. Parse reads the YAML and reports every problem with line and
+// column; a key that does nothing is refused with the nearest known one. A Lock
+// pins every input of a File by hash: same Lock, same image digests.
+//
+// The package reads and writes bytes only. It opens no file but for Tree, which
+// hashes the files that a `copy:` names, on the client's side.
+package spec
+
+import (
+	"time"
+
+	"isle"
+)
+
+// A File is a parsed isle.yaml with every default applied.
+type File struct {
+	Name      string        `json:"name"`      // the project
+	Isolation string        `json:"isolation"` // "container"
+	Services  []Service     `json:"services"`  // in the order of the file
+	Egress    []Egress      `json:"egress,omitempty"`
+	Limits    Limits        `json:"limits"`
+	TTL       time.Duration `json:"ttl,omitempty"` // 0: no end
+}
+
+// A Service is one process tree with an image of its own.
+type Service struct {
+	Name        string            `json:"name"`
+	Suite       string            `json:"suite"`              // Debian suite; default "bookworm"
+	Packages    []string          `json:"packages,omitempty"` // Debian package names, as written
+	Copy        []Copy            `json:"copy,omitempty"`
+	Run         []string          `json:"run,omitempty"`  // build-time shell commands (/bin/sh -c), sealed, no network
+	User        string            `json:"user,omitempty"` // name or uid[:gid]; "" is root of the user namespace
+	Workdir     string            `json:"workdir,omitempty"`
+	Env         map[string]string `json:"env,omitempty"`
+	Volumes     []Volume          `json:"volumes,omitempty"`
+	Tmpfs       []string          `json:"tmpfs,omitempty"`   // absolute paths, besides /tmp, /run and /dev/shm
+	Setup       []string          `json:"setup,omitempty"`   // once, on empty volumes, before Command
+	Command     []string          `json:"command,omitempty"` // none: the service idles until down
+	Healthcheck *Healthcheck      `json:"healthcheck,omitempty"`
+	DependsOn   []string          `json:"depends_on,omitempty"`
+	Ports       []Port            `json:"ports,omitempty"`
+	Restart     string            `json:"restart"`        // "no" (default), "on-failure", "always"
+	Caps        []string          `json:"caps,omitempty"` // "CAP_NET_BIND_SERVICE"; none unless named
+}
+
+// A Copy puts files of the project folder into the image.
+type Copy struct {
+	From string `json:"from"` // relative to the file's folder, slash-separated, never outside it; a trailing slash means its content
+	To   string `json:"to"`   // absolute, clean
+}
+
+// A Volume is a writable folder that outlives the service.
+type Volume struct {
+	Path string `json:"path"` // absolute, clean
+	Size int64  `json:"size"` // bytes; default 1 GiB
+}
+
+// A Healthcheck says when a service is ready and goes on being so. Exactly one
+// of TCP, HTTP and Command is set.
+type Healthcheck struct {
+	TCP      int           `json:"tcp,omitempty"`  // a port on 127.0.0.1
+	HTTP     string        `json:"http,omitempty"` // a URL; 2xx and 3xx are healthy
+	Command  []string      `json:"command,omitempty"`
+	Interval time.Duration `json:"interval"` // default 5s, once healthy
+	Timeout  time.Duration `json:"timeout"`  // default 5s, of one probe
+	Start    time.Duration `json:"start"`    // default 60s: how long it may take to become healthy
+	Retries  int           `json:"retries"`  // default 3 failures in a row make it unhealthy
+}
+
+// A Port is a named port that the server publishes on 127.0.0.1.
+type Port struct {
+	Name   string `json:"name"`
+	Number int    `json:"number"` // 1–65535, inside
+}
+
+// An Egress is a destination outside that the environment asks to reach.
+type Egress struct {
+	Host string `json:"host"` // a DNS name, lower case, or an IPv4 address
+	Port int    `json:"port"`
+	// Addresses are the private, loopback or link-local networks (CIDR) that
+	// the name may resolve to; without them only public addresses are dialed.
+	// An Egress whose Host is an address names itself.
+	Addresses []string `json:"addresses,omitempty"`
+}
+
+// Limits hold for the environment as a whole.
+type Limits struct {
+	CPUs   float64 `json:"cpus"`   // default 2
+	Memory int64   `json:"memory"` // bytes; default 2 GiB
+	PIDs   int     `json:"pids"`   // default 1024
+}
+
+// LockVersion is the version of the lock file's own format.
+const LockVersion = 1
+
+// A Lock pins every input of a File by hash. It is JSON, sorted and indented,
+// so that a change reads well in review. It names packages by hash and by a
+// path relative to the mirror, and no host.
+type Lock struct {
+	Version      int                    `json:"version"`      // LockVersion
+	ImageFormat  int                    `json:"image_format"` // image.FormatVersion
+	Architecture string                 `json:"architecture"` // Debian's: "amd64"
+	Suites       map[string]SuiteLock   `json:"suites"`
+	Services     map[string]ServiceLock `json:"services"`
+}
+
+// A SuiteLock says which state of a suite the packages were chosen from.
+type SuiteLock struct {
+	// Releases are the digests of the InRelease files whose signatures were
+	// checked, by path relative to the mirror.
+	Releases map[string]isle.Digest `json:"releases"`
+}
+
+// A ServiceLock pins one service's inputs.
+type ServiceLock struct {
+	Suite    string          `json:"suite"`
+	Requests []string        `json:"requests"` // the packages asked for, sorted; a difference to the File means the lock is stale
+	Packages []LockedPackage `json:"packages"` // sorted by name
+	Copy     []LockedCopy    `json:"copy,omitempty"`
+	Run      []string        `json:"run,omitempty"`
+}
+
+// A LockedPackage is one Debian package, named by content.
+type LockedPackage struct {
+	Name         string      `json:"name"`
+	Version      string      `json:"version"`
+	Architecture string      `json:"architecture"`
+	Path         string      `json:"path"`                 // relative to the mirror: pool/main/…
+	Repository   string      `json:"repository,omitempty"` // "" the main archive; "security"
+	Size         int64       `json:"size"`
+	Digest       isle.Digest `json:"digest"`
+}
+
+// A LockedCopy pins the files of one Copy.
+type LockedCopy struct {
+	From string      `json:"from"`
+	To   string      `json:"to"`
+	Tree isle.Digest `json:"tree"` // digest of the Tree's encoding
+}
+
+// A Tree is the content of a copied folder or file: what is hashed, uploaded
+// and locked. Entries are sorted by path (bytewise). Owner and time are not
+// part of it.
+type Tree struct {
+	Entries []TreeEntry `json:"entries"`
+}
+
+// A TreeEntry is one file, folder or symbolic link.
+type TreeEntry struct {
+	Path   string      `json:"path"`           // relative, slash-separated, clean; "" is the copied thing itself
+	Type   string      `json:"type"`           // "file", "dir", "link"
+	Exec   bool        `json:"exec,omitempty"` // 0755 instead of 0644
+	Size   int64       `json:"size,omitempty"`
+	Digest isle.Digest `json:"digest,omitempty"` // of a file's content
+	Target string      `json:"target,omitempty"` // of a link
+}
