@@ -2,11 +2,11 @@ package environment
 
 import (
 	"context"
-	"io"
 	"time"
 
 	"isle"
 	"isle/internal/image"
+	"isle/internal/initproto"
 	"isle/internal/spec"
 )
 
@@ -129,84 +129,14 @@ type Door struct {
 	Last        time.Time `json:"last,omitzero"`
 }
 
-// A Line is the server's side of one isle-init: its connections through the
-// airlock. Everything that comes from it is untrusted.
-type Line interface {
-	Exec(ctx context.Context, e Exec) (Process, error)
-	// Forward opens a connection to a TCP port on 127.0.0.1 inside.
-	Forward(ctx context.Context, port int) (io.ReadWriteCloser, error)
-	// CopyIn extracts a tar stream below dir; nothing is written outside dir,
-	// whatever names and links the stream or the folder has.
-	CopyIn(ctx context.Context, dir string, tar io.Reader, owner string) error
-	// CopyOut writes path (a file or a folder) as a tar stream.
-	CopyOut(ctx context.Context, path string, tar io.Writer) error
-	// List describes the tree at path: what Tree would hash.
-	List(ctx context.Context, path string) (spec.Tree, error)
-	// Signal signals the service's main process group.
-	Signal(ctx context.Context, signal string) error
-	// Stop asks the service's command to end (SIGTERM, after grace SIGKILL),
-	// after which isle-init ends.
-	Stop(ctx context.Context, grace time.Duration) error
-}
-
-// An Exec is one command to run in a service.
-type Exec struct {
-	Command  []string
-	Env      map[string]string // added to the service's
-	User     string            // "" the service's
-	Workdir  string            // "" the service's
-	Terminal bool
-	Rows     uint16
-	Columns  uint16
-	Session  isle.ID
-}
-
-// A Process is a running Exec. Its owner closes it; closing kills what still
-// runs.
-type Process interface {
-	Stdin() io.WriteCloser
-	// Next returns the next piece of output; the last is Exit.
-	Next() (Output, error)
-	Signal(name string) error
-	Resize(rows, columns uint16) error
-	Close() error
-}
-
-// An Output is a piece of what a process wrote, or its end.
-type Output struct {
-	Stderr bool
-	Data   []byte
-	Exit   *Exit // set on the last
-}
-
-// An Exit is how a process ended: the code, or 128+n for signal n.
-type Exit struct {
-	Code   int
-	Reason string // for 126 and 127: why it did not start
-}
-
-// Lines hands out the Lines of running launches.
-type Lines interface {
-	// Expect says that isle-init of this launch may dial home from the
-	// instance's airlock with a secret of this SHA-256; events come to sink.
-	Expect(instance, launch isle.ID, secretHash isle.Digest, sink Events)
-	// Forget drops a launch and closes its connections.
-	Forget(launch isle.ID)
-	// Line returns the Line of a launch, waiting for it to dial home until ctx ends.
-	Line(ctx context.Context, launch isle.ID) (Line, error)
-}
-
-// Events is what isle-init tells, in order, each at least once. The methods
-// return when the event is durable: only then is it acknowledged.
-type Events interface {
-	// SetupDone tells that setup ended. When it returns nil for code 0 the
-	// command starts.
-	SetupDone(code int, output string) error
-	Started() error
-	// Health tells that the check changed its mind; detail is its last words.
-	Health(healthy bool, detail string) error
-	// Exited tells that the command ended; isle-init ends once this returns.
-	Exited(code int, reason string) error
-	// Log is a piece of the command's output.
-	Log(at time.Time, stderr bool, data []byte) error
-}
+// The words of the line to isle-init are initproto's: it stands above this room
+// and its Home implements Lines.
+type (
+	Line    = initproto.Line    // the server's side of one isle-init
+	Lines   = initproto.Lines   // hands out the Lines of running launches
+	Events  = initproto.Events  // what isle-init tells
+	Process = initproto.Process // a running Exec
+	Exec    = initproto.Exec    // a command to run in a service
+	Output  = initproto.Output  // a piece of what a process wrote, or its end
+	Exit    = initproto.Exit    // how a process ended
+)
