@@ -165,16 +165,21 @@ func (x *CopiedTree) GetDigest() string {
 }
 
 type UpRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Source        *Source                `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`                       // empty: the project
-	Stage         string                 `protobuf:"bytes,3,opt,name=stage,proto3" json:"stage,omitempty"`                     // empty: testing
-	Branch        string                 `protobuf:"bytes,4,opt,name=branch,proto3" json:"branch,omitempty"`                   // git branch, for show
-	Locked        bool                   `protobuf:"varint,5,opt,name=locked,proto3" json:"locked,omitempty"`                  // refuse if the lock would change
-	OneShot       bool                   `protobuf:"varint,6,opt,name=one_shot,json=oneShot,proto3" json:"one_shot,omitempty"` // of `isle run`
-	NoWait        bool                   `protobuf:"varint,7,opt,name=no_wait,json=noWait,proto3" json:"no_wait,omitempty"`
-	Ttl           *durationpb.Duration   `protobuf:"bytes,8,opt,name=ttl,proto3" json:"ttl,omitempty"`       // overrides the file's
-	Mirror        string                 `protobuf:"bytes,9,opt,name=mirror,proto3" json:"mirror,omitempty"` // base URL of the Debian mirror, when not the machine's
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Source *Source                `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
+	Name   string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`      // empty: the project
+	Stage  string                 `protobuf:"bytes,3,opt,name=stage,proto3" json:"stage,omitempty"`    // empty: testing
+	Branch string                 `protobuf:"bytes,4,opt,name=branch,proto3" json:"branch,omitempty"`  // git branch, empty if there is none
+	Locked bool                   `protobuf:"varint,5,opt,name=locked,proto3" json:"locked,omitempty"` // refuse if the lock would change
+	// Of `isle run`: the stream stays open after its result, and the
+	// environment is torn down with its volumes when the stream ends.
+	OneShot bool                 `protobuf:"varint,6,opt,name=one_shot,json=oneShot,proto3" json:"one_shot,omitempty"`
+	NoWait  bool                 `protobuf:"varint,7,opt,name=no_wait,json=noWait,proto3" json:"no_wait,omitempty"`
+	Ttl     *durationpb.Duration `protobuf:"bytes,8,opt,name=ttl,proto3" json:"ttl,omitempty"`       // overrides the file's
+	Mirror  string               `protobuf:"bytes,9,opt,name=mirror,proto3" json:"mirror,omitempty"` // base URL of the Debian mirror, when not the machine's
+	// The name was made from project and branch: where it is taken by another
+	// project or branch it gets a hash suffix instead of a conflict.
+	DerivedName   bool `protobuf:"varint,10,opt,name=derived_name,json=derivedName,proto3" json:"derived_name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -270,6 +275,13 @@ func (x *UpRequest) GetMirror() string {
 		return x.Mirror
 	}
 	return ""
+}
+
+func (x *UpRequest) GetDerivedName() bool {
+	if x != nil {
+		return x.DerivedName
+	}
+	return false
 }
 
 type UpEvent struct {
@@ -2811,7 +2823,7 @@ const file_isle_v1_environment_proto_rawDesc = "" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x12\n" +
 	"\x04from\x18\x02 \x01(\tR\x04from\x12\x0e\n" +
 	"\x02to\x18\x03 \x01(\tR\x02to\x12\x16\n" +
-	"\x06digest\x18\x04 \x01(\tR\x06digest\"\x87\x02\n" +
+	"\x06digest\x18\x04 \x01(\tR\x06digest\"\xaa\x02\n" +
 	"\tUpRequest\x12'\n" +
 	"\x06source\x18\x01 \x01(\v2\x0f.isle.v1.SourceR\x06source\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -2821,7 +2833,9 @@ const file_isle_v1_environment_proto_rawDesc = "" +
 	"\bone_shot\x18\x06 \x01(\bR\aoneShot\x12\x17\n" +
 	"\ano_wait\x18\a \x01(\bR\x06noWait\x12+\n" +
 	"\x03ttl\x18\b \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12\x16\n" +
-	"\x06mirror\x18\t \x01(\tR\x06mirror\"\x9a\x01\n" +
+	"\x06mirror\x18\t \x01(\tR\x06mirror\x12!\n" +
+	"\fderived_name\x18\n" +
+	" \x01(\bR\vderivedName\"\x9a\x01\n" +
 	"\aUpEvent\x124\n" +
 	"\bprogress\x18\x01 \x01(\v2\x16.isle.v1.ProgressEventH\x00R\bprogress\x12#\n" +
 	"\x04need\x18\x02 \x01(\v2\r.isle.v1.NeedH\x00R\x04need\x12+\n" +
