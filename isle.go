@@ -16,6 +16,7 @@ import (
 	"encoding/base32"
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -268,7 +269,7 @@ type Error struct {
 // Error returns message, cause and hint, in that order.
 func (e *Error) Error() string {
 	s := e.Message
-	if e.Err != nil {
+	if _, said := e.Err.(quiet); e.Err != nil && !said {
 		s += ": " + e.Err.Error()
 	}
 	if e.Hint != "" {
@@ -287,16 +288,27 @@ func (e *Error) WithHint(format string, args ...any) *Error {
 	return &c
 }
 
-// Errorf makes an Error of the code. If the last argument is an error and the
-// format ends in ": %w", it becomes the cause.
+// Errorf makes an Error of the code. A %w in the format becomes the cause; where
+// the format ends in ": %w" the message ends before it, since Error adds it.
 func Errorf(code Code, format string, args ...any) *Error {
-	if n := len(args); n > 0 {
-		if cause, ok := args[n-1].(error); ok && strings.HasSuffix(format, ": %w") {
-			return &Error{Code: code, Message: fmt.Sprintf(strings.TrimSuffix(format, ": %w"), args[:n-1]...), Err: cause}
-		}
+	err := fmt.Errorf(format, args...)
+	e := &Error{Code: code, Message: err.Error(), Err: errors.Unwrap(err)}
+	if e.Err == nil {
+		return e
 	}
-	return &Error{Code: code, Message: fmt.Sprintf(format, args...)}
+	if m, ok := strings.CutSuffix(e.Message, ": "+e.Err.Error()); ok && strings.HasSuffix(format, ": %w") {
+		e.Message = m
+		return e
+	}
+	// The cause's text is inside the message already: keep the chain, not the text.
+	e.Err = quiet{e.Err}
+	return e
 }
+
+// quiet is a cause whose text the message has.
+type quiet struct{ error }
+
+func (q quiet) Unwrap() error { return q.error }
 
 // CodeOf returns the code of the first *Error in err's chain, or Internal.
 func CodeOf(err error) Code {
