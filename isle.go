@@ -214,6 +214,7 @@ const (
 	ActionServerRead        Action = "server:read"
 	ActionServerCollect     Action = "server:collect"
 	ActionServerReconcile   Action = "server:reconcile"
+	ActionServerStop        Action = "server:stop"
 )
 
 // A Resource is what an action is done to: kind:name, in a stage.
