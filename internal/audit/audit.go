@@ -9,8 +9,12 @@
 package audit
 
 import (
+	"bytes"
 	"encoding/json"
+	"maps"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"isle"
 )
@@ -54,8 +58,149 @@ type Entry struct {
 	Count       int               `json:"count,omitempty"` // of aggregated refusals
 }
 
-// Encode returns the canonical encoding: JSON with fields in the declared
-// order, map keys sorted, no insignificant space, HTML characters not escaped.
+// MaxSize bounds an encoded entry in bytes: the entry bundles of C2SP
+// tlog-tiles give an entry's length 16 bits.
+const MaxSize = 1<<16 - 1
+
+// Bounds of what the constructors keep of text that may come from outside.
+const (
+	maxSummary = 1 << 10
+	maxDetail  = 2 << 10
+	maxDetails = 12
+)
+
+// Encode returns the canonical encoding: JSON (RFC 8259) with the fields in the
+// declared order, map keys sorted, no insignificant space, HTML characters not
+// escaped, text that is not UTF-8 replaced by U+FFFD, and the time in UTC with
+// at most microseconds. It fails with Invalid for another version than Version
+// and for an entry of more than MaxSize bytes.
 func (e Entry) Encode() ([]byte, error) {
-	return json.Marshal(e)
+	if e.Version != Version {
+		return nil, isle.Errorf(isle.Invalid, "audit entry %s: version %d, this program writes version %d", e.ID, e.Version, Version)
+	}
+	e.Time = e.Time.UTC().Truncate(time.Microsecond)
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(e); err != nil {
+		return nil, isle.Errorf(isle.Invalid, "audit entry %s: %w", e.ID, err)
+	}
+	out := bytes.TrimSuffix(b.Bytes(), []byte("\n"))
+	if len(out) > MaxSize {
+		return nil, isle.Errorf(isle.Invalid, "audit entry %s: %d bytes, at most %d", e.ID, len(out), MaxSize)
+	}
+	return out, nil
+}
+
+// Decode reads a canonical encoding. It is strict: what Encode would not have
+// written byte for byte (an unknown field, other spacing, another order, a
+// field twice, a time that is not UTC) is Invalid.
+func Decode(b []byte) (Entry, error) {
+	if len(b) > MaxSize {
+		return Entry{}, isle.Errorf(isle.Invalid, "audit entry: %d bytes, at most %d", len(b), MaxSize)
+	}
+	var e Entry
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&e); err != nil {
+		return Entry{}, isle.Errorf(isle.Invalid, "audit entry: %w", err)
+	}
+	again, err := e.Encode()
+	if err != nil {
+		return Entry{}, err
+	}
+	if !bytes.Equal(again, b) {
+		return Entry{}, isle.Errorf(isle.Invalid, "audit entry %s is not in its canonical encoding", e.ID)
+	}
+	return e, nil
+}
+
+// NewIntent returns the entry to append before an effect.
+func NewIntent(actor isle.Actor, action isle.Action, resource isle.Resource, summary string) Entry {
+	return Entry{
+		Version: Version, ID: isle.NewID(), Kind: Intent, Actor: actor, Action: action,
+		Resource: resource, Decision: isle.Allow, Summary: clip(summary, maxSummary),
+	}
+}
+
+// NewEvent returns an entry that is complete in itself. Its result is "ok"
+// where the decision is allow, and refused otherwise.
+func NewEvent(actor isle.Actor, action isle.Action, resource isle.Resource, decision isle.Decision, summary string) Entry {
+	e := NewIntent(actor, action, resource, summary)
+	e.Kind, e.Decision, e.Result = Event, decision, OK
+	if decision != isle.Allow {
+		e.Result = string(isle.Refused)
+	}
+	return e
+}
+
+// Results of outcomes and events, beside an isle.Code.
+const (
+	OK      = "ok"
+	Unknown = "unknown" // the server died between intent and outcome
+)
+
+// Result is "ok" for nil and the error's code otherwise.
+func Result(err error) string {
+	if err == nil {
+		return OK
+	}
+	return string(isle.CodeOf(err))
+}
+
+// Outcome returns how the intent e ended: linked to it and about the same
+// action of the same actor. An error's text becomes the summary.
+func (e Entry) Outcome(err error) Entry {
+	o := e
+	o.ID, o.Link, o.Kind = isle.NewID(), e.ID, Outcome
+	o.Sequence, o.Time, o.Details = 0, time.Time{}, nil
+	o.Result, o.Summary = Result(err), ""
+	if err != nil {
+		o.Summary = clip(err.Error(), maxSummary)
+	}
+	return o
+}
+
+// Unknown returns the outcome of an intent whose end nobody saw.
+func (e Entry) Unknown(summary string) Entry {
+	o := e.Outcome(nil)
+	o.Result, o.Summary = Unknown, clip(summary, maxSummary)
+	return o
+}
+
+// In returns e as an entry about the environment.
+func (e Entry) In(ref isle.Ref, instance isle.ID) Entry {
+	e.Environment, e.Instance = ref.Name+"@"+ref.Stage, instance
+	return e
+}
+
+// With returns e with one more detail. Values are cut to a bound, and details
+// beyond a number are dropped: they may come from outside.
+func (e Entry) With(key, value string) Entry {
+	details := make(map[string]string, len(e.Details)+1)
+	maps.Copy(details, e.Details)
+	if len(details) < maxDetails {
+		details[clip(key, 64)] = clip(value, maxDetail)
+	}
+	e.Details = details
+	return e
+}
+
+// clip cuts s to at most n bytes, at a character's boundary, and replaces what
+// is no text. What is left at most doubles in JSON, so that an entry made by
+// the constructors always fits MaxSize.
+func clip(s string, n int) string {
+	s = strings.Map(func(r rune) rune {
+		if r < ' ' && r != '\n' && r != '\t' || r == 0x7f {
+			return utf8.RuneError
+		}
+		return r
+	}, s[:min(len(s), 4*n)])
+	if len(s) <= n {
+		return s
+	}
+	for n > 0 && !utf8.RuneStart(s[n]) {
+		n--
+	}
+	return s[:n] + "…"
 }
