@@ -1,0 +1,141 @@
+package image
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/erofs/go-erofs"
+
+	"isle"
+)
+
+// A File is an Entry as read from a layer, with the digest of a regular file's
+// content.
+type File struct {
+	Entry
+	Digest isle.Digest
+}
+
+// ReadLayer reads the layer file at path: every entry sorted by path, contents
+// hashed. It takes any bytes: what is no layer is Invalid.
+func ReadLayer(ctx context.Context, name string) (files []File, err error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, storeError("open layer", err)
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return nil, storeError("open layer", err)
+	}
+	// The reader is another project's; a panic in it is a bad file, not our end.
+	defer func() {
+		if p := recover(); p != nil {
+			files, err = nil, isle.Errorf(isle.Invalid, "%s cannot be read as a layer: %v", name, p)
+		}
+	}()
+	img, err := erofs.Open(f)
+	if err != nil {
+		return nil, isle.Errorf(isle.Invalid, "%s is no layer: %w", name, err)
+	}
+	r := &layerReader{ctx: ctx, img: img, limit: fi.Size()}
+	if err := r.walk("."); err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		return nil, isle.Errorf(isle.Invalid, "%s cannot be read as a layer: %w", name, err)
+	}
+	slices.SortFunc(r.files, func(a, b File) int { return strings.Compare(a.Path, b.Path) })
+	return r.files, nil
+}
+
+// A layerReader walks one layer. Nothing in a layer is compressed or shared, so
+// contents together are at most the file's size: a layer that says more lies.
+type layerReader struct {
+	ctx   context.Context
+	img   fs.FS
+	limit int64
+	files []File
+}
+
+func (r *layerReader) walk(name string) error {
+	if err := r.ctx.Err(); err != nil {
+		return err
+	}
+	if len(name) > maxPath || len(r.files) > maxEntries {
+		return fmt.Errorf("too deep or too many files at %.80q", name)
+	}
+	fi, err := fs.Lstat(r.img, name)
+	if err != nil {
+		return err
+	}
+	st, ok := fi.Sys().(*erofs.Stat)
+	if !ok {
+		return fmt.Errorf("%q has no owner", name)
+	}
+	f := File{Entry: Entry{Path: path.Clean("/" + name), Mode: fi.Mode(), UID: st.UID, GID: st.GID, Device: uint64(st.Rdev)}}
+	for _, k := range sortedKeys(st.Xattrs) {
+		if f.Xattrs == nil {
+			f.Xattrs = map[string][]byte{}
+		}
+		f.Xattrs[k] = []byte(st.Xattrs[k])
+	}
+	switch {
+	case fi.Mode().IsRegular():
+		f.Size = fi.Size()
+		if f.Digest, err = r.hash(name, f.Size); err != nil {
+			return err
+		}
+	case fi.Mode()&fs.ModeSymlink != 0:
+		if f.Target, err = fs.ReadLink(r.img, name); err != nil {
+			return err
+		}
+	}
+	r.files = append(r.files, f)
+	if !fi.IsDir() {
+		return nil
+	}
+	entries, err := fs.ReadDir(r.img, name)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.Name() == "" || e.Name() == "." || e.Name() == ".." || strings.ContainsAny(e.Name(), "/\x00") {
+			return fmt.Errorf("%q has an entry named %q", name, e.Name())
+		}
+		if err := r.walk(path.Join(name, e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *layerReader) hash(name string, size int64) (isle.Digest, error) {
+	if r.limit -= size; size < 0 || r.limit < 0 {
+		return "", fmt.Errorf("%q says it is larger than the layer", name)
+	}
+	f, err := r.img.Open(name)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := sha256.New()
+	n, err := io.Copy(h, contextReader{r.ctx, io.LimitReader(f, size+1)})
+	if err != nil {
+		return "", err
+	}
+	if n != size {
+		return "", fmt.Errorf("%q has %d bytes, not %d", name, n, size)
+	}
+	return isle.DigestFromSum(h.Sum(nil)), nil
+}
+
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
