@@ -1,9 +1,9 @@
 // Package initproto is what isle-init and the server say to each other.
 //
 // isle-init is PID 1 of every service. It dials home: TCP to HomeAddress,
-// which exists only inside its airlock. Each connection begins with a Hello
+// which exists only inside its airlock. Each connection begins with a handshake
 // that proves the launch by its secret, within HandshakeTimeout. Then it is one
-// of two kinds. On the events connection isle-init sends numbered Events (setup
+// of two kinds. On the events connection isle-init sends numbered events (setup
 // done, started, health, log, exited) and the server acknowledges each; what is
 // not acknowledged is sent again after a reconnect. Work connections are parked:
 // isle-init keeps ParkedConnections of them open and idle; the server takes one
@@ -12,9 +12,50 @@
 // every piece of work has a connection and flow control of its own.
 //
 // Frames are a type byte, a big-endian uint32 length of at most MaxFrame, and
-// the payload; structured payloads are JSON. Both sides treat the other as
-// hostile: unknown types, over-long frames and late handshakes end the
-// connection, and nothing that arrives is trusted to be well formed.
+// the payload; structured payloads are JSON, the frequent ones binary. Both
+// sides treat the other as hostile: unknown types, over-long frames and late
+// handshakes end the connection, and nothing that arrives is trusted to be well
+// formed.
+//
+// # The handshake
+//
+//	Challenge  home → init  the version and 32 random bytes
+//	Hello      init → home  version, kind, launch, 16 random bytes, proof
+//	Welcome    home → init  proof that home knows the launch too
+//
+// The proof is that of SCRAM (RFC 5802, section 3): the secret XOR an HMAC, keyed
+// with the secret's SHA-256, of everything that was said before. So who listens
+// learns nothing, who reads the server's store (which has the SHA-256 only)
+// cannot pose as isle-init, and isle-init takes orders from its server only.
+//
+// # The events connection
+//
+//	Event      init → home  JSON Event: setup, started, health, exited
+//	Log        init → home  a piece of the command's output, binary
+//	Ack        home → init  uint64: every event up to this number is durable
+//
+// Numbers only grow. There are gaps where isle-init had to drop output while
+// the server was away; it says so in the output.
+//
+// # A work connection
+//
+//	Request    home → init  JSON Request: what to do
+//	Response   init → home  JSON Response, at once: accepted, or why not
+//
+// then, by what was asked:
+//
+//	exec       Stdin, Signal, Resize home → init; Stdout, Stderr, Window, Exit
+//	           init → home. An empty Stdin is its end. Window gives the number
+//	           of bytes of Stdin consumed: home sends at most StdinWindow more
+//	           than that, so input that nobody reads never delays a signal.
+//	           Exit is the last frame. A connection that ends early kills the
+//	           command's session.
+//	forward    bytes, both ways, unframed, with TCP's own half-close
+//	copy-in    Data, then End, home → init; Result init → home, at any time
+//	copy-out   Data, then Result init → home
+//	list       as copy-out; the data are JSON values, one spec.TreeEntry each
+//	signal     nothing more
+//	stop       nothing more; the Exited event follows in time
 package initproto
 
 import (
@@ -40,6 +81,23 @@ const (
 	// LogBuffer bounds, in bytes, the output kept while the server is away;
 	// older output is dropped and said to be.
 	LogBuffer = 1 << 20
+	// LogRate bounds, in bytes a second, the output the server takes from one
+	// launch; what is more waits in the service's own pipe.
+	LogRate = 32 << 20
+	// StdinWindow bounds, in bytes, the input on its way to one command.
+	StdinWindow = 256 << 10
+	// MaxPending bounds an instance's connections that have not proved
+	// themselves; one more ends the oldest.
+	MaxPending = 16
+	// MaxParked bounds a launch's idle work connections; one more ends the
+	// oldest.
+	MaxParked = 8
+	// MaxOutput bounds, in bytes, the end of setup's output that is reported.
+	MaxOutput = 16 << 10
+	// MaxDetail bounds, in bytes, a reason or a health check's last words.
+	MaxDetail = 1 << 10
+	// MaxListing bounds, in bytes, the encoded entries of one listing.
+	MaxListing = 64 << 20
 )
 
 // Boot is what isle-init reads from file descriptor 3 when it starts, to the
