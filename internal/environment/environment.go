@@ -91,7 +91,8 @@ type PublishedPort struct {
 // A Volume is a writable folder of one service, kept across launches.
 type Volume struct {
 	ID          isle.ID   `json:"id"`
-	Ref         isle.Ref  `json:"ref"` // the environment's
+	Ref         isle.Ref  `json:"ref"`     // the environment's
+	Project     string    `json:"project"` // the environment's: data is never handed to another project that takes the name
 	Service     string    `json:"service"`
 	Path        string    `json:"path"`
 	Size        int64     `json:"size"`  // bytes
