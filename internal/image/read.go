@@ -46,8 +46,12 @@ func ReadLayer(ctx context.Context, name string) (files []File, err error) {
 	if err != nil {
 		return nil, isle.Errorf(isle.Invalid, "%s is no layer: %w", name, err)
 	}
-	r := &layerReader{ctx: ctx, img: img, limit: fi.Size()}
-	if err := r.walk("."); err != nil {
+	r := &layerReader{ctx: ctx, img: img, limit: fi.Size(), folders: map[int64]bool{}}
+	root, err := fs.Stat(img, ".")
+	if err == nil {
+		err = r.walk(".", root)
+	}
+	if err != nil {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
@@ -64,24 +68,24 @@ type layerReader struct {
 	img   fs.FS
 	limit int64
 	files []File
+	// folders are the directories seen, by inode: a directory has one name, and
+	// one that has two may contain itself.
+	folders map[int64]bool
 }
 
-func (r *layerReader) walk(name string) error {
+func (r *layerReader) walk(name string, fi fs.FileInfo) error {
 	if err := r.ctx.Err(); err != nil {
 		return err
 	}
 	if len(name) > maxPath || len(r.files) > maxEntries {
 		return fmt.Errorf("too deep or too many files at %.80q", name)
 	}
-	fi, err := fs.Lstat(r.img, name)
-	if err != nil {
-		return err
-	}
+	var err error
 	st, ok := fi.Sys().(*erofs.Stat)
 	if !ok {
 		return fmt.Errorf("%q has no owner", name)
 	}
-	f := File{Entry: Entry{Path: path.Clean("/" + name), Mode: fi.Mode(), UID: st.UID, GID: st.GID, Device: uint64(st.Rdev)}}
+	f := File{Entry: Entry{Path: path.Clean("/" + name), Mode: st.Mode, UID: st.UID, GID: st.GID, Device: uint64(st.Rdev)}}
 	for _, k := range sortedKeys(st.Xattrs) {
 		if f.Xattrs == nil {
 			f.Xattrs = map[string][]byte{}
@@ -103,6 +107,10 @@ func (r *layerReader) walk(name string) error {
 	if !fi.IsDir() {
 		return nil
 	}
+	if r.folders[st.Ino] {
+		return fmt.Errorf("directory %q is in two places", name)
+	}
+	r.folders[st.Ino] = true
 	entries, err := fs.ReadDir(r.img, name)
 	if err != nil {
 		return err
@@ -111,7 +119,11 @@ func (r *layerReader) walk(name string) error {
 		if e.Name() == "" || e.Name() == "." || e.Name() == ".." || strings.ContainsAny(e.Name(), "/\x00") {
 			return fmt.Errorf("%q has an entry named %q", name, e.Name())
 		}
-		if err := r.walk(path.Join(name, e.Name())); err != nil {
+		info, err := e.Info()
+		if err != nil {
+			return err
+		}
+		if err := r.walk(path.Join(name, e.Name()), info); err != nil {
 			return err
 		}
 	}
