@@ -1,0 +1,151 @@
+package image
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"strings"
+
+	"github.com/erofs/go-erofs"
+
+	"isle"
+)
+
+// A Stack looks things up in layers as overlayfs would show them. What makes an
+// upper layer needs it: a directory that an upper layer has again takes the
+// upper one's owner and mode, and one that hides a symbolic link ("/bin")
+// breaks what is below.
+type Stack struct {
+	files  []*os.File
+	layers []fs.FS // highest first
+}
+
+// OpenStack opens layer files, lowest first.
+func OpenStack(layers []string) (*Stack, error) {
+	s := &Stack{}
+	for i := len(layers) - 1; i >= 0; i-- {
+		f, err := os.Open(layers[i])
+		if err != nil {
+			s.Close()
+			return nil, storeError("open layer", err)
+		}
+		s.files = append(s.files, f)
+		img, err := erofs.Open(f)
+		if err != nil {
+			s.Close()
+			return nil, isle.Errorf(isle.Invalid, "%s is no layer: %w", layers[i], err)
+		}
+		s.layers = append(s.layers, img)
+	}
+	return s, nil
+}
+
+// Close closes the layers' files.
+func (s *Stack) Close() {
+	for _, f := range s.files {
+		f.Close()
+	}
+}
+
+// Lookup returns the entry at an absolute, clean path without following a
+// symbolic link, the parents' included, or an error that is fs.ErrNotExist.
+func (s *Stack) Lookup(name string) (Entry, error) {
+	entry, layers := Entry{}, s.layers
+	at := "."
+	parts := strings.Split(strings.Trim(name, "/"), "/")
+	if name == "/" {
+		parts = nil
+	}
+	for i := -1; i < len(parts); i++ {
+		if i >= 0 {
+			if !entry.Mode.IsDir() {
+				return Entry{}, &fs.PathError{Op: "lookup", Path: name, Err: fs.ErrNotExist}
+			}
+			at = path.Join(at, parts[i])
+		}
+		var err error
+		if entry, layers, err = lookupIn(layers, at); err != nil {
+			return Entry{}, err
+		}
+	}
+	return entry, nil
+}
+
+// lookupIn returns the entry that the highest layer has at a path, and the
+// layers that show through it if it is a directory.
+func lookupIn(layers []fs.FS, at string) (entry Entry, through []fs.FS, err error) {
+	found := false
+	for _, l := range layers {
+		fi, err := fs.Lstat(l, at)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		} else if err != nil {
+			return entry, nil, err
+		}
+		st, ok := fi.Sys().(*erofs.Stat)
+		if !ok {
+			return entry, nil, fmt.Errorf("%s has no owner", at)
+		}
+		if st.Mode.Type() == Whiteout && st.Rdev == 0 || found && !st.Mode.IsDir() {
+			break
+		}
+		if !found {
+			found = true
+			entry = Entry{Path: path.Clean("/" + at), Mode: st.Mode, UID: st.UID, GID: st.GID}
+			if st.Mode&fs.ModeSymlink != 0 {
+				if entry.Target, err = fs.ReadLink(l, at); err != nil {
+					return entry, nil, err
+				}
+			}
+			if st.Mode.IsRegular() {
+				entry.Size = fi.Size()
+			}
+		}
+		through = append(through, l)
+		if !st.Mode.IsDir() || st.Xattrs[OpaqueXattr] == "y" {
+			break
+		}
+	}
+	if !found {
+		return entry, nil, &fs.PathError{Op: "lookup", Path: "/" + at, Err: fs.ErrNotExist}
+	}
+	return entry, through, nil
+}
+
+// Resolve returns the path that name leads to once every symbolic link on the
+// way, the last one too, is followed inside the root. What is not there stays
+// as it is written.
+func (s *Stack) Resolve(name string) (string, error) {
+	todo := strings.Split(strings.Trim(path.Clean("/"+name), "/"), "/")
+	at := "/"
+	for links := 0; len(todo) > 0; {
+		part := todo[0]
+		todo = todo[1:]
+		switch part {
+		case "", ".":
+			continue
+		case "..":
+			at = path.Dir(at)
+			continue
+		}
+		next := path.Join(at, part)
+		e, err := s.Lookup(next)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return "", err
+		}
+		if err != nil || e.Mode&fs.ModeSymlink == 0 {
+			at = next
+			continue
+		}
+		if links++; links > 40 {
+			return "", isle.Errorf(isle.Invalid, "%s leads through too many symbolic links", name)
+		}
+		if path.IsAbs(e.Target) {
+			at = "/"
+		}
+		todo = append(strings.Split(e.Target, "/"), todo...)
+	}
+	return at, nil
+}
