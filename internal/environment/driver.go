@@ -42,6 +42,7 @@ type Launch struct {
 	ID       isle.ID // of the launch
 	Service  string
 	Hostname string
+	Hosts    []string // names of the environment's services: each resolves to 127.0.0.1
 	Image    image.Image
 	Layers   []string // paths of the layers' files, lowest first, verified
 	UIDBase  uint32

@@ -1,0 +1,220 @@
+package local
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"isle"
+	"isle/internal/environment"
+	"isle/internal/spec"
+)
+
+// defaultPath is PATH inside until a command has its own.
+const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// runcGroup is the group within the launch's that runc makes for the container;
+// runc itself starts in another beside it, because it wants its own to be empty.
+// crun runs without a cgroup manager in the launch's group.
+const (
+	runcGroup  = "container"
+	startGroup = "start"
+)
+
+// A container is a launch or a build step as the runtime gets it.
+type container struct {
+	ctx      context.Context // ends what waits for a volume
+	instance isle.ID
+	id       isle.ID
+	service  string
+	hostname string
+	hosts    []string
+	layers   []string
+	upper    string // of a build step
+	work     string
+	uidBase  uint32
+	network  string
+	volumes  []environment.Mount
+	tmpfs    []string
+	caps     []string
+	limits   spec.Limits
+	init     string // "" in a build step
+	command  []string
+	env      []string
+}
+
+// start makes the container and returns when its first process runs; for a
+// build step (no init) when it has ended.
+//
+// The runtime is stopped at its first instruction (ptrace) while it is put into
+// the launch's groups. So it, and all that comes of it, is never outside them,
+// on v1 too, where a process can't be started in a group; and no thread of the
+// server is ever in the group of an environment, where it could be throttled,
+// frozen or killed.
+func (d *Driver) start(c *container, prepare func(*exec.Cmd)) error {
+	runtime, err := d.findRuntime()
+	if err != nil {
+		return err
+	}
+	dir := d.dir(c.instance, c.id)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return isle.Errorf(isle.Exhausted, "launch %s: %w", c.id, err)
+	}
+	config, err := d.config(c)
+	if err != nil {
+		return err
+	}
+	b, err := json.Marshal(config)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, "config.json"), b, 0o600); err != nil {
+		return isle.Errorf(isle.Exhausted, "launch %s: %w", c.id, err)
+	}
+	group := string(c.id)
+	if !d.crun() {
+		group = filepath.Join(group, startGroup)
+	}
+	if err := d.groups.add(string(c.instance), group); err != nil {
+		return err
+	}
+	return inPrivateMounts(d.private, d.hide, func() error {
+		if err := d.assemble(c); err != nil {
+			return err
+		}
+		cmd := d.command(runtime, c, dir)
+		prepare(cmd)
+		return d.run(c, cmd, group, dir)
+	})
+}
+
+// command is how the runtime is called.
+func (d *Driver) command(runtime string, c *container, dir string) *exec.Cmd {
+	args := []string{"--root", d.runtimeRoot(), "--log", filepath.Join(dir, "log")}
+	if d.crun() {
+		args = append(args, "--cgroup-manager=disabled")
+	}
+	args = append(args, "run", "--bundle", dir, "--pid-file", filepath.Join(dir, "pid"))
+	if c.init != "" {
+		args = append(args, "--detach", "--preserve-fds", "1")
+	}
+	cmd := exec.Command(runtime, append(args, string(c.id))...)
+	cmd.Env = []string{"PATH=" + defaultPath}
+	cmd.Dir = "/"
+	return cmd
+}
+
+// run runs the runtime to its end, in the group. It must be called on a thread
+// of its own: ptrace belongs to the thread.
+func (d *Driver) run(c *container, cmd *exec.Cmd, group, dir string) error {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true, Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start %s: %w", cmd.Path, err)
+	}
+	pid := cmd.Process.Pid
+	err := stopped(pid)
+	if err == nil {
+		err = d.groups.join(string(c.instance), group, pid)
+	}
+	if err == nil {
+		err = unix.PtraceDetach(pid)
+	}
+	if err != nil {
+		cmd.Process.Kill()
+		cmd.Wait()
+		return err
+	}
+	ended := make(chan struct{})
+	killed := make(chan struct{})
+	go func() { // ends with the runtime
+		defer close(killed)
+		select {
+		case <-c.ctx.Done():
+			d.groups.kill(context.WithoutCancel(c.ctx), string(c.instance), string(c.id))
+		case <-ended:
+		}
+	}()
+	err = cmd.Wait()
+	close(ended)
+	<-killed
+	if err == nil {
+		return nil
+	}
+	if c.ctx.Err() != nil {
+		return context.Cause(c.ctx)
+	}
+	return &runtimeError{name: filepath.Base(cmd.Path), said: lastWords(filepath.Join(dir, "log")), err: err}
+}
+
+// stopped waits until the process has stopped at its first instruction.
+func stopped(pid int) error {
+	var status unix.WaitStatus
+	for {
+		_, err := unix.Wait4(pid, &status, 0, nil)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("wait for the runtime to start: %w", err)
+		}
+		if !status.Stopped() {
+			return fmt.Errorf("the runtime ended before it started (%v)", status)
+		}
+		return nil
+	}
+}
+
+// A runtimeError is a runtime that ended with another code than 0.
+type runtimeError struct {
+	name string
+	said string
+	err  error
+}
+
+func (e *runtimeError) Error() string {
+	if e.said != "" {
+		return e.name + ": " + e.said
+	}
+	return e.name + ": " + e.err.Error()
+}
+
+func (e *runtimeError) Unwrap() error { return e.err }
+
+// lastWords is what the runtime logged, in one line of at most 1,000 bytes.
+func lastWords(path string) string {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	s := strings.Join(strings.Fields(string(b)), " ")
+	if len(s) > 1000 {
+		s = "… " + s[len(s)-1000:]
+	}
+	return s
+}
+
+// pid is the launch's isle-init, 0 if none runs. A number from the launch's
+// pid file counts only while that process is in the launch's group: it may have
+// been given to another since.
+func (d *Driver) pid(instance, launch isle.ID) int {
+	b, err := os.ReadFile(filepath.Join(d.dir(instance, launch), "pid"))
+	if err != nil {
+		return 0
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil || pid <= 0 || !d.groups.has(string(instance), string(launch), pid) {
+		return 0
+	}
+	return pid
+}
+
+func (d *Driver) alive(instance, launch isle.ID) bool { return d.pid(instance, launch) != 0 }

@@ -1,0 +1,186 @@
+package local
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// initPath is where isle-init is, inside.
+const initPath = "/isle/init"
+
+// assemble mounts the container's root and all that is bound into it. It runs
+// in the launch's private mounts, and every path is relative to them:
+//
+//	top     generated files: /etc/hosts, /etc/hostname, /etc/resolv.conf
+//	l0…     the image's layers, idmapped
+//	bottom  mount points that the image may lack
+//	root    all of it as one overlay, read-only
+//	init    isle-init
+//	v0…     volumes
+//
+// Owners are shifted by the mounts of the layers (MOUNT_ATTR_IDMAP), which
+// overlayfs understands since Linux 5.19 for lower and upper layers alike. An
+// environment's uids therefore cost no copy.
+func (d *Driver) assemble(c *container) error {
+	userns, err := d.ids.get(c.uidBase)
+	if err != nil {
+		return err
+	}
+	if err := c.skeleton(); err != nil {
+		return err
+	}
+	lower := []string{"bottom"}
+	for i, layer := range c.layers {
+		at := fmt.Sprintf("l%d", i)
+		if err := os.Mkdir(at, 0o755); err != nil {
+			return err
+		}
+		if err := d.layers.attach(layer, at, userns); err != nil {
+			return err
+		}
+		lower = append([]string{at}, lower...)
+	}
+	flags, data := uintptr(unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV), ""
+	if c.upper == "" {
+		lower = append([]string{"top"}, lower...)
+	} else {
+		if data, err = c.attachUpper(userns); err != nil {
+			return err
+		}
+		flags = unix.MS_NODEV
+	}
+	data += "lowerdir=" + strings.Join(lower, ":")
+	if err := unix.Mount("root", "root", "overlay", flags, data); err != nil {
+		return fmt.Errorf("stack %d layers: %w", len(c.layers), err)
+	}
+	if c.init != "" {
+		if err := bindReadOnly(c.init, "init"); err != nil {
+			return err
+		}
+	}
+	for i, v := range c.volumes {
+		at := fmt.Sprintf("v%d", i)
+		if err := os.Mkdir(at, 0o755); err != nil {
+			return err
+		}
+		if err := d.volumes.attach(c.ctx, v.Volume, at, userns); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// skeleton makes the folders top, bottom and root, and the file init.
+func (c *container) skeleton() error {
+	owner := int(c.uidBase)
+	for _, dir := range []string{"top", "bottom", "root"} {
+		if err := ownedDir(dir, owner); err != nil {
+			return err
+		}
+	}
+	if err := os.WriteFile("init", nil, 0o755); err != nil {
+		return err
+	}
+	points := []string{"/proc", "/dev", "/sys", "/tmp", "/run", "/etc"}
+	points = append(points, c.tmpfs...)
+	for _, v := range c.volumes {
+		points = append(points, v.Path)
+	}
+	for _, p := range points {
+		if err := ownedDir("bottom"+p, owner); err != nil {
+			return err
+		}
+	}
+	generated := "top"
+	if c.upper != "" {
+		generated = "bottom" // a step's changes are to its image, not to these
+	}
+	files := map[string]string{"/etc/hostname": c.hostname + "\n", "/etc/hosts": c.hostsFile(), "/etc/resolv.conf": resolvConf}
+	if c.init != "" {
+		files[initPath] = ""
+	}
+	for name, content := range files {
+		if err := ownedDir(generated+path.Dir(name), owner); err != nil {
+			return err
+		}
+		if err := os.WriteFile(generated+name, []byte(content), 0o644); err != nil {
+			return err
+		}
+		if err := os.Chown(generated+name, owner, owner); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ownedDir makes a folder and those above it, relative to the working folder.
+func ownedDir(dir string, owner int) error {
+	if _, err := os.Lstat(dir); err == nil {
+		return nil
+	}
+	if parent := filepath.Dir(dir); parent != "." {
+		if err := ownedDir(parent, owner); err != nil {
+			return err
+		}
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
+	}
+	return os.Chown(dir, owner, owner)
+}
+
+// resolvConf asks the airlock, whose answer comes at once or never. The address
+// is that of initproto.HomeAddress.
+const resolvConf = "nameserver 198.18.0.1\noptions ndots:0 timeout:2 attempts:2\n"
+
+// hostsFile gives every service of the environment its name on the network
+// that they share.
+func (c *container) hostsFile() string {
+	var b strings.Builder
+	b.WriteString("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n")
+	seen := map[string]bool{"localhost": true}
+	for _, name := range append([]string{c.hostname}, c.hosts...) {
+		if name != "" && !seen[name] && !strings.ContainsAny(name, " \t\r\n#") {
+			fmt.Fprintf(&b, "127.0.0.1 %s\n", name)
+			seen[name] = true
+		}
+	}
+	return b.String()
+}
+
+// attachUpper attaches the folder of a step's Upper and Work, idmapped, so that
+// owners on disk are those seen inside, and returns the overlay's options.
+func (c *container) attachUpper(userns *os.File) (string, error) {
+	parent := filepath.Dir(c.upper)
+	if filepath.Dir(c.work) != parent {
+		return "", errors.New("a step's upper and work folder must be beside each other")
+	}
+	if err := os.Mkdir("u", 0o755); err != nil {
+		return "", err
+	}
+	fd, err := unix.OpenTree(unix.AT_FDCWD, parent, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return "", fmt.Errorf("open %s: %w", parent, err)
+	}
+	defer unix.Close(fd)
+	if err := attachMapped(fd, "u", userns, unix.MOUNT_ATTR_NODEV); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("upperdir=u/%s,workdir=u/%s,", filepath.Base(c.upper), filepath.Base(c.work)), nil
+}
+
+// bindReadOnly binds a file of the host at target.
+func bindReadOnly(source, target string) error {
+	fd, err := unix.OpenTree(unix.AT_FDCWD, source, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", source, err)
+	}
+	defer unix.Close(fd)
+	return attachMapped(fd, target, nil, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV)
+}

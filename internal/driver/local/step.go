@@ -1,0 +1,80 @@
+package local
+
+import (
+	"context"
+	"errors"
+	"os/exec"
+	"slices"
+	"strings"
+	"time"
+
+	"isle"
+	"isle/internal/build"
+	"isle/internal/spec"
+)
+
+// stepLimits bound one build step. A compiler wants more than a service, and
+// the machine must survive one that forks or allocates without end.
+var stepLimits = spec.Limits{Memory: 4 << 30, PIDs: 4096}
+
+// RunStep runs a build step to its end: the same isolation as a service, an
+// empty network namespace with loopback alone, and the layers with s.Upper on
+// top as a root that can be written. Owners in Upper are those seen inside.
+// When ctx ends every process of the step is killed.
+func (d *Driver) RunStep(ctx context.Context, s build.Step) error {
+	if len(s.Command) == 0 {
+		return isle.Errorf(isle.Invalid, "a build step without a command")
+	}
+	instance, id := isle.NewID(), isle.NewID()
+	d.mu.Lock()
+	d.steps[instance] = true
+	d.mu.Unlock()
+	defer func() {
+		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+		defer cancel()
+		if err := d.Remove(clean, instance); err != nil {
+			d.log.Error("a build step left something behind", "instance", instance, "err", err)
+		}
+		d.mu.Lock()
+		delete(d.steps, instance)
+		d.mu.Unlock()
+	}()
+	if err := d.groups.prepare(string(instance), stepLimits); err != nil {
+		return isle.Errorf(isle.Unavailable, "limits of a build step: %w", err)
+	}
+	c := &container{
+		ctx: ctx, instance: instance, id: id, service: "build", hostname: "build", layers: s.Layers,
+		upper: s.Upper, work: s.Work, uidBase: d.given.BuildUIDs, limits: stepLimits, command: s.Command,
+	}
+	if _, ok := s.Env["PATH"]; !ok {
+		c.env = append(c.env, "PATH="+defaultPath)
+	}
+	for k, v := range s.Env {
+		c.env = append(c.env, k+"="+v)
+	}
+	slices.Sort(c.env)
+	err := d.start(c, func(cmd *exec.Cmd) {
+		cmd.Stdout, cmd.Stderr = s.Output, s.Output
+		cmd.WaitDelay = 5 * time.Second
+	})
+	return stepError(s.Command, err)
+}
+
+// stepError says how the step's command failed.
+func stepError(command []string, err error) error {
+	var exit *exec.ExitError
+	var said *runtimeError
+	switch {
+	case err == nil:
+		return nil
+	case !errors.As(err, &exit) || !errors.As(err, &said):
+		return err
+	case strings.Contains(said.said, "executable file") || strings.Contains(said.said, "no such file or directory"):
+		return isle.Errorf(isle.Failed, "run step: %s is not in the image", command[0]).WithHint("add the package that has it")
+	case said.said != "":
+		return isle.Errorf(isle.Failed, "run step %q: %w", strings.Join(command, " "), err)
+	case exit.ExitCode() > 128:
+		return isle.Errorf(isle.Failed, "run step %q was ended by signal %d", strings.Join(command, " "), exit.ExitCode()-128)
+	}
+	return isle.Errorf(isle.Failed, "run step %q ended with code %d", strings.Join(command, " "), exit.ExitCode())
+}

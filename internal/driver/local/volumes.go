@@ -1,0 +1,234 @@
+package local
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"isle"
+)
+
+// volumeRoot is the folder of a volume's file system that is the volume. The
+// file system's own root has lost+found, which initdb refuses.
+const volumeRoot = "data"
+
+// minVolume is the smallest size, in bytes, that ext4 with a journal works in.
+const minVolume = 8 << 20
+
+// Volumes keeps each volume as one sparse file, dir/ID.ext4, with an ext4 file
+// system: its size holds on every file system and on every kernel. No file that
+// was not made here is ever mounted: the path comes from the ID alone, and must
+// lead to a regular file of root that no one else can write.
+type Volumes struct {
+	dir string
+}
+
+// Path is where the file is.
+func (v *Volumes) Path(id isle.ID) string { return filepath.Join(v.dir, string(id)+".ext4") }
+
+// Create makes an empty volume of size bytes, replacing one that is there. It
+// is durable when Create returns, and appears whole or not at all.
+func (v *Volumes) Create(ctx context.Context, id isle.ID, size int64) (err error) {
+	if !id.Valid() {
+		return isle.Errorf(isle.Internal, "create volume: %q is no ID", id)
+	}
+	if size < minVolume {
+		return isle.Errorf(isle.Invalid, "a volume of %d bytes is too small: the least is 8 MiB", size).WithHint("raise its size in isle.yaml")
+	}
+	if old, err := v.open(id); err == nil {
+		// It must not be in use: what is mounted would go on living unseen.
+		lockErr := lock(ctx, old)
+		old.Close()
+		if lockErr != nil {
+			return lockErr
+		}
+	} else if !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	tmp, err := os.OpenFile(v.Path(id)+".new", os.O_RDWR|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return isle.Errorf(isle.Unavailable, "create volume %s: %w", id, err)
+	}
+	defer func() {
+		tmp.Close()
+		if err != nil {
+			os.Remove(tmp.Name())
+		}
+	}()
+	if err := tmp.Truncate(size); err != nil {
+		return isle.Errorf(isle.Exhausted, "create volume %s of %d bytes: %w", id, size, err)
+	}
+	if err := v.format(ctx, tmp.Name()); err != nil {
+		return err
+	}
+	if err := tmp.Sync(); err != nil {
+		return isle.Errorf(isle.Exhausted, "create volume %s: %w", id, err)
+	}
+	if err := os.Rename(tmp.Name(), v.Path(id)); err != nil {
+		return isle.Errorf(isle.Internal, "create volume %s: %w", id, err)
+	}
+	return syncDir(v.dir)
+}
+
+// format writes an empty ext4 file system with the folder volumeRoot. Inode
+// tables and the journal are left to zeros that a sparse file has already:
+// 1 GiB takes 15 ms and 1 MiB of disk.
+func (v *Volumes) format(ctx context.Context, path string) error {
+	mke2fs, err := findTool("mke2fs")
+	if err != nil {
+		return isle.Errorf(isle.Unavailable, "volumes need mke2fs, and it is not installed").WithHint("apt-get install e2fsprogs")
+	}
+	empty := filepath.Join(v.dir, ".empty")
+	if err := os.MkdirAll(filepath.Join(empty, volumeRoot), 0o755); err != nil {
+		return isle.Errorf(isle.Unavailable, "create a volume: %w", err)
+	}
+	cmd := exec.CommandContext(ctx, mke2fs, "-q", "-F", "-t", "ext4", "-m", "0", "-I", "256",
+		"-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0", "-d", empty, path)
+	cmd.Env = []string{"MKE2FS_SYNC=0", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		return isle.Errorf(isle.Failed, "format a volume: mke2fs: %s: %w", strings.TrimSpace(string(out)), err)
+	}
+	return nil
+}
+
+// open opens a volume's file after a look at what it is.
+func (v *Volumes) open(id isle.ID) (*os.File, error) {
+	if !id.Valid() {
+		return nil, isle.Errorf(isle.Internal, "volume: %q is no ID", id)
+	}
+	f, err := os.OpenFile(v.Path(id), os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, isle.Errorf(isle.NotFound, "volume %s: %w", id, err)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		f.Close()
+		return nil, isle.Errorf(isle.Internal, "volume %s: %w", id, err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Uid != 0 || st.Nlink != 1 || st.Mode&0o022 != 0 {
+		f.Close()
+		return nil, isle.Errorf(isle.Refused, "volume %s: %s is not a file that Isle made; it is not mounted", id, v.Path(id))
+	}
+	return f, nil
+}
+
+// attach mounts the volume at target in the calling thread's mount namespace.
+// A volume is mounted once at most: two file systems on one file would destroy
+// it. It waits for an earlier launch's mount to go, ten seconds at most.
+func (v *Volumes) attach(ctx context.Context, id isle.ID, target string, userns *os.File) error {
+	f, err := v.open(id)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := lock(ctx, f); err != nil {
+		return err
+	}
+	loop, err := attachLoop(v.Path(id), f, false)
+	if err != nil {
+		return isle.Errorf(isle.Unavailable, "mount volume %s: %w", id, err)
+	}
+	defer loop.Close() // the mount keeps the device, and the device the lock
+	fd, err := mountDetached("ext4", loop.Name(), unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV, false)
+	if err != nil {
+		return isle.Errorf(isle.Unavailable, "mount volume %s: %w", id, err)
+	}
+	defer unix.Close(fd)
+	return attachMapped(fd, target, userns, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV)
+}
+
+// lock takes the volume for the open file: whoever has it open, a loop device
+// too, holds it until the last descriptor is closed, even if this process dies.
+func lock(ctx context.Context, f *os.File) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return isle.Errorf(isle.Internal, "lock volume %s: %w", f.Name(), err)
+		}
+		select {
+		case <-ctx.Done():
+			return isle.Errorf(isle.Conflict, "volume %s is in use by another launch", strings.TrimSuffix(filepath.Base(f.Name()), ".ext4")).
+				WithHint("end the launch that has it first")
+		case <-time.After(wait):
+		}
+	}
+}
+
+// Delete removes a volume's file. A launch that still has it mounted keeps its
+// content until it ends.
+func (v *Volumes) Delete(ctx context.Context, id isle.ID) error {
+	if !id.Valid() {
+		return isle.Errorf(isle.Internal, "delete volume: %q is no ID", id)
+	}
+	for _, path := range []string{v.Path(id), v.Path(id) + ".new"} {
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return isle.Errorf(isle.Internal, "delete volume %s: %w", id, err)
+		}
+	}
+	return syncDir(v.dir)
+}
+
+// List says which volumes exist.
+func (v *Volumes) List(ctx context.Context) ([]isle.ID, error) {
+	entries, err := os.ReadDir(v.dir)
+	if err != nil {
+		return nil, fmt.Errorf("list volumes: %w", err)
+	}
+	var ids []isle.ID
+	for _, e := range entries {
+		// A half-made one counts: who asks deletes what no record names.
+		name, _ := strings.CutSuffix(e.Name(), ".new")
+		name, ok := strings.CutSuffix(name, ".ext4")
+		if id := isle.ID(name); ok && id.Valid() && (len(ids) == 0 || ids[len(ids)-1] != id) {
+			ids = append(ids, id)
+		}
+	}
+	return ids, nil
+}
+
+// Used is how many bytes the volume occupies on disk.
+func (v *Volumes) Used(id isle.ID) (int64, error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(v.Path(id), &st); err != nil {
+		return 0, isle.Errorf(isle.NotFound, "volume %s: %w", id, err)
+	}
+	return st.Blocks * 512, nil
+}
+
+func syncDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Sync()
+}
+
+// findTool looks for an administrator's program, which may not be in a
+// server's PATH.
+func findTool(name string) (string, error) {
+	if path, err := exec.LookPath(name); err == nil {
+		return path, nil
+	}
+	for _, dir := range []string{"/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin"} {
+		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
+			return path, nil
+		}
+	}
+	return "", exec.ErrNotFound
+}
