@@ -1,0 +1,160 @@
+package airlock
+
+import (
+	"hash/fnv"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"isle"
+	"isle/internal/initproto"
+	"isle/internal/spec"
+)
+
+var (
+	homeAddress = netip.MustParseAddrPort(initproto.HomeAddress)
+	dnsAddress  = netip.AddrPortFrom(homeAddress.Addr(), 53)
+
+	// synthetic is the benchmarking range of RFC 2544: never in the internet,
+	// and so never what a grant means. 198.18.1.0 to 198.18.255.254 stand for
+	// granted names.
+	synthetic = netip.MustParsePrefix("198.18.0.0/15")
+)
+
+const (
+	firstName = 198<<24 | 18<<16 | 1<<8
+	names     = 255<<8 - 1 // how many addresses there are for names
+	// MaxGrants is how many egress destinations an environment can have.
+	MaxGrants = 512
+)
+
+// A grant is one destination outside that an environment may reach.
+type grant struct {
+	host    string
+	port    int
+	allowed []netip.Prefix
+	address netip.AddrPort // where it is inside
+}
+
+// socket is the name of the grant's socket.
+func (g *grant) socket() string { return "egress/" + g.address.String() }
+
+func (g *grant) String() string { return g.host + ":" + strconv.Itoa(g.port) }
+
+// A plan is what one airlock opens. It does not change.
+type plan struct {
+	grants []*grant
+	names  map[string]netip.Addr // granted DNS names, lower case without the last dot
+
+	bySocket map[string]*grant
+}
+
+// newPlan checks what is asked for, and gives each name an address: by the
+// name's hash, so that it stays the same from launch to launch and from one
+// environment to the next.
+func newPlan(egress []spec.Egress) (*plan, error) {
+	if len(egress) > MaxGrants {
+		return nil, isle.Errorf(isle.Invalid, "egress has %d destinations, at most %d can be granted to one environment", len(egress), MaxGrants)
+	}
+	p := &plan{names: make(map[string]netip.Addr), bySocket: make(map[string]*grant)}
+	seen := make(map[string]bool)
+	for _, e := range egress {
+		g, err := newGrant(e)
+		if err != nil {
+			return nil, err
+		}
+		if !seen[g.String()] {
+			seen[g.String()] = true
+			p.grants = append(p.grants, g)
+		}
+	}
+	var sorted []string
+	for _, g := range p.grants {
+		if !g.address.Addr().IsValid() && !slices.Contains(sorted, g.host) {
+			sorted = append(sorted, g.host)
+		}
+	}
+	slices.Sort(sorted)
+	taken := make(map[uint32]bool)
+	for _, name := range sorted {
+		h := fnv.New32a()
+		h.Write([]byte(name))
+		at := h.Sum32() % names
+		for taken[at] {
+			at = (at + 1) % names
+		}
+		taken[at] = true
+		n := firstName + at
+		p.names[name] = netip.AddrFrom4([4]byte{byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)})
+	}
+	for _, g := range p.grants {
+		if a, ok := p.names[g.host]; ok {
+			g.address = netip.AddrPortFrom(a, uint16(g.port))
+		}
+		p.bySocket[g.socket()] = g
+	}
+	return p, nil
+}
+
+// newGrant checks one destination. Its address is set if it names itself.
+func newGrant(e spec.Egress) (*grant, error) {
+	g := &grant{host: strings.ToLower(strings.TrimSuffix(e.Host, ".")), port: e.Port}
+	if e.Port < 1 || e.Port > 65535 {
+		return nil, isle.Errorf(isle.Invalid, "egress %s: port %d is not between 1 and 65535", e.Host, e.Port)
+	}
+	for _, s := range e.Addresses {
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			if a, aerr := netip.ParseAddr(s); aerr == nil {
+				p, err = netip.PrefixFrom(a, a.BitLen()), nil
+			}
+		}
+		if err != nil {
+			return nil, isle.Errorf(isle.Invalid, "egress %s: %q is not a network: want an address and a length, as 10.1.0.0/16", g, s)
+		}
+		g.allowed = append(g.allowed, p.Masked())
+	}
+	a, err := netip.ParseAddr(g.host)
+	switch {
+	case err != nil && !validName(g.host):
+		return nil, isle.Errorf(isle.Invalid, "egress %q: want a DNS name or an IPv4 address", e.Host)
+	case err != nil && localName(g.host):
+		return nil, isle.Errorf(isle.Invalid, "egress %s: an environment's localhost is its own", g).
+			WithHint("to reach a service of the host, grant another name of it, with addresses: [127.0.0.1/32]")
+	case err != nil:
+		return g, nil
+	case !a.Is4():
+		return nil, isle.Errorf(isle.Invalid, "egress %s: environments speak IPv4; grant a DNS name instead", g)
+	case a.IsLoopback():
+		return nil, isle.Errorf(isle.Invalid, "egress %s: an environment's loopback addresses are its own", g).
+			WithHint("to reach a service of the host, grant a name of it, with addresses: [127.0.0.1/32]")
+	case synthetic.Contains(a) || a.IsMulticast() || a.As4()[0] == 0 || a.As4()[0] >= 240:
+		return nil, isle.Errorf(isle.Invalid, "egress %s: the address is reserved and can't be reached", g)
+	}
+	g.address = netip.AddrPortFrom(a, uint16(g.port))
+	return g, nil
+}
+
+// validName reports whether s, in lower case, can be a host's DNS name (RFC
+// 1123, and underscores as they occur).
+func validName(s string) bool {
+	if s == "" || len(s) > 253 || !utf8.ValidString(s) {
+		return false
+	}
+	for label := range strings.SplitSeq(s, ".") {
+		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' {
+			return false
+		}
+		for _, c := range label {
+			if !(c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-' || c == '_') {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// localName reports whether s is localhost or below it (RFC 6761, section 6.3).
+func localName(s string) bool { return s == "localhost" || strings.HasSuffix(s, ".localhost") }

@@ -1,0 +1,217 @@
+// Package gateway is what stands between environments and everything else.
+//
+// So far it is egress: an environment's connection to a destination that it
+// was granted. A grant names a host, and the gateway alone resolves it, so that
+// what is inside has no say in the address. An address is dialed if it is
+// public, or if the grant names it; what is checked is what is dialed, without
+// a second look at DNS that could answer otherwise. Loopback, link-local,
+// private and reserved addresses, and those of this machine, are refused.
+package gateway
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"isle"
+)
+
+// Config is what a Gateway needs. The zero Config is the real thing.
+type Config struct {
+	// Resolve looks a DNS name up; default the host's resolver.
+	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
+	// Own returns the addresses of this machine; default those of its network
+	// interfaces.
+	Own func() ([]netip.Addr, error)
+	// Timeout bounds a Dial, resolving included; default 10 seconds.
+	Timeout time.Duration
+}
+
+// A Gateway dials for environments. It implements airlock.Egress.
+type Gateway struct {
+	config Config
+
+	mu     sync.Mutex // guards counts
+	counts map[isle.ID]*Count
+}
+
+// A Count is what one instance did.
+type Count struct {
+	Active   int // connections that are open
+	Dialed   int // connections made, since the server started
+	Refused  int // attempts that policy refused
+	Failed   int // attempts that could not be made
+	Sent     int64
+	Received int64 // bytes; of connections that have ended
+}
+
+// New returns a Gateway.
+func New(c Config) *Gateway {
+	if c.Resolve == nil {
+		c.Resolve = func(ctx context.Context, host string) ([]netip.Addr, error) {
+			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+		}
+	}
+	if c.Own == nil {
+		c.Own = interfaceAddresses
+	}
+	if c.Timeout <= 0 {
+		c.Timeout = 10 * time.Second
+	}
+	return &Gateway{config: c, counts: make(map[isle.ID]*Count)}
+}
+
+// Dial connects an instance to a host (a DNS name or an address) and port that
+// it was granted. An address that the host resolves to is dialed if it is
+// public or within allowed; a host that is an address names itself. The error's
+// code is isle.Refused where no address may be dialed, isle.Unavailable where
+// the name does not resolve or nothing answers.
+func (g *Gateway) Dial(ctx context.Context, instance isle.ID, host string, port int, allowed []netip.Prefix) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, g.config.Timeout)
+	defer cancel()
+	c, err := g.dial(ctx, host, port, allowed)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	n := g.counts[instance]
+	if n == nil {
+		n = &Count{}
+		g.counts[instance] = n
+	}
+	switch {
+	case err == nil:
+		n.Dialed++
+		n.Active++
+		return &egress{TCPConn: c, ended: func() { g.ended(instance, c) }}, nil
+	case isle.CodeOf(err) == isle.Refused:
+		n.Refused++
+	default:
+		n.Failed++
+	}
+	return nil, err
+}
+
+func (g *Gateway) dial(ctx context.Context, host string, port int, allowed []netip.Prefix) (*net.TCPConn, error) {
+	addresses, err := g.resolve(ctx, host)
+	if err != nil {
+		return nil, err
+	}
+	own, err := g.config.Own()
+	if err != nil {
+		return nil, isle.Errorf(isle.Internal, "egress to %s: could not list this machine's addresses: %w", host, err)
+	}
+	literal, _ := netip.ParseAddr(host)
+	var open []netip.Addr
+	var refusal error
+	for _, a := range addresses {
+		if reason := guard(a, own); reason != "" && a != literal && !within(allowed, a) {
+			refusal = isle.Errorf(isle.Refused, "egress to %s:%d is refused: it resolves to %s, %s", host, port, a, reason).
+				WithHint("if that is meant, name it in the grant: {host: %s, port: %d, addresses: [%s/%d]}", host, port, a, a.BitLen())
+			continue
+		}
+		open = append(open, a)
+	}
+	if len(open) == 0 {
+		return nil, refusal
+	}
+	return dialFirst(ctx, host, port, open)
+}
+
+// resolve returns at least one address, IPv4 first, none twice.
+func (g *Gateway) resolve(ctx context.Context, host string) ([]netip.Addr, error) {
+	if a, err := netip.ParseAddr(host); err == nil {
+		return []netip.Addr{a}, nil
+	}
+	all, err := g.config.Resolve(ctx, host)
+	if err == nil && len(all) == 0 {
+		err = errors.New("no address")
+	}
+	if err != nil {
+		return nil, isle.Errorf(isle.Unavailable, "egress to %s: the name does not resolve: %w", host, err)
+	}
+	var v4, v6 []netip.Addr
+	seen := make(map[netip.Addr]bool)
+	for _, a := range all {
+		a = a.Unmap()
+		if seen[a] {
+			continue
+		}
+		seen[a] = true
+		if a.Is4() {
+			v4 = append(v4, a)
+		} else {
+			v6 = append(v6, a)
+		}
+	}
+	return append(v4, v6...), nil
+}
+
+// dialFirst dials one address after the other, each for its share of the time
+// that is left, and returns the first connection.
+func dialFirst(ctx context.Context, host string, port int, addresses []netip.Addr) (*net.TCPConn, error) {
+	var d net.Dialer
+	d.SetMultipathTCP(false)
+	var failure error
+	for i, a := range addresses {
+		share := ctx
+		if deadline, ok := ctx.Deadline(); ok {
+			var cancel context.CancelFunc
+			share, cancel = context.WithTimeout(ctx, time.Until(deadline)/time.Duration(len(addresses)-i))
+			defer cancel()
+		}
+		c, err := d.DialContext(share, "tcp", netip.AddrPortFrom(a, uint16(port)).String())
+		if err == nil {
+			return c.(*net.TCPConn), nil
+		}
+		if failure == nil {
+			failure = err
+		}
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return nil, isle.Errorf(isle.Unavailable, "egress to %s:%d: no connection: %w", host, port, failure)
+}
+
+// Count returns what an instance did.
+func (g *Gateway) Count(instance isle.ID) Count {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if n := g.counts[instance]; n != nil {
+		return *n
+	}
+	return Count{}
+}
+
+// Forget drops the count of an instance that is gone.
+func (g *Gateway) Forget(instance isle.ID) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.counts, instance)
+}
+
+func (g *Gateway) ended(instance isle.ID, c *net.TCPConn) {
+	sent, received := transferred(c)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if n := g.counts[instance]; n != nil {
+		n.Active--
+		n.Sent += sent
+		n.Received += received
+	}
+}
+
+// An egress is a connection that is counted until it is closed.
+type egress struct {
+	*net.TCPConn
+	once  sync.Once
+	ended func()
+}
+
+// Close closes the connection.
+func (e *egress) Close() error {
+	e.once.Do(e.ended)
+	return e.TCPConn.Close()
+}

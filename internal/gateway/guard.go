@@ -1,0 +1,107 @@
+package gateway
+
+import (
+	"net"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+)
+
+// guarded are the networks that are never dialed unless a grant names them,
+// and what to call them. They are those that the IANA special-purpose
+// registries (RFC 6890) say are not globally reachable, and those that stand
+// for another address.
+var guarded = []struct {
+	network netip.Prefix
+	what    string
+}{
+	{netip.MustParsePrefix("0.0.0.0/8"), "this network"},
+	{netip.MustParsePrefix("10.0.0.0/8"), "a private address"},
+	{netip.MustParsePrefix("100.64.0.0/10"), "a carrier's private address"},
+	{netip.MustParsePrefix("127.0.0.0/8"), "a loopback address"},
+	{netip.MustParsePrefix("169.254.0.0/16"), "a link-local address"},
+	{netip.MustParsePrefix("172.16.0.0/12"), "a private address"},
+	{netip.MustParsePrefix("192.0.0.0/24"), "a reserved address"},
+	{netip.MustParsePrefix("192.0.2.0/24"), "a documentation address"},
+	{netip.MustParsePrefix("192.88.99.0/24"), "a reserved address"},
+	{netip.MustParsePrefix("192.168.0.0/16"), "a private address"},
+	{netip.MustParsePrefix("198.18.0.0/15"), "an address of airlocks"},
+	{netip.MustParsePrefix("198.51.100.0/24"), "a documentation address"},
+	{netip.MustParsePrefix("203.0.113.0/24"), "a documentation address"},
+	{netip.MustParsePrefix("224.0.0.0/4"), "a multicast address"},
+	{netip.MustParsePrefix("240.0.0.0/4"), "a reserved address"},
+	{netip.MustParsePrefix("2001::/23"), "a reserved address"}, // Teredo among them
+	{netip.MustParsePrefix("2001:db8::/32"), "a documentation address"},
+	{netip.MustParsePrefix("2002::/16"), "an address that stands for another (6to4)"},
+	{netip.MustParsePrefix("3fff::/20"), "a documentation address"},
+	{netip.MustParsePrefix("::1/128"), "a loopback address"},
+	{netip.MustParsePrefix("fc00::/7"), "a private address"},
+	{netip.MustParsePrefix("fe80::/10"), "a link-local address"},
+	{netip.MustParsePrefix("ff00::/8"), "a multicast address"},
+}
+
+// global is where all public IPv6 addresses are; the rest is reserved.
+var global = netip.MustParsePrefix("2000::/3")
+
+// guard says why an address may not be dialed unless it is named; "" if it may.
+func guard(a netip.Addr, own []netip.Addr) string {
+	if a.Zone() != "" {
+		return "a link-local address"
+	}
+	a = a.Unmap()
+	for _, g := range guarded {
+		if g.network.Contains(a) {
+			return g.what
+		}
+	}
+	if a.Is6() && !global.Contains(a) {
+		return "a reserved address"
+	}
+	for _, o := range own {
+		if o.Unmap().WithZone("") == a {
+			return "an address of this machine"
+		}
+	}
+	return ""
+}
+
+// within reports whether an address is in one of the networks.
+func within(networks []netip.Prefix, a netip.Addr) bool {
+	for _, n := range networks {
+		if n.Contains(a.Unmap()) {
+			return true
+		}
+	}
+	return false
+}
+
+func interfaceAddresses() ([]netip.Addr, error) {
+	all, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil, err
+	}
+	var own []netip.Addr
+	for _, a := range all {
+		if n, ok := a.(*net.IPNet); ok {
+			if addr, ok := netip.AddrFromSlice(n.IP); ok {
+				own = append(own, addr)
+			}
+		}
+	}
+	return own, nil
+}
+
+// transferred is how many bytes a connection sent, that were acknowledged, and
+// received.
+func transferred(c *net.TCPConn) (sent, received int64) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return 0, 0
+	}
+	raw.Control(func(fd uintptr) {
+		if info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
+			sent, received = int64(info.Bytes_acked), int64(info.Bytes_received)
+		}
+	})
+	return sent, received
+}
