@@ -155,7 +155,7 @@ func (rel *release) parse(address string, text []byte, now time.Time, expires bo
 		}
 	}
 	rel.byHash = strings.EqualFold(p.get("Acquire-By-Hash"), "yes")
-	rel.merged = p.get("No-Support-for-Architecture-all") == "Packages"
+	rel.merged = p.get("No-Support-for-Architecture-all") == "Packages" || !contains(strings.Fields(p.get("Architectures")), "all")
 	rel.files = map[string]indexFile{}
 	for _, line := range strings.Split(p.get("SHA256"), "\n") {
 		f := strings.Fields(line)

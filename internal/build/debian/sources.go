@@ -6,6 +6,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 
@@ -211,8 +212,19 @@ func (r *repository) take(sources []source) {
 		return
 	}
 	r.optional = r.name == "security"
+	debian := map[string]bool{} // suites that have updates or a security archive: others' archives don't
 	for _, s := range sources {
-		if !contains(s.components, "main") {
+		for _, name := range s.suites {
+			for _, sibling := range []string{"-updates", "-security"} {
+				if base, ok := strings.CutSuffix(name, sibling); ok {
+					debian[base], debian[name] = true, true
+				}
+			}
+		}
+	}
+	for _, s := range sources {
+		known := slices.ContainsFunc(s.suites, func(name string) bool { return debian[name] })
+		if !contains(s.components, "main") || len(debian) > 0 && !known {
 			continue
 		}
 		isSecurity := false
