@@ -1,0 +1,158 @@
+// Command bench measures the hot paths against their peers in one run.
+//
+// Every figure is the median of interleaved runs: one of ours, one of each
+// peer, and again, so that a slow moment of the machine hits all alike. Exit
+// codes are checked, because a peer that fails is fast. Run it with `make
+// bench`; it needs root, crun, runc and bubblewrap, and prints the tables of
+// docs/performance.md.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+func main() {
+	runs := flag.Int("n", 30, "counted runs of each command")
+	fleet := flag.Int("fleet", 100, "environments up and down in parallel")
+	only := flag.String("only", "", "one of launch, exec, noop, fleet")
+	bin := flag.String("bin", "bin", "folder of isle and isle-init")
+	inner := flag.String("inner", "", "internal: the state folder, in the private mount namespace")
+	flag.Parse()
+	var err error
+	if *inner == "" {
+		err = outer(*bin)
+	} else {
+		err = measure(*inner, *bin, *only, *runs, *fleet)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// outer starts a server of its own and runs the measurements in a private mount
+// namespace, where the hybrid cgroup mount that crun refuses can be taken away.
+func outer(bin string) error {
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("needs root, as the peers do")
+	}
+	state, err := os.MkdirTemp("", "isle-bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(state)
+	isle, err := filepath.Abs(filepath.Join(bin, "isle"))
+	if err != nil {
+		return err
+	}
+	if out, err := exec.Command(isle, "--state", state, "ls").CombinedOutput(); err != nil {
+		return fmt.Errorf("isle ls: %v\n%s", err, out)
+	}
+	defer func() {
+		exec.Command(isle, "--state", state, "down", "--all", "--volumes").Run()
+		exec.Command(isle, "--state", state, "server", "stop").Run()
+	}()
+	cmd := exec.Command("/proc/self/exe", append([]string{"-inner", state}, os.Args[1:]...)...)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	return cmd.Run()
+}
+
+func measure(state, bin, only string, runs, fleet int) error {
+	if err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
+		return err
+	}
+	syscall.Unmount("/sys/fs/cgroup/unified", syscall.MNT_DETACH)
+	ctx := context.Background()
+	b, err := newBench(ctx, state, bin)
+	if err != nil {
+		return err
+	}
+	defer b.close()
+	for _, part := range []struct {
+		name string
+		run  func(context.Context) error
+	}{
+		{"launch", func(ctx context.Context) error { return b.launch(ctx, runs) }},
+		{"exec", func(ctx context.Context) error { return b.exec(ctx, runs*3) }},
+		{"noop", func(ctx context.Context) error { return b.noop(ctx, runs) }},
+		{"fleet", func(ctx context.Context) error { return b.fleet(ctx, fleet) }},
+	} {
+		if only != "" && only != part.name {
+			continue
+		}
+		if err := part.run(ctx); err != nil {
+			return fmt.Errorf("%s: %w", part.name, err)
+		}
+	}
+	return nil
+}
+
+// A contender is one thing that is measured: run does it once and says how long
+// it took.
+type contender struct {
+	name string
+	run  func(ctx context.Context, i int) (time.Duration, error)
+}
+
+// compare runs the contenders in turn, runs times after one warm-up each, and
+// prints medians and the ratio to the yardstick.
+func compare(ctx context.Context, title, yardstick string, runs int, contenders []contender) error {
+	times := make([][]time.Duration, len(contenders))
+	for i := -1; i < runs; i++ {
+		for c, k := range contenders {
+			d, err := k.run(ctx, i+1)
+			if err != nil {
+				return fmt.Errorf("%s: %w", k.name, err)
+			}
+			if i >= 0 {
+				times[c] = append(times[c], d)
+			}
+		}
+	}
+	var base time.Duration
+	for c, k := range contenders {
+		slices.Sort(times[c])
+		if k.name == yardstick {
+			base = median(times[c])
+		}
+	}
+	fmt.Printf("\n### %s\n\n%d interleaved runs each.\n\n", title, runs)
+	fmt.Printf("| what | median | fastest | slowest | to %s |\n|---|---|---|---|---|\n", yardstick)
+	for c, k := range contenders {
+		t := times[c]
+		fmt.Printf("| %s | %s | %s | %s | %.2f× |\n", k.name, ms(median(t)), ms(t[0]), ms(t[len(t)-1]), float64(median(t))/float64(base))
+	}
+	return nil
+}
+
+func median(sorted []time.Duration) time.Duration { return sorted[len(sorted)/2] }
+
+func ms(d time.Duration) string { return fmt.Sprintf("%.2f ms", float64(d.Microseconds())/1000) }
+
+// process is a contender that is a whole process; its first output ends the
+// measurement's clock only when the process has ended with code 0 as well.
+func process(name string, argv ...string) contender {
+	return contender{name, func(ctx context.Context, i int) (time.Duration, error) {
+		args := slices.Clone(argv)
+		for j := range args {
+			args[j] = strings.ReplaceAll(args[j], "%ID", fmt.Sprintf("isle-bench-%d-%d", os.Getpid(), i))
+		}
+		begin := time.Now()
+		out, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput()
+		took := time.Since(begin)
+		if err != nil {
+			return 0, fmt.Errorf("%v: %w\n%s", args, err, out)
+		}
+		return took, nil
+	}}
+}
