@@ -123,8 +123,10 @@ func (c *cgroups) dir(h hierarchy, instance, launch string) string {
 	return filepath.Join(h.mount, c.root, instance, launch)
 }
 
-// prepare makes the instance's group everywhere and sets its limits.
-func (c *cgroups) prepare(instance string, l spec.Limits) error {
+// prepare makes the instance's group everywhere and sets its limits. A v1
+// group's devices are left to a runtime that limits them itself: it can't
+// where the group above has been limited already.
+func (c *cgroups) prepare(instance string, l spec.Limits, devices bool) error {
 	for _, h := range c.hierarchies {
 		if h.v2 {
 			if err := c.delegate(h); err != nil {
@@ -137,6 +139,9 @@ func (c *cgroups) prepare(instance string, l spec.Limits) error {
 		}
 		if err := h.limit(dir, l); err != nil {
 			return err
+		}
+		if err := h.limitDevices(dir, devices); err != nil {
+			return fmt.Errorf("limit devices: %w", err)
 		}
 	}
 	return nil
@@ -209,16 +214,6 @@ func (h hierarchy) limit(dir string, l spec.Limits) error {
 			errs = append(errs, fmt.Errorf("limit memory: %w", err))
 		}
 	}
-	if slices.Contains(h.controllers, "devices") {
-		if err := limitDevices(dir); err != nil {
-			errs = append(errs, err)
-		}
-	}
-	if h.v2 && len(h.controllers) > 0 {
-		if err := attachDeviceFilter(dir); err != nil {
-			errs = append(errs, err)
-		}
-	}
 	return errors.Join(errs...)
 }
 
@@ -246,26 +241,43 @@ func (h hierarchy) limitMemory(dir, bytes string) error {
 	return write(dir, "memory.limit_in_bytes", bytes)
 }
 
-// add makes the launch's group everywhere.
-//
-// The launch may be followed by a slash and a group within the launch's.
-func (c *cgroups) add(instance, launch string) error {
+// An entrance is a launch's groups, open to be joined from any mount namespace:
+// in a launch's own the v2 hierarchy may be hidden.
+type entrance []*os.File
+
+// add makes the launch's group everywhere. The launch may be followed by a
+// slash and a group within the launch's.
+func (c *cgroups) add(instance, launch string) (in entrance, err error) {
 	for _, h := range c.hierarchies {
-		if err := os.MkdirAll(c.dir(h, instance, launch), 0o755); err != nil {
-			return fmt.Errorf("make the launch's control group: %w", err)
+		dir := c.dir(h, instance, launch)
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			in.close()
+			return nil, fmt.Errorf("make the launch's control group: %w", err)
+		}
+		f, err := os.OpenFile(filepath.Join(dir, "cgroup.procs"), os.O_WRONLY, 0)
+		if err != nil {
+			in.close()
+			return nil, fmt.Errorf("open the launch's control group: %w", err)
+		}
+		in = append(in, f)
+	}
+	return in, nil
+}
+
+// join moves a process into the groups.
+func (in entrance) join(pid int) error {
+	for _, f := range in {
+		if _, err := f.WriteString(strconv.Itoa(pid)); err != nil {
+			return fmt.Errorf("join the control group: %w", err)
 		}
 	}
 	return nil
 }
 
-// join moves a process into the launch's groups.
-func (c *cgroups) join(instance, launch string, pid int) error {
-	for _, h := range c.hierarchies {
-		if err := write(c.dir(h, instance, launch), "cgroup.procs", strconv.Itoa(pid)); err != nil {
-			return fmt.Errorf("join the control group: %w", err)
-		}
+func (in entrance) close() {
+	for _, f := range in {
+		f.Close()
 	}
-	return nil
 }
 
 // has reports whether the process is in the launch's group. A recycled pid is

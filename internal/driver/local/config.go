@@ -41,6 +41,9 @@ func (d *Driver) config(c *container) (*specs.Spec, error) {
 	if err != nil {
 		return nil, err
 	}
+	if !d.crun() {
+		c.bindTmpfs(mounts, d.private)
+	}
 	score := 500 // a container dies before the machine's own services
 	s := &specs.Spec{
 		Version:  "1.0.2",
@@ -122,6 +125,20 @@ func (c *container) mounts(private string) ([]specs.Mount, error) {
 		return strings.Count(a.Destination, "/") - strings.Count(b.Destination, "/")
 	})
 	return append(mounts, more...), nil
+}
+
+// bindTmpfs makes binds of tmpfs mounts that assemble will make. runc gives a
+// tmpfs the mode of the folder in the image that it covers, and crun the one
+// asked for.
+func (c *container) bindTmpfs(mounts []specs.Mount, private string) {
+	for i, m := range mounts {
+		if m.Type == "tmpfs" && m.Destination != "/dev" && m.Destination != "/sys" {
+			mounts[i].Type = "bind"
+			mounts[i].Source = fmt.Sprintf("%s/t%d", private, len(c.made))
+			mounts[i].Options = []string{"bind", "nosuid", "nodev"}
+			c.made = append(c.made, fmt.Sprintf("%s,uid=%d,gid=%[2]d", strings.Join(m.Options[2:4], ","), c.uidBase))
+		}
+	}
 }
 
 // mountable reports whether a service may have a mount of its own at the path.

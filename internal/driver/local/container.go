@@ -50,6 +50,7 @@ type container struct {
 	init     string // "" in a build step
 	command  []string
 	env      []string
+	made     []string // options of tmpfs mounts that are made before the runtime starts
 }
 
 // start makes the container and returns when its first process runs; for a
@@ -84,16 +85,18 @@ func (d *Driver) start(c *container, prepare func(*exec.Cmd)) error {
 	if !d.crun() {
 		group = filepath.Join(group, startGroup)
 	}
-	if err := d.groups.add(string(c.instance), group); err != nil {
+	in, err := d.groups.add(string(c.instance), group)
+	if err != nil {
 		return err
 	}
+	defer in.close()
 	return inPrivateMounts(d.private, d.hide, func() error {
 		if err := d.assemble(c); err != nil {
 			return err
 		}
 		cmd := d.command(runtime, c, dir)
 		prepare(cmd)
-		return d.run(c, cmd, group, dir)
+		return d.run(c, cmd, in)
 	})
 }
 
@@ -113,9 +116,9 @@ func (d *Driver) command(runtime string, c *container, dir string) *exec.Cmd {
 	return cmd
 }
 
-// run runs the runtime to its end, in the group. It must be called on a thread
+// run runs the runtime to its end, in the groups. It must be called on a thread
 // of its own: ptrace belongs to the thread.
-func (d *Driver) run(c *container, cmd *exec.Cmd, group, dir string) error {
+func (d *Driver) run(c *container, cmd *exec.Cmd, in entrance) error {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true, Setsid: true}
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start %s: %w", cmd.Path, err)
@@ -123,7 +126,7 @@ func (d *Driver) run(c *container, cmd *exec.Cmd, group, dir string) error {
 	pid := cmd.Process.Pid
 	err := stopped(pid)
 	if err == nil {
-		err = d.groups.join(string(c.instance), group, pid)
+		err = in.join(pid)
 	}
 	if err == nil {
 		err = unix.PtraceDetach(pid)
@@ -152,7 +155,7 @@ func (d *Driver) run(c *container, cmd *exec.Cmd, group, dir string) error {
 	if c.ctx.Err() != nil {
 		return context.Cause(c.ctx)
 	}
-	return &runtimeError{name: filepath.Base(cmd.Path), said: lastWords(filepath.Join(dir, "log")), err: err}
+	return &runtimeError{name: filepath.Base(cmd.Path), said: lastWords(filepath.Join(d.dir(c.instance, c.id), "log")), err: err}
 }
 
 // stopped waits until the process has stopped at its first instruction.

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"unsafe"
 
@@ -16,22 +17,28 @@ import (
 // pseudo-terminals. deviceFilter says the same for v2.
 var harmless = []string{"c 1:3 rwm", "c 1:5 rwm", "c 1:7 rwm", "c 1:8 rwm", "c 1:9 rwm", "c 5:0 rwm", "c 5:2 rwm", "c 136:* rwm"}
 
-// limitDevices allows the harmless devices alone in a v1 group. A group that
-// has groups below it can't be denied everything any more: it was when it was
-// made.
-func limitDevices(dir string) error {
+// limitDevices allows the harmless devices alone; v1 says whether in a v1 group
+// too. A v1 group that has groups below it can't be denied everything any more:
+// it was when it was made.
+func (h hierarchy) limitDevices(dir string, v1 bool) error {
+	if h.v2 && len(h.controllers) > 0 {
+		return attachDeviceFilter(dir)
+	}
+	if !v1 || !slices.Contains(h.controllers, "devices") {
+		return nil
+	}
 	list, err := os.ReadFile(filepath.Join(dir, "devices.list"))
 	if err != nil {
-		return fmt.Errorf("limit devices: %w", err)
+		return err
 	}
 	if strings.HasPrefix(string(list), "a ") {
 		if err := write(dir, "devices.deny", "a"); err != nil {
-			return fmt.Errorf("limit devices: %w", err)
+			return err
 		}
 	}
 	for _, d := range harmless {
 		if err := write(dir, "devices.allow", d); err != nil {
-			return fmt.Errorf("limit devices: %w", err)
+			return err
 		}
 	}
 	return nil
@@ -120,14 +127,14 @@ func attachDeviceFilter(dir string) error {
 	runtime.KeepAlive(program)
 	runtime.KeepAlive(license)
 	if err != nil {
-		return fmt.Errorf("limit devices: load the filter: %w", err)
+		return fmt.Errorf("load the filter: %w", err)
 	}
 	defer unix.Close(fd)
 	attach := struct{ target, program, kind, flags, replace uint32 }{
 		target: uint32(group.Fd()), program: uint32(fd), kind: attachCgroupDevice, flags: allowMulti,
 	}
 	if _, err := bpf(progAttach, unsafe.Pointer(&attach), unsafe.Sizeof(attach)); err != nil {
-		return fmt.Errorf("limit devices: attach the filter: %w", err)
+		return fmt.Errorf("attach the filter: %w", err)
 	}
 	return nil
 }

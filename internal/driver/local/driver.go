@@ -202,7 +202,10 @@ func (d *Driver) Prepare(ctx context.Context, s environment.Shared) error {
 	if !s.Instance.Valid() {
 		return isle.Errorf(isle.Internal, "prepare: %q is no ID", s.Instance)
 	}
-	if err := d.groups.prepare(string(s.Instance), s.Limits); err != nil {
+	if _, err := d.findRuntime(); err != nil {
+		return err
+	}
+	if err := d.groups.prepare(string(s.Instance), s.Limits, d.crun()); err != nil {
 		return isle.Errorf(isle.Unavailable, "limits of environment %s: %w", s.Instance, err).WithHint("isle doctor")
 	}
 	return nil

@@ -22,6 +22,7 @@ const initPath = "/isle/init"
 //	bottom  mount points that the image may lack
 //	root    all of it as one overlay, read-only
 //	init    isle-init
+//	t0…     tmpfs that the runtime can't make itself
 //	v0…     volumes
 //
 // Owners are shifted by the mounts of the layers (MOUNT_ATTR_IDMAP), which
@@ -62,6 +63,15 @@ func (d *Driver) assemble(c *container) error {
 	if c.init != "" {
 		if err := bindReadOnly(c.init, "init"); err != nil {
 			return err
+		}
+	}
+	for i, options := range c.made {
+		at := fmt.Sprintf("t%d", i)
+		if err := os.Mkdir(at, 0o755); err != nil {
+			return err
+		}
+		if err := unix.Mount("tmpfs", at, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
+			return fmt.Errorf("mount a tmpfs (%s): %w", options, err)
 		}
 	}
 	for i, v := range c.volumes {

@@ -39,7 +39,10 @@ func (d *Driver) RunStep(ctx context.Context, s build.Step) error {
 		delete(d.steps, instance)
 		d.mu.Unlock()
 	}()
-	if err := d.groups.prepare(string(instance), stepLimits); err != nil {
+	if _, err := d.findRuntime(); err != nil {
+		return err
+	}
+	if err := d.groups.prepare(string(instance), stepLimits, d.crun()); err != nil {
 		return isle.Errorf(isle.Unavailable, "limits of a build step: %w", err)
 	}
 	c := &container{
