@@ -53,7 +53,8 @@
 //	forward    bytes, both ways, unframed, with TCP's own half-close
 //	copy-in    Data, then End, home → init; Result init → home, at any time
 //	copy-out   Data, then Result init → home
-//	list       as copy-out; the data are JSON values, one spec.TreeEntry each
+//	list       as copy-out; the data are JSON values, one spec.TreeEntry each,
+//	           in any order
 //	signal     nothing more
 //	stop       nothing more; the Exited event follows in time
 package initproto
@@ -96,8 +97,6 @@ const (
 	MaxOutput = 16 << 10
 	// MaxDetail bounds, in bytes, a reason or a health check's last words.
 	MaxDetail = 1 << 10
-	// MaxListing bounds, in bytes, the encoded entries of one listing.
-	MaxListing = 64 << 20
 )
 
 // Boot is what isle-init reads from file descriptor 3 when it starts, to the

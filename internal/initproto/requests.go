@@ -6,7 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
-	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -197,7 +197,7 @@ func (n *line) List(ctx context.Context, p string) (spec.Tree, error) {
 	}
 	defer stop()
 	defer c.Close()
-	data := &dataReader{n: n, c: c, what: "list", left: MaxListing}
+	data := &dataReader{n: n, c: c, what: "list", limit: spec.MaxTreeSize}
 	tree, err := readTree(data)
 	if err != nil && data.err != nil && data.err != io.EOF {
 		return spec.Tree{}, data.err // why the data ended is the better reason
@@ -205,37 +205,23 @@ func (n *line) List(ctx context.Context, p string) (spec.Tree, error) {
 	return tree, err
 }
 
-// readTree reads entries and checks that they make a Tree.
+// readTree reads entries, in any order, and makes a Tree of them.
 func readTree(r io.Reader) (spec.Tree, error) {
 	var tree spec.Tree
 	d := json.NewDecoder(r)
 	for {
 		var e spec.TreeEntry
 		if err := d.Decode(&e); err == io.EOF {
-			return tree, nil
+			break
 		} else if err != nil {
-			return tree, isle.Errorf(isle.Unavailable, "list: %w", err)
+			return spec.Tree{}, isle.Errorf(isle.Unavailable, "list: %w", err)
 		}
-		if k := len(tree.Entries); k > 0 && tree.Entries[k-1].Path >= e.Path || !entryValid(e) {
-			return tree, isle.Errorf(isle.Unavailable, "list: isle-init sent an entry that cannot be: %q", bound(e.Path, 256))
+		if tree.Entries = append(tree.Entries, e); len(tree.Entries) > spec.MaxTreeEntries {
+			return spec.Tree{}, isle.Errorf(isle.Exhausted, "list: there are more than %d files and folders", spec.MaxTreeEntries)
 		}
-		tree.Entries = append(tree.Entries, e)
 	}
-}
-
-func entryValid(e spec.TreeEntry) bool {
-	if e.Path != "" && (path.Clean(e.Path) != e.Path || path.IsAbs(e.Path) || e.Path == "." || e.Path == ".." || strings.HasPrefix(e.Path, "../") || strings.IndexByte(e.Path, 0) >= 0) {
-		return false
-	}
-	switch e.Type {
-	case "file":
-		return e.Size >= 0 && e.Digest.Valid() && e.Target == ""
-	case "dir":
-		return e.Size == 0 && e.Digest == "" && e.Target == ""
-	case "link":
-		return e.Size == 0 && e.Digest == ""
-	}
-	return false
+	slices.SortFunc(tree.Entries, func(a, b spec.TreeEntry) int { return strings.Compare(a.Path, b.Path) })
+	return spec.DecodeTree(tree.Encode())
 }
 
 // Signal implements Line.
@@ -260,12 +246,13 @@ func (n *line) brief(ctx context.Context, r Request) error {
 
 // A dataReader reads Data frames up to the Result.
 type dataReader struct {
-	n    *line
-	c    *Conn
-	what string
-	left int // bytes that may still come; 0: any number
-	rest bytes.Reader
-	err  error // why there is no more
+	n     *line
+	c     *Conn
+	what  string
+	limit int // bytes that may come; 0: any number
+	seen  int
+	rest  bytes.Reader
+	err   error // why there is no more
 }
 
 // Read returns io.EOF only after a Result that says all is well.
@@ -288,9 +275,9 @@ func (d *dataReader) next() error {
 	}
 	switch t {
 	case FrameData:
-		if d.left > 0 {
-			if d.left -= len(payload); d.left <= 0 {
-				return isle.Errorf(isle.Exhausted, "%s: there is more than %d bytes of it", d.what, MaxListing)
+		if d.limit > 0 {
+			if d.seen += len(payload); d.seen > d.limit {
+				return isle.Errorf(isle.Exhausted, "%s: there is more than %d bytes of it", d.what, d.limit)
 			}
 		}
 		d.rest.Reset(payload)

@@ -1,0 +1,26 @@
+// Command isle-init is PID 1 of every service.
+//
+// It reads its orders (initproto.Boot) from file descriptor 3, hides the secret
+// in them, runs setup and the command with no more privileges than the service
+// named, reaps what is orphaned, dials home and does there what the server asks
+// (package initproto). When the command has ended and the server knows, it ends
+// with the command's exit code.
+//
+// The server may be away for as long as it likes: the command goes on, its last
+// output is kept (initproto.LogBuffer bytes), and events wait. While the server
+// is there and slower than the output, the command waits in its writes.
+package main
+
+import (
+	"fmt"
+	"os"
+)
+
+func main() {
+	code, err := run(os.NewFile(3, "boot"))
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "isle-init:", err)
+		code = 125
+	}
+	os.Exit(code)
+}
