@@ -45,6 +45,10 @@ func newTree(dir string, pkgs []*unpacked) (*Tree, error) {
 	for _, name := range mergedUsr[:3] {
 		t.mergeUsr(name)
 	}
+	// base-files has these as directories, and its script makes links of them.
+	t.makeDirs("var")
+	t.nodes["var/run"] = &node{mode: fs.ModeSymlink | 0o777, target: "/run"}
+	t.nodes["var/lock"] = &node{mode: fs.ModeSymlink | 0o777, target: "/run/lock"}
 	// base-files first: it says what the common directories look like.
 	for _, first := range []bool{true, false} {
 		for _, p := range t.pkgs {

@@ -1,0 +1,126 @@
+package debian
+
+import "strings"
+
+// commands reads a shell script as far as that can be done without running it:
+// the simple commands, words unquoted, with the variables that were given a
+// literal value before. Conditions are not looked at: a command counts wherever
+// it stands. A word with anything else in it that the shell would expand is
+// unknown: its text is kept and begins with "$".
+func commands(script string) (out [][]string) {
+	script = strings.ReplaceAll(script, "\\\n", " ")
+	vars := map[string]string{}
+	var words []string
+	end := func() {
+		for len(words) > 0 {
+			switch w := words[0]; {
+			case w == "if" || w == "then" || w == "else" || w == "elif" || w == "!" || w == "do" || w == "while" || w == "exec" || w == "{" || w == "(":
+				words = words[1:]
+				continue
+			case assignment(w) > 0:
+				n := assignment(w)
+				if value := w[n+1:]; !strings.Contains(value, "$") && !strings.Contains(value, "`") {
+					vars[w[:n]] = value
+				} else {
+					delete(vars, w[:n])
+				}
+				words = words[1:]
+				continue
+			}
+			out = append(out, words)
+			break
+		}
+		words = nil
+	}
+	for len(script) > 0 && len(out) < 100000 {
+		switch c := script[0]; {
+		case c == ' ' || c == '\t' || c == '\r':
+			script = script[1:]
+		case c == '#':
+			_, after, found := strings.Cut(script, "\n")
+			if script = after; found {
+				end()
+			}
+		case strings.IndexByte("\n;|&()", c) >= 0:
+			end()
+			script = script[1:]
+		case c == '<' || c == '>':
+			script = strings.TrimLeft(script, "<>&-") // the file's name becomes a word; harmless
+		default:
+			var w string
+			w, script = word(script, vars)
+			words = append(words, w)
+		}
+	}
+	end()
+	return out
+}
+
+// assignment returns where the "=" of NAME=value stands, or 0.
+func assignment(w string) int {
+	n := strings.IndexByte(w, '=')
+	if n <= 0 {
+		return 0
+	}
+	for i, c := range w[:n] {
+		if !(c == '_' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || i > 0 && c >= '0' && c <= '9') {
+			return 0
+		}
+	}
+	return n
+}
+
+// word reads one word from the beginning of s, which is not empty.
+func word(s string, vars map[string]string) (string, string) {
+	var b strings.Builder
+	quote := byte(0)
+	i := 0
+	for ; i < len(s); i++ {
+		c := s[i]
+		switch {
+		case quote == '\'':
+			if c == '\'' {
+				quote = 0
+			} else {
+				b.WriteByte(c)
+			}
+		case c == '\\' && i+1 < len(s):
+			i++
+			b.WriteByte(s[i])
+		case c == quote && quote != 0:
+			quote = 0
+		case quote == 0 && (c == '"' || c == '\''):
+			quote = c
+		case c == '$':
+			name, n := variable(s[i+1:])
+			if v, ok := vars[name]; ok && n > 0 {
+				b.WriteString(v)
+			} else {
+				b.WriteString("$" + s[i+1:i+1+n])
+			}
+			i += n
+		case quote == 0 && strings.IndexByte(" \t\r\n;|&()<>", c) >= 0:
+			return b.String(), s[i:]
+		default:
+			b.WriteByte(c)
+		}
+	}
+	return b.String(), ""
+}
+
+// variable reads NAME or {NAME} and says how many bytes that was.
+func variable(s string) (name string, n int) {
+	if strings.HasPrefix(s, "{") {
+		if end := strings.IndexByte(s, '}'); end > 0 {
+			return s[1:end], end + 1
+		}
+		return "", 0
+	}
+	for n < len(s) && (s[n] == '_' || s[n] >= 'a' && s[n] <= 'z' || s[n] >= 'A' && s[n] <= 'Z' || n > 0 && s[n] >= '0' && s[n] <= '9') {
+		n++
+	}
+	return s[:n], n
+}
+
+// known reports whether a word is free of what the shell would have expanded.
+func known(w string) bool { return !strings.ContainsAny(w, "$`*") }
