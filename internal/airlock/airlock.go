@@ -82,7 +82,8 @@ type Refusal struct {
 // Airlocks makes, keeps and removes airlocks. It implements
 // environment.Network.
 type Airlocks struct {
-	config Config
+	config   Config
+	trailing sync.WaitGroup // sockets that are being closed; Stop waits for it
 
 	mu        sync.Mutex // guards what follows
 	slots     map[isle.ID]*slot
@@ -171,7 +172,7 @@ func (s *Airlocks) Open(ctx context.Context, instance isle.ID, egress []spec.Egr
 	}
 	a := sl.airlock
 	if a == nil {
-		a = newAirlock(&s.config, instance)
+		a = newAirlock(&s.config, instance, &s.trailing)
 	}
 	if err := s.open(a, plan); err != nil {
 		if sl.airlock == nil {
@@ -334,6 +335,7 @@ func (s *Airlocks) Stop() {
 		}
 		release()
 	}
+	s.trailing.Wait()
 }
 
 func exportName(instance isle.ID, name string) string {

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -202,7 +203,7 @@ func TestAGrantedNameIsReachedThroughTheGateway(t *testing.T) {
 			return err
 		}
 		for range 3 {
-			if err := echo(fmt.Sprintf("%s:%d", a, h.port)); err != nil {
+			if err := echo(hostPort(a, h.port)); err != nil {
 				return err
 			}
 		}
@@ -222,7 +223,7 @@ func TestAGrantedPrivateAddressStillNeedsItsNetworkNamed(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		if err := echo(fmt.Sprintf("%s:%d", a, h.port)); !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
+		if err := echo(hostPort(a, h.port)); !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
 			return fmt.Errorf("a loopback address was dialed: %v", err)
 		}
 		return nil
@@ -322,7 +323,7 @@ func TestAnEnvironmentReachesNeitherItsHostNorItsNeighbour(t *testing.T) {
 	if own, err := net.InterfaceAddrs(); err == nil {
 		for _, a := range own {
 			if n := a.(*net.IPNet); n.IP.To4() != nil {
-				targets = append(targets, fmt.Sprintf("%s:%d", n.IP, h.port))
+				targets = append(targets, hostPort(n.IP.String(), h.port))
 			}
 		}
 	}
@@ -399,7 +400,7 @@ func TestAFloodIsBoundedAndLeavesServiceRunning(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		return echo(fmt.Sprintf("%s:%d", a, h.port))
+		return echo(hostPort(a, h.port))
 	})
 	h.door(id, others, "any", "refused")
 	if n := len(h.Doors(id)); n > maxRefused+maxNames+3 {
@@ -460,7 +461,7 @@ func TestAirlocksOutliveTheirServer(t *testing.T) {
 	}
 	h.Stop()
 	inside(t, ns, func() error {
-		if err := echo(fmt.Sprintf("%s:%d", synthetic, h.port)); !errors.Is(err, syscall.ECONNREFUSED) {
+		if err := echo(hostPort(synthetic, h.port)); !errors.Is(err, syscall.ECONNREFUSED) {
 			return fmt.Errorf("without a server: %v, want connection refused", err)
 		}
 		return nil
@@ -481,7 +482,7 @@ func TestAirlocksOutliveTheirServer(t *testing.T) {
 	if !os.SameFile(before, after) {
 		t.Error("the namespace is another one")
 	}
-	inside(t, ns, func() error { return echo(fmt.Sprintf("%s:%d", synthetic, h.port)) })
+	inside(t, ns, func() error { return echo(hostPort(synthetic, h.port)) })
 }
 
 func TestListenersAreHandedOver(t *testing.T) {
@@ -511,7 +512,7 @@ func TestListenersAreHandedOver(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		if err := echo(fmt.Sprintf("%s:%d", a, h.port)); err != nil {
+		if err := echo(hostPort(a, h.port)); err != nil {
 			return err
 		}
 		dialer.Dial("tcp4", "203.0.113.77:80")
@@ -534,7 +535,7 @@ func TestGrantsChangeInARunningAirlock(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		return echo(fmt.Sprintf("%s:%d", a, h.port))
+		return echo(hostPort(a, h.port))
 	})
 }
 
@@ -672,5 +673,24 @@ func TestAMountNamespaceOfAnotherDaemonDoesNotKeepAnAirlockAlive(t *testing.T) {
 	wait.Wait()
 	if strings.Contains(left, string(id)) {
 		t.Errorf("a copy of the pin is left:\n%s", left)
+	}
+}
+
+func hostPort(host string, port int) string { return net.JoinHostPort(host, strconv.Itoa(port)) }
+
+func TestTheFirstThreadStaysInTheHostsNetwork(t *testing.T) {
+	before, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all sync.WaitGroup
+	for range 200 { // some of these meet the first thread
+		all.Go(func() {
+			onThread(func() error { return unix.Unshare(unix.CLONE_NEWNET) })
+		})
+	}
+	all.Wait()
+	if after, err := os.Readlink("/proc/self/ns/net"); err != nil || after != before {
+		t.Errorf("it is in %s, %v, and was in %s", after, err, before)
 	}
 }

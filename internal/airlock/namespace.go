@@ -86,12 +86,18 @@ func apply(settings []setting) error {
 
 // onThread runs f on an operating-system thread of its own, which ends with
 // it. So whatever namespace f leaves the thread in, no other goroutine ever
-// runs there.
+// runs there. It is never the process's first thread: that one does not end,
+// would keep the namespace, and is what /proc/self shows.
 func onThread(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // and never unlocked
-		done <- f()
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			done <- onThread(f) // on another one, as this one is taken
+			runtime.UnlockOSThread()
+			return
+		}
+		done <- f() // and never unlocked
 	}()
 	return <-done
 }

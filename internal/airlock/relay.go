@@ -43,6 +43,7 @@ type airlock struct {
 	ctx      context.Context // ends with stop
 	cancel   context.CancelFunc
 	running  sync.WaitGroup
+	trailing *sync.WaitGroup // closes sockets that take their time
 	doors    *doors
 	plan     atomic.Pointer[plan]
 	watched  atomic.Pointer[os.File] // the packet socket, once served
@@ -56,8 +57,8 @@ type airlock struct {
 	count       map[string]int // of connections, by kind
 }
 
-func newAirlock(c *Config, instance isle.ID) *airlock {
-	a := &airlock{config: c, instance: instance,
+func newAirlock(c *Config, instance isle.ID, trailing *sync.WaitGroup) *airlock {
+	a := &airlock{config: c, instance: instance, trailing: trailing,
 		doors:       &doors{instance: instance, now: c.Now, report: c.Refused, every: c.RefusedEvery, tried: make(map[door]*tally)},
 		sockets:     make(map[string]io.Closer),
 		served:      make(map[string]bool),
@@ -471,9 +472,17 @@ func duplicate(f *os.File) (*os.File, error) {
 func (a *airlock) stop() {
 	a.cancel()
 	for _, socket := range a.sockets {
+		if watch, ok := socket.(*os.File); ok {
+			watch.SetReadDeadline(time.Unix(1, 0)) // ends its reader
+			continue
+		}
 		socket.Close()
 	}
 	a.drop(func(*connection) bool { return true })
 	a.running.Wait()
 	a.doors.stop()
+	if watch := a.sockets[socketWatch]; watch != nil {
+		a.watched.Store(nil)
+		a.trailing.Go(func() { watch.Close() }) // the kernel waits for a grace period, some 10 ms
+	}
 }

@@ -2,7 +2,6 @@ package airlock
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"math/bits"
 	"net/netip"
@@ -170,14 +169,14 @@ func parseAttempt(packet []byte) (attempt, bool) {
 	return attempt{netip.AddrPortFrom(address, port), protocol}, true
 }
 
-// watch records attempts until the socket is closed, at no more than
+// watch records attempts until the airlock stops, at no more than
 // watchRate: then the kernel's buffer fills and the kernel counts.
 func (a *airlock) watch(socket *os.File) {
 	pace := newPace(watchRate, watchBurst)
 	packet := make([]byte, snapLength)
 	for {
 		n, err := socket.Read(packet)
-		if errors.Is(err, os.ErrClosed) {
+		if a.ctx.Err() != nil {
 			return
 		}
 		if err != nil {

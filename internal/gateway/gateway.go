@@ -23,9 +23,9 @@ import (
 type Config struct {
 	// Resolve looks a DNS name up; default the host's resolver.
 	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
-	// Own returns the addresses of this machine; default those of its network
-	// interfaces.
-	Own func() ([]netip.Addr, error)
+	// Own reports whether an address is this machine's; default what its
+	// routing table says.
+	Own func(netip.Addr) (bool, error)
 	// Timeout bounds a Dial, resolving included; default 10 seconds.
 	Timeout time.Duration
 }
@@ -56,7 +56,7 @@ func New(c Config) *Gateway {
 		}
 	}
 	if c.Own == nil {
-		c.Own = interfaceAddresses
+		c.Own = deliveredHere
 	}
 	if c.Timeout <= 0 {
 		c.Timeout = 10 * time.Second
@@ -98,15 +98,15 @@ func (g *Gateway) dial(ctx context.Context, host string, port int, allowed []net
 	if err != nil {
 		return nil, err
 	}
-	own, err := g.config.Own()
-	if err != nil {
-		return nil, isle.Errorf(isle.Internal, "egress to %s: could not list this machine's addresses: %w", host, err)
-	}
 	literal, _ := netip.ParseAddr(host)
 	var open []netip.Addr
 	var refusal error
 	for _, a := range addresses {
-		if reason := guard(a, own); reason != "" && a != literal && !within(allowed, a) {
+		reason, err := g.guard(a)
+		if err != nil {
+			return nil, isle.Errorf(isle.Internal, "egress to %s: could not tell whether %s is this machine: %w", host, a, err)
+		}
+		if reason != "" && a != literal && !within(allowed, a) {
 			refusal = isle.Errorf(isle.Refused, "egress to %s:%d is refused: it resolves to %s, %s", host, port, a, reason).
 				WithHint("if that is meant, name it in the grant: {host: %s, port: %d, addresses: [%s/%d]}", host, port, a, a.BitLen())
 			continue

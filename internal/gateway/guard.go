@@ -1,9 +1,11 @@
 package gateway
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -44,25 +46,24 @@ var guarded = []struct {
 var global = netip.MustParsePrefix("2000::/3")
 
 // guard says why an address may not be dialed unless it is named; "" if it may.
-func guard(a netip.Addr, own []netip.Addr) string {
+func (g *Gateway) guard(a netip.Addr) (string, error) {
 	if a.Zone() != "" {
-		return "a link-local address"
+		return "a link-local address", nil
 	}
 	a = a.Unmap()
 	for _, g := range guarded {
 		if g.network.Contains(a) {
-			return g.what
+			return g.what, nil
 		}
 	}
 	if a.Is6() && !global.Contains(a) {
-		return "a reserved address"
+		return "a reserved address", nil
 	}
-	for _, o := range own {
-		if o.Unmap().WithZone("") == a {
-			return "an address of this machine"
-		}
+	own, err := g.config.Own(a)
+	if err != nil || !own {
+		return "", err
 	}
-	return ""
+	return "an address of this machine", nil
 }
 
 // within reports whether an address is in one of the networks.
@@ -75,20 +76,21 @@ func within(networks []netip.Prefix, a netip.Addr) bool {
 	return false
 }
 
-func interfaceAddresses() ([]netip.Addr, error) {
-	all, err := net.InterfaceAddrs()
-	if err != nil {
-		return nil, err
+// deliveredHere asks the kernel whether packets to a stay on this machine.
+func deliveredHere(a netip.Addr) (bool, error) {
+	routes, err := netlink.RouteGet(a.AsSlice())
+	if errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) {
+		return false, nil // nor anywhere else
 	}
-	var own []netip.Addr
-	for _, a := range all {
-		if n, ok := a.(*net.IPNet); ok {
-			if addr, ok := netip.AddrFromSlice(n.IP); ok {
-				own = append(own, addr)
-			}
+	if err != nil {
+		return false, err
+	}
+	for _, r := range routes {
+		if r.Type == unix.RTN_LOCAL || r.Type == unix.RTN_BROADCAST {
+			return true, nil
 		}
 	}
-	return own, nil
+	return false, nil
 }
 
 // transferred is how many bytes a connection sent, that were acknowledged, and
