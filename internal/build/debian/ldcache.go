@@ -63,8 +63,10 @@ func (s *system) linkerCache() {
 				continue
 			}
 			soname := s.soname(file, m.machine, m.class)
-			if soname == "" || soname != name && s.t.nodes[at+"/"+name].mode&os.ModeSymlink != 0 {
-				continue // no library, or a link for the linker at build time
+			if isLink := s.t.nodes[at+"/"+name].mode&os.ModeSymlink != 0; isLink && strings.HasSuffix(name, ".so") && strings.HasPrefix(soname, name) {
+				soname = name // ldconfig lists the link for building, too
+			} else if soname == "" || isLink && soname != name {
+				continue
 			}
 			if !s.exists(at + "/" + soname) {
 				s.link(at+"/"+soname, name)

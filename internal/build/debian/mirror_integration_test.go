@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"isle"
 	"isle/internal/image"
 	"isle/internal/spec"
@@ -21,7 +23,7 @@ import (
 
 // cacheDir is kept between runs, so that the mirror is asked only once for each
 // package. Everything in it is checked by hash when it is used.
-func cacheDir(t *testing.T) string {
+func cacheDir(t testing.TB) string {
 	dir, err := os.UserCacheDir()
 	if err != nil {
 		dir = os.TempDir()
@@ -97,21 +99,20 @@ func TestPostgresAndPythonRunFromUnpackedPackages(t *testing.T) {
 		t.Errorf("ldconfig: %v\n%s", err, out)
 	}
 	theirs, _ := chroot(root, "ldconfig", "-p")
-	if a, b := names(ours), names(theirs); a != b {
-		t.Errorf("the linker cache has\n%s\nldconfig makes\n%s", a, b)
+	if d := cmp.Diff(names(theirs), names(ours)); d != "" {
+		t.Errorf("the linker cache differs from ldconfig's (-theirs +ours):\n%s", d)
 	}
 }
 
 // names returns the lines of ldconfig -p without the first and last, which
 // count and name the tool.
-func names(out string) string {
-	var keep []string
+func names(out string) (keep []string) {
 	for _, l := range strings.Split(out, "\n") {
 		if strings.HasPrefix(l, "\t") {
 			keep = append(keep, l)
 		}
 	}
-	return strings.Join(keep, "\n")
+	return keep
 }
 
 func chroot(root string, command ...string) (string, error) {
