@@ -36,6 +36,9 @@ const (
 // shell is what runs a command that is written as one string.
 var shell = []string{"/bin/sh", "-c"}
 
+// written are the types of a scalar that is taken as it is written.
+var written = []string{"string", "number", "boolean"}
+
 // text is a scalar with a pattern for the schema.
 func text(words, pattern string, parse func(string) (string, error)) shape[string] {
 	return scalar(words, schema{Type: "string", Pattern: pattern}, parse)
@@ -78,7 +81,7 @@ func commandShape() shape[[]string] {
 		s, err := parseCommandText(s)
 		return append(slices.Clone(shell), s), err
 	})
-	args := list(words, maxArgs, scalar("an argument", schema{Type: "string"}, parseText))
+	args := list(words, maxArgs, scalar("an argument", schema{Type: written}, parseText))
 	checked := args
 	checked.schema = &schema{Type: "array", Items: args.schema.Items, MinItems: 1, MaxItems: maxArgs}
 	checked.read = func(r *reader, n *yaml.Node, into *[]string) {
@@ -116,9 +119,7 @@ func serviceShape() shape[Service] {
 		s, err := parseCommandText(s)
 		return []string{s}, err
 	})
-	envText := text("a text", "", parseText)
-	envText.schema = &schema{Type: []string{"string", "number", "boolean"}}
-	env := mapOf("variables by name", maxEnv, schema{Pattern: envPattern}, envError, envText, func(k, v string) [2]string { return [2]string{k, v} })
+	env := mapOf("variables by name", maxEnv, schema{Pattern: envPattern}, envError, scalar("a text", schema{Type: written}, parseText), func(k, v string) [2]string { return [2]string{k, v} })
 	return object("a service",
 		key("suite", "bookworm", "The Debian release its packages come from.", text("a suite", suitePattern, parseSuite), func(s *Service) *string { return &s.Suite }),
 		key("packages", "", "Debian packages, by name or name=version. `isle lock` pins them and what they depend on by hash; they are unpacked without maintainer scripts, so programs may need their full path (/usr/lib/postgresql/15/bin/postgres) and nothing is started by itself.",
@@ -128,7 +129,7 @@ func serviceShape() shape[Service] {
 		key("run", "", "Shell commands run at build time after copying, as root, each with /bin/sh -c: sealed, without network. What they write becomes part of the image.",
 			scalarOr("a list of shell commands", run, runs), func(s *Service) *[]string { return &s.Run }),
 		key("user", "", "Who the command runs as: a name of the image's /etc/passwd, uid or uid:gid. Without it, root of the environment's own user namespace, which is nobody on the machine.",
-			text("a user", userPattern, parseUser), func(s *Service) *string { return &s.User }),
+			scalar("a user", schema{AnyOf: []*schema{{Type: "string", Pattern: userPattern}, {Type: "integer", Minimum: new(0.0), Maximum: new(float64(maxUID))}}}, parseUser), func(s *Service) *string { return &s.User }),
 		key("workdir", "", "The folder that commands start in. Without it, /.", text("a path", absolutePattern, parsePath), func(s *Service) *string { return &s.Workdir }),
 		key("env", "", "Environment variables. Numbers and booleans are taken as they are written. No secrets here: the file is code.",
 			convert(env, func(in [][2]string) map[string]string {

@@ -108,7 +108,7 @@ func Reference() []byte {
 	var b bytes.Buffer
 	b.WriteString(referenceHead)
 	section := func(title string, keys []keyDoc) {
-		fmt.Fprintf(&b, "\n## %s\n\n| key | value | default | |\n|---|---|---|---|\n", title)
+		fmt.Fprintf(&b, "\n## %s\n\n| key | value | default | meaning |\n|---|---|---|---|\n", title)
 		for _, k := range keys {
 			def := "`" + k.def + "`"
 			switch {
@@ -126,7 +126,7 @@ func Reference() []byte {
 			if len(k.keys) == 0 {
 				continue
 			}
-			where := prefix + k.name + strings.ReplaceAll(k.in, "*", "NAME")
+			where := prefix + k.name + k.in
 			section("`"+where+"`", k.keys)
 			walk(where+".", k.keys)
 		}

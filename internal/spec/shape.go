@@ -37,7 +37,7 @@ type keyDoc struct {
 	name, words, def, doc string
 	required              bool
 	keys                  []keyDoc
-	in                    string // how to write what lies between the key and its keys: ".NAME" of a map, "[]" of a list
+	in                    string // how to write what lies between the key and its keys: ".NAME" or ".PATH" of a map, "[]" of a list
 }
 
 // A field is one key of a mapping that is read into a T.
@@ -62,7 +62,10 @@ func key[T, V any](name, def, doc string, s shape[V], to func(*T) *V) field[T] {
 	in := ""
 	switch {
 	case sc.AdditionalProperties != nil && sc.AdditionalProperties.schema != nil:
-		in = ".*"
+		in = ".NAME"
+		if sc.PropertyNames.Pattern == absolutePattern {
+			in = ".PATH"
+		}
 	case sc.Items != nil:
 		in = "[]"
 	}
@@ -267,7 +270,7 @@ func places(keys []keyDoc) map[string]string {
 	var walk func(prefix string, keys []keyDoc)
 	walk = func(prefix string, keys []keyDoc) {
 		for _, k := range keys {
-			where := strings.TrimSuffix(strings.ReplaceAll(prefix, "*", "NAME"), ".")
+			where := strings.TrimSuffix(prefix, ".")
 			if where == "" {
 				where = "the top level"
 			}

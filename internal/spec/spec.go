@@ -49,8 +49,8 @@ type Service struct {
 
 // A Copy puts files of the project folder into the image.
 type Copy struct {
-	From string `json:"from"` // relative to the file's folder, slash-separated, never outside it; a trailing slash means its content
-	To   string `json:"to"`   // absolute, clean
+	From string `json:"from"` // relative to the file's folder, slash-separated, never outside it; a trailing slash says that it must be a folder
+	To   string `json:"to"`   // absolute, clean: the path of the file, or of the folder whose content is added
 }
 
 // A Volume is a writable folder that outlives the service.
@@ -151,7 +151,7 @@ type Tree struct {
 
 // A TreeEntry is one file, folder or symbolic link.
 type TreeEntry struct {
-	Path   string      `json:"path"`           // relative, slash-separated, clean; "" is the copied thing itself
+	Path   string      `json:"path"`           // relative, slash-separated, clean; "" is the copied thing itself and always the first entry
 	Type   string      `json:"type"`           // "file", "dir", "link"
 	Exec   bool        `json:"exec,omitempty"` // 0755 instead of 0644
 	Size   int64       `json:"size,omitempty"`
