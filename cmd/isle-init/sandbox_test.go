@@ -248,7 +248,8 @@ func (s *sandbox) start() {
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWPID | syscall.CLONE_NEWNS | syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS,
 		UidMappings: ids, GidMappings: ids, GidMappingsEnableSetgroups: true,
-		Pdeathsig: syscall.SIGKILL,
+		Credential: &syscall.Credential{},
+		Pdeathsig:  syscall.SIGKILL,
 	}
 	if err := s.cmd.Start(); err != nil {
 		s.t.Fatal(err)
