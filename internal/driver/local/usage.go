@@ -20,12 +20,7 @@ func (c *cgroups) usage(instance string) (u environment.Usage) {
 			u.OOMKill = int(readKey(dir, "memory.events", "oom_kill"))
 		} else {
 			u.Memory = readInt(dir, "memory.usage_in_bytes")
-			// v1 counts each group's own kills: add the launches'.
 			u.OOMKill = int(readKey(dir, "memory.oom_control", "oom_kill"))
-			launches, _ := filepath.Glob(filepath.Join(dir, "*", "memory.oom_control"))
-			for _, l := range launches {
-				u.OOMKill += int(readKey(filepath.Dir(l), "memory.oom_control", "oom_kill"))
-			}
 		}
 	}
 	if h, ok := c.with("pids"); ok {
