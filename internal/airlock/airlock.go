@@ -36,9 +36,9 @@ import (
 // Config is what an Airlocks needs.
 type Config struct {
 	// Dir is the folder, of this server alone, below which namespaces are
-	// pinned as DIR/INSTANCE/{sandbox,airlock}. It becomes a mount point. It
-	// must be in a mount namespace that outlives the server, and should be
-	// gone after a reboot, as below /run.
+	// pinned as DIR/INSTANCE/{sandbox,airlock}. A tmpfs is mounted there, for
+	// as long as there are airlocks. It must be in a mount namespace that
+	// outlives the server.
 	Dir string
 	// Home gets each connection to initproto.HomeAddress, owns it, and returns
 	// at once.
@@ -336,6 +336,9 @@ func (s *Airlocks) Stop() {
 		release()
 	}
 	s.trailing.Wait()
+	if err := unground(s.config.Dir); err != nil {
+		s.config.Log.Warn("airlock: the folder's mount is left", "dir", s.config.Dir, "error", err)
+	}
 }
 
 func exportName(instance isle.ID, name string) string {

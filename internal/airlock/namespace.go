@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -36,6 +37,8 @@ const (
 
 	sandboxPin = "sandbox" // file names below Dir/INSTANCE
 	airlockPin = "airlock"
+
+	tmpfsName = "isle-airlocks" // what is mounted at Dir calls itself
 )
 
 // A setting is one file below /proc/sys/net of the namespace the writing
@@ -73,12 +76,17 @@ var airlockSettings = []setting{
 // are missing where the kernel has no IPv6, which is as good.
 func apply(settings []setting) error {
 	for _, s := range settings {
-		err := os.WriteFile("/proc/sys/net/"+s.name, []byte(s.value), 0)
-		if errors.Is(err, fs.ErrNotExist) && s.name[:4] == "ipv6" {
+		path := "/proc/sys/net/" + s.name
+		fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+		if err == unix.ENOENT && strings.HasPrefix(s.name, "ipv6/") {
 			continue
 		}
+		if err == nil {
+			_, err = unix.Write(fd, []byte(s.value))
+			unix.Close(fd)
+		}
 		if err != nil {
-			return err
+			return fmt.Errorf("write %s to %s: %w", s.value, path, err)
 		}
 	}
 	return nil
@@ -295,10 +303,10 @@ func unpin(dir string) error {
 	return nil
 }
 
-// ground makes dir a shared mount of its own. Shared, because mount namespaces
-// that are copied from this one (other daemons' ones) get a copy of each pin,
-// and only where mount events propagate does unpin reach those copies too. Of
-// its own, because the mount that dir lies on may be private.
+// ground makes dir a shared tmpfs, if it is no mount point yet. Shared, because
+// mount namespaces that are copied from this one (other daemons' ones) get a
+// copy of each pin, and only where mount events propagate does unpin reach
+// those copies too. A tmpfs, because pins are gone after a reboot anyway.
 func ground(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
@@ -311,9 +319,32 @@ func ground(dir string) error {
 		return err
 	}
 	if own.Mnt_id == parent.Mnt_id {
-		if err := unix.Mount(dir, dir, "", unix.MS_BIND, ""); err != nil {
-			return isle.Errorf(isle.Unavailable, "make %s a mount point: %w", dir, err).WithHint("run isle server as root")
+		if err := unix.Mount(tmpfsName, dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700,size=16m"); err != nil {
+			return isle.Errorf(isle.Unavailable, "mount a tmpfs at %s: %w", dir, err).WithHint("run isle server as root")
 		}
 	}
 	return unix.Mount("", dir, "", unix.MS_SHARED, "")
+}
+
+// unground removes the mount that ground made, if nothing is in it.
+func unground(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) > 0 {
+		return err
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	path, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(mounts)) { // proc_pid_mountinfo(5)
+		fields := strings.Fields(line)
+		if len(fields) > 4 && fields[4] == path && strings.Contains(line, " - tmpfs "+tmpfsName+" ") {
+			return unix.Unmount(dir, 0)
+		}
+	}
+	return nil
 }
