@@ -41,7 +41,8 @@ type cached struct {
 
 const (
 	cacheHeader  = "isle file cache 1\n"
-	maxCacheSize = 256 << 20
+	maxCacheSize = 256 << 20 // bytes
+	maxCached    = 200_000   // entries: beyond it only those of this run are kept
 )
 
 // OpenCache reads the cache at path.
@@ -100,8 +101,9 @@ func (c *Cache) Save() error {
 	if c == nil {
 		return nil
 	}
+	full := len(c.entries) > maxCached
 	for name, e := range c.entries {
-		if !e.seen && c.below(name) {
+		if !e.seen && (full || c.below(name)) {
 			delete(c.entries, name)
 			c.changed = true
 		}

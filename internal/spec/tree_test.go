@@ -307,3 +307,20 @@ func FuzzDecodeTree(f *testing.F) {
 		}
 	})
 }
+
+func FuzzIgnore(f *testing.F) {
+	f.Add("*.log\n!a/**/b/\n[a-z]?\n", "a/b/c.log")
+	f.Fuzz(func(t *testing.T, patterns, p string) {
+		ig, err := parseIgnore([]byte(patterns))
+		if err != nil {
+			if isle.CodeOf(err) != isle.Invalid {
+				t.Errorf("code %s", isle.CodeOf(err))
+			}
+			return
+		}
+		ig.match(p, true)
+		if !ig.match(p+"/.git", true) {
+			t.Error(".git is not left out")
+		}
+	})
+}
