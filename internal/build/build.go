@@ -15,6 +15,15 @@ package build
 import (
 	"context"
 	"io"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"isle"
+	"isle/internal/build/debian"
+	"isle/internal/image"
+	"isle/internal/spec"
 )
 
 // A Sandbox runs one build step: the same isolation as a service, an empty
@@ -46,4 +55,113 @@ type Event struct {
 	Message string // for people; of "start" after a cache miss: the input that changed
 	Done    int64  // bytes, of "progress"
 	Total   int64
+}
+
+// An Archive is where packages come from. (*debian.Archive) is one.
+type Archive interface {
+	// Architecture is Debian's name of the architecture packages are for.
+	Architecture() string
+	// Resolve chooses packages and all that they need.
+	Resolve(ctx context.Context, suite string, requests []string, o debian.ResolveOptions, say func(message string)) ([]spec.LockedPackage, spec.SuiteLock, error)
+	// Fetch brings packages into the image store, by hash.
+	Fetch(ctx context.Context, pkgs []spec.LockedPackage, o debian.FetchOptions, progress func(done, total int64)) error
+}
+
+// Config is what a Builder needs. All of it but Now is required.
+type Config struct {
+	Images  *image.Store // keeps packages, copied files, layers and images
+	Archive Archive      // resolves and fetches packages
+	Sandbox Sandbox      // runs steps
+	// Cache is a folder on the disk that also holds run steps' changes: step
+	// records (what was made from what), what was last built of each project,
+	// and, while a build runs, its scratch folders. It can be deleted while no
+	// Builder uses it: everything is built again then.
+	Cache string
+	Now   func() time.Time // nil is time.Now
+}
+
+// A Builder locks and builds. Its methods may be called from several
+// goroutines; a step that two builds need at once is made once.
+type Builder struct {
+	Config
+	unpack  unpackFunc
+	flights flights
+}
+
+// New makes a Builder and its cache folder, and removes what a process that
+// died in the middle of a build left there.
+func New(c Config) (*Builder, error) {
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	b := &Builder{Config: c, unpack: unpackDebian}
+	if err := os.RemoveAll(b.scratchDir()); err != nil {
+		return nil, isle.Errorf(isle.Internal, "clear the build's scratch folder: %w", err)
+	}
+	for _, d := range []string{b.scratchDir(), filepath.Join(c.Cache, "steps"), filepath.Join(c.Cache, "images"), filepath.Join(c.Cache, "projects")} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return nil, isle.Errorf(isle.Internal, "make the build's cache: %w", err)
+		}
+	}
+	return b, nil
+}
+
+func (b *Builder) scratchDir() string { return filepath.Join(b.Cache, "scratch") }
+
+// scratch makes an empty folder for one step; done removes it with all that is
+// in it, whatever a step put there.
+func (b *Builder) scratch(kind string) (dir string, done func(), err error) {
+	dir, err = os.MkdirTemp(b.scratchDir(), kind+"-")
+	if err != nil {
+		return "", nil, diskError("make a scratch folder", err)
+	}
+	return dir, func() { os.RemoveAll(dir) }, nil
+}
+
+// serial makes a Progress that may be called from several goroutines, and that
+// may be nil.
+func serial(p Progress) Progress {
+	var mu sync.Mutex
+	return func(e Event) {
+		if p == nil {
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		p(e)
+	}
+}
+
+// flights lets one goroutine at a time work on a key.
+type flights struct {
+	mu   sync.Mutex
+	busy map[isle.Digest]chan struct{}
+}
+
+// enter waits until nobody else is in the key, and returns the way out.
+func (f *flights) enter(ctx context.Context, key isle.Digest) (leave func(), err error) {
+	for {
+		f.mu.Lock()
+		other := f.busy[key]
+		if other == nil {
+			if f.busy == nil {
+				f.busy = make(map[isle.Digest]chan struct{})
+			}
+			mine := make(chan struct{})
+			f.busy[key] = mine
+			f.mu.Unlock()
+			return func() {
+				f.mu.Lock()
+				delete(f.busy, key)
+				f.mu.Unlock()
+				close(mine)
+			}, nil
+		}
+		f.mu.Unlock()
+		select {
+		case <-other:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
 }

@@ -93,7 +93,7 @@ func (s *Store) path(kind string, d isle.Digest) string {
 
 // PutBlob stores what r gives under its digest. It reads r to its end even
 // where the store has the blob. Bytes with another digest are Invalid, and
-// nothing of them stays.
+// nothing of them stays; a failure of r's is Unavailable.
 func (s *Store) PutBlob(ctx context.Context, d isle.Digest, r io.Reader) error {
 	if !d.Valid() {
 		return isle.Errorf(isle.Invalid, "%q is no digest: want sha256: and 64 lower-case hexadecimal characters", d)
@@ -103,9 +103,14 @@ func (s *Store) PutBlob(ctx context.Context, d isle.Digest, r io.Reader) error {
 		return err
 	}
 	defer w.discard()
-	if _, err := io.CopyBuffer(struct{ io.Writer }{w}, contextReader{ctx, r}, make([]byte, 256<<10)); err != nil {
-		if ctx.Err() != nil {
+	source := &failingReader{r: contextReader{ctx, r}}
+	if _, err := io.CopyBuffer(struct{ io.Writer }{w}, source, make([]byte, 256<<10)); err != nil {
+		var known *isle.Error
+		switch {
+		case ctx.Err() != nil:
 			return ctx.Err()
+		case source.err != nil && !errors.As(err, &known):
+			return isle.Errorf(isle.Unavailable, "the content of %s ended too early: %w", d.Short(), err)
 		}
 		return storeError("store "+d.Short(), err)
 	}
@@ -116,6 +121,21 @@ func (s *Store) PutBlob(ctx context.Context, d isle.Digest, r io.Reader) error {
 		return storeError("store "+d.Short(), err)
 	}
 	return s.remember(s.BlobPath(d))
+}
+
+// A failingReader remembers how its reader failed, to tell that from a failure
+// of the disk.
+type failingReader struct {
+	r   io.Reader
+	err error
+}
+
+func (f *failingReader) Read(p []byte) (int, error) {
+	n, err := f.r.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		f.err = err
+	}
+	return n, err
 }
 
 // OpenBlob opens a blob for reading, hashing it first if this process has not

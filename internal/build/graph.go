@@ -1,0 +1,258 @@
+package build
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"isle"
+	"isle/internal/image"
+	"isle/internal/spec"
+)
+
+// parallelServices is how many services are built at once.
+const parallelServices = 2
+
+// Options change how Build works.
+type Options struct {
+	NoCache bool   // make every step again
+	Mirror  string // as in debian.FetchOptions
+}
+
+// A Result is what Build made.
+type Result struct {
+	Images  map[string]image.Image // by service
+	Reasons map[string]string      // by service: why its image differs from the last one built; none if it does not
+}
+
+// A step makes the next layers of an image out of those below.
+type step struct {
+	service string
+	name    string // as in Event
+	inputs  inputs // Parents are filled in when the step's turn comes
+	make    func(ctx context.Context, w work) ([]image.Layer, error)
+}
+
+// work is what a step works with.
+type work struct {
+	into    *image.Store // where new layers go; blobs and lower layers are in the Builder's
+	parents []string     // paths of the layers below, lowest first
+	say     func(Event)  // Service and Step are filled in
+}
+
+// Build makes the images of every service of f. What the lock names but the
+// store lacks of copied files is NotFound: see Needs. When ctx ends the build
+// stops, and what was finished of it is kept for the next.
+func (b *Builder) Build(ctx context.Context, f spec.File, lock *spec.Lock, o Options, p Progress) (Result, error) {
+	if err := b.checkLock(f, lock); err != nil {
+		return Result{}, err
+	}
+	defer b.Images.Hold()()
+	p = serial(p)
+	var mu sync.Mutex
+	res := Result{Images: map[string]image.Image{}, Reasons: map[string]string{}}
+	made := &memo{layers: map[isle.Digest][]image.Layer{}}
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(parallelServices)
+	for _, s := range f.Services {
+		g.Go(func() error {
+			m, reason, err := b.service(gctx, f.Name, s, lock, o, made, p)
+			if err != nil {
+				return err
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			res.Images[s.Name] = m
+			if reason != "" {
+				res.Reasons[s.Name] = reason
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		if ctx.Err() != nil {
+			return Result{}, ctx.Err()
+		}
+		return Result{}, err
+	}
+	if err := b.keepLock(f.Name, lock, res.Images); err != nil {
+		return Result{}, err
+	}
+	return res, nil
+}
+
+// A memo holds what one Build made, so that NoCache makes a step once.
+type memo struct {
+	mu     sync.Mutex
+	layers map[isle.Digest][]image.Layer
+}
+
+func (m *memo) get(key isle.Digest) ([]image.Layer, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	l, ok := m.layers[key]
+	return l, ok
+}
+
+func (m *memo) put(key isle.Digest, l []image.Layer) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.layers[key] = l
+}
+
+// service builds one service's image.
+func (b *Builder) service(ctx context.Context, project string, s spec.Service, lock *spec.Lock, o Options, made *memo, p Progress) (image.Image, string, error) {
+	last := b.lastSteps(project, s.Name)
+	m := image.Image{Format: image.FormatVersion, Architecture: lock.Architecture}
+	var done []inputs
+	for _, st := range b.plan(s, lock, o) {
+		for _, l := range m.Layers {
+			st.inputs.Parents = append(st.inputs.Parents, l.Digest)
+		}
+		why := b.why(last, done, st.inputs)
+		layers, err := b.run(ctx, st, m, o, why, made, p)
+		if err != nil {
+			return m, "", err
+		}
+		m.Layers = append(m.Layers, layers...)
+		done = append(done, st.inputs)
+	}
+	if err := b.Images.PutImage(m); err != nil {
+		return m, "", err
+	}
+	reason := b.reason(last, done)
+	if err := b.rememberSteps(project, s.Name, m, done); err != nil {
+		return m, "", err
+	}
+	return m, reason, nil
+}
+
+// run returns a step's layers, made or from the cache.
+func (b *Builder) run(ctx context.Context, st step, below image.Image, o Options, why string, made *memo, p Progress) ([]image.Layer, error) {
+	say := func(e Event) {
+		e.Service, e.Step = st.service, st.name
+		p(e)
+	}
+	key := st.inputs.key()
+	leave, err := b.flights.enter(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	layers, ok := made.get(key)
+	if !ok && !o.NoCache {
+		layers, ok = b.lookup(key)
+	}
+	if ok {
+		say(Event{State: "cached"})
+		return layers, nil
+	}
+	if o.NoCache {
+		why = "--no-cache"
+	}
+	say(Event{State: "start", Message: why})
+	parents, err := b.Images.Verify(ctx, below)
+	if err != nil {
+		return nil, err
+	}
+	layers, err = st.make(ctx, work{into: b.Images, parents: parents, say: say})
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		return nil, stepError(st, err)
+	}
+	if err := b.note(st.inputs, layers); err != nil {
+		return nil, err
+	}
+	made.put(key, layers)
+	var size int64
+	for _, l := range layers {
+		size += l.Size
+	}
+	say(Event{State: "done", Done: size, Total: size})
+	return layers, nil
+}
+
+// stepError says which step of which service failed; code and hint stay.
+func stepError(st step, err error) error { return prefix(st.service+": "+st.name, err) }
+
+// prefix puts where something failed before an error's message.
+func prefix(where string, err error) error {
+	var e *isle.Error
+	if !errors.As(err, &e) {
+		return fmt.Errorf("%s: %w", where, err)
+	}
+	c := *e
+	c.Message = where + ": " + c.Message
+	return &c
+}
+
+// plan lists the steps of a service in their order.
+func (b *Builder) plan(s spec.Service, lock *spec.Lock, o Options) []step {
+	sl := lock.Services[s.Name]
+	base := inputs{Recipe: recipe, Format: image.FormatVersion, Architecture: lock.Architecture}
+	steps := []step{b.packagesStep(s, sl, base, o)}
+	if st, ok := b.pathsStep(s, base); ok {
+		steps = append(steps, st)
+	}
+	for _, c := range sl.Copy {
+		steps = append(steps, b.copyStep(s, c, base))
+	}
+	for _, cmd := range sl.Run {
+		steps = append(steps, b.runStep(s, cmd, base))
+	}
+	return steps
+}
+
+// projectState is what is kept of a project's last build, for gc and reasons.
+type projectState struct {
+	Lock   *spec.Lock    `json:"lock"`
+	Images []isle.Digest `json:"images"`
+	Built  int64         `json:"built"` // Unix seconds
+}
+
+func (b *Builder) projectPath(project string, parts ...string) string {
+	return filepath.Join(append([]string{b.Cache, "projects", isle.Slug(project)}, parts...)...)
+}
+
+func (b *Builder) keepLock(project string, lock *spec.Lock, images map[string]image.Image) error {
+	st := projectState{Lock: lock, Built: b.Now().Unix()}
+	for _, m := range images {
+		st.Images = append(st.Images, m.Digest())
+	}
+	slices.Sort(st.Images)
+	return writeJSON(b.projectPath(project, "state.json"), st)
+}
+
+func (b *Builder) lastSteps(project, service string) []inputs {
+	var steps []inputs
+	readJSON(b.projectPath(project, "service-"+isle.Slug(service)+".json"), &steps)
+	return steps
+}
+
+func (b *Builder) rememberSteps(project, service string, m image.Image, steps []inputs) error {
+	if err := writeJSON(b.imageStepsPath(m.Digest()), steps); err != nil {
+		return err
+	}
+	return writeJSON(b.projectPath(project, "service-"+isle.Slug(service)+".json"), steps)
+}
+
+func (b *Builder) imageStepsPath(d isle.Digest) string {
+	return filepath.Join(b.Cache, "images", d.Hex()+".json")
+}
+
+// title shortens text to one line for people.
+func title(s string) string {
+	s = strings.Join(strings.Fields(s), " ")
+	if r := []rune(s); len(r) > 60 {
+		return string(r[:59]) + "…"
+	}
+	return s
+}

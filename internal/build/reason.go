@@ -1,0 +1,184 @@
+package build
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"isle"
+	"isle/internal/spec"
+)
+
+// Why says, in a few words, why the image to differs from the image from: the
+// first input that changed. It is "" if they are the same, or if nothing is
+// known of one of them.
+func (b *Builder) Why(from, to isle.Digest) string {
+	if from == to {
+		return ""
+	}
+	var old, now []inputs
+	if !readJSON(b.imageStepsPath(from), &old) || !readJSON(b.imageStepsPath(to), &now) {
+		return ""
+	}
+	return b.reason(old, now)
+}
+
+// reason compares what two images were made of; "" is no difference.
+func (b *Builder) reason(old, now []inputs) string {
+	if len(old) == 0 {
+		return ""
+	}
+	for i, in := range now {
+		before := counterpart(old, now[:i], in)
+		if before == nil {
+			return stepTitle(in) + " is new"
+		}
+		if d := b.difference(*before, in); d != "" {
+			return d
+		}
+	}
+	for i, in := range old {
+		if counterpart(now, old[:i], in) == nil {
+			return stepTitle(in) + " is gone"
+		}
+	}
+	return ""
+}
+
+// why says why a step is not in the cache.
+func (b *Builder) why(last, done []inputs, in inputs) string {
+	if len(last) == 0 {
+		return "first build"
+	}
+	before := counterpart(last, done, in)
+	switch {
+	case before == nil:
+		return "new step"
+	case before.key() == in.key():
+		return "no longer in the cache"
+	}
+	if d := b.difference(*before, in); d != "" {
+		return d
+	}
+	return "the layers below changed"
+}
+
+// counterpart finds the step of another build that stands where in does: the
+// nth of its kind, done being the steps before in.
+func counterpart(other, done []inputs, in inputs) *inputs {
+	nth := 0
+	for _, d := range done {
+		if d.Kind == in.Kind {
+			nth++
+		}
+	}
+	for i := range other {
+		if other[i].Kind != in.Kind {
+			continue
+		}
+		if nth == 0 {
+			return &other[i]
+		}
+		nth--
+	}
+	return nil
+}
+
+// difference names the input of a step that changed, its parents aside.
+func (b *Builder) difference(was, is inputs) string {
+	switch {
+	case was.Format != is.Format || was.Recipe != is.Recipe:
+		return "isle builds images in another way now"
+	case was.Architecture != is.Architecture:
+		return fmt.Sprintf("architecture %s -> %s", was.Architecture, is.Architecture)
+	case !slices.Equal(was.Packages, is.Packages):
+		return packagesChange(was.Packages, is.Packages)
+	case !slices.Equal(was.Paths, is.Paths):
+		return "volumes, tmpfs or workdir: " + listDifference(was.Paths, is.Paths)
+	case was.From != is.From:
+		return fmt.Sprintf("copy %s became copy %s", was.From, is.From)
+	case was.Tree != is.Tree:
+		return b.treeChange(was, is)
+	case was.To != is.To:
+		return fmt.Sprintf("copy %s goes to %s, was %s", is.From, is.To, was.To)
+	case !slices.Equal(was.Command, is.Command):
+		return "command changed: " + stepTitle(is)
+	case !maps.Equal(was.Env, is.Env):
+		return "the build environment changed"
+	}
+	return ""
+}
+
+func stepTitle(in inputs) string {
+	switch in.Kind {
+	case "copy":
+		return "copy " + in.From
+	case "run":
+		cmd := in.Command[len(in.Command)-1]
+		if _, rest, ok := strings.Cut(cmd, "\n"); ok && strings.HasPrefix(cmd, "cd '") {
+			cmd = rest
+		}
+		return "run " + title(cmd)
+	case "paths":
+		return "volumes, tmpfs or workdir"
+	}
+	return in.Kind
+}
+
+// packagesChange names at most four packages.
+func packagesChange(was, is []packageInput) string {
+	locked := func(in []packageInput) []spec.LockedPackage {
+		out := make([]spec.LockedPackage, len(in))
+		for i, p := range in {
+			out[i] = spec.LockedPackage{Name: p.Name, Version: p.Version, Digest: p.Digest}
+		}
+		return out
+	}
+	d := packageDifferences(locked(was), locked(is))
+	if len(d) == 0 {
+		return "packages: another order"
+	}
+	if len(d) > 4 {
+		d = append(d[:4], fmt.Sprintf("and %d more", len(d)-4))
+	}
+	return "packages: " + strings.Join(d, ", ")
+}
+
+// treeChange names the first file that differs, if the old tree is still known.
+func (b *Builder) treeChange(was, is inputs) string {
+	old, err1 := b.tree(was.Tree)
+	now, err2 := b.tree(is.Tree)
+	if err1 != nil || err2 != nil {
+		return is.From + " changed"
+	}
+	before := map[string]spec.TreeEntry{}
+	for _, e := range old.Entries {
+		before[e.Path] = e
+	}
+	after := map[string]bool{}
+	var first, what string
+	see := func(path, how string) {
+		if what == "" || path < first {
+			first, what = path, how
+		}
+	}
+	for _, e := range now.Entries {
+		after[e.Path] = true
+		switch o, ok := before[e.Path]; {
+		case !ok:
+			see(e.Path, "is new")
+		case o != e:
+			see(e.Path, "changed")
+		}
+	}
+	for _, e := range old.Entries {
+		if !after[e.Path] {
+			see(e.Path, "is gone")
+		}
+	}
+	if first == "" {
+		return is.From + " changed"
+	}
+	return strings.TrimSuffix(is.From, "/") + "/" + first + " " + what
+}
