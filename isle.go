@@ -51,6 +51,15 @@ func (id ID) Valid() bool {
 	return true
 }
 
+// Time is when id was made, to the millisecond; zero if id is not Valid.
+func (id ID) Time() time.Time {
+	b, err := idEncoding.DecodeString(string(id))
+	if err != nil || len(b) != 16 {
+		return time.Time{}
+	}
+	return time.UnixMilli(int64(binary.BigEndian.Uint64(b[:8]) >> 16))
+}
+
 // A Digest names content: "sha256:" and 64 lower-case hexadecimal characters,
 // as in the OCI image specification.
 type Digest string
