@@ -60,6 +60,9 @@ type Environment struct {
 	Branch   string     `json:"branch,omitempty"` // git branch of the work tree, where there is one
 	Keep     bool       `json:"keep,omitempty"`   // of `isle run --keep`
 	OneShot  bool       `json:"one_shot,omitempty"`
+	// Boot is the boot ID of the machine that it was last started under:
+	// after another boot everything desired is started again.
+	Boot string `json:"boot,omitempty"`
 }
 
 // A Service is the record of one service of an environment.

@@ -13,7 +13,7 @@ import (
 type Store interface {
 	// Update makes one change, whole or not at all. It fails with Conflict if
 	// another instance's record has the Ref of one that is put.
-	Update(ctx context.Context, c Change) error
+	Update(ctx context.Context, c Mutation) error
 	// Append writes entries that belong to no change of this store.
 	Append(ctx context.Context, entries ...audit.Entry) error
 	// Environments returns all records, oldest first.
@@ -24,10 +24,10 @@ type Store interface {
 	OpenIntents(ctx context.Context) ([]audit.Entry, error)
 }
 
-// A Change is what one transaction does to a Store, with the audit entries
+// A Mutation is what one transaction does to a Store, with the audit entries
 // that describe it. What is put replaces what has the same ID; to remove what
 // is not there succeeds.
-type Change struct {
+type Mutation struct {
 	PutEnvironments    []Environment
 	RemoveEnvironments []isle.ID
 	PutVolumes         []Volume

@@ -219,7 +219,7 @@ func (s *Store) run(ctx context.Context, doing string, entries []audit.Entry, do
 }
 
 // Update implements environment.Store.
-func (s *Store) Update(ctx context.Context, c environment.Change) error {
+func (s *Store) Update(ctx context.Context, c environment.Mutation) error {
 	type row struct {
 		id, name, stage string
 		created         int64

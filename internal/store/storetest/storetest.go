@@ -78,8 +78,8 @@ func event(name string) audit.Entry {
 	return audit.NewEvent(root, isle.ActionServiceExit, isle.Resource{Kind: "service", Name: name}, isle.Allow, "")
 }
 
-func put(e ...environment.Environment) environment.Change {
-	return environment.Change{PutEnvironments: e}
+func put(e ...environment.Environment) environment.Mutation {
+	return environment.Mutation{PutEnvironments: e}
 }
 
 func check(t *testing.T, err error) {
@@ -109,7 +109,7 @@ func records(t *testing.T, open Open) {
 	if want := []environment.Environment{b, a}; !reflect.DeepEqual(got, want) {
 		t.Fatalf("got  %+v\nwant %+v", got, want)
 	}
-	check(t, s.Update(ctx, environment.Change{RemoveEnvironments: []isle.ID{b.Instance, isle.NewID()}}))
+	check(t, s.Update(ctx, environment.Mutation{RemoveEnvironments: []isle.ID{b.Instance, isle.NewID()}}))
 	got, err = s.Environments(ctx)
 	check(t, err)
 	if len(got) != 1 || got[0].Instance != a.Instance {
@@ -135,14 +135,14 @@ func atomic(t *testing.T, open Open) {
 	a := env("a", time.Now())
 	check(t, s.Update(ctx, put(a)))
 	v := environment.Volume{ID: isle.NewID(), Ref: a.Ref, Service: "web", Path: "/data", Created: time.Now()}
-	bad := environment.Change{
+	bad := environment.Mutation{
 		PutEnvironments: []environment.Environment{env("c", time.Now()), env("a", time.Now())},
 		PutVolumes:      []environment.Volume{v}, Entries: []audit.Entry{event("never")},
 	}
 	wantCode(t, s.Update(ctx, bad), isle.Conflict)
 	tooLong := event("x")
 	tooLong.Details = map[string]string{"x": string(make([]byte, audit.MaxSize))}
-	wantCode(t, s.Update(ctx, environment.Change{PutEnvironments: []environment.Environment{env("d", time.Now())}, Entries: []audit.Entry{event("never"), tooLong}}), isle.Invalid)
+	wantCode(t, s.Update(ctx, environment.Mutation{PutEnvironments: []environment.Environment{env("d", time.Now())}, Entries: []audit.Entry{event("never"), tooLong}}), isle.Invalid)
 	envs, err := s.Environments(ctx)
 	check(t, err)
 	vols, err := s.Volumes(ctx)
@@ -163,15 +163,15 @@ func atomic(t *testing.T, open Open) {
 func volumes(t *testing.T, open Open) {
 	s, ctx := opened(t, open)
 	v := environment.Volume{ID: isle.NewID(), Ref: isle.Ref{Name: "a", Stage: "testing"}, Project: "p", Service: "db", Path: "/data", Size: 1 << 30, Created: time.Now().UTC().Truncate(time.Microsecond)}
-	check(t, s.Update(ctx, environment.Change{PutVolumes: []environment.Volume{v}}))
+	check(t, s.Update(ctx, environment.Mutation{PutVolumes: []environment.Volume{v}}))
 	v.Ready, v.DeleteAfter = true, v.Created.Add(time.Hour)
-	check(t, s.Update(ctx, environment.Change{PutVolumes: []environment.Volume{v}}))
+	check(t, s.Update(ctx, environment.Mutation{PutVolumes: []environment.Volume{v}}))
 	got, err := s.Volumes(ctx)
 	check(t, err)
 	if !reflect.DeepEqual(got, []environment.Volume{v}) {
 		t.Fatalf("got %+v, want %+v", got, v)
 	}
-	check(t, s.Update(ctx, environment.Change{RemoveVolumes: []isle.ID{v.ID}}))
+	check(t, s.Update(ctx, environment.Mutation{RemoveVolumes: []isle.ID{v.ID}}))
 	if got, err = s.Volumes(ctx); err != nil || len(got) != 0 {
 		t.Fatal(got, err)
 	}

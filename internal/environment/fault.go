@@ -1,0 +1,15 @@
+package environment
+
+// FaultPoints returns the names that Config.Fault is called with, in the order
+// of a lifecycle, so that a test can crash the server at each of them.
+func FaultPoints() []string {
+	return []string{
+		"up.begin", "up.recorded", "up.network", "up.prepared", "up.volume", "up.launching", "up.launched",
+		"setup.done", "setup.recorded", "up.healthy", "up.concluding",
+		"replace.begin", "replace.recorded", "replace.stopped",
+		"exit.recorded", "exit.removed", "restart.recorded",
+		"down.recorded", "down.stopped", "down.network", "down.removed", "down.volume", "down.forgotten",
+		"expire.recorded", "volume.recorded", "volume.deleted",
+		"reconcile.read", "reconcile.swept", "reconcile.adopted",
+	}
+}

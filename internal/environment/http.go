@@ -1,0 +1,160 @@
+package environment
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"strconv"
+	"strings"
+	"time"
+
+	"isle"
+)
+
+// A webServer reaches published ports by name: one listener for all of them,
+// http://PORT.NAME[.STAGE].localhost.
+type webServer struct {
+	server *http.Server
+}
+
+// serveHTTP opens the listener. That it can't is no reason not to serve: each
+// port has a number of its own too.
+func (m *Manager) serveHTTP() {
+	if m.cfg.HTTP == "" {
+		return
+	}
+	ln, err := net.Listen("tcp", m.cfg.HTTP)
+	if err != nil {
+		m.cfg.Log.Warn("published ports cannot be reached by name; by number they can", "address", m.cfg.HTTP, "error", err)
+		return
+	}
+	w := &webServer{server: &http.Server{
+		Handler:           http.HandlerFunc(m.route),
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       60 * time.Second,
+		MaxHeaderBytes:    64 << 10,
+		ErrorLog:          log.New(io.Discard, "", 0),
+	}}
+	m.mu.Lock()
+	m.web = w
+	m.mu.Unlock()
+	if !m.spawn(func() {
+		if err := w.server.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+			m.cfg.Log.Error("the listener for names ended", "error", err)
+		}
+	}) {
+		ln.Close()
+	}
+}
+
+func (w *webServer) close() { w.server.Close() }
+
+// route sends a request to the port that its Host names.
+func (m *Manager) route(w http.ResponseWriter, r *http.Request) {
+	port, ref, ok := parseHost(r.Host)
+	if !ok {
+		http.Error(w, "isle: want http://PORT.NAME.localhost or http://PORT.NAME.STAGE.localhost\n", http.StatusNotFound)
+		return
+	}
+	l := m.find(ref)
+	if l == nil {
+		http.Error(w, fmt.Sprintf("isle: there is no environment %s; isle ls shows what there is\n", ref), http.StatusNotFound)
+		return
+	}
+	rec := l.snapshot()
+	for _, s := range rec.Services {
+		for _, p := range s.Ports {
+			if p.Name != port {
+				continue
+			}
+			select {
+			case l.connections <- struct{}{}:
+				defer func() { <-l.connections }()
+			default:
+				http.Error(w, fmt.Sprintf("isle: environment %s has %d connections open, which is the most it may\n", ref, maxConnections), http.StatusServiceUnavailable)
+				return
+			}
+			l.proxy(s.Name, p.Number).ServeHTTP(w, r)
+			return
+		}
+	}
+	http.Error(w, fmt.Sprintf("isle: environment %s publishes no port %s\n", ref, port), http.StatusNotFound)
+}
+
+// parseHost reads PORT.NAME[.STAGE].localhost[:NUMBER]. No other name is
+// served, so no page from elsewhere can point its own name here.
+func parseHost(host string) (port string, ref isle.Ref, ok bool) {
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	name, found := strings.CutSuffix(strings.ToLower(strings.TrimSuffix(host, ".")), ".localhost")
+	if !found {
+		return "", isle.Ref{}, false
+	}
+	labels := strings.Split(name, ".")
+	switch len(labels) {
+	case 2:
+		labels = append(labels, isle.DefaultStage)
+	case 3:
+	default:
+		return "", isle.Ref{}, false
+	}
+	return labels[0], isle.Ref{Name: labels[1], Stage: labels[2]}, true
+}
+
+// proxy passes requests on to a port inside.
+func (l *live) proxy(service string, number int) *httputil.ReverseProxy {
+	return &httputil.ReverseProxy{
+		Transport:     l.transport,
+		FlushInterval: -1, // what the service sends is passed on at once
+		ErrorLog:      log.New(io.Discard, "", 0),
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.Out.URL.Scheme = "http"
+			r.Out.URL.Host = net.JoinHostPort(service, strconv.Itoa(number))
+			r.Out.Host = r.In.Host
+			r.SetXForwarded()
+		},
+		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
+			http.Error(w, fmt.Sprintf("isle: port %d of service %s of %s does not answer: %v\n", number, service, l.ref, err), http.StatusBadGateway)
+		},
+	}
+}
+
+// newTransport dials SERVICE:PORT inside the environment.
+func (l *live) newTransport() *http.Transport {
+	return &http.Transport{
+		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
+			service, port, err := net.SplitHostPort(address)
+			if err != nil {
+				return nil, err
+			}
+			number, err := strconv.Atoi(port)
+			if err != nil {
+				return nil, err
+			}
+			c, err := l.dial(ctx, service, number)
+			if err != nil {
+				return nil, err
+			}
+			return &insideConn{c}, nil
+		},
+		MaxIdleConnsPerHost: 8,
+		IdleConnTimeout:     30 * time.Second,
+		DisableCompression:  true,
+	}
+}
+
+// An insideConn makes a forwarded connection look like one of the network's.
+// It has no deadlines of its own: closing it is what ends a wait.
+type insideConn struct{ io.ReadWriteCloser }
+
+func (c *insideConn) LocalAddr() net.Addr              { return &net.TCPAddr{} }
+func (c *insideConn) RemoteAddr() net.Addr             { return &net.TCPAddr{} }
+func (c *insideConn) SetDeadline(time.Time) error      { return nil }
+func (c *insideConn) SetReadDeadline(time.Time) error  { return nil }
+func (c *insideConn) SetWriteDeadline(time.Time) error { return nil }

@@ -1,0 +1,362 @@
+package environment
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"isle"
+	"isle/internal/audit"
+	"isle/internal/image"
+)
+
+// Config is what a Manager needs. All of it is required unless said.
+type Config struct {
+	Store   Store
+	Ports   Ports
+	Driver  Driver // if it is also a Watcher, launches found at start are watched
+	Network Network
+	Volumes Volumes
+	Lines   Lines
+	Images  Images
+	// Init is the path of the isle-init binary.
+	Init string
+	// Logs is the folder for what services write, LOGS/<instance>/<service>.log,
+	// bounded to twice LogSize each, and for the baselines of seeded volumes.
+	Logs string
+	// LogSize bounds one log file in bytes; default 10 MiB. There are two of
+	// each: the present one and the one before.
+	LogSize int64
+	// HTTP is the address of the listener that reaches published ports by name,
+	// http://PORT.NAME[.STAGE].localhost; "" for none.
+	HTTP string
+	// Grace is how long a service may take to end before it is killed; default
+	// 10 s.
+	Grace time.Duration
+	// Settle is how long a command without a check must run to count as up, so
+	// that one which fails at once is reported; default 100 ms.
+	Settle time.Duration
+	// Boot names this run of the machine; default the kernel's boot ID.
+	Boot string
+	// Now tells the time; default time.Now.
+	Now Clock
+	// Log gets what an operator may want to know; nil discards it.
+	Log *slog.Logger
+	// Fault is called by name around each step, for tests that crash there;
+	// nil in production. FaultPoints lists the names.
+	Fault func(point string)
+}
+
+// Images hands out the files of an image's layers.
+type Images interface {
+	// Verify returns the paths of the layers, lowest first, each of them hashed.
+	Verify(ctx context.Context, m image.Image) (layerPaths []string, err error)
+}
+
+// The bounds of what a Manager waits for and allows.
+const (
+	homeLimit  = 60 * time.Second // for isle-init to call home
+	setupLimit = 15 * time.Minute // for setup to end
+	// lingerLimit is how long isle-init may take to end after what it ran did.
+	lingerLimit = 10 * time.Second
+	// keepVolumes is how long volumes are kept after a ttl ended.
+	keepVolumes = 7 * 24 * time.Hour
+	// maxConnections bounds the connections to one environment's published
+	// ports, so that one cannot take the file descriptors of all.
+	maxConnections = 256
+	// idleOneShot is how long a one-shot environment may have no client.
+	idleOneShot = 60 * time.Second
+)
+
+// A Manager makes environments be what they should be. Its methods may be
+// called from any goroutine; work on one environment never waits for another's,
+// and List and Get wait for nothing.
+type Manager struct {
+	cfg      Config
+	ctx      context.Context // ends with Close
+	cancel   context.CancelFunc
+	work     sync.WaitGroup // every goroutine that outlives a call
+	locks    locks
+	launches chan struct{} // bounds how many sandboxes are made at a time
+	subuids  []uidRange    // given to others by the machine
+
+	mu      sync.Mutex
+	envs    map[isle.Ref]*live
+	volumes map[isle.ID]Volume
+	closed  bool
+	web     *webServer
+}
+
+// New returns a Manager that knows nothing yet: call Reconcile before anything
+// else.
+func New(cfg Config) *Manager {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.LogSize <= 0 {
+		cfg.LogSize = 10 << 20
+	}
+	if cfg.Grace <= 0 {
+		cfg.Grace = 10 * time.Second
+	}
+	if cfg.Settle <= 0 {
+		cfg.Settle = 100 * time.Millisecond
+	}
+	if cfg.Boot == "" {
+		b, _ := os.ReadFile("/proc/sys/kernel/random/boot_id") // without it a reboot looks like a crash
+		cfg.Boot = strings.TrimSpace(string(b))
+	}
+	m := &Manager{
+		cfg: cfg, envs: map[isle.Ref]*live{}, volumes: map[isle.ID]Volume{},
+		launches: make(chan struct{}, max(4, 2*runtime.NumCPU())),
+		subuids:  readSubuids("/etc/subuid", "/etc/subgid"),
+	}
+	m.locks.refs = map[isle.Ref]*refLock{}
+	m.ctx, m.cancel = context.WithCancel(context.Background())
+	return m
+}
+
+// Close ends the server's part: listeners, watches and restarts. Environments
+// run on; the next Manager's Reconcile takes them up.
+func (m *Manager) Close() error {
+	m.mu.Lock()
+	if m.closed {
+		m.mu.Unlock()
+		return nil
+	}
+	m.closed = true
+	envs := m.allLocked()
+	web := m.web
+	m.mu.Unlock()
+	m.cancel()
+	if web != nil {
+		web.close()
+	}
+	for _, l := range envs {
+		l.unpublishAll()
+	}
+	m.work.Wait()
+	for _, l := range envs {
+		l.closeLogs()
+	}
+	return nil
+}
+
+// spawn runs f as one of the Manager's own goroutines, unless it is closed.
+func (m *Manager) spawn(f func()) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return false
+	}
+	m.work.Go(f)
+	return true
+}
+
+func (m *Manager) fault(point string) {
+	if m.cfg.Fault != nil {
+		m.cfg.Fault(point)
+	}
+}
+
+func (m *Manager) allLocked() []*live {
+	out := make([]*live, 0, len(m.envs))
+	for _, l := range m.envs {
+		out = append(out, l)
+	}
+	return out
+}
+
+func (m *Manager) all() []*live {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.allLocked()
+}
+
+// find returns the environment of a ref, nil if there is none.
+func (m *Manager) find(ref isle.Ref) *live {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.envs[ref]
+}
+
+// get is find, with the error for a person.
+func (m *Manager) get(ref isle.Ref) (*live, error) {
+	if l := m.find(ref); l != nil {
+		return l, nil
+	}
+	return nil, m.notFound(ref)
+}
+
+// notFound says that there is no such environment, and which there are that
+// may have been meant.
+func (m *Manager) notFound(ref isle.Ref) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var near, names []string
+	for r := range m.envs {
+		names = append(names, r.String())
+		if distance(r.Name, ref.Name) <= 2 || strings.HasPrefix(r.Name, ref.Name) || r.Name == ref.Name {
+			near = append(near, r.String())
+		}
+	}
+	slices.Sort(near)
+	slices.Sort(names)
+	err := isle.Errorf(isle.NotFound, "there is no environment %s", ref)
+	switch {
+	case len(near) > 0:
+		return err.WithHint("did you mean %s?", strings.Join(near[:min(len(near), 3)], " or "))
+	case len(names) > 0:
+		return err.WithHint("there are: %s; isle ls tells more", strings.Join(names[:min(len(names), 8)], ", "))
+	}
+	return err.WithHint("nothing is up; isle up starts one")
+}
+
+// List returns every environment, oldest first.
+func (m *Manager) List(context.Context) ([]Environment, error) {
+	out := []Environment{}
+	for _, l := range m.all() {
+		out = append(out, l.snapshot())
+	}
+	slices.SortFunc(out, func(a, b Environment) int {
+		if c := a.Created.Compare(b.Created); c != 0 {
+			return c
+		}
+		return strings.Compare(string(a.Instance), string(b.Instance))
+	})
+	return out, nil
+}
+
+// Get returns one environment.
+func (m *Manager) Get(_ context.Context, ref isle.Ref) (Environment, error) {
+	l, err := m.get(ref)
+	if err != nil {
+		return Environment{}, err
+	}
+	return l.snapshot(), nil
+}
+
+// ByInstance returns the environment of an instance; the airlock names who
+// calls by it.
+func (m *Manager) ByInstance(instance isle.ID) (Environment, bool) {
+	for _, l := range m.all() {
+		if l.instance == instance {
+			return l.snapshot(), true
+		}
+	}
+	return Environment{}, false
+}
+
+// Usage returns what an environment uses now.
+func (m *Manager) Usage(ctx context.Context, ref isle.Ref) (Usage, error) {
+	l, err := m.get(ref)
+	if err != nil {
+		return Usage{}, err
+	}
+	return m.cfg.Driver.Usage(ctx, l.instance)
+}
+
+// VolumesOf returns the volumes of an environment, or those that were kept of
+// one that is down.
+func (m *Manager) VolumesOf(_ context.Context, ref isle.Ref) ([]Volume, error) {
+	return m.volumesOf(ref), nil
+}
+
+func (m *Manager) volumesOf(ref isle.Ref) []Volume {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := []Volume{}
+	for _, v := range m.volumes {
+		if v.Ref == ref {
+			out = append(out, v)
+		}
+	}
+	slices.SortFunc(out, func(a, b Volume) int { return strings.Compare(string(a.ID), string(b.ID)) })
+	return out
+}
+
+// remember takes what was stored about volumes into memory.
+func (m *Manager) remember(put []Volume, removed []isle.ID) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, v := range put {
+		m.volumes[v.ID] = v
+	}
+	for _, id := range removed {
+		delete(m.volumes, id)
+	}
+}
+
+// VolumeUsed is how many bytes a volume occupies on disk.
+func (m *Manager) VolumeUsed(id isle.ID) (int64, error) { return m.cfg.Volumes.Used(id) }
+
+// InUse returns what must not be collected: the images of every environment
+// and every volume that has a record.
+func (m *Manager) InUse(context.Context) (images []image.Image, volumes []isle.ID) {
+	seen := map[isle.Digest]bool{}
+	for _, l := range m.all() {
+		for _, s := range l.snapshot().Services {
+			if !seen[s.Digest] {
+				seen[s.Digest] = true
+				images = append(images, s.Image)
+			}
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for id := range m.volumes {
+		volumes = append(volumes, id)
+	}
+	return images, volumes
+}
+
+// Resource is the environment as what an action is done to.
+func resource(ref isle.Ref) isle.Resource {
+	return isle.Resource{Kind: "environment", Name: ref.Name, Stage: ref.Stage}
+}
+
+func serviceResource(ref isle.Ref, service string) isle.Resource {
+	return isle.Resource{Kind: "service", Name: ref.Name + "/" + service, Stage: ref.Stage}
+}
+
+// begin writes the intent of an action that changes no record.
+func (m *Manager) begin(ctx context.Context, e audit.Entry) (audit.Entry, error) {
+	return e, m.cfg.Store.Append(ctx, e)
+}
+
+// end writes how it ended. The caller may have left by now: that changes
+// nothing about what happened.
+func (m *Manager) end(intent audit.Entry, err error) {
+	if e := m.cfg.Store.Append(context.WithoutCancel(m.ctx), intent.Outcome(err)); e != nil {
+		m.cfg.Log.Error("the outcome of an action could not be recorded; recovery will close it as unknown", "intent", intent.ID, "error", e)
+	}
+}
+
+// distance is how many letters must be changed, added or left out to make b of
+// a (Levenshtein).
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost = 1 + min(diagonal, row[j], row[j+1])
+			}
+			diagonal, row[j+1] = row[j+1], cost
+		}
+	}
+	return row[len(b)]
+}

@@ -1,0 +1,245 @@
+package environment
+
+import (
+	"context"
+	"encoding/json"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"isle"
+	"isle/internal/initproto"
+	"isle/internal/spec"
+)
+
+// launch makes one launch of a service: its volumes first, then the sandbox.
+func (m *Manager) launch(ctx context.Context, s *supervisor, r *run, secret []byte) error {
+	rec := s.l.snapshot()
+	svcRec, ok := rec.service(s.name)
+	if !ok || svcRec.Launch != r.launch {
+		return isle.Errorf(isle.Conflict, "service %s was replaced", s.name)
+	}
+	svc, _ := rec.specOf(s.name)
+	layers, err := m.cfg.Images.Verify(ctx, svcRec.Image)
+	if err != nil {
+		return err
+	}
+	mounts, fresh, setup, err := m.prepareVolumes(ctx, rec.Ref, svc)
+	if err != nil {
+		return err
+	}
+	r.set(func() { r.setup = setup })
+	boot := initproto.Boot{
+		Launch: r.launch, Secret: secret, Home: initproto.HomeAddress, Hostname: svc.Name,
+		User: svc.User, Workdir: svc.Workdir, Env: svc.Env, Caps: svc.Caps,
+		Command: svc.Command, Own: fresh, Healthcheck: svc.Healthcheck,
+	}
+	if setup {
+		boot.Setup = svc.Setup
+	}
+	encoded, err := json.Marshal(boot)
+	if err != nil {
+		return isle.Errorf(isle.Internal, "service %s: %w", s.name, err)
+	}
+	s.l.mu.Lock()
+	netns := s.l.netns
+	s.l.mu.Unlock()
+	m.cfg.Lines.Expect(rec.Instance, r.launch, svcRec.SecretHash, r)
+	m.fault("up.launching")
+	err = m.cfg.Driver.Launch(ctx, Launch{
+		Instance: rec.Instance, ID: r.launch, Service: svc.Name, Hostname: svc.Name,
+		Image: svcRec.Image, Layers: layers, UIDBase: rec.UIDBase, Network: netns,
+		Volumes: mounts, Tmpfs: svc.Tmpfs, Caps: svc.Caps, Limits: rec.Spec.Limits,
+		Init: m.cfg.Init, Boot: encoded, Exited: r.initGone,
+	})
+	if err != nil {
+		m.cfg.Lines.Forget(r.launch)
+		return err
+	}
+	m.fault("up.launched")
+	return nil
+}
+
+// prepareVolumes makes the files of the service's volumes that are not ready
+// anew. It returns the mounts, the paths of those made, and whether setup has
+// to run: it does when none of the volumes is ready, since it is written for
+// empty ones. Volumes that no setup prepares are ready from the start, and
+// recorded as such before anything can write to them.
+func (m *Manager) prepareVolumes(ctx context.Context, ref isle.Ref, svc spec.Service) (mounts []Mount, fresh []string, setup bool, err error) {
+	setup = len(svc.Setup) > 0
+	var made []Volume
+	for _, want := range svc.Volumes {
+		v, ok := m.volume(ref, svc.Name, want.Path)
+		if !ok {
+			return nil, nil, false, isle.Errorf(isle.Internal, "service %s: volume %s has no record", svc.Name, want.Path)
+		}
+		if v.Ready {
+			setup = false
+		} else {
+			if err := m.cfg.Volumes.Create(ctx, v.ID, v.Size); err != nil {
+				return nil, nil, false, err
+			}
+			m.fault("up.volume")
+			made = append(made, v)
+			fresh = append(fresh, want.Path)
+		}
+		mounts = append(mounts, Mount{Volume: v.ID, Source: m.cfg.Volumes.Path(v.ID), Path: want.Path})
+	}
+	if setup || len(made) == 0 {
+		return mounts, fresh, setup, nil
+	}
+	for i := range made {
+		made[i].Ready = true
+	}
+	if err := m.cfg.Store.Update(ctx, Mutation{PutVolumes: made}); err != nil {
+		return nil, nil, false, err
+	}
+	m.remember(made, nil)
+	return mounts, fresh, false, nil
+}
+
+func (m *Manager) volume(ref isle.Ref, service, path string) (Volume, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, v := range m.volumes {
+		if v.Ref == ref && v.Service == service && v.Path == path {
+			return v, true
+		}
+	}
+	return Volume{}, false
+}
+
+// open makes what the services share: the airlock and the control group.
+func (m *Manager) open(ctx context.Context, l *live) error {
+	rec := l.snapshot()
+	netns, err := m.cfg.Network.Open(ctx, rec.Instance, rec.Spec.Egress)
+	if err != nil {
+		return err
+	}
+	m.fault("up.network")
+	l.mu.Lock()
+	l.netns = netns
+	l.mu.Unlock()
+	if err := m.cfg.Driver.Prepare(ctx, Shared{Instance: rec.Instance, Limits: rec.Spec.Limits}); err != nil {
+		return err
+	}
+	m.fault("up.prepared")
+	return nil
+}
+
+// up reports whether a service is as far as those that depend on it need.
+func up(s *Service) bool { return s.Phase == Running || s.Phase == Unhealthy || s.Phase == Exited }
+
+// converge starts the services named in secrets, each once those it depends on
+// are up, and waits until all services are up or can't be. Services without
+// mutual dependencies start in parallel.
+func (m *Manager) converge(ctx context.Context, l *live, secrets map[string][]byte, say func(Progress)) error {
+	var wg sync.WaitGroup
+	rec := l.snapshot()
+	for i := range rec.Services {
+		svc, _ := rec.specOf(rec.Services[i].Name)
+		launch := rec.Services[i].Launch
+		secret, start := secrets[svc.Name]
+		wg.Go(func() { m.bringUp(ctx, l, svc, launch, secret, start, say) })
+	}
+	wg.Wait()
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return l.failure()
+}
+
+// bringUp is converge for one service.
+func (m *Manager) bringUp(ctx context.Context, l *live, svc spec.Service, launch isle.ID, secret []byte, start bool, say func(Progress)) {
+	var failed string
+	err := l.wait(ctx, func(e Environment) bool {
+		failed = ""
+		ready := true
+		for _, d := range svc.DependsOn {
+			dep, ok := e.service(d)
+			if !ok {
+				continue
+			}
+			if dep.Phase == Broken || dep.Phase == Pending && dep.Message != "" {
+				failed = d
+				return true
+			}
+			ready = ready && up(dep)
+		}
+		return ready
+	})
+	if err != nil {
+		return
+	}
+	if start && failed != "" {
+		l.observe(svc.Name, launch, func(s *Service) {
+			s.Phase, s.Message = Pending, "not started: it depends on "+failed+", which is not up"
+		})
+		say(Progress{Service: svc.Name, Step: "launch", State: "failed", Message: "not started: it depends on " + failed})
+		return
+	}
+	if start {
+		say(Progress{Service: svc.Name, Step: "launch", State: "start"})
+		rec := l.snapshot()
+		s, ok := rec.service(svc.Name)
+		if !ok {
+			return
+		}
+		m.supervise(l, svc, *s, secret)
+	}
+	began := m.cfg.Now()
+	var end Service
+	launched := !start
+	if err := l.wait(ctx, func(e Environment) bool {
+		s, ok := e.service(svc.Name)
+		if !ok {
+			return true
+		}
+		end = *s
+		if !launched && s.Phase == Starting {
+			launched = true
+			say(Progress{Service: svc.Name, Step: "health", State: "start"})
+		}
+		return up(s) || s.Phase == Broken || s.Phase == Pending && s.Message != ""
+	}); err != nil || !start {
+		return
+	}
+	if up(&end) {
+		say(Progress{Service: svc.Name, Step: "health", State: "done", Message: m.cfg.Now().Sub(began).Round(time.Millisecond).String()})
+		return
+	}
+	say(Progress{Service: svc.Name, Step: "health", State: "failed", Message: end.Message})
+}
+
+// failure is the error of an environment with services that are not up; nil if
+// there are none. It shows the last lines of the first that failed.
+func (l *live) failure() error {
+	rec := l.snapshot()
+	var failed []string
+	var first *Service
+	for i := range rec.Services {
+		s := &rec.Services[i]
+		if s.Phase == Broken {
+			failed = append(failed, s.Name)
+			if first == nil {
+				first = s
+			}
+		}
+	}
+	if first == nil {
+		return nil
+	}
+	text := "service " + first.Name + " " + first.Message
+	if !strings.HasPrefix(first.Message, "did not") && !strings.HasPrefix(first.Message, "ended") && !strings.HasPrefix(first.Message, "could not") {
+		text = "service " + first.Name + ": " + first.Message
+	}
+	if others := slices.DeleteFunc(failed, func(n string) bool { return n == first.Name }); len(others) > 0 {
+		text += "; so did " + strings.Join(others, ", ")
+	}
+	lines := l.lastLines(first.Name, 10)
+	if len(lines) > 0 {
+		text += "\nits last lines:\n  " + strings.Join(lines, "\n  ")
+	}
+	return isle.Errorf(isle.Failed, "%s", text).WithHint("isle logs %s shows all it wrote; isle up tries again, isle down %s clears it away", l.ref, l.ref)
+}
