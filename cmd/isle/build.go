@@ -1,0 +1,132 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+
+	"connectrpc.com/connect"
+	"github.com/spf13/cobra"
+
+	"isle"
+	"isle/internal/api"
+	islev1 "isle/internal/api/isle/v1"
+)
+
+type imageJSON struct {
+	Service string      `json:"service"`
+	Digest  string      `json:"digest"`
+	Size    int64       `json:"size"`
+	Layers  []layerJSON `json:"layers"`
+}
+
+type layerJSON struct {
+	Digest string `json:"digest"`
+	Size   int64  `json:"size"`
+	Kind   string `json:"kind"`
+	Title  string `json:"title"`
+}
+
+func newBuild(a *app) *cobra.Command {
+	req := &islev1.BuildRequest{}
+	cmd := &cobra.Command{
+		Use:   "build [DIR|FILE]",
+		Short: "Build the images of a file without launching them",
+		Long: `Build the images of a file. The same lock gives the same digests, on any machine:
+--verify builds again without the cache and names the first path that differs.`,
+		Args: args(0, 1, "at most one folder or file"),
+		RunE: func(cmd *cobra.Command, given []string) error {
+			p, err := readProject(first(given))
+			if err != nil {
+				return err
+			}
+			c, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			show := a.newProgress()
+			res, err := buildProject(cmd.Context(), c, p, req, show)
+			show.close()
+			if err != nil {
+				return err
+			}
+			return a.showBuild(res, req.Verify)
+		},
+	}
+	f := cmd.Flags()
+	f.BoolVar(&req.Verify, "verify", false, "build again without the cache and compare")
+	f.BoolVar(&req.NoCache, "no-cache", false, "build every step again")
+	f.BoolVar(&req.Locked, "locked", false, "fail if the lock would change")
+	f.StringVar(&req.Mirror, "mirror", "", "base URL of the Debian mirror (default: the server's)")
+	return cmd
+}
+
+// buildProject builds what is on disk and writes its lock.
+func buildProject(ctx context.Context, c *api.Client, p *project, req *islev1.BuildRequest, show *progress) (*islev1.BuildResult, error) {
+	for range 4 {
+		h, err := p.hash(ctx)
+		if err != nil {
+			return nil, err
+		}
+		req.Source = h.source
+		res, need, err := buildOnce(ctx, c, req, show)
+		if err != nil {
+			return nil, err
+		}
+		if res != nil {
+			return res, p.writeLock(res.GetLock())
+		}
+		if err := h.send(ctx, c, need, show); err != nil {
+			return nil, err
+		}
+	}
+	return nil, isle.Errorf(isle.Conflict, "the files go on changing while they are sent").WithHint("run `isle build` again when they are at rest")
+}
+
+// buildOnce makes one call: it returns a result, or what the server needs.
+func buildOnce(ctx context.Context, c *api.Client, req *islev1.BuildRequest, show *progress) (*islev1.BuildResult, []string, error) {
+	stream, err := c.Images.Build(ctx, connect.NewRequest(req))
+	if err != nil {
+		return nil, nil, err
+	}
+	defer stream.Close()
+	for stream.Receive() {
+		switch e := stream.Msg().GetEvent().(type) {
+		case *islev1.BuildEvent_Progress:
+			show.event(e.Progress)
+		case *islev1.BuildEvent_Need:
+			return nil, e.Need.GetDigests(), nil
+		case *islev1.BuildEvent_Result:
+			return e.Result, nil, nil
+		}
+	}
+	if err := stream.Err(); err != nil {
+		return nil, nil, err
+	}
+	return nil, nil, isle.Errorf(isle.Unavailable, "the server ended the call without a result").WithHint("run the command again, and see `isle doctor`")
+}
+
+func (a *app) showBuild(res *islev1.BuildResult, verified bool) error {
+	if a.output == "json" {
+		out := []imageJSON{}
+		for _, m := range res.GetImages() {
+			v := imageJSON{m.GetService(), m.GetDigest(), m.GetSize(), []layerJSON{}}
+			for _, l := range m.GetLayers() {
+				v.Layers = append(v.Layers, layerJSON{l.GetDigest(), l.GetSize(), l.GetKind(), l.GetTitle()})
+			}
+			out = append(out, v)
+		}
+		return a.json(out)
+	}
+	var rows [][]string
+	for _, m := range res.GetImages() {
+		rows = append(rows, []string{m.GetService(), m.GetDigest(), bytesText(m.GetSize()), strconv.Itoa(len(m.GetLayers()))})
+	}
+	if err := table(a.stdout, "service\timage\tsize\tlayers", rows); err != nil {
+		return err
+	}
+	if verified {
+		fmt.Fprintln(a.stdout, "verified: built again without the cache, every layer is the same bit for bit")
+	}
+	return nil
+}

@@ -1,0 +1,370 @@
+package main
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+
+	"connectrpc.com/connect"
+	"github.com/spf13/cobra"
+
+	"isle"
+	"isle/internal/api"
+	islev1 "isle/internal/api/isle/v1"
+)
+
+func newCp(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "cp ENV[/SERVICE]:PATH LOCAL | LOCAL ENV[/SERVICE]:PATH",
+		Short: "Copy files into or out of a service",
+		Long: `Copy a file or folder between this machine and a service. A destination that ends
+in a slash, or is a local folder that exists, is copied into; any other is the new
+name. Only volumes and tmpfs can be written inside. LOCAL - is a tar stream.`,
+		Example: `  isle cp shop/db:/data/dump.sql .
+  isle cp fixtures/ shop/web:/data/
+  isle cp run-1:/workspace - | tar -t`,
+		Args: args(2, 2, "a source and a destination"),
+		RunE: func(cmd *cobra.Command, given []string) error {
+			from, fromInside, err := parsePlace(given[0])
+			if err != nil {
+				return err
+			}
+			to, toInside, err := parsePlace(given[1])
+			if err != nil {
+				return err
+			}
+			if fromInside == toInside {
+				return usagef("one of the two must be ENV:PATH, the other a local path").WithHint("for example: isle cp shop:/data/file .")
+			}
+			c, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			show := a.newProgress()
+			defer show.close()
+			switch {
+			case fromInside && given[1] == "-":
+				return copyOut(cmd.Context(), c, from, a.stdout)
+			case fromInside:
+				return copyOutTo(cmd.Context(), c, show, from, given[1])
+			case given[0] == "-":
+				return sendTar(cmd.Context(), c, place{to.ref, to.service, path.Clean(to.path)}, false, func(w io.Writer) error {
+					_, err := io.Copy(w, a.stdin)
+					return err
+				})
+			default:
+				return copyIn(cmd.Context(), c, show, to, given[0], false)
+			}
+		},
+	}
+}
+
+// A place is a path in a service.
+type place struct{ ref, service, path string }
+
+// parsePlace reads ENV[/SERVICE]:PATH; inside is false for a local path. A
+// local path with a colon is written with a slash in front of it: ./a:b.
+func parsePlace(s string) (p place, inside bool, err error) {
+	env, in, ok := strings.Cut(s, ":")
+	if !ok || env == "" || strings.HasPrefix(env, ".") || strings.HasPrefix(env, "/") {
+		return place{}, false, nil
+	}
+	name, service, _ := strings.Cut(env, "/")
+	ref, err := reference(name)
+	if err != nil {
+		return place{}, false, err
+	}
+	if !path.IsAbs(in) {
+		return place{}, false, usagef("%q: the path inside must be absolute", s).WithHint("for a local file with a colon in its name write ./%s", s)
+	}
+	return place{ref.String(), service, in}, true, nil
+}
+
+// copyOut writes what is at a place as a tar stream.
+func copyOut(ctx context.Context, c *api.Client, from place, w io.Writer) error {
+	stream, err := c.Environments.CopyOut(ctx, connect.NewRequest(&islev1.CopyOutRequest{Environment: from.ref, Service: from.service, Path: path.Clean(from.path)}))
+	if err != nil {
+		return err
+	}
+	defer stream.Close()
+	for stream.Receive() {
+		if _, err := w.Write(stream.Msg().GetData()); err != nil {
+			return isle.Errorf(isle.Exhausted, "cannot write: %w", cause(err))
+		}
+	}
+	return stream.Err()
+}
+
+// copyOutTo extracts what is at a place to a local path.
+func copyOutTo(ctx context.Context, c *api.Client, show *progress, from place, to string) error {
+	dir, name := filepath.Dir(to), filepath.Base(to)
+	if st, err := os.Stat(to); strings.HasSuffix(to, "/") || err == nil && st.IsDir() {
+		dir, name = to, path.Base(path.Clean(from.path))
+		if name == "/" {
+			name = "root"
+		}
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return isle.Errorf(isle.Unavailable, "cannot make %s: %w", dir, cause(err))
+	}
+	r, w := io.Pipe()
+	done := make(chan error, 1)
+	go func() { // ends with the stream, or when r is closed
+		err := copyOut(ctx, c, from, w)
+		w.CloseWithError(err)
+		done <- err
+	}()
+	n, err := extract(dir, name, r, show)
+	r.CloseWithError(errors.New("the files cannot be written"))
+	if serr := <-done; serr != nil && (err == nil || errors.Is(err, serr)) {
+		return serr
+	}
+	if err == nil && n == 0 {
+		err = isle.Errorf(isle.NotFound, "%s:%s holds nothing that can be copied", from.ref, from.path)
+	}
+	return err
+}
+
+// extract writes a tar stream below dir, its topmost entry under name. The
+// stream comes from inside an environment and is hostile: every access goes
+// through os.Root, which nothing leads out of, links are made and never
+// followed out, and neither set-ID bits, devices nor owners are taken over.
+func extract(dir, name string, r io.Reader, show *progress) (entries int, err error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return 0, isle.Errorf(isle.Unavailable, "cannot open %s: %w", dir, cause(err))
+	}
+	defer root.Close()
+	type folder struct {
+		path string
+		mode fs.FileMode
+	}
+	var folders []folder
+	tr := tar.NewReader(r)
+	var done int64
+	for {
+		h, err := tr.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return entries, err
+		}
+		inside, ok := renamed(h.Name, name)
+		if !ok {
+			return entries, isle.Errorf(isle.Invalid, "the environment sent a file called %q, which leads out of the destination", clean(h.Name))
+		}
+		mode := fs.FileMode(h.Mode).Perm()
+		switch h.Typeflag {
+		case tar.TypeDir:
+			err = root.MkdirAll(inside, 0o700)
+			folders = append(folders, folder{inside, mode})
+		case tar.TypeReg:
+			err = writeFile(root, inside, mode, tr)
+			done += h.Size
+			show.event(&islev1.ProgressEvent{Step: "copy", State: "progress", Message: inside, Done: done})
+		case tar.TypeSymlink:
+			if err = makeParent(root, inside); err == nil {
+				root.Remove(inside)
+				err = root.Symlink(h.Linkname, inside)
+			}
+		case tar.TypeLink:
+			target, ok := renamed(h.Linkname, name)
+			if !ok {
+				return entries, isle.Errorf(isle.Invalid, "the environment sent a link to %q, which leads out of the destination", clean(h.Linkname))
+			}
+			if err = makeParent(root, inside); err == nil {
+				root.Remove(inside)
+				err = root.Link(target, inside)
+			}
+		default:
+			show.note("left out %s: neither file, folder nor link", clean(h.Name))
+			continue
+		}
+		if err != nil {
+			return entries, isle.Errorf(isle.Unavailable, "cannot write %s: %w", filepath.Join(dir, clean(inside)), cause(err))
+		}
+		entries++
+	}
+	for i := len(folders) - 1; i >= 0; i-- { // last, so that a read-only folder can be filled
+		if err := root.Chmod(folders[i].path, folders[i].mode|0o700); err != nil {
+			return entries, isle.Errorf(isle.Unavailable, "cannot set the mode of %s: %w", folders[i].path, cause(err))
+		}
+	}
+	return entries, nil
+}
+
+// renamed puts an entry's path under another topmost name. A stream of one
+// file or folder has that as the first element of every path, or "." where it
+// is named relative to itself.
+func renamed(entry, name string) (string, bool) {
+	p := path.Clean(strings.TrimSuffix(entry, "/"))
+	if path.IsAbs(p) || p == ".." || strings.HasPrefix(p, "../") {
+		return "", false
+	}
+	if p == "." || strings.HasPrefix(entry, "./") {
+		return path.Join(name, p), true
+	}
+	_, rest, _ := strings.Cut(p, "/")
+	return path.Join(name, rest), true
+}
+
+func makeParent(root *os.Root, name string) error {
+	if dir := path.Dir(name); dir != "." {
+		return root.MkdirAll(dir, 0o755)
+	}
+	return nil
+}
+
+// writeFile replaces a file: what was there, a link included, is not written
+// through.
+func writeFile(root *os.Root, name string, mode fs.FileMode, r io.Reader) error {
+	if err := makeParent(root, name); err != nil {
+		return err
+	}
+	if st, err := root.Lstat(name); err == nil && !st.IsDir() {
+		if err := root.Remove(name); err != nil {
+			return err
+		}
+	}
+	f, err := root.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, mode|0o200)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(f, r)
+	if err == nil {
+		err = f.Chmod(mode)
+	}
+	return errors.Join(err, f.Close())
+}
+
+// copyIn copies a local file or folder to a place. With baseline it fills a
+// volume, and PATH becomes what the folder is.
+func copyIn(ctx context.Context, c *api.Client, show *progress, to place, from string, baseline bool) error {
+	st, err := os.Stat(from)
+	if err != nil {
+		return isle.Errorf(isle.NotFound, "cannot read %s: %w", from, cause(err))
+	}
+	abs, err := filepath.Abs(from)
+	if err != nil {
+		return isle.Errorf(isle.Invalid, "%s: %w", from, err)
+	}
+	dir, name := path.Dir(path.Clean(to.path)), path.Base(to.path)
+	switch {
+	case baseline && st.IsDir():
+		dir, name = to.path, "."
+	case baseline, strings.HasSuffix(to.path, "/"):
+		dir, name = path.Clean(to.path), filepath.Base(abs)
+	}
+	to.path = dir
+	if abs, err = filepath.EvalSymlinks(abs); err != nil {
+		return isle.Errorf(isle.NotFound, "cannot read %s: %w", from, cause(err))
+	}
+	return sendTar(ctx, c, to, baseline, func(w io.Writer) error { return archive(w, abs, name, show) })
+}
+
+// sendTar extracts what write writes at a folder inside.
+func sendTar(ctx context.Context, c *api.Client, to place, baseline bool, write func(io.Writer) error) error {
+	stream := c.Environments.CopyIn(ctx)
+	start := &islev1.CopyInStart{Environment: to.ref, Service: to.service, Dir: to.path, Baseline: baseline}
+	err := stream.Send(&islev1.CopyInRequest{Input: &islev1.CopyInRequest_Start{Start: start}})
+	if err == nil {
+		err = write(writerFunc(func(b []byte) error {
+			return stream.Send(&islev1.CopyInRequest{Input: &islev1.CopyInRequest_Data{Data: b}})
+		}))
+	}
+	if err != nil && !errors.Is(err, io.EOF) {
+		stream.CloseAndReceive()
+		return err
+	}
+	_, err = stream.CloseAndReceive() // where the server ended the call, this says why
+	return err
+}
+
+// writerFunc is an io.Writer that gives away what it is given, a chunk at a
+// time.
+type writerFunc func([]byte) error
+
+func (f writerFunc) Write(p []byte) (n int, err error) {
+	for len(p) > 0 {
+		k := min(len(p), chunk)
+		if err := f(p[:k]); err != nil {
+			return n, err
+		}
+		n, p = n+k, p[k:]
+	}
+	return n, nil
+}
+
+// archive writes a local file or folder as a tar stream under name. Links are
+// written as links; sockets, devices and pipes are left out.
+func archive(w io.Writer, root, name string, show *progress) error {
+	tw := tar.NewWriter(w)
+	var done int64
+	err := filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return isle.Errorf(isle.Unavailable, "cannot read %s: %w", p, cause(err))
+		}
+		info, err := d.Info()
+		if err != nil {
+			return isle.Errorf(isle.Unavailable, "cannot read %s: %w", p, cause(err))
+		}
+		rel, err := filepath.Rel(root, p)
+		if err != nil {
+			return err
+		}
+		inside := path.Join(name, filepath.ToSlash(rel))
+		link := ""
+		switch {
+		case info.IsDir(), info.Mode().IsRegular():
+		case info.Mode().Type() == fs.ModeSymlink:
+			if link, err = os.Readlink(p); err != nil {
+				return isle.Errorf(isle.Unavailable, "cannot read %s: %w", p, cause(err))
+			}
+		default:
+			show.note("left out %s: neither file, folder nor link", p)
+			return nil
+		}
+		h, err := tar.FileInfoHeader(info, link)
+		if err != nil {
+			return isle.Errorf(isle.Invalid, "%s: %w", p, err)
+		}
+		h.Name, h.Uid, h.Gid, h.Uname, h.Gname = inside, 0, 0, "", ""
+		h.Mode &= 0o777
+		if info.IsDir() {
+			h.Name += "/"
+		}
+		if err := tw.WriteHeader(h); err != nil {
+			return err
+		}
+		if !info.Mode().IsRegular() {
+			return nil
+		}
+		f, err := os.Open(p)
+		if err != nil {
+			return isle.Errorf(isle.Unavailable, "cannot read %s: %w", p, cause(err))
+		}
+		defer f.Close()
+		n, err := io.Copy(tw, io.LimitReader(f, h.Size))
+		if err == nil && n < h.Size {
+			return isle.Errorf(isle.Conflict, "%s became shorter while it was read", p).WithHint("run the command again")
+		}
+		done += n
+		show.event(&islev1.ProgressEvent{Step: "copy", State: "progress", Message: filepath.ToSlash(rel), Done: done})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if err := tw.Close(); err != nil {
+		return fmt.Errorf("tar: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,60 @@
+package main
+
+import (
+	"strconv"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/spf13/cobra"
+
+	islev1 "isle/internal/api/isle/v1"
+)
+
+type doorJSON struct {
+	Destination string     `json:"destination"`
+	Protocol    string     `json:"protocol"`
+	State       string     `json:"state"`
+	Reason      string     `json:"reason"`
+	Count       int32      `json:"count"`
+	Active      int32      `json:"active"`
+	First       *time.Time `json:"first,omitempty"`
+	Last        *time.Time `json:"last,omitempty"`
+}
+
+func newDoors(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "doors ENV",
+		Short: "List what an environment may reach, and what it tried",
+		Args:  args(1, 1, "one environment"),
+		RunE: func(cmd *cobra.Command, given []string) error {
+			ref, err := reference(given[0])
+			if err != nil {
+				return err
+			}
+			c, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			res, err := c.Environments.Doors(cmd.Context(), connect.NewRequest(&islev1.DoorsRequest{Environment: ref.String()}))
+			if err != nil {
+				return err
+			}
+			if a.output == "json" {
+				out := []doorJSON{}
+				for _, d := range res.Msg.GetDoors() {
+					out = append(out, doorJSON{d.GetDestination(), d.GetProtocol(), d.GetState(), d.GetReason(), d.GetCount(), d.GetActive(), at(d.GetFirst()), at(d.GetLast())})
+				}
+				return a.json(out)
+			}
+			var rows [][]string
+			for _, d := range res.Msg.GetDoors() {
+				last := ""
+				if t := d.GetLast(); t != nil && !t.AsTime().IsZero() {
+					last = span(time.Since(t.AsTime())) + " ago"
+				}
+				rows = append(rows, []string{d.GetState(), d.GetDestination(), d.GetProtocol(), strconv.Itoa(int(d.GetCount())), last, d.GetReason()})
+			}
+			return table(a.stdout, "state\tdestination\tprotocol\tcount\tlast\treason", rows)
+		},
+	}
+}

@@ -1,0 +1,78 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/spf13/cobra"
+
+	"isle"
+	islev1 "isle/internal/api/isle/v1"
+)
+
+func newLs(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:     "ls",
+		Aliases: []string{"list", "ps"},
+		Short:   "List environments",
+		Args:    args(0, 0, "no arguments"),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			res, err := c.Environments.List(cmd.Context(), connect.NewRequest(&islev1.ListRequest{}))
+			if err != nil {
+				return err
+			}
+			if a.output == "json" {
+				out := []environmentJSON{}
+				for _, e := range res.Msg.GetEnvironments() {
+					out = append(out, environmentView(e))
+				}
+				return a.json(out)
+			}
+			var rows [][]string
+			for _, e := range res.Msg.GetEnvironments() {
+				var services []string
+				for _, s := range e.GetServices() {
+					services = append(services, s.GetName())
+				}
+				rows = append(rows, []string{refText(e), e.GetPhase(), strings.Join(services, ","), age(e), left(e), strings.Join(urls(e), " ")})
+			}
+			return table(a.stdout, "name\tphase\tservices\tage\tleft\tports", rows)
+		},
+	}
+}
+
+func environmentRef(e *islev1.Environment) isle.Ref {
+	return isle.Ref{Name: e.GetName(), Stage: e.GetStage()}
+}
+
+func age(e *islev1.Environment) string {
+	if e.GetCreated() == nil {
+		return ""
+	}
+	return span(time.Since(e.GetCreated().AsTime()))
+}
+
+// left is how long the environment has to live, "" if for ever.
+func left(e *islev1.Environment) string {
+	if e.GetExpires() == nil {
+		return ""
+	}
+	return span(time.Until(e.GetExpires().AsTime()))
+}
+
+// urls are the published ports, as addresses.
+func urls(e *islev1.Environment) []string {
+	var out []string
+	for _, s := range e.GetServices() {
+		for _, p := range s.GetPorts() {
+			out = append(out, fmt.Sprintf("127.0.0.1:%d", p.GetHost()))
+		}
+	}
+	return out
+}

@@ -1,0 +1,181 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	islev1 "isle/internal/api/isle/v1"
+)
+
+// What follows is the shape of -o json: lists are arrays and never null, names
+// are in snake_case, times are RFC 3339, sizes bytes, durations seconds.
+
+type environmentJSON struct {
+	Name      string        `json:"name"`
+	Stage     string        `json:"stage"`
+	Instance  string        `json:"instance"`
+	Project   string        `json:"project"`
+	Branch    string        `json:"branch,omitempty"`
+	Owner     string        `json:"owner"`
+	Phase     string        `json:"phase"`
+	Isolation string        `json:"isolation"`
+	Created   *time.Time    `json:"created,omitempty"`
+	Expires   *time.Time    `json:"expires,omitempty"`
+	Limits    *limitsJSON   `json:"limits,omitempty"`
+	Usage     *usageJSON    `json:"usage,omitempty"`
+	Services  []serviceJSON `json:"services"`
+	Volumes   []volumeJSON  `json:"volumes,omitempty"`
+}
+
+type limitsJSON struct {
+	CPUs   float64 `json:"cpus"`
+	Memory int64   `json:"memory"`
+	PIDs   int32   `json:"pids"`
+}
+
+type usageJSON struct {
+	Memory   int64   `json:"memory"`
+	PIDs     int32   `json:"pids"`
+	CPU      float64 `json:"cpu"`
+	OOMKills int32   `json:"oom_kills"`
+}
+
+type serviceJSON struct {
+	Name     string     `json:"name"`
+	Launch   string     `json:"launch"`
+	Digest   string     `json:"digest"`
+	Phase    string     `json:"phase"`
+	Restarts int32      `json:"restarts"`
+	ExitCode *int32     `json:"exit_code,omitempty"`
+	Message  string     `json:"message,omitempty"`
+	Started  *time.Time `json:"started,omitempty"`
+	Ports    []portJSON `json:"ports"`
+}
+
+type portJSON struct {
+	Name   string `json:"name"`
+	Number int32  `json:"number"`
+	Host   int32  `json:"host"`
+	URL    string `json:"url,omitempty"`
+}
+
+type volumeJSON struct {
+	ID          string     `json:"id"`
+	Service     string     `json:"service"`
+	Path        string     `json:"path"`
+	Size        int64      `json:"size"`
+	Used        int64      `json:"used"`
+	DeleteAfter *time.Time `json:"delete_after,omitempty"`
+}
+
+func at(t *timestamppb.Timestamp) *time.Time {
+	if t == nil {
+		return nil
+	}
+	v := t.AsTime()
+	return &v
+}
+
+func environmentView(e *islev1.Environment) environmentJSON {
+	v := environmentJSON{
+		Name: e.GetName(), Stage: e.GetStage(), Instance: e.GetInstance(), Project: e.GetProject(), Branch: e.GetBranch(),
+		Owner: e.GetOwner(), Phase: e.GetPhase(), Isolation: e.GetIsolation(), Created: at(e.GetCreated()), Expires: at(e.GetExpires()),
+		Services: []serviceJSON{},
+	}
+	if l := e.GetLimits(); l != nil {
+		v.Limits = &limitsJSON{l.GetCpus(), l.GetMemory(), l.GetPids()}
+	}
+	if u := e.GetUsage(); u != nil {
+		v.Usage = &usageJSON{u.GetMemory(), u.GetPids(), u.GetCpu().AsDuration().Seconds(), u.GetOomKills()}
+	}
+	for _, s := range e.GetServices() {
+		sv := serviceJSON{
+			Name: s.GetName(), Launch: s.GetLaunch(), Digest: s.GetDigest(), Phase: s.GetPhase(), Restarts: s.GetRestarts(),
+			ExitCode: s.ExitCode, Message: s.GetMessage(), Started: at(s.GetStarted()), Ports: []portJSON{},
+		}
+		for _, p := range s.GetPorts() {
+			sv.Ports = append(sv.Ports, portJSON{p.GetName(), p.GetNumber(), p.GetHost(), p.GetUrl()})
+		}
+		v.Services = append(v.Services, sv)
+	}
+	for _, o := range e.GetVolumes() {
+		v.Volumes = append(v.Volumes, volumeJSON{o.GetId(), o.GetService(), o.GetPath(), o.GetSize(), o.GetUsed(), at(o.GetDeleteAfter())})
+	}
+	return v
+}
+
+// json writes v as -o json has it: indented, for people too.
+func (a *app) json(v any) error {
+	enc := json.NewEncoder(a.stdout)
+	enc.SetEscapeHTML(false)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+// table writes rows in columns under a heading.
+func table(w io.Writer, heading string, rows [][]string) error {
+	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(tw, strings.ToUpper(heading))
+	for _, r := range rows {
+		for i := range r {
+			r[i] = strings.ReplaceAll(clean(r[i]), "\n", " ")
+			if r[i] == "" {
+				r[i] = "-"
+			}
+		}
+		fmt.Fprintln(tw, strings.Join(r, "\t"))
+	}
+	return tw.Flush()
+}
+
+// bytesText is a size for people, in powers of 1024.
+func bytesText(n int64) string {
+	const units = "KMGTPE"
+	if n < 1024 {
+		return fmt.Sprintf("%d B", n)
+	}
+	f, i := float64(n)/1024, 0
+	for f >= 1024 && i < len(units)-1 {
+		f, i = f/1024, i+1
+	}
+	if f < 10 {
+		return fmt.Sprintf("%.1f %ciB", f, units[i])
+	}
+	return fmt.Sprintf("%.0f %ciB", f, units[i])
+}
+
+// span is a duration for people: "3s", "5m", "2h", "4d".
+func span(d time.Duration) string {
+	switch {
+	case d < 0:
+		return "0s"
+	case d < time.Minute:
+		return fmt.Sprintf("%ds", int(d.Seconds()))
+	case d < time.Hour:
+		return fmt.Sprintf("%dm", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh", int(d.Hours()))
+	default:
+		return fmt.Sprintf("%dd", int(d.Hours()/24))
+	}
+}
+
+// refText is NAME, or NAME@STAGE where the stage is not the default.
+func refText(e *islev1.Environment) string {
+	return environmentRef(e).String()
+}
+
+// shortDigest is the first twelve hexadecimal characters of a digest.
+func shortDigest(d string) string {
+	_, h, ok := strings.Cut(d, ":")
+	if !ok {
+		h = d
+	}
+	return h[:min(12, len(h))]
+}

@@ -1,0 +1,243 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/term"
+
+	islev1 "isle/internal/api/isle/v1"
+)
+
+// A progress shows what happens as it happens, on standard error: lines that
+// rewrite themselves on a terminal, plain lines elsewhere, and with -o json one
+// object per line.
+type progress struct {
+	w     io.Writer
+	style progressStyle
+	width int
+
+	mu    sync.Mutex // guards what follows; the ticker draws too
+	tasks []*task    // going on, oldest first
+	drawn int        // lines on the screen below the last finished one
+	stop  chan struct{}
+	done  chan struct{}
+}
+
+type progressStyle int
+
+const (
+	plainProgress progressStyle = iota
+	liveProgress
+	jsonProgress
+)
+
+// A task is one step of one service.
+type task struct {
+	service, step, message string
+	done, total            int64
+	began                  time.Time
+}
+
+// newProgress begins to show; the caller ends it with close.
+func (a *app) newProgress() *progress {
+	p := &progress{w: a.stderr, width: 80}
+	if a.output == "json" {
+		p.style = jsonProgress
+		return p
+	}
+	f, ok := a.stderr.(*os.File)
+	if !ok || !term.IsTerminal(int(f.Fd())) || os.Getenv("TERM") == "dumb" {
+		return p
+	}
+	p.style = liveProgress
+	p.stop, p.done = make(chan struct{}), make(chan struct{})
+	go p.tick(f)
+	return p
+}
+
+// tick redraws the live lines until close.
+func (p *progress) tick(f *os.File) {
+	defer close(p.done)
+	t := time.NewTicker(100 * time.Millisecond)
+	defer t.Stop()
+	for {
+		select {
+		case <-p.stop:
+			return
+		case <-t.C:
+			p.mu.Lock()
+			if w, _, err := term.GetSize(int(f.Fd())); err == nil && w > 20 {
+				p.width = w
+			}
+			if len(p.tasks) > 0 || p.drawn > 0 {
+				p.draw()
+			}
+			p.mu.Unlock()
+		}
+	}
+}
+
+// close ends the drawing and takes what is unfinished off the screen.
+func (p *progress) close() {
+	if p.style != liveProgress || p.stop == nil {
+		return
+	}
+	close(p.stop)
+	<-p.done
+	p.stop = nil
+	p.erase()
+}
+
+// event takes in what the server says.
+func (p *progress) event(e *islev1.ProgressEvent) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.style == jsonProgress {
+		b, _ := json.Marshal(struct {
+			Service string `json:"service,omitempty"`
+			Step    string `json:"step"`
+			State   string `json:"state"`
+			Message string `json:"message,omitempty"`
+			Done    int64  `json:"done,omitempty"`
+			Total   int64  `json:"total,omitempty"`
+		}{e.GetService(), e.GetStep(), e.GetState(), e.GetMessage(), e.GetDone(), e.GetTotal()})
+		fmt.Fprintf(p.w, "%s\n", b)
+		return
+	}
+	i := p.find(e)
+	switch e.GetState() {
+	case "start":
+		if i < 0 {
+			p.tasks = append(p.tasks, &task{service: e.GetService(), step: e.GetStep(), message: e.GetMessage(), began: time.Now()})
+		}
+		if p.style == plainProgress {
+			p.line(" ", e.GetService(), e.GetStep(), e.GetMessage())
+		}
+	case "progress":
+		if i < 0 {
+			p.tasks = append(p.tasks, &task{service: e.GetService(), step: e.GetStep(), began: time.Now()})
+			i = len(p.tasks) - 1
+		}
+		t := p.tasks[i]
+		t.done, t.total = e.GetDone(), e.GetTotal()
+		if e.GetMessage() != "" {
+			t.message = e.GetMessage()
+		}
+	case "log":
+		p.erase()
+		for l := range strings.Lines(e.GetMessage()) {
+			fmt.Fprintf(p.w, "  | %s\n", clean(strings.TrimRight(l, "\r\n")))
+		}
+	case "cached": // nothing happened
+		p.remove(i)
+	case "done", "failed":
+		message := e.GetMessage()
+		var took time.Duration
+		if i >= 0 {
+			took = time.Since(p.tasks[i].began)
+			if message == "" {
+				message = p.tasks[i].message
+			}
+			p.remove(i)
+		}
+		mark := "✓"
+		if e.GetState() == "failed" {
+			mark = "✗"
+		}
+		if took >= 100*time.Millisecond {
+			message = strings.TrimSpace(fmt.Sprintf("%s (%.1fs)", message, took.Seconds()))
+		}
+		p.line(mark, e.GetService(), e.GetStep(), message)
+	}
+	if p.style == liveProgress {
+		p.draw()
+	}
+}
+
+func (p *progress) find(e *islev1.ProgressEvent) int {
+	for i, t := range p.tasks {
+		if t.service == e.GetService() && t.step == e.GetStep() {
+			return i
+		}
+	}
+	return -1
+}
+
+func (p *progress) remove(i int) {
+	if i >= 0 {
+		p.tasks = append(p.tasks[:i:i], p.tasks[i+1:]...)
+	}
+}
+
+// line prints a line that stays.
+func (p *progress) line(mark, service, step, message string) {
+	p.erase()
+	fmt.Fprintf(p.w, "%s %s\n", mark, describe(service, step, message))
+}
+
+// note prints a remark of the command line's own.
+func (p *progress) note(format string, args ...any) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.style == jsonProgress {
+		return
+	}
+	p.erase()
+	fmt.Fprintf(p.w, format+"\n", args...)
+}
+
+func describe(service, step, message string) string {
+	s := step
+	if service != "" {
+		s = fmt.Sprintf("%-8s %s", service, step)
+	}
+	if message != "" {
+		s += "  " + message
+	}
+	return strings.ReplaceAll(clean(s), "\n", " ")
+}
+
+// erase takes the live lines off the screen.
+func (p *progress) erase() {
+	if p.drawn > 0 {
+		fmt.Fprintf(p.w, "\x1b[%dA\x1b[J", p.drawn)
+		p.drawn = 0
+	}
+}
+
+// draw shows the live lines, at most ten.
+func (p *progress) draw() {
+	var b strings.Builder
+	if p.drawn > 0 {
+		fmt.Fprintf(&b, "\x1b[%dA\x1b[J", p.drawn)
+	}
+	spin := []rune("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏")
+	mark := spin[time.Now().UnixMilli()/100%int64(len(spin))]
+	n := 0
+	for _, t := range p.tasks {
+		if n == 10 {
+			break
+		}
+		message := t.message
+		switch {
+		case t.total > 0:
+			message = strings.TrimSpace(fmt.Sprintf("%s %s of %s", message, bytesText(t.done), bytesText(t.total)))
+		case t.done > 0:
+			message = strings.TrimSpace(fmt.Sprintf("%s %s", message, bytesText(t.done)))
+		}
+		line := []rune(fmt.Sprintf("%c %s  %.1fs", mark, describe(t.service, t.step, message), time.Since(t.began).Seconds()))
+		if len(line) > p.width-1 {
+			line = line[:p.width-1]
+		}
+		fmt.Fprintf(&b, "%s\n", string(line))
+		n++
+	}
+	p.drawn = n
+	io.WriteString(p.w, b.String())
+}

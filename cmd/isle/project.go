@@ -1,0 +1,212 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"isle"
+	islev1 "isle/internal/api/isle/v1"
+	"isle/internal/spec"
+)
+
+// fileName is what an environment file is called where only its folder is
+// given.
+const fileName = "isle.yaml"
+
+// A project is an environment file, its lock and its folder, as they were read.
+type project struct {
+	path     string // of the file
+	lockPath string
+	dir      string // that copy: is relative to
+	data     []byte
+	lock     []byte // nil if there is none
+	file     spec.File
+	checkout checkout
+}
+
+// readProject reads [DIR|FILE]; "" is the current folder. A folder without a
+// file is looked for upwards, as git does.
+func readProject(arg string) (*project, error) {
+	path := arg
+	if path == "" {
+		path = "."
+	}
+	st, err := os.Stat(path)
+	if err != nil {
+		return nil, isle.Errorf(isle.NotFound, "cannot read %s: %w", path, cause(err)).WithHint("name a folder with an isle.yaml, or a file")
+	}
+	if st.IsDir() {
+		if path, err = findFile(path, arg == ""); err != nil {
+			return nil, err
+		}
+	}
+	data, err := readBounded(path, 1<<20)
+	if err != nil {
+		return nil, err
+	}
+	file, err := spec.Parse(path, data)
+	if err != nil {
+		return nil, err
+	}
+	p := &project{
+		path: path, dir: filepath.Dir(path), data: data, file: file, checkout: readCheckout(filepath.Dir(path)),
+		lockPath: strings.TrimSuffix(strings.TrimSuffix(path, ".yaml"), ".yml") + ".lock",
+	}
+	p.lock, err = readBounded(p.lockPath, 8<<20)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	return p, nil
+}
+
+// findFile is the environment file of a folder, or of the nearest one above it.
+func findFile(dir string, upwards bool) (string, error) {
+	path := filepath.Join(dir, fileName)
+	if _, err := os.Stat(path); err == nil {
+		return path, nil
+	}
+	if abs, err := filepath.Abs(dir); err == nil && upwards {
+		for abs != "/" {
+			abs = filepath.Dir(abs)
+			if p := filepath.Join(abs, fileName); fileExists(p) {
+				return p, nil
+			}
+		}
+	}
+	return "", isle.Errorf(isle.NotFound, "there is no %s in %s", fileName, dir).WithHint("write one with `isle init`, or name a folder that has one")
+}
+
+func fileExists(name string) bool {
+	_, err := os.Stat(name)
+	return err == nil
+}
+
+// readBounded reads a file of at most limit bytes.
+func readBounded(name string, limit int64) ([]byte, error) {
+	st, err := os.Stat(name)
+	if err == nil && st.Size() > limit {
+		return nil, isle.Errorf(isle.Invalid, "%s has %s, at most %s are read", name, bytesText(st.Size()), bytesText(limit))
+	}
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return nil, isle.Errorf(isle.NotFound, "cannot read %s: %w", name, cause(err))
+	}
+	return b, nil
+}
+
+// cause is what a file operation failed for, without the path, which the
+// message around it names.
+func cause(err error) error {
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
+		return pe.Err
+	}
+	return err
+}
+
+// name is the environment's name: the project on the default branch or without
+// git, else project and branch.
+func (p *project) name() (name string, derived bool) {
+	if p.checkout.branch == "" || p.checkout.isMain {
+		return p.file.Name, true
+	}
+	return isle.Slug(p.file.Name + "-" + p.checkout.branch), true
+}
+
+// A hashed is a source with the content of its copied trees, which is sent when
+// the server lacks it.
+type hashed struct {
+	source  *islev1.Source
+	content map[isle.Digest]content
+}
+
+// A content is the bytes of one digest: a tree's encoding, or a local file.
+type content struct {
+	bytes []byte
+	path  string
+}
+
+// hash reads every copied tree. It runs each time: what is launched is what
+// the files are now.
+func (p *project) hash(ctx context.Context) (*hashed, error) {
+	h := &hashed{
+		source:  &islev1.Source{Spec: p.data, SpecName: p.path, Lock: p.lock},
+		content: map[isle.Digest]content{},
+	}
+	cache := fileCache()
+	for _, s := range p.file.Services {
+		for _, c := range s.Copy {
+			tree, files, err := spec.HashTree(ctx, p.dir, c.From, cache)
+			if err != nil {
+				return nil, err
+			}
+			encoded := tree.Encode()
+			d := isle.DigestOf(encoded)
+			h.content[d] = content{bytes: encoded}
+			for digest, path := range files {
+				h.content[digest] = content{path: path}
+			}
+			h.source.Trees = append(h.source.Trees, &islev1.CopiedTree{Service: s.Name, From: c.From, To: c.To, Digest: string(d)})
+		}
+	}
+	if cache != nil {
+		_ = cache.Save() // without it the next run reads the files again
+	}
+	return h, nil
+}
+
+// fileCache remembers the digests of this user's files, so that what did not
+// change is not read again; nil where there is no place for it.
+func fileCache() *spec.Cache {
+	dir, err := os.UserCacheDir()
+	if err != nil {
+		return nil
+	}
+	return spec.OpenCache(filepath.Join(dir, "isle", "files"))
+}
+
+// writeLock puts the lock beside the file, whole or not at all.
+func (p *project) writeLock(lock []byte) error {
+	if len(lock) == 0 || string(lock) == string(p.lock) {
+		return nil
+	}
+	if err := writeAtomically(p.lockPath, lock); err != nil {
+		return isle.Errorf(isle.Unavailable, "cannot write %s: %w", p.lockPath, cause(err)).WithHint("the environment is locked in the server only; make the folder writable and run `isle lock`")
+	}
+	p.lock = lock
+	return nil
+}
+
+// writeAtomically replaces a file, keeping its mode.
+func writeAtomically(name string, data []byte) (err error) {
+	mode := fs.FileMode(0o644)
+	if st, err := os.Stat(name); err == nil {
+		mode = st.Mode().Perm()
+	}
+	f, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+".*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			os.Remove(f.Name())
+		}
+	}()
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Chmod(mode)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), name)
+	}
+	return err
+}

@@ -1,0 +1,139 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"syscall"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/spf13/cobra"
+
+	"isle"
+	islev1 "isle/internal/api/isle/v1"
+	"isle/internal/server"
+)
+
+func newServer(a *app) *cobra.Command {
+	var cfg server.Config
+	var level string
+	cmd := &cobra.Command{
+		Use:   "server",
+		Short: "Run the server that runs environments",
+		Long: `Run the server. It needs root. Other commands start one by themselves when none
+answers; an installed one is run by systemd. Environments outlive it: when it ends or
+dies they go on, and the next start takes them up. On SIGHUP it becomes the program
+that is installed now, without refusing a connection.`,
+		Example: `  isle server --state /srv/isle
+  isle server stop
+  isle server reload`,
+		Args: args(0, 0, "no arguments"),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg.State = a.state
+			if a.address != "" {
+				cfg.Socket = a.address
+			}
+			if err := cfg.LogLevel.UnmarshalText([]byte(level)); err != nil {
+				return usagef("--log-level %q: want debug, info, warn or error", level)
+			}
+			cfg.Version = version()
+			cfg.Fault = os.Getenv("ISLE_FAULT")
+			s, err := server.New(cfg)
+			if err != nil {
+				return err
+			}
+			return s.Run(cmd.Context())
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&cfg.Names, "names", "", "address that serves HTTP ports by name, or off (default 127.0.0.1:7480)")
+	f.StringVar(&cfg.Mirror, "mirror", "", "base URL of the Debian mirror (default: the machine's)")
+	f.StringVar(&cfg.Runtime, "runtime", "", "OCI runtime: crun, runc or a path (default: crun, else runc)")
+	f.StringVar(&cfg.Init, "init", "", "path of isle-init (default: beside this program)")
+	f.StringVar(&cfg.Cgroup, "cgroup", "", "control group to make environments' below (default: one named for the state folder)")
+	f.StringVar(&cfg.Log, "log", "", "file to log to, rotated (default: standard error)")
+	f.StringVar(&level, "log-level", slog.LevelInfo.String(), "least level to log: debug, info, warn or error")
+	cmd.AddCommand(newServerStop(a), newServerReload(a))
+	return cmd
+}
+
+func newServerStop(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "stop",
+		Short: "End the server; environments go on",
+		Args:  args(0, 0, "no arguments"),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx := cmd.Context()
+			c, err := a.existing(ctx)
+			if isle.CodeOf(err) == isle.NotFound && err != nil {
+				return nil // it is what was asked for
+			}
+			if err != nil {
+				return err
+			}
+			info, err := c.Server.Info(ctx, connect.NewRequest(&islev1.InfoRequest{}))
+			if err != nil {
+				return err
+			}
+			if _, err := c.Server.Stop(ctx, connect.NewRequest(&islev1.StopRequest{})); err != nil {
+				return err
+			}
+			return a.gone(ctx, int(info.Msg.GetPid()))
+		},
+	}
+}
+
+// gone waits until a process has ended.
+func (a *app) gone(ctx context.Context, pid int) error {
+	deadline := time.After(time.Minute)
+	for syscall.Kill(pid, 0) == nil {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-deadline:
+			return isle.Errorf(isle.Unavailable, "the server (process %d) does not end", pid).WithHint("see its log; kill -9 %d does no harm to environments", pid)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	return nil
+}
+
+func newServerReload(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "reload",
+		Short: "Make the server the program that is installed now",
+		Args:  args(0, 0, "no arguments"),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx := cmd.Context()
+			c, err := a.existing(ctx)
+			if err != nil {
+				return err
+			}
+			before, err := c.Server.Info(ctx, connect.NewRequest(&islev1.InfoRequest{}))
+			if err != nil {
+				return err
+			}
+			pid := int(before.Msg.GetPid())
+			if err := syscall.Kill(pid, syscall.SIGHUP); err != nil {
+				return isle.Errorf(isle.Refused, "cannot signal the server (process %d): %w", pid, err)
+			}
+			for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+				// The old one cuts calls off; the new one has another start.
+				now, err := c.Server.Info(ctx, connect.NewRequest(&islev1.InfoRequest{}))
+				if ctx.Err() != nil {
+					return ctx.Err()
+				}
+				if err == nil && !now.Msg.GetStarted().AsTime().Equal(before.Msg.GetStarted().AsTime()) {
+					if a.output == "json" {
+						return a.json(map[string]any{"pid": now.Msg.GetPid(), "version": now.Msg.GetVersion()})
+					}
+					fmt.Fprintf(a.stdout, "the server is %s now, process %d as before\n", now.Msg.GetVersion(), now.Msg.GetPid())
+					return nil
+				}
+			}
+			return isle.Errorf(isle.Failed, "the server did not become a new one; the old one goes on").WithHint("see its log")
+		},
+	}
+}

@@ -1,0 +1,96 @@
+package main
+
+import (
+	"fmt"
+	"strconv"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/spf13/cobra"
+
+	islev1 "isle/internal/api/isle/v1"
+)
+
+func newStatus(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "status ENV",
+		Short: "Show one environment: services, images, ports, volumes, usage",
+		Args:  args(1, 1, "one environment"),
+		RunE: func(cmd *cobra.Command, given []string) error {
+			ref, err := reference(given[0])
+			if err != nil {
+				return err
+			}
+			c, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			res, err := c.Environments.Get(cmd.Context(), connect.NewRequest(&islev1.GetRequest{Environment: ref.String()}))
+			if err != nil {
+				return err
+			}
+			if a.output == "json" {
+				return a.json(environmentView(res.Msg.GetEnvironment()))
+			}
+			return a.status(res.Msg.GetEnvironment())
+		},
+	}
+}
+
+// status prints one environment for people.
+func (a *app) status(e *islev1.Environment) error {
+	w := a.stdout
+	fmt.Fprintf(w, "%s is %s\n", refText(e), e.GetPhase())
+	fmt.Fprintf(w, "  project   %s", e.GetProject())
+	if e.GetBranch() != "" {
+		fmt.Fprintf(w, ", branch %s", clean(e.GetBranch()))
+	}
+	fmt.Fprintf(w, "\n  instance  %s\n  owner     %s\n", e.GetInstance(), e.GetOwner())
+	if t := e.GetCreated(); t != nil {
+		fmt.Fprintf(w, "  created   %s (%s ago)\n", t.AsTime().Local().Format(time.DateTime), age(e))
+	}
+	if t := e.GetExpires(); t != nil {
+		fmt.Fprintf(w, "  ends      %s (in %s)\n", t.AsTime().Local().Format(time.DateTime), left(e))
+	}
+	if u, l := e.GetUsage(), e.GetLimits(); u != nil && l != nil {
+		fmt.Fprintf(w, "  memory    %s of %s\n", bytesText(u.GetMemory()), bytesText(l.GetMemory()))
+		fmt.Fprintf(w, "  pids      %d of %d\n", u.GetPids(), l.GetPids())
+		fmt.Fprintf(w, "  cpu       %.1fs used, %g at most\n", u.GetCpu().AsDuration().Seconds(), l.GetCpus())
+		if u.GetOomKills() > 0 {
+			fmt.Fprintf(w, "  out of memory %d times\n", u.GetOomKills())
+		}
+	}
+	fmt.Fprintln(w)
+	var rows [][]string
+	for _, s := range e.GetServices() {
+		message := s.GetMessage()
+		if s.ExitCode != nil && message == "" {
+			message = fmt.Sprintf("exit code %d", s.GetExitCode())
+		}
+		rows = append(rows, []string{s.GetName(), s.GetPhase(), shortDigest(s.GetDigest()), strconv.Itoa(int(s.GetRestarts())), message})
+	}
+	if err := table(w, "service\tphase\timage\trestarts\tmessage", rows); err != nil {
+		return err
+	}
+	rows = nil
+	for _, s := range e.GetServices() {
+		for _, p := range s.GetPorts() {
+			rows = append(rows, []string{s.GetName(), p.GetName(), strconv.Itoa(int(p.GetNumber())), fmt.Sprintf("127.0.0.1:%d", p.GetHost()), p.GetUrl()})
+		}
+	}
+	if rows != nil {
+		fmt.Fprintln(w)
+		if err := table(w, "service\tport\tinside\taddress\turl", rows); err != nil {
+			return err
+		}
+	}
+	rows = nil
+	for _, v := range e.GetVolumes() {
+		rows = append(rows, []string{v.GetService(), v.GetPath(), bytesText(v.GetUsed()) + " of " + bytesText(v.GetSize())})
+	}
+	if rows != nil {
+		fmt.Fprintln(w)
+		return table(w, "service\tvolume\tused", rows)
+	}
+	return nil
+}

@@ -1,0 +1,253 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"isle"
+	"isle/internal/api"
+	islev1 "isle/internal/api/isle/v1"
+	"isle/internal/spec"
+)
+
+type upOptions struct {
+	name, stage, ttl, mirror string
+	locked, noWait, watch    bool
+}
+
+func newUp(a *app) *cobra.Command {
+	var o upOptions
+	cmd := &cobra.Command{
+		Use:   "up [DIR|FILE]",
+		Short: "Build what is needed, launch, wait for health",
+		Long: `Make an environment what its file says: lock, build and launch what is needed and
+wait until it is healthy. Again after a change, it replaces only the services that
+changed, keeps volumes, and says why each was replaced.
+
+The environment is called by --name, else after the project, with the git branch
+unless that is the default one.`,
+		Example: `  isle up
+  isle up examples/shop --name try --ttl 2h
+  isle up --watch`,
+		Args: args(0, 1, "at most one folder or file"),
+		RunE: func(cmd *cobra.Command, given []string) error {
+			return a.up(cmd.Context(), o, first(given))
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.name, "name", "", "name of the environment")
+	f.StringVar(&o.stage, "stage", isle.DefaultStage, "stage")
+	f.StringVar(&o.ttl, "ttl", "", "end after this long (8h, 2d), or never; overrides the file")
+	f.StringVar(&o.mirror, "mirror", "", "base URL of the Debian mirror (default: the server's)")
+	f.BoolVar(&o.locked, "locked", false, "fail if the lock would change")
+	f.BoolVar(&o.noWait, "no-wait", false, "do not wait for health")
+	f.BoolVar(&o.watch, "watch", false, "do it again whenever a file changes, until Ctrl-C")
+	return cmd
+}
+
+// first is the first of at most one argument, "" if there is none.
+func first(given []string) string {
+	if len(given) == 0 {
+		return ""
+	}
+	return given[0]
+}
+
+type upJSON struct {
+	Environment environmentJSON `json:"environment"`
+	Changed     bool            `json:"changed"`
+	Replaced    []string        `json:"replaced"`
+	LockChanged bool            `json:"lock_changed"`
+}
+
+func (a *app) up(ctx context.Context, o upOptions, arg string) error {
+	req, err := o.request()
+	if err != nil {
+		return err
+	}
+	p, err := readProject(arg)
+	if err != nil {
+		return err
+	}
+	c, err := a.connect(ctx)
+	if err != nil {
+		return err
+	}
+	show := a.newProgress()
+	res, err := upProject(ctx, c, p, req, show)
+	show.close()
+	if err == nil {
+		err = a.showUp(res)
+	}
+	if !o.watch {
+		return err
+	}
+	return a.watch(ctx, c, p, req, err)
+}
+
+// request is what the flags say.
+func (o upOptions) request() (*islev1.UpRequest, error) {
+	req := &islev1.UpRequest{Name: o.name, Stage: o.stage, Locked: o.locked, NoWait: o.noWait, Mirror: o.mirror}
+	if o.name != "" && !isle.ValidName(o.name) {
+		return nil, usagef("--name %q: want lower-case letters, digits and dashes, at most 40, beginning with a letter", o.name).WithHint("try --name %s", isle.Slug(o.name))
+	}
+	if !isle.ValidName(o.stage) {
+		return nil, usagef("--stage %q: want lower-case letters, digits and dashes, at most 40, beginning with a letter", o.stage)
+	}
+	switch o.ttl {
+	case "":
+	case "never":
+		req.Ttl = durationpb.New(0)
+	default:
+		d, err := spec.ParseDuration(o.ttl)
+		if err != nil || d <= 0 {
+			return nil, usagef("--ttl %q: want a duration such as 8h or 2d, or never", o.ttl)
+		}
+		req.Ttl = durationpb.New(d)
+	}
+	return req, nil
+}
+
+// upProject brings a project up as it is on disk and writes its lock.
+func upProject(ctx context.Context, c *api.Client, p *project, req *islev1.UpRequest, show *progress) (*islev1.UpResult, error) {
+	if req.Name == "" {
+		req.Name, req.DerivedName = p.name()
+	}
+	req.Branch = p.checkout.branch
+	for attempt := 0; ; attempt++ {
+		h, err := p.hash(ctx)
+		if err != nil {
+			return nil, err
+		}
+		req.Source = h.source
+		res, need, err := upOnce(ctx, c, req, show)
+		if err != nil {
+			return nil, err
+		}
+		if res != nil {
+			return res, p.writeLock(res.GetLock())
+		}
+		if attempt == 3 {
+			return nil, isle.Errorf(isle.Conflict, "the files go on changing while they are sent").WithHint("run `isle up` again when they are at rest")
+		}
+		if err := h.send(ctx, c, need, show); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// upOnce makes one call: it returns a result, or what the server needs. The
+// stream of a one-shot environment is left open, for ctx to end.
+func upOnce(ctx context.Context, c *api.Client, req *islev1.UpRequest, show *progress) (*islev1.UpResult, []string, error) {
+	stream, err := c.Environments.Up(ctx, connect.NewRequest(req))
+	if err != nil {
+		return nil, nil, err
+	}
+	for stream.Receive() {
+		switch e := stream.Msg().GetEvent().(type) {
+		case *islev1.UpEvent_Progress:
+			show.event(e.Progress)
+		case *islev1.UpEvent_Need:
+			return nil, e.Need.GetDigests(), stream.Close()
+		case *islev1.UpEvent_Result:
+			if !req.OneShot {
+				err = stream.Close()
+			}
+			return e.Result, nil, err
+		}
+	}
+	defer stream.Close()
+	if err := stream.Err(); err != nil {
+		return nil, nil, err
+	}
+	return nil, nil, isle.Errorf(isle.Unavailable, "the server ended the call without a result").WithHint("run the command again, and see `isle doctor`")
+}
+
+// showUp prints what the user needs next.
+func (a *app) showUp(res *islev1.UpResult) error {
+	e := res.GetEnvironment()
+	if a.output == "json" {
+		out := upJSON{environmentView(e), res.GetChanged(), res.GetReplaced(), len(res.GetLock()) > 0}
+		if out.Replaced == nil {
+			out.Replaced = []string{}
+		}
+		return a.json(out)
+	}
+	w := a.stdout
+	for _, r := range res.GetReplaced() {
+		fmt.Fprintf(w, "replaced %s\n", clean(r))
+	}
+	unchanged := ""
+	if !res.GetChanged() {
+		unchanged = ", nothing to do"
+	}
+	fmt.Fprintf(w, "%s is %s%s", refText(e), e.GetPhase(), unchanged)
+	if e.GetExpires() != nil {
+		fmt.Fprintf(w, ", for %s", left(e))
+	}
+	fmt.Fprintln(w)
+	ref := refText(e)
+	for _, s := range e.GetServices() {
+		for _, p := range s.GetPorts() {
+			fmt.Fprintf(w, "  %-16s 127.0.0.1:%d", s.GetName()+" "+p.GetName(), p.GetHost())
+			if p.GetUrl() != "" {
+				fmt.Fprintf(w, "   %s", p.GetUrl())
+			}
+			fmt.Fprintln(w)
+		}
+	}
+	fmt.Fprintf(w, "  next: isle exec %s -- CMD · isle shell %s · isle logs %s -f · isle down %s\n", ref, ref, ref, ref)
+	return nil
+}
+
+// watch brings the project up again whenever what it is made of changes, until
+// ctx ends. Failures are shown and waited out.
+func (a *app) watch(ctx context.Context, c *api.Client, p *project, req *islev1.UpRequest, err error) error {
+	const pause = 300 * time.Millisecond
+	seen := p.fingerprint()
+	show := func(err error) {
+		if err != nil && ctx.Err() == nil {
+			a.finish(ctx, err)
+		}
+		if a.output != "json" {
+			fmt.Fprintln(a.stderr, "watching for changes; end with Ctrl-C, the environment stays up")
+		}
+	}
+	show(err)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(pause):
+		}
+		now := p.fingerprint()
+		if now == seen {
+			continue
+		}
+		for { // until the files are at rest
+			seen = now
+			time.Sleep(pause / 3)
+			if now = p.fingerprint(); now == seen {
+				break
+			}
+		}
+		next, err := readProject(p.path)
+		if err == nil {
+			p = next
+			progress := a.newProgress()
+			var res *islev1.UpResult
+			res, err = upProject(ctx, c, p, req, progress)
+			progress.close()
+			if err == nil {
+				err = a.showUp(res)
+			}
+			seen = p.fingerprint()
+		}
+		show(err)
+	}
+}

@@ -1,0 +1,107 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+
+	"isle"
+	"isle/internal/api"
+	islev1 "isle/internal/api/isle/v1"
+)
+
+// chunk is how many bytes of a file one message carries.
+const chunk = 256 << 10
+
+// send gives the server the content that it lacks.
+func (h *hashed) send(ctx context.Context, c *api.Client, need []string, p *progress) error {
+	var total, done int64
+	for _, d := range need {
+		total += h.size(isle.Digest(d))
+	}
+	tell := func(state string) {
+		p.event(&islev1.ProgressEvent{Step: "send files", State: state, Done: done, Total: total})
+	}
+	tell("start")
+	stream := c.Images.Put(ctx)
+	for _, d := range need {
+		item, ok := h.content[isle.Digest(d)]
+		if !ok {
+			return isle.Errorf(isle.Internal, "the server asks for %s, which no copy: names", isle.Digest(d).Short())
+		}
+		first := true
+		err := item.chunks(func(b []byte) error {
+			m := &islev1.PutRequest{Data: b}
+			if first {
+				m.Digest, first = d, false
+			}
+			done += int64(len(b))
+			tell("progress")
+			return stream.Send(m)
+		})
+		if errors.Is(err, io.EOF) { // the server has ended the call: its answer says why
+			break
+		}
+		if err != nil {
+			stream.CloseAndReceive()
+			return err
+		}
+	}
+	if _, err := stream.CloseAndReceive(); err != nil {
+		if isle.CodeOf(err) == isle.Invalid {
+			return isle.Errorf(isle.Conflict, "files changed while they were sent: %w", err).WithHint("run the command again")
+		}
+		return err
+	}
+	tell("done")
+	return nil
+}
+
+func (h *hashed) size(d isle.Digest) int64 {
+	item := h.content[d]
+	if item.path == "" {
+		return int64(len(item.bytes))
+	}
+	st, err := os.Stat(item.path)
+	if err != nil {
+		return 0
+	}
+	return st.Size()
+}
+
+// chunks calls send with the content piece by piece, at least once.
+func (item content) chunks(send func([]byte) error) error {
+	if item.path == "" {
+		b := item.bytes
+		for {
+			n := min(len(b), chunk)
+			if err := send(b[:n]); err != nil {
+				return err
+			}
+			if b = b[n:]; len(b) == 0 {
+				return nil
+			}
+		}
+	}
+	f, err := os.Open(item.path)
+	if err != nil {
+		return isle.Errorf(isle.NotFound, "cannot read %s: %w", item.path, cause(err)).WithHint("run the command again")
+	}
+	defer f.Close()
+	buf := make([]byte, chunk)
+	for sent := false; ; sent = true {
+		n, err := io.ReadFull(f, buf)
+		if n > 0 || !sent {
+			if err := send(buf[:n]); err != nil {
+				return err
+			}
+		}
+		switch {
+		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+			return nil
+		case err != nil:
+			return isle.Errorf(isle.Unavailable, "cannot read %s: %w", item.path, cause(err))
+		}
+	}
+}

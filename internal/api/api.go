@@ -1,0 +1,175 @@
+package api
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"isle"
+	"isle/internal/api/isle/v1/islev1connect"
+	"isle/internal/audit"
+	"isle/internal/build"
+	"isle/internal/environment"
+	"isle/internal/image"
+	"isle/internal/spec"
+)
+
+// Lifecycle makes and ends environments; *environment.Manager implements it.
+type Lifecycle interface {
+	Up(ctx context.Context, actor isle.Actor, req environment.UpRequest, progress func(environment.Progress)) (environment.UpResult, error)
+	Down(ctx context.Context, actor isle.Actor, ref isle.Ref, volumes bool, progress func(environment.Progress)) error
+	Extend(ctx context.Context, actor isle.Actor, ref isle.Ref, by time.Duration, never bool) (time.Time, error)
+}
+
+// Records tells about environments; *environment.Manager implements it.
+type Records interface {
+	List(ctx context.Context) ([]environment.Environment, error)
+	Get(ctx context.Context, ref isle.Ref) (environment.Environment, error)
+	Usage(ctx context.Context, ref isle.Ref) (environment.Usage, error)
+	VolumesOf(ctx context.Context, ref isle.Ref) ([]environment.Volume, error)
+	VolumeUsed(id isle.ID) (int64, error)
+	Doors(ctx context.Context, actor isle.Actor, ref isle.Ref) ([]environment.Door, error)
+}
+
+// Sessions work inside environments; *environment.Manager implements it.
+type Sessions interface {
+	Exec(ctx context.Context, actor isle.Actor, ref isle.Ref, service string, e environment.Exec) (environment.Process, error)
+	Forward(ctx context.Context, actor isle.Actor, ref isle.Ref, service string, port int) (io.ReadWriteCloser, error)
+	CopyIn(ctx context.Context, actor isle.Actor, ref isle.Ref, service, dir string, baseline bool, tar io.Reader) error
+	CopyOut(ctx context.Context, actor isle.Actor, ref isle.Ref, service, path string, tar io.Writer) error
+	Diff(ctx context.Context, actor isle.Actor, ref isle.Ref, service string) ([]environment.Change, error)
+	Logs(ctx context.Context, actor isle.Actor, ref isle.Ref, o environment.LogOptions, emit func(environment.LogLine) error) error
+}
+
+// Environments is all that the EnvironmentService needs.
+type Environments interface {
+	Lifecycle
+	Records
+	Sessions
+}
+
+// Builder locks and builds; *build.Builder implements it.
+type Builder interface {
+	Lock(ctx context.Context, f spec.File, old *spec.Lock, copies []build.Copied, o build.LockOptions, p build.Progress) (lock *spec.Lock, changes []string, err error)
+	Needs(lock *spec.Lock) []isle.Digest
+	Build(ctx context.Context, f spec.File, lock *spec.Lock, o build.Options, p build.Progress) (build.Result, error)
+	Verify(ctx context.Context, f spec.File, lock *spec.Lock, o build.Options, p build.Progress) (build.Result, error)
+	Export(ctx context.Context, lock *spec.Lock, w io.Writer) error
+	Import(ctx context.Context, r io.Reader) (packages int, size int64, err error)
+}
+
+// Blobs takes what clients upload; *image.Store implements it.
+type Blobs interface {
+	Missing(digests []isle.Digest) []isle.Digest
+	PutBlob(ctx context.Context, d isle.Digest, r io.Reader) error
+	// Hold keeps everything in the store until release is called.
+	Hold() (release func())
+}
+
+// Audit is the log as the API writes and reads it.
+type Audit interface {
+	Log
+	// Encoded returns the canonical encodings of up to limit entries from a
+	// sequence number on; there are no more if it returns fewer.
+	Encoded(ctx context.Context, from uint64, limit int) ([][]byte, error)
+	// Next is the sequence number that the next entry will have.
+	Next(ctx context.Context) (uint64, error)
+}
+
+// Host is the server itself.
+type Host interface {
+	Info() Info
+	Doctor(ctx context.Context) []Check
+	Collect(ctx context.Context, dryRun bool) (Collected, error)
+	// Stop begins to end the server and returns at once.
+	Stop()
+}
+
+// Info says which server answers.
+type Info struct {
+	Version string
+	State   string // the state folder
+	PID     int
+	Started time.Time
+}
+
+// A Check is one thing that the machine has or lacks.
+type Check struct {
+	Name    string
+	State   string // CheckOK, CheckWarning or CheckMissing
+	Message string
+	Remedy  string // the command, or a sentence
+}
+
+// The states of a Check.
+const (
+	CheckOK      = "ok"
+	CheckWarning = "warning" // works, but less well
+	CheckMissing = "missing" // environments cannot run
+)
+
+// Collected says what was freed.
+type Collected struct {
+	Layers, Blobs, Volumes int
+	Freed                  int64 // bytes
+}
+
+// Config is what the API stands in front of. All of it is required.
+type Config struct {
+	Environments Environments
+	Builder      Builder
+	Blobs        Blobs
+	Audit        Audit
+	Host         Host
+	Authorize    Authorize // RootOnly until there are roles
+	Mirror       string    // of requests that name none; "" is the machine's
+	Log          *slog.Logger
+}
+
+// New returns the handler of all services. The http.Server it is given to uses
+// ConnContext, and speaks HTTP/2 without TLS for the bidirectional streams.
+func New(cfg Config) http.Handler {
+	g := &guard{authorize: cfg.Authorize, log: cfg.Audit, slog: cfg.Log, rules: rules()}
+	options := []connect.HandlerOption{
+		connect.WithInterceptors(g),
+		connect.WithReadMaxBytes(maxMessage),
+		connect.WithRecover(func(_ context.Context, s connect.Spec, _ http.Header, p any) error {
+			cfg.Log.Error("a call panicked", "procedure", s.Procedure, "panic", p, "stack", string(debug.Stack()))
+			return toWire(isle.Errorf(isle.Internal, "the server made a mistake in %s: %v", s.Procedure, p).WithHint("please report it; the server's log has more"))
+		}),
+	}
+	mux := http.NewServeMux()
+	mux.Handle(islev1connect.NewEnvironmentServiceHandler(&environments{cfg}, options...))
+	mux.Handle(islev1connect.NewBuildServiceHandler(&images{cfg}, options...))
+	mux.Handle(islev1connect.NewServerServiceHandler(&host{cfg}, options...))
+	return impatient(mux)
+}
+
+// actorOf is who acts; the guard has seen to it that there is someone.
+func actorOf(ctx context.Context) isle.Actor {
+	a, _ := ActorFrom(ctx)
+	return a
+}
+
+// recorded does something between its intent and its outcome in the audit log.
+func (cfg Config) recorded(ctx context.Context, intent audit.Entry, do func() error) error {
+	if err := cfg.Audit.Append(ctx, intent); err != nil {
+		return err
+	}
+	err := do()
+	if aerr := cfg.Audit.Append(context.WithoutCancel(ctx), intent.Outcome(err)); aerr != nil {
+		cfg.Log.Error("an outcome could not be recorded; recovery will close it as unknown", "action", intent.Action, "err", aerr)
+	}
+	return err
+}
+
+var (
+	_ Builder      = (*build.Builder)(nil)
+	_ Blobs        = (*image.Store)(nil)
+	_ Environments = (*environment.Manager)(nil)
+)

@@ -1,0 +1,143 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"isle"
+	"isle/internal/api/isle/v1/islev1connect"
+)
+
+// A Client speaks to a server. Its errors are *isle.Error, as the server made
+// them. It is safe for concurrent use.
+type Client struct {
+	Environments islev1connect.EnvironmentServiceClient
+	Images       islev1connect.BuildServiceClient
+	Server       islev1connect.ServerServiceClient
+
+	address   string
+	transport *http.Transport
+}
+
+// NewClient makes a client for the server at address: the path of a unix
+// socket, with or without "unix:" in front. It dials when first used, and
+// speaks HTTP/2 without TLS, which the bidirectional streams need.
+func NewClient(address string) *Client {
+	address = strings.TrimPrefix(strings.TrimPrefix(address, "unix://"), "unix:")
+	c := &Client{address: address}
+	c.transport = &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", address)
+		},
+		Protocols:          new(http.Protocols),
+		DisableCompression: true,
+	}
+	c.transport.Protocols.SetUnencryptedHTTP2(true)
+	client := &http.Client{Transport: c.transport}
+	options := []connect.ClientOption{
+		connect.WithInterceptors(decoder{address}),
+		connect.WithReadMaxBytes(maxMessage),
+		connect.WithAcceptCompression("gzip", nil, nil), // the socket is local: compressing costs more than it saves
+	}
+	const base = "http://isle"
+	c.Environments = islev1connect.NewEnvironmentServiceClient(client, base, options...)
+	c.Images = islev1connect.NewBuildServiceClient(client, base, options...)
+	c.Server = islev1connect.NewServerServiceClient(client, base, options...)
+	return c
+}
+
+// Address is where the server is.
+func (c *Client) Address() string { return c.address }
+
+// Close drops idle connections.
+func (c *Client) Close() { c.transport.CloseIdleConnections() }
+
+// Answers reports whether a server listens at the address. The error says why
+// not: NotFound (no server), Refused (not ours to speak to).
+func (c *Client) Answers(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", c.address)
+	if err != nil {
+		return dialError(c.address, err)
+	}
+	return conn.Close()
+}
+
+// dialError says why nobody can be spoken to at address.
+func dialError(address string, err error) error {
+	switch {
+	case errors.Is(err, os.ErrPermission):
+		return isle.Errorf(isle.Refused, "%s", OnlyRoot).WithHint("run the command as root, for example with sudo")
+	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return isle.Errorf(isle.NotFound, "no server answers at %s", address).WithHint("start one with `isle server`, or see `isle doctor`")
+	default:
+		return isle.Errorf(isle.Unavailable, "cannot reach the server at %s: %w", address, err).WithHint("see `isle doctor`")
+	}
+}
+
+// A decoder gives errors back the form they had in the server.
+type decoder struct{ address string }
+
+func (d decoder) decode(err error) error {
+	var op *net.OpError
+	switch {
+	case err == nil || errors.Is(err, io.EOF) && connect.CodeOf(err) == connect.CodeUnknown:
+		return err
+	case errors.As(err, &op) && op.Op == "dial":
+		return dialError(d.address, op.Err)
+	}
+	err = fromWire(err)
+	if e, ok := err.(*isle.Error); ok && e.Code == isle.Unavailable && e.Hint == "" {
+		return e.WithHint("the server went away; environments run on: try again, and see `isle doctor`")
+	}
+	return err
+}
+
+// WrapUnary implements connect.Interceptor.
+func (d decoder) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
+	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
+		res, err := next(ctx, req)
+		if err != nil {
+			return nil, d.decode(err)
+		}
+		return res, nil
+	}
+}
+
+// WrapStreamingClient implements connect.Interceptor.
+func (d decoder) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
+	return func(ctx context.Context, spec connect.Spec) connect.StreamingClientConn {
+		return &decodingConn{next(ctx, spec), d}
+	}
+}
+
+// WrapStreamingHandler implements connect.Interceptor.
+func (d decoder) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
+	return next
+}
+
+type decodingConn struct {
+	connect.StreamingClientConn
+	decoder decoder
+}
+
+// Receive implements connect.StreamingClientConn.
+func (c *decodingConn) Receive(msg any) error {
+	return c.decoder.decode(c.StreamingClientConn.Receive(msg))
+}
+
+// Send implements connect.StreamingClientConn. It leaves io.EOF as it is: the
+// reason is what Receive returns.
+func (c *decodingConn) Send(msg any) error {
+	return c.decoder.decode(c.StreamingClientConn.Send(msg))
+}

@@ -1,0 +1,190 @@
+package api
+
+import (
+	"context"
+	"path"
+	"sync"
+	"time"
+
+	"isle"
+	islev1 "isle/internal/api/isle/v1"
+	"isle/internal/audit"
+	"isle/internal/build"
+	"isle/internal/spec"
+)
+
+// A request is a Source as it was understood.
+type request struct {
+	file   spec.File
+	lock   *spec.Lock // nil if there is none
+	copies []build.Copied
+}
+
+// readSource parses and bounds what a client sent.
+func readSource(s *islev1.Source) (request, error) {
+	var r request
+	name := s.GetSpecName()
+	if name == "" {
+		name = "isle.yaml"
+	}
+	switch {
+	case len(s.GetSpec()) == 0:
+		return r, isle.Errorf(isle.Invalid, "the request has no environment file").WithHint("send isle.yaml as source.spec, in base64 over JSON")
+	case len(s.GetSpec()) > maxSpec:
+		return r, isle.Errorf(isle.Invalid, "%s has %d bytes, at most %d are read", name, len(s.GetSpec()), maxSpec)
+	case len(s.GetTrees()) > maxTrees:
+		return r, isle.Errorf(isle.Invalid, "%s copies %d trees, at most %d", name, len(s.GetTrees()), maxTrees)
+	}
+	var err error
+	if r.file, err = spec.Parse(name, s.GetSpec()); err != nil {
+		return r, err
+	}
+	if len(s.GetLock()) > 0 {
+		lockName := name[:len(name)-len(path.Ext(name))] + ".lock"
+		if r.lock, err = spec.ParseLock(lockName, s.GetLock()); err != nil {
+			return r, err
+		}
+	}
+	for _, t := range s.GetTrees() {
+		c := build.Copied{Service: t.GetService(), From: t.GetFrom(), To: t.GetTo(), Tree: isle.Digest(t.GetDigest())}
+		if !c.Tree.Valid() {
+			return r, isle.Errorf(isle.Invalid, "copy %s of service %s: %q is no digest", c.From, c.Service, t.GetDigest())
+		}
+		r.copies = append(r.copies, c)
+	}
+	return r, nil
+}
+
+// A teller passes progress on to a stream, one event at a time. Byte counts
+// are thinned out to ten a second for each step; an audit intent is made
+// durable before the first step that does work, so that a request with nothing
+// to do writes nothing.
+type teller struct {
+	cfg    Config
+	ctx    context.Context // of the call
+	cancel context.CancelCauseFunc
+	send   func(*islev1.ProgressEvent) error
+	intent audit.Entry
+
+	mu     sync.Mutex
+	begun  bool // the intent is written
+	last   map[string]time.Time
+	failed bool // nobody reads any more
+}
+
+// newTeller returns a teller and the context to work under: it ends when the
+// stream breaks or the intent cannot be recorded.
+func (cfg Config) newTeller(ctx context.Context, action isle.Action, r isle.Resource, send func(*islev1.ProgressEvent) error) (*teller, context.Context) {
+	work, cancel := context.WithCancelCause(ctx)
+	return &teller{
+		cfg: cfg, ctx: ctx, cancel: cancel, send: send, intent: audit.NewIntent(actorOf(ctx), action, r, ""), last: map[string]time.Time{},
+	}, work
+}
+
+// build is a build.Progress.
+func (t *teller) build(e build.Event) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if e.State == "start" && !t.begun {
+		t.begun = true
+		if err := t.cfg.Audit.Append(t.ctx, t.intent); err != nil {
+			t.begun = false
+			t.cancel(err)
+			return
+		}
+	}
+	t.tell(&islev1.ProgressEvent{Service: e.Service, Step: e.Step, State: e.State, Message: e.Message, Done: e.Done, Total: e.Total})
+}
+
+// event passes an event on that is no build's.
+func (t *teller) event(e *islev1.ProgressEvent) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.tell(e)
+}
+
+// tell sends; t.mu is held.
+func (t *teller) tell(e *islev1.ProgressEvent) {
+	if t.failed {
+		return
+	}
+	if e.State == "progress" {
+		key, now := e.Service+"\x00"+e.Step, time.Now()
+		if now.Sub(t.last[key]) < 100*time.Millisecond && e.Done != e.Total {
+			return
+		}
+		t.last[key] = now
+	}
+	if err := t.send(e); err != nil {
+		t.failed = true
+		t.cancel(err)
+	}
+}
+
+// end records how the work ended, if any was done, and gives err its cause.
+func (t *teller) end(ctx context.Context, err error) error {
+	if err != nil && ctx.Err() != nil && t.ctx.Err() == nil {
+		err = context.Cause(ctx)
+	}
+	t.cancel(nil)
+	t.mu.Lock()
+	begun := t.begun
+	t.mu.Unlock()
+	if begun {
+		if aerr := t.cfg.Audit.Append(context.WithoutCancel(t.ctx), t.intent.Outcome(err)); aerr != nil {
+			t.cfg.Log.Error("an outcome could not be recorded; recovery will close it as unknown", "action", t.intent.Action, "err", aerr)
+		}
+	}
+	return err
+}
+
+// built is a locked and built request, or what is needed to make it.
+type built struct {
+	need    []isle.Digest
+	lock    *spec.Lock
+	changed []byte // the lock to write; nil if it is as it was sent
+	result  build.Result
+}
+
+// prepareOptions are what Up and Build say about locking and building.
+type prepareOptions struct {
+	lock   build.LockOptions
+	build  build.Options
+	verify bool
+}
+
+// prepare locks and builds. It returns early, with need, where the client has
+// files to send first.
+func (cfg Config) prepare(ctx context.Context, r request, o prepareOptions, p build.Progress) (built, error) {
+	if o.lock.Mirror == "" {
+		o.lock.Mirror = cfg.Mirror
+	}
+	o.build.Mirror = o.lock.Mirror
+	lock, changes, err := cfg.Builder.Lock(ctx, r.file, r.lock, r.copies, o.lock, p)
+	if err != nil {
+		return built{}, err
+	}
+	b := built{lock: lock}
+	if r.lock == nil || len(changes) > 0 {
+		b.changed = lock.Encode()
+	}
+	if b.need = cfg.Builder.Needs(lock); len(b.need) > 0 {
+		return b, nil
+	}
+	if b.result, err = cfg.Builder.Build(ctx, r.file, lock, o.build, p); err != nil {
+		return b, err
+	}
+	if o.verify {
+		_, err = cfg.Builder.Verify(ctx, r.file, lock, o.build, p)
+	}
+	return b, err
+}
+
+// strings of digests, for the wire.
+func digestStrings(ds []isle.Digest) []string {
+	out := make([]string, len(ds))
+	for i, d := range ds {
+		out[i] = string(d)
+	}
+	return out
+}

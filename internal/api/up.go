@@ -1,0 +1,183 @@
+package api
+
+import (
+	"context"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"isle"
+	islev1 "isle/internal/api/isle/v1"
+	"isle/internal/build"
+	"isle/internal/environment"
+)
+
+// environments serves the EnvironmentService.
+type environments struct{ Config }
+
+// Up implements the RPC: lock, build, launch. A one-shot environment lives as
+// long as the call.
+func (s *environments) Up(ctx context.Context, req *connect.Request[islev1.UpRequest], stream *connect.ServerStream[islev1.UpEvent]) error {
+	m := req.Msg
+	r, err := readSource(m.GetSource())
+	if err != nil {
+		return err
+	}
+	ref, err := s.refOf(ctx, m, r.file.Name)
+	if err != nil {
+		return err
+	}
+	if m.GetOneShot() {
+		if _, err := s.Environments.Get(ctx, ref); err == nil {
+			return isle.Errorf(isle.Conflict, "environment %s is there already", ref).WithHint("choose another --name, or end it with: isle down %s", ref)
+		}
+	}
+	tell, work := s.newTeller(ctx, isle.ActionImageBuild, isle.Resource{Kind: "image", Name: r.file.Name}, func(e *islev1.ProgressEvent) error {
+		return stream.Send(&islev1.UpEvent{Event: &islev1.UpEvent_Progress{Progress: e}})
+	})
+	release := s.Blobs.Hold() // what is built has no name before it is launched
+	defer release()
+	b, err := s.prepare(work, r, prepareOptions{lock: build.LockOptions{Mirror: m.GetMirror(), Locked: m.GetLocked()}}, tell.build)
+	if err = tell.end(work, err); err != nil {
+		return err
+	}
+	if len(b.need) > 0 {
+		return stream.Send(&islev1.UpEvent{Event: &islev1.UpEvent_Need{Need: &islev1.Need{Digests: digestStrings(b.need)}}})
+	}
+	up := environment.UpRequest{
+		Ref: ref, Project: r.file.Name, Branch: m.GetBranch(), Spec: r.file, Images: b.result.Images, Reasons: b.result.Reasons,
+		OneShot: m.GetOneShot(), NoWait: m.GetNoWait(),
+	}
+	if m.GetTtl() != nil {
+		d := m.GetTtl().AsDuration()
+		up.TTL = &d
+	}
+	if up.OneShot {
+		defer s.endOneShot(ctx, ref)
+	}
+	launch, launching := s.newTeller(ctx, isle.ActionEnvironmentLaunch, isle.Resource{}, tell.send)
+	defer launch.cancel(nil)
+	res, err := s.Environments.Up(launching, actorOf(ctx), up, func(p environment.Progress) { launch.event(progressMessage(p)) })
+	if err != nil {
+		return err
+	}
+	release()
+	err = stream.Send(&islev1.UpEvent{Event: &islev1.UpEvent_Result{Result: &islev1.UpResult{
+		Environment: environmentMessage(res.Environment), Lock: b.changed, Changed: res.Changed, Replaced: res.Replaced,
+	}}})
+	if err == nil && up.OneShot {
+		<-ctx.Done() // the client hung up, or the server ends
+	}
+	return err
+}
+
+// endOneShot tears down what belongs to a call that has ended. The environment
+// room does the same at the next start, should the server die first.
+func (s *environments) endOneShot(ctx context.Context, ref isle.Ref) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer cancel()
+	e, err := s.Environments.Get(ctx, ref)
+	if err != nil || !e.OneShot {
+		return // torn down already
+	}
+	err = s.Environments.Down(ctx, actorOf(ctx), ref, true, func(environment.Progress) {})
+	if err != nil && isle.CodeOf(err) != isle.NotFound {
+		s.Log.Error("a one-shot environment could not be torn down", "environment", ref, "err", err)
+	}
+}
+
+// refOf is the environment that is meant. A name that the client derived from
+// project and branch gets a hash suffix where another project or branch has it.
+func (s *environments) refOf(ctx context.Context, m *islev1.UpRequest, project string) (isle.Ref, error) {
+	name, stage := m.GetName(), m.GetStage()
+	if name == "" {
+		name = project
+	}
+	if stage == "" {
+		stage = isle.DefaultStage
+	}
+	ref, err := isle.ParseRef(name + "@" + stage)
+	if err != nil || !m.GetDerivedName() {
+		return ref, err
+	}
+	hash := isle.DigestOf([]byte(project + "\x00" + m.GetBranch())).Hex()[:8]
+	other := isle.Ref{Name: isle.Slug(name[:min(len(name), 31)] + "-" + hash), Stage: stage}
+	if e, err := s.Environments.Get(ctx, other); err == nil && e.Project == project && e.Branch == m.GetBranch() {
+		return other, nil
+	}
+	e, err := s.Environments.Get(ctx, ref)
+	if err == nil && (e.Project != project || e.Branch != m.GetBranch()) {
+		return other, nil
+	}
+	return ref, nil
+}
+
+// Down implements the RPC. It goes on after one that fails and returns the
+// first error.
+func (s *environments) Down(ctx context.Context, req *connect.Request[islev1.DownRequest], stream *connect.ServerStream[islev1.ProgressEvent]) error {
+	var refs []isle.Ref
+	if req.Msg.GetAll() {
+		list, err := s.Environments.List(ctx)
+		if err != nil {
+			return err
+		}
+		for _, e := range list {
+			refs = append(refs, e.Ref)
+		}
+	}
+	for _, name := range req.Msg.GetEnvironments() {
+		ref, err := isle.ParseRef(name)
+		if err != nil {
+			return err
+		}
+		refs = append(refs, ref)
+	}
+	if len(refs) == 0 && !req.Msg.GetAll() {
+		return isle.Errorf(isle.Invalid, "no environment is named").WithHint("name some, or set all")
+	}
+	tell, work := s.newTeller(ctx, isle.ActionEnvironmentDown, isle.Resource{}, stream.Send)
+	defer tell.cancel(nil)
+	return eachAtOnce(refs, func(ref isle.Ref) error {
+		label := ref.String()
+		tell.event(&islev1.ProgressEvent{Service: label, Step: "down", State: "start"})
+		err := s.Environments.Down(work, actorOf(ctx), ref, req.Msg.GetVolumes(), func(p environment.Progress) {
+			if p.State == "progress" || p.State == "log" {
+				tell.event(progressMessage(p))
+			}
+		})
+		if err != nil {
+			tell.event(&islev1.ProgressEvent{Service: label, Step: "down", State: "failed", Message: Flatten(err).Message})
+			return err
+		}
+		tell.event(&islev1.ProgressEvent{Service: label, Step: "down", State: "done"})
+		return nil
+	})
+}
+
+// downAtOnce is how many environments one call tears down side by side.
+const downAtOnce = 8
+
+// eachAtOnce calls do for every ref, several side by side, and returns the
+// first error in their order.
+func eachAtOnce(refs []isle.Ref, do func(isle.Ref) error) error {
+	errs := make([]error, len(refs))
+	slots := make(chan struct{}, downAtOnce)
+	done := make(chan struct{})
+	for i, ref := range refs {
+		go func() {
+			slots <- struct{}{}
+			errs[i] = do(ref)
+			<-slots
+			done <- struct{}{}
+		}()
+	}
+	for range refs {
+		<-done
+	}
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,236 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"isle"
+	"isle/internal/airlock"
+	"isle/internal/api"
+	"isle/internal/audit"
+	"isle/internal/build"
+	"isle/internal/build/debian"
+	"isle/internal/driver/local"
+	"isle/internal/environment"
+	"isle/internal/gateway"
+	"isle/internal/image"
+	"isle/internal/initproto"
+	"isle/internal/store/sqlite"
+)
+
+// rooms are what the server is made of.
+type rooms struct {
+	server   *Server
+	store    *sqlite.Store
+	images   *image.Store
+	builder  *build.Builder
+	driver   *local.Driver
+	airlocks *airlock.Airlocks
+	home     *initproto.Home
+	manager  *environment.Manager
+	handler  http.Handler
+}
+
+// compose constructs every room and wires it. What was opened before an error
+// is closed again.
+func compose(s *Server) (r *rooms, err error) {
+	cfg := s.cfg
+	at := func(name string) string { return filepath.Join(cfg.State, name) }
+	r = &rooms{server: s}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, r.close(false))
+		}
+	}()
+	if r.store, err = sqlite.Open(at("isle.db"), sqlite.Config{}); err != nil {
+		return r, err
+	}
+	if r.images, err = image.Open(at("images")); err != nil {
+		return r, err
+	}
+	if r.driver, err = local.New(local.Config{State: at("sandboxes"), Runtime: cfg.Runtime, CgroupParent: cfg.Cgroup, Log: s.log}); err != nil {
+		return r, err
+	}
+	archive, err := debian.New(debian.Config{Dir: at("debian"), Blobs: r.images, Log: s.log})
+	if err != nil {
+		return r, err
+	}
+	if r.builder, err = build.New(build.Config{Images: r.images, Archive: archive, Sandbox: r.driver, Cache: at("build")}); err != nil {
+		return r, err
+	}
+	r.home = initproto.NewHome(initproto.HomeConfig{Log: s.log, Refused: r.impostor})
+	r.airlocks, err = airlock.New(airlock.Config{
+		Dir: at("airlocks"), Home: r.home.Serve, Egress: gateway.New(gateway.Config{}), Refused: r.refused,
+		Inherited: adoptFiles(), Log: s.log,
+	})
+	if err != nil {
+		return r, err
+	}
+	names, err := s.chooseNames()
+	if err != nil {
+		return r, err
+	}
+	r.manager = environment.New(environment.Config{
+		Store: r.store, Ports: r.store, Driver: r.driver, Network: r.airlocks, Volumes: r.driver.Volumes(), Lines: r.home,
+		Images: r.images, Init: cfg.Init, Logs: at("logs"), HTTP: names, Log: s.log, Fault: cfg.fault(),
+	})
+	r.handler = api.New(api.Config{
+		Environments: r.manager, Builder: r.builder, Blobs: r.images, Audit: r.store, Host: r, Authorize: api.RootOnly,
+		Mirror: cfg.Mirror, Log: s.log,
+	})
+	return r, nil
+}
+
+// fault is the point at which a test wants the server to die, as a function
+// for the rooms to call; nil in production.
+func (c Config) fault() func(string) {
+	if c.Fault == "" {
+		return nil
+	}
+	return func(point string) {
+		if point == c.Fault {
+			unix.Kill(os.Getpid(), unix.SIGKILL)
+			select {} // it comes at once
+		}
+	}
+}
+
+// reconcile makes what is what should be.
+func (r *rooms) reconcile(ctx context.Context) error { return r.manager.Reconcile(ctx) }
+
+// export returns the airlocks' sockets for a successor.
+func (r *rooms) export() (map[string]*os.File, error) { return r.airlocks.Export() }
+
+// close closes the rooms, those that use others first, and gives the state
+// folder free. Environments run on.
+func (r *rooms) close(successor bool) error {
+	var errs []error
+	if r.manager != nil {
+		errs = append(errs, r.manager.Close())
+	}
+	if r.airlocks != nil {
+		r.airlocks.Stop()
+	}
+	if r.home != nil {
+		errs = append(errs, r.home.Close())
+	}
+	if r.driver != nil {
+		errs = append(errs, r.driver.Close())
+	}
+	if r.store != nil {
+		errs = append(errs, r.store.Close())
+	}
+	if !successor {
+		errs = append(errs, r.server.lock.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// refused records what an environment tried to reach and may not.
+func (r *rooms) refused(f airlock.Refusal) {
+	actor := isle.Actor{Kind: isle.Workload, Name: string(f.Instance)}
+	e, known := r.manager.ByInstance(f.Instance)
+	if known {
+		actor.Name = e.Ref.Name + "@" + e.Ref.Stage
+	}
+	entry := audit.NewEvent(actor, isle.ActionEgressConnect, isle.Resource{Kind: "egress", Name: f.Destination}, isle.Deny, f.Protocol)
+	entry.Rule, entry.Count = f.Reason, f.Count
+	r.append(entry, e, known, f.Instance)
+}
+
+// impostor records what called home without being an isle-init.
+func (r *rooms) impostor(f initproto.Refusal) {
+	actor := isle.Actor{Kind: isle.Workload, Name: string(f.Instance)}
+	e, known := r.manager.ByInstance(f.Instance)
+	if known {
+		actor.Name = e.Ref.Name + "@" + e.Ref.Stage
+	}
+	entry := audit.NewEvent(actor, isle.ActionEgressConnect, isle.Resource{Kind: "egress", Name: "home"}, isle.Deny, "")
+	entry.Rule, entry.Count = f.Reason, f.Count
+	r.append(entry, e, known, f.Instance)
+}
+
+// append writes an entry about an instance that nobody waits for.
+func (r *rooms) append(entry audit.Entry, e environment.Environment, known bool, instance isle.ID) {
+	if known {
+		entry = entry.In(e.Ref, instance)
+	} else {
+		entry.Instance = instance
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if err := r.store.Append(ctx, entry); err != nil {
+		r.server.log.Error("a refusal could not be recorded", "instance", instance, "what", entry.Resource, "err", err)
+	}
+}
+
+// Info implements api.Host.
+func (r *rooms) Info() api.Info {
+	s := r.server
+	return api.Info{Version: s.cfg.Version, State: s.cfg.State, PID: os.Getpid(), Started: s.started}
+}
+
+// Doctor implements api.Host.
+func (r *rooms) Doctor(context.Context) []api.Check { return Doctor(r.server.cfg) }
+
+// Stop implements api.Host.
+func (r *rooms) Stop() { r.server.Stop() }
+
+const (
+	// keepBuilds is how long what a project was last built of is kept, though
+	// no environment runs it.
+	keepBuilds = 30 * 24 * time.Hour
+	// settled is how old a volume without a record must be to be nobody's.
+	settled = time.Hour
+)
+
+// Collect implements api.Host: it frees layers and blobs that neither an
+// environment nor a project's last build names, and volumes without a record.
+func (r *rooms) Collect(ctx context.Context, dryRun bool) (api.Collected, error) {
+	images, volumes := r.manager.InUse(ctx)
+	used := map[isle.Digest]bool{}
+	for _, m := range images {
+		for _, l := range m.Layers {
+			used[l.Digest] = true
+		}
+	}
+	layers, blobs := r.builder.Keep(time.Now().Add(-keepBuilds))
+	c, err := r.images.Collect(func(d isle.Digest) bool { return used[d] || layers(d) }, blobs, dryRun)
+	if err != nil {
+		return api.Collected{}, err
+	}
+	out := api.Collected{Layers: c.Layers, Blobs: c.Blobs, Freed: c.Bytes}
+	if !dryRun {
+		r.builder.Prune()
+	}
+	known := map[isle.ID]bool{}
+	for _, id := range volumes {
+		known[id] = true
+	}
+	files := r.driver.Volumes()
+	ids, err := files.List(ctx)
+	if err != nil {
+		return out, err
+	}
+	for _, id := range ids {
+		if known[id] || time.Since(id.Time()) < settled {
+			continue
+		}
+		if size, err := files.Used(id); err == nil {
+			out.Freed += size
+		}
+		out.Volumes++
+		if !dryRun {
+			if err := files.Delete(ctx, id); err != nil {
+				return out, err
+			}
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,154 @@
+// Package server puts the rooms together into the one process that runs
+// environments.
+//
+// Config is all that can be set. New constructs every room and wires it; it is
+// the only place that does. Run reconciles, serves, and ends in order: no new
+// calls, calls in progress cut off, rooms closed, the state folder given free.
+// Environments run on without it. On SIGHUP it becomes the program that is at
+// its path now, with the same process ID, and hands over its listening sockets.
+package server
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"isle"
+)
+
+// DefaultState is the state folder of an installed server.
+const DefaultState = "/var/lib/isle"
+
+// runFolder holds sockets that are not in their state folder.
+const runFolder = "/run/isle"
+
+// DefaultNames is where the installed server serves published HTTP ports by
+// name.
+const DefaultNames = "127.0.0.1:7480"
+
+// Config is everything that can be set about a server. The zero value of each
+// field is its default.
+type Config struct {
+	// State is the folder that holds everything: records, audit log, images,
+	// volumes, logs. It is made, for root only (0700), where it is missing.
+	// One server runs on a state folder; two folders are two servers that know
+	// nothing of each other. Default /var/lib/isle.
+	State string
+
+	// Socket is the path of the unix socket that is served, for root only
+	// (0600). Default: SocketPath(State).
+	Socket string
+
+	// Names is the TCP address, on loopback, at which published HTTP ports are
+	// reached by name: http://PORT.NAME.localhost:7480/, or
+	// PORT.NAME.STAGE.localhost where the stage is not testing. "off" turns it
+	// off. Where the port is taken any free one is used. Default 127.0.0.1:7480
+	// for the default state folder, and any free port for others.
+	Names string
+
+	// Mirror is the base URL of the Debian mirror to take packages from.
+	// Default: the machine's, from apt's configuration.
+	Mirror string
+
+	// Runtime is the OCI runtime that starts containers: "crun", "runc" or a
+	// path. Default: crun if there is one, else runc.
+	Runtime string
+
+	// Init is the path of isle-init. Default: beside the program, or in
+	// ../libexec/isle from there.
+	Init string
+
+	// Cgroup is the control group below which every environment's is made.
+	// Default: one named for the state folder, below the root.
+	Cgroup string
+
+	// Log is a file to write the log to, kept below 16 MiB by rotation to
+	// Log.1. Default: standard error.
+	Log string
+
+	// LogLevel is the least level that is logged. Default: info.
+	LogLevel slog.Level
+
+	// Version is what the program calls itself.
+	Version string
+
+	// Fault is for tests: the name of a point at which the server kills itself
+	// (SIGKILL), as if the machine had. It is set by ISLE_FAULT. Default: none.
+	Fault string
+}
+
+// Bounds of the process.
+const (
+	// graceful is how long calls in progress may go on when the server ends.
+	graceful = 3 * time.Second
+	// teardown is how long they may then take to undo what they hold.
+	teardown = 15 * time.Second
+	// maxConnections bounds open connections on the unix socket.
+	maxConnections = 1024
+)
+
+// SocketPath is where the server of a state folder listens: /run/isle/isle.sock
+// for the default one, isle.sock in the folder for others, and a path made from
+// its hash where that would be too long for a socket's address (sun_path has
+// 108 bytes, unix(7)).
+func SocketPath(state string) string {
+	if abs, err := filepath.Abs(state); err == nil {
+		state = abs
+	}
+	if state == DefaultState {
+		return filepath.Join(runFolder, "isle.sock")
+	}
+	if p := filepath.Join(state, "isle.sock"); len(p) <= 100 {
+		return p
+	}
+	sum := sha256.Sum256([]byte(state))
+	return filepath.Join(runFolder, hex.EncodeToString(sum[:8])+".sock")
+}
+
+// withDefaults returns c with every default filled in.
+func (c Config) withDefaults() (Config, error) {
+	if c.State == "" {
+		c.State = DefaultState
+	}
+	abs, err := filepath.Abs(c.State)
+	if err != nil {
+		return c, isle.Errorf(isle.Invalid, "state folder %s: %w", c.State, err)
+	}
+	c.State = abs
+	if c.Socket == "" {
+		c.Socket = SocketPath(c.State)
+	}
+	if c.Names == "" {
+		c.Names = "127.0.0.1:0"
+		if c.State == DefaultState {
+			c.Names = DefaultNames
+		}
+	}
+	if c.Init == "" {
+		c.Init, err = findInit()
+	}
+	return c, err
+}
+
+// findInit looks for isle-init where building and installing put it.
+func findInit() (string, error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return "", isle.Errorf(isle.Internal, "cannot find my own executable: %w", err)
+	}
+	dir := filepath.Dir(exe)
+	if real, err := filepath.EvalSymlinks(exe); err == nil {
+		dir = filepath.Dir(real)
+	}
+	places := []string{filepath.Join(dir, "isle-init"), filepath.Join(dir, "..", "libexec", "isle", "isle-init")}
+	for _, p := range places {
+		if st, err := os.Stat(p); err == nil && st.Mode().IsRegular() && st.Mode()&0o111 != 0 {
+			return filepath.Clean(p), nil
+		}
+	}
+	return "", isle.Errorf(isle.Unavailable, "isle-init is neither at %s nor at %s", places[0], filepath.Clean(places[1])).
+		WithHint("install it there with `make build` or `make install`, or name it with --init")
+}

@@ -1,0 +1,265 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"isle"
+	"isle/internal/api"
+)
+
+// A Server is the one process that runs environments.
+type Server struct {
+	cfg      Config
+	log      *slog.Logger
+	exe      string // path that a reload starts again
+	lock     *os.File
+	handover *Handover
+	ready    *readiness
+	started  time.Time
+	rooms    *rooms
+
+	stop     chan struct{} // closed by Stop
+	stopOnce sync.Once
+}
+
+// New takes the state folder and constructs every room. It serves nothing yet;
+// who waits for a server that was started on demand is told of an error.
+func New(cfg Config) (*Server, error) {
+	ready, handover := newReadiness(), adopt()
+	s, err := newServer(cfg, ready, handover)
+	if err != nil {
+		ready.say(err)
+		return nil, err
+	}
+	return s, nil
+}
+
+func newServer(cfg Config, ready *readiness, handover *Handover) (*Server, error) {
+	if os.Geteuid() != 0 {
+		return nil, isle.Errorf(isle.Refused, "the server needs root: it makes namespaces, mounts and control groups").WithHint("run it with sudo, or install it with `make install`")
+	}
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{cfg: cfg, ready: ready, handover: handover, started: time.Now(), stop: make(chan struct{})}
+	if s.exe, err = os.Executable(); err != nil {
+		return nil, isle.Errorf(isle.Internal, "cannot find my own executable: %w", err)
+	}
+	s.exe = strings.TrimSuffix(s.exe, " (deleted)") // replaced while we ran
+	if err := s.takeState(); err != nil {
+		return nil, err
+	}
+	if s.log, err = newLogger(cfg); err != nil {
+		s.lock.Close()
+		return nil, err
+	}
+	if s.rooms, err = compose(s); err != nil {
+		s.lock.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// newLogger logs to the file of the configuration, or to standard error.
+func newLogger(cfg Config) (*slog.Logger, error) {
+	options := &slog.HandlerOptions{Level: cfg.LogLevel}
+	if cfg.Log == "" {
+		return slog.New(slog.NewTextHandler(os.Stderr, options)), nil
+	}
+	f, err := openLog(cfg.Log)
+	if err != nil {
+		return nil, err
+	}
+	return slog.New(slog.NewTextHandler(f, options)), nil
+}
+
+// takeState makes the state folder, for root only, and locks it: one server
+// for each. The lock ends with the process, however it ends.
+func (s *Server) takeState() error {
+	if err := os.MkdirAll(s.cfg.State, 0o700); err != nil {
+		return isle.Errorf(isle.Unavailable, "cannot make the state folder: %w", err).WithHint("choose another with --state")
+	}
+	if err := os.Chmod(s.cfg.State, 0o700); err != nil {
+		return isle.Errorf(isle.Unavailable, "cannot close the state folder to others: %w", err).WithHint("choose another with --state")
+	}
+	name := filepath.Join(s.cfg.State, "server.lock")
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return isle.Errorf(isle.Unavailable, "cannot write to the state folder: %w", err).WithHint("choose another with --state")
+	}
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		f.Close()
+		return isle.Errorf(isle.Conflict, "another server runs on %s", s.cfg.State).WithHint("end it with `isle server stop --state %s`, or choose another folder with --state", s.cfg.State)
+	}
+	if err != nil {
+		f.Close()
+		return isle.Errorf(isle.Unavailable, "cannot lock %s: %w", name, err)
+	}
+	s.lock = f
+	return nil
+}
+
+// Run reconciles what is with what should be, then serves until ctx ends, Stop
+// is called or SIGHUP asks for another program. Environments run on.
+func (s *Server) Run(ctx context.Context) error {
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, unix.SIGHUP)
+	defer signal.Stop(hangups)
+
+	calls, cutOff := context.WithCancel(context.Background()) // the root of every call's context
+	defer cutOff()
+	l, err := s.listen()
+	if err == nil {
+		err = s.rooms.reconcile(ctx)
+	}
+	if err != nil {
+		s.ready.say(err)
+		if l != nil {
+			l.Close()
+		}
+		return errors.Join(err, s.rooms.close(false))
+	}
+	s.handover.discard()
+
+	srv := s.httpServer(calls)
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(l) }() // ends with Shutdown or Close, which every way out of here calls
+	s.ready.say(nil)
+	s.log.Info("serving", "version", s.cfg.Version, "pid", os.Getpid(), "state", s.cfg.State, "socket", s.cfg.Socket)
+
+	for {
+		select {
+		case err := <-served:
+			cutOff()
+			return errors.Join(isle.Errorf(isle.Internal, "the server cannot accept connections: %w", err), s.rooms.close(false))
+		case <-hangups:
+			if err := s.checkSuccessor(ctx); err != nil {
+				s.log.Error("the installed program does not run; going on with this one", "program", s.exe, "err", err)
+				continue
+			}
+			return s.replace(srv, cutOff)
+		case <-ctx.Done():
+		case <-s.stop:
+		}
+		s.log.Info("ending; environments go on")
+		s.ready.systemd("STOPPING=1")
+		s.end(srv, cutOff)
+		os.Remove(s.cfg.Socket)
+		return s.rooms.close(false)
+	}
+}
+
+// Stop begins to end the server. It may be called from a call, and more than
+// once.
+func (s *Server) Stop() { s.stopOnce.Do(func() { close(s.stop) }) }
+
+// end stops serving: no new calls, then those in progress are cut off and may
+// undo what they hold.
+func (s *Server) end(srv *http.Server, cutOff context.CancelFunc) {
+	quiet := time.AfterFunc(graceful, cutOff)
+	defer quiet.Stop()
+	ctx, cancel := context.WithTimeout(context.Background(), graceful+teardown)
+	defer cancel()
+	if err := srv.Shutdown(ctx); err != nil {
+		s.log.Warn("calls did not end in time", "err", err)
+		srv.Close()
+	}
+}
+
+// checkSuccessor sees whether the program that would take over runs at all.
+func (s *Server) checkSuccessor(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, s.exe, "version", "--server", "/nonexistent").CombinedOutput()
+	if err != nil {
+		return isle.Errorf(isle.Failed, "%s version: %s: %w", s.exe, strings.TrimSpace(string(out)), err)
+	}
+	return nil
+}
+
+// replace becomes the program that is installed now, with the same process ID
+// and the listening sockets. It returns only if that fails.
+func (s *Server) replace(srv *http.Server, cutOff context.CancelFunc) error {
+	s.log.Info("handing over", "program", s.exe)
+	s.ready.systemd("RELOADING=1")
+	listeners, err := s.handover.pass()
+	if err != nil {
+		return errors.Join(err, s.rooms.close(false))
+	}
+	s.end(srv, cutOff)
+	sockets, err := s.rooms.export()
+	if err != nil { // they are made again, with a moment in which they refuse
+		s.log.Error("airlocks' sockets are not handed over", "err", err)
+	}
+	if err := s.rooms.close(true); err != nil {
+		s.log.Error("a room did not close", "err", err)
+	}
+	environ := append(os.Environ(), listeners, passFiles(sockets))
+	return isle.Errorf(isle.Internal, "cannot start %s: %w", s.exe, unix.Exec(s.exe, os.Args, environ))
+}
+
+// listen opens the unix socket, for root only.
+func (s *Server) listen() (net.Listener, error) {
+	return s.handover.Listen("api", func() (net.Listener, error) {
+		dir := filepath.Dir(s.cfg.Socket)
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return nil, isle.Errorf(isle.Unavailable, "cannot make the socket's folder: %w", err)
+		}
+		// The lock on the state folder says that a socket there is a dead one's,
+		// unless two folders were given one socket.
+		if conn, err := net.DialTimeout("unix", s.cfg.Socket, time.Second); err == nil {
+			conn.Close()
+			return nil, isle.Errorf(isle.Conflict, "another server answers at %s", s.cfg.Socket).WithHint("choose another socket with --server")
+		}
+		if st, err := os.Lstat(s.cfg.Socket); err == nil {
+			if st.Mode().Type() != os.ModeSocket {
+				return nil, isle.Errorf(isle.Conflict, "%s is there and no socket", s.cfg.Socket).WithHint("choose another with --server")
+			}
+			if err := os.Remove(s.cfg.Socket); err != nil {
+				return nil, isle.Errorf(isle.Unavailable, "cannot replace %s: %w", s.cfg.Socket, err)
+			}
+		}
+		// Nobody else may connect, not even between bind and chmod.
+		old := syscall.Umask(0o177)
+		l, err := net.Listen("unix", s.cfg.Socket)
+		syscall.Umask(old)
+		if err != nil {
+			return nil, isle.Errorf(isle.Unavailable, "cannot listen on %s: %w", s.cfg.Socket, err)
+		}
+		return l, nil
+	})
+}
+
+// httpServer bounds what a connection may do.
+func (s *Server) httpServer(calls context.Context) *http.Server {
+	srv := &http.Server{
+		Handler:           s.rooms.handler,
+		BaseContext:       func(net.Listener) context.Context { return calls },
+		ConnContext:       api.ConnContext,
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    64 << 10,
+		Protocols:         new(http.Protocols),
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 250, MaxReceiveBufferPerStream: 1 << 20, MaxReceiveBufferPerConnection: 4 << 20},
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+	}
+	srv.Protocols.SetHTTP1(true) // curl, and whatever speaks JSON
+	srv.Protocols.SetUnencryptedHTTP2(true)
+	return srv
+}
