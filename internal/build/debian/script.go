@@ -5,13 +5,38 @@ import "strings"
 // commands reads a shell script as far as that can be done without running it:
 // the simple commands, words unquoted, with the variables that were given a
 // literal value before. Conditions are not looked at: a command counts wherever
-// it stands. A word with anything else in it that the shell would expand is
+// it stands; the body of a for loop over literal words, once for each of them.
+// A word with anything else in it that the shell would expand is
 // unknown: its text is kept and begins with "$".
-func commands(script string) (out [][]string) {
-	script = strings.ReplaceAll(script, "\\\n", " ")
-	vars := map[string]string{}
+func commands(script string) [][]string {
+	return commandsWith(strings.ReplaceAll(script, "\\\n", " "), map[string]string{}, 0)
+}
+
+// maxCommands bounds the commands of one package, and maxLoops how deep loops
+// are followed.
+const (
+	maxCommands = 10000
+	maxLoops    = 3
+)
+
+func commandsWith(script string, vars map[string]string, depth int) (out [][]string) {
 	var words []string
 	end := func() {
+		if depth < maxLoops && len(words) > 3 && words[0] == "for" && words[2] == "in" {
+			if body, after, ok := loop(script); ok {
+				for _, value := range strings.Fields(strings.Join(words[3:], " ")) {
+					if len(out) > maxCommands || !known(value) {
+						break
+					}
+					vars[words[1]] = value
+					out = append(out, commandsWith(body, vars, depth+1)...)
+				}
+				delete(vars, words[1])
+				script = after
+			}
+			words = nil
+			return
+		}
 		for len(words) > 0 {
 			switch w := words[0]; {
 			case w == "if" || w == "then" || w == "else" || w == "elif" || w == "!" || w == "do" || w == "while" || w == "exec" || w == "{" || w == "(":
@@ -19,10 +44,9 @@ func commands(script string) (out [][]string) {
 				continue
 			case assignment(w) > 0:
 				n := assignment(w)
-				if value := w[n+1:]; !strings.Contains(value, "$") && !strings.Contains(value, "`") {
+				// A computed value is often under a condition: a literal given before stays the best guess.
+				if value := w[n+1:]; !strings.ContainsAny(value, "$`") {
 					vars[w[:n]] = value
-				} else {
-					delete(vars, w[:n])
 				}
 				words = words[1:]
 				continue
@@ -32,7 +56,7 @@ func commands(script string) (out [][]string) {
 		}
 		words = nil
 	}
-	for len(script) > 0 && len(out) < 100000 {
+	for len(script) > 0 && len(out) < maxCommands {
 		switch c := script[0]; {
 		case c == ' ' || c == '\t' || c == '\r':
 			script = script[1:]
@@ -42,8 +66,8 @@ func commands(script string) (out [][]string) {
 				end()
 			}
 		case strings.IndexByte("\n;|&()", c) >= 0:
-			end()
 			script = script[1:]
+			end()
 		case c == '<' || c == '>':
 			script = strings.TrimLeft(script, "<>&-") // the file's name becomes a word; harmless
 		default:
@@ -54,6 +78,31 @@ func commands(script string) (out [][]string) {
 	}
 	end()
 	return out
+}
+
+// loop splits what follows "for … in …;" into the body, between do and its
+// done, and what is behind.
+func loop(s string) (body, after string, ok bool) {
+	start, nesting := 0, 0
+	for i := 0; i < len(s); {
+		n := strings.IndexFunc(s[i:], func(c rune) bool { return c < 'a' || c > 'z' })
+		if n < 0 {
+			n = len(s) - i
+		}
+		lone := i == 0 || strings.IndexByte(" \t\n;", s[i-1]) >= 0
+		switch {
+		case lone && s[i:i+n] == "do":
+			if nesting++; nesting == 1 {
+				start = i + n
+			}
+		case lone && s[i:i+n] == "done" && nesting > 0:
+			if nesting--; nesting == 0 {
+				return s[start:i], s[i+n:], true
+			}
+		}
+		i += n + 1
+	}
+	return "", "", false
 }
 
 // assignment returns where the "=" of NAME=value stands, or 0.

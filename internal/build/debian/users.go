@@ -18,7 +18,7 @@ import (
 // Neither depends on what else is in the image, so that files in volumes keep
 // their owner when packages change.
 var fixedIDs = map[string]uint32{
-	"messagebus": 100, "postgres": 101, "redis": 102, "mysql": 103, "mongodb": 104, "rabbitmq": 105, "memcache": 106,
+	"messagebus": 135, "postgres": 101, "redis": 102, "mysql": 103, "mongodb": 104, "rabbitmq": 105, "memcache": 106,
 	"sshd": 107, "ssl-cert": 108, "nginx": 109, "haproxy": 110, "mosquitto": 111, "bind": 112, "unbound": 113,
 	"_ssh": 114, "systemd-network": 115, "systemd-resolve": 116, "systemd-timesync": 117, "systemd-journal": 118,
 	"polkitd": 119, "postfix": 120, "postdrop": 121, "rdma": 122, "render": 123, "sgx": 124, "crontab": 125, "netdev": 126,
