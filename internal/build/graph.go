@@ -43,7 +43,7 @@ type step struct {
 type work struct {
 	into    *image.Store // where new layers go; blobs and lower layers are in the Builder's
 	parents []string     // paths of the layers below, lowest first
-	say     func(Event)  // Service and Step are filled in
+	say     func(Event)  // Service, and Step where it is empty, are filled in
 }
 
 // Build makes the images of every service of f. What the lock names but the
@@ -135,10 +135,7 @@ func (b *Builder) service(ctx context.Context, project string, s spec.Service, l
 
 // run returns a step's layers, made or from the cache.
 func (b *Builder) run(ctx context.Context, st step, below image.Image, o Options, why string, made *memo, p Progress) ([]image.Layer, error) {
-	say := func(e Event) {
-		e.Service, e.Step = st.service, st.name
-		p(e)
-	}
+	say := st.events(p)
 	key := st.inputs.key()
 	leave, err := b.flights.enter(ctx, key)
 	if err != nil {
@@ -178,6 +175,17 @@ func (b *Builder) run(ctx context.Context, st step, below image.Image, o Options
 	}
 	say(Event{State: "done", Done: size, Total: size})
 	return layers, nil
+}
+
+// events tells p what the step says.
+func (st step) events(p Progress) func(Event) {
+	return func(e Event) {
+		e.Service = st.service
+		if e.Step == "" {
+			e.Step = st.name
+		}
+		p(e)
+	}
 }
 
 // stepError says which step of which service failed; code and hint stay.

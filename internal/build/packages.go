@@ -76,16 +76,22 @@ func (b *Builder) packagesStep(s spec.Service, sl spec.ServiceLock, base inputs,
 
 // fetch brings the step's packages into the store.
 func (b *Builder) fetch(ctx context.Context, sl spec.ServiceLock, o Options, say func(Event)) error {
-	var missing []isle.Digest
+	var digests []isle.Digest
 	for _, p := range sl.Packages {
-		missing = append(missing, p.Digest)
+		digests = append(digests, p.Digest)
 	}
-	if len(b.Images.Missing(missing)) == 0 {
+	missing := b.Images.Missing(digests)
+	if len(missing) == 0 {
 		return nil
 	}
-	return b.Archive.Fetch(ctx, sl.Packages, debian.FetchOptions{Mirror: o.Mirror, Suite: sl.Suite}, func(n, total int64) {
-		say(Event{State: "progress", Message: "fetch", Done: n, Total: total})
+	say(Event{Step: "fetch", State: "start", Message: count(len(missing), "package")})
+	err := b.Archive.Fetch(ctx, sl.Packages, debian.FetchOptions{Mirror: o.Mirror, Suite: sl.Suite}, func(n, total int64) {
+		say(Event{Step: "fetch", State: "progress", Done: n, Total: total})
 	})
+	if err == nil {
+		say(Event{Step: "fetch", State: "done"})
+	}
+	return err
 }
 
 func packagesTitle(sl spec.ServiceLock) string {

@@ -51,10 +51,7 @@ func (b *Builder) verifyService(ctx context.Context, s spec.Service, lock *spec.
 			below.Layers = append(below.Layers, want[:n]...)
 			continue
 		}
-		say := func(e Event) {
-			e.Service, e.Step = st.service, st.name
-			p(e)
-		}
+		say := st.events(p)
 		say(Event{State: "start", Message: "verify: make it again"})
 		parents, err := b.Images.Verify(ctx, below)
 		if err != nil {
