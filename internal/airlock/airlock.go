@@ -170,6 +170,10 @@ func (s *Airlocks) Open(ctx context.Context, instance isle.ID, egress []spec.Egr
 	if stopped {
 		return "", isle.Errorf(isle.Unavailable, "the airlock of %s can't open: the server is stopping", instance)
 	}
+	if sl.airlock != nil && !s.made(instance) { // somebody else took its pins
+		sl.airlock.stop()
+		sl.airlock = nil
+	}
 	a := sl.airlock
 	if a == nil {
 		a = newAirlock(&s.config, instance, &s.trailing)
@@ -177,6 +181,8 @@ func (s *Airlocks) Open(ctx context.Context, instance isle.ID, egress []spec.Egr
 	if err := s.open(a, plan); err != nil {
 		if sl.airlock == nil {
 			a.stop()
+		} else {
+			a.forget()
 		}
 		return "", wrap(err, "open the airlock of "+string(instance))
 	}
@@ -184,11 +190,17 @@ func (s *Airlocks) Open(ctx context.Context, instance isle.ID, egress []spec.Egr
 	return filepath.Join(s.dir(instance), sandboxPin), nil
 }
 
+// made reports whether both namespaces of an instance are there.
+func (s *Airlocks) made(instance isle.ID) bool {
+	dir := s.dir(instance)
+	return pinned(filepath.Join(dir, sandboxPin)) && pinned(filepath.Join(dir, airlockPin))
+}
+
 // open sees to it that the namespaces are there and the plan's sockets listen.
 func (s *Airlocks) open(a *airlock, plan *plan) error {
 	dir := s.dir(a.instance)
 	listen := func() error { return a.listen(plan, s.inherit(a.instance)) }
-	if pinned(filepath.Join(dir, sandboxPin)) && pinned(filepath.Join(dir, airlockPin)) {
+	if s.made(a.instance) {
 		if err := within(filepath.Join(dir, airlockPin), listen); err != nil {
 			return err
 		}

@@ -75,9 +75,20 @@ func resolve(r *dns.Msg, q dns.Question, names map[string]netip.Addr, asked func
 	}
 }
 
+// Nameserver is the address of the DNS server in every airlock, for
+// /etc/resolv.conf.
+const Nameserver = "198.18.0.1"
+
 // answer records questions for unknown names; the wire format bounds them to
-// some 1,000 printable bytes, which are cut.
-func (a *airlock) answer(message []byte) []byte {
+// some 1,000 printable bytes, which are cut. A message that the parser can't
+// bear is dropped, for what is inside must not end the server.
+func (a *airlock) answer(message []byte) (reply []byte) {
+	defer func() {
+		if r := recover(); r != nil {
+			a.config.Log.Error("airlock: a DNS message broke the parser", "instance", a.instance, "panic", r)
+			reply = nil
+		}
+	}()
 	return answer(message, a.current().names, func(name string) {
 		if len(name) > 253 {
 			name = name[:253] + "…"

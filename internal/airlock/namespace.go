@@ -188,7 +188,11 @@ func join(airlock *os.File) error {
 	// The peer is born in its namespace: moving a link costs a grace period.
 	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: airlockLink, PeerHardwareAddr: airlockMAC,
 		PeerNamespace: netlink.NsFd(int(airlock.Fd())), PeerTxQLen: -1}
-	if err := inside.LinkAdd(veth); err != nil {
+	err = inside.LinkAdd(veth)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return isle.Errorf(isle.Unavailable, "this kernel has no veth devices: %w", err).WithHint("modprobe veth")
+	}
+	if err != nil {
 		return fmt.Errorf("make the veth pair: %w", err)
 	}
 	ours, err := bring(inside, sandboxLink, sandboxAddress, airlockAddress.Addr(), airlockMAC)

@@ -15,7 +15,7 @@ import (
 
 var (
 	homeAddress = netip.MustParseAddrPort(initproto.HomeAddress)
-	dnsAddress  = netip.AddrPortFrom(homeAddress.Addr(), 53)
+	dnsAddress  = netip.MustParseAddrPort(Nameserver + ":53")
 
 	// synthetic is the benchmarking range of RFC 2544: never in the internet,
 	// and so never what a grant means. 198.18.1.0 to 198.18.255.254 stand for

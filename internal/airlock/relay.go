@@ -216,6 +216,17 @@ func (a *airlock) follow(p *plan) error {
 	return nil
 }
 
+// forget closes the sockets that listen opened and follow did not get to
+// serve: nobody would answer there.
+func (a *airlock) forget() {
+	for name, socket := range a.sockets {
+		if !a.served[name] {
+			socket.Close()
+			delete(a.sockets, name)
+		}
+	}
+}
+
 // serve does what a socket is there for, until it is closed.
 func (a *airlock) serve(name string, socket io.Closer) {
 	switch s := socket.(type) {
