@@ -2,6 +2,7 @@ package local
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -311,10 +312,19 @@ func (c *cgroups) busy(instance string) bool {
 	return readKey(c.path(instance, ""), "cgroup.events", "populated") != 0
 }
 
-// has reports whether the process is in the launch's group. A recycled pid is
-// not.
+// has reports whether the process runs in the launch's group. A recycled pid
+// does not, nor does a process that has ended and was not yet waited for.
 func (c *cgroups) has(instance, launch string, pid int) bool {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cgroup")
+	proc := "/proc/" + strconv.Itoa(pid)
+	stat, err := os.ReadFile(proc + "/stat")
+	if err != nil {
+		return false
+	}
+	// proc_pid_stat(5): the state follows the name, which ends in the last ")".
+	if _, state, ok := strings.Cut(string(stat[max(0, bytes.LastIndexByte(stat, ')')):]), ") "); !ok || state == "" || strings.ContainsAny(state[:1], "ZX") {
+		return false
+	}
+	b, err := os.ReadFile(proc + "/cgroup")
 	if err != nil {
 		return false
 	}

@@ -1,10 +1,8 @@
 package local
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -12,13 +10,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"isle"
 	"isle/internal/environment"
@@ -202,18 +200,16 @@ func (b *bench) report(l environment.Launch) map[string]string {
 	return nil
 }
 
-func newInstance() isle.ID { return isle.NewID() }
-
 // eachRuntime runs a test on crun and on runc.
 func eachRuntime(t *testing.T, test func(t *testing.T, b *bench)) {
-	for _, runtime := range []string{"crun", "runc"} {
-		t.Run(runtime, func(t *testing.T) { test(t, newBench(t, runtime)) })
+	for _, name := range []string{"crun", "runc"} {
+		t.Run(name, func(t *testing.T) { test(t, newBench(t, name)) })
 	}
 }
 
 func TestALaunchIsWhatItsImageSaysAndIsSealed(t *testing.T) {
 	eachRuntime(t, func(t *testing.T, b *bench) {
-		l := b.launchOf(newInstance())
+		l := b.launchOf(isle.NewID())
 		want := map[string]string{
 			"read /app/file":        "above",
 			"read /etc/shadow":      "secret",
@@ -270,6 +266,376 @@ func TestALaunchIsWhatItsImageSaysAndIsSealed(t *testing.T) {
 	})
 }
 
-var _ = bytes.NewReader
-var _ = errors.New
-var _ = unix.Getpid
+func TestWhatReachesTheKernelOrTheHostIsRefused(t *testing.T) {
+	const (
+		refused = "operation not permitted"
+		unknown = "function not implemented"
+	)
+	if runtime.GOARCH != "amd64" {
+		t.Fatal("add this architecture's system call numbers")
+	}
+	want := map[string]string{
+		"call 165 0 0 0 0":               refused, // mount
+		"call 166 0 0":                   refused, // umount2
+		"call 272 131072":                refused, // unshare
+		"call 308 3 0":                   refused, // setns
+		"call 101 0 0 0 0":               refused, // ptrace
+		"call 321 0 0 0":                 refused, // bpf
+		"call 250 0 0":                   refused, // keyctl
+		"call 248 0 0 0 0 0":             refused, // add_key
+		"call 425 1 0":                   refused, // io_uring_setup
+		"call 298 0 0 0 0 0":             refused, // perf_event_open
+		"call 323 0":                     refused, // userfaultfd
+		"call 175 0 0 0":                 refused, // init_module
+		"call 313 0 0 0":                 refused, // finit_module
+		"call 246 0 0 0 0":               refused, // kexec_load
+		"call 304 0 0 0":                 refused, // open_by_handle_at
+		"call 169 0 0 0 0":               refused, // reboot
+		"call 167 0 0":                   refused, // swapon
+		"call 103 2 0 0":                 refused, // syslog
+		"call 164 0 0":                   refused, // settimeofday
+		"call 161 0":                     refused, // chroot
+		"call 155 0 0":                   refused, // pivot_root
+		"call 310 1 0 0 0 0":             refused, // process_vm_readv
+		"call 56 268435456 0 0 0 0":      unknown, // clone(CLONE_NEWUSER)
+		"call 435 0 0":                   unknown, // clone3
+		"call 9999":                      unknown,
+		"call 135 8388608":               unknown, // personality(ADDR_NO_RANDOMIZE is 0x40000)
+		"call 41 16 3 0":                 "done",  // socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE)
+		"call 41 16 3 4":                 unknown, // NETLINK_SOCK_DIAG
+		"call 41 17 3 0":                 unknown, // AF_PACKET
+		"call 41 40 1 0":                 unknown, // AF_VSOCK
+		"call 41 38 5 0":                 unknown, // AF_ALG
+		"call 41 2 3 1":                  refused, // a raw IPv4 socket
+		"mknod /tmp/kmsg":                refused,
+		"write /proc/self/oom_score_adj": "invalid argument",
+		"write /dev/sda":                 "written", // an ordinary file on a tmpfs
+		"list /proc/acpi":                "",
+		"list /sys/fs/cgroup":            "no such file or directory",
+		"write /proc/1/root/../../etc/x": "read-only file system",
+	}
+	eachRuntime(t, func(t *testing.T, b *bench) {
+		var probes []string
+		for p := range want {
+			probes = append(probes, p)
+		}
+		slices.Sort(probes)
+		l := b.launchOf(isle.NewID(), probes...)
+		b.up(&l)
+		got := b.report(l)
+		for p, w := range want {
+			if got[p] != w {
+				t.Errorf("%s: %q, want %q", p, got[p], w)
+			}
+		}
+	})
+}
+
+// hostSees is all that a launch could leave behind on the host.
+func hostSees(t testing.TB, d *Driver) string {
+	t.Helper()
+	var b strings.Builder
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if strings.Contains(line, d.state) || strings.Contains(line, d.private) {
+			fmt.Fprint(&b, "mount ", line)
+		}
+	}
+	loops, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	for _, l := range loops {
+		if f, _ := os.ReadFile(l); strings.Contains(string(f), d.state) {
+			fmt.Fprint(&b, "loop ", string(f))
+		}
+	}
+	for instance, launches := range d.groups.list() {
+		fmt.Fprintln(&b, "group", instance, launches)
+	}
+	folders, _ := filepath.Glob(filepath.Join(d.sandboxes(), "[^.]*"))
+	more, _ := filepath.Glob(filepath.Join(d.runtimeRoot(), "[^.]*"))
+	for _, f := range append(folders, more...) {
+		fmt.Fprintln(&b, "folder", f)
+	}
+	return b.String()
+}
+
+// seesNothing waits until the host sees nothing of the driver: what the kernel tidies
+// away after a mount it does a moment later.
+func seesNothing(t testing.TB, d *Driver) {
+	t.Helper()
+	var left string
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		if left = hostSees(t, d); left == "" {
+			return
+		}
+	}
+	t.Errorf("left behind:\n%s", left)
+}
+
+func TestNothingIsLeftOfWhatIsRemoved(t *testing.T) {
+	install(t, "mke2fs")
+	eachRuntime(t, func(t *testing.T, b *bench) {
+		volume := isle.NewID()
+		if err := b.volumes.Create(t.Context(), volume, 32<<20); err != nil {
+			t.Fatal(err)
+		}
+		l := b.launchOf(isle.NewID(), "list /data", "owner /data", "write /data/x")
+		l.Volumes = []environment.Mount{{Volume: volume, Path: "/data"}}
+		exited := b.up(&l)
+		if r := b.report(l); r["list /data"] != "" || r["owner /data"] != "0:0 755" || r["write /data/x"] != "written" {
+			t.Errorf("%q", r)
+		}
+		if mounts := hostSees(t, b.Driver); strings.Contains(mounts, "mount ") {
+			t.Errorf("a mount of a launch is seen by the host:\n%s", mounts)
+		}
+		all, err := b.List(t.Context())
+		if err != nil || !slices.Equal(all, []environment.Sandbox{{Instance: l.Instance, Launch: l.ID, Alive: true}}) {
+			t.Errorf("%v, %v", all, err)
+		}
+		if u, err := b.Usage(t.Context(), l.Instance); err != nil || u.Memory == 0 || u.PIDs == 0 || u.CPU == 0 {
+			t.Errorf("%+v, %v", u, err)
+		}
+		for range 2 { // idempotent
+			if err := b.Remove(t.Context(), l.Instance); err != nil {
+				t.Fatal(err)
+			}
+		}
+		<-exited
+		seesNothing(t, b.Driver)
+	})
+}
+
+func TestAVolumeOutlivesItsLaunchAndIsMountedOnce(t *testing.T) {
+	install(t, "mke2fs")
+	b := newBench(t, "crun")
+	volume := isle.NewID()
+	if err := b.volumes.Create(t.Context(), volume, 32<<20); err != nil {
+		t.Fatal(err)
+	}
+	if used, err := b.volumes.Used(volume); err != nil || used == 0 || used > 16<<20 {
+		t.Errorf("used %d, %v", used, err)
+	}
+	mount := []environment.Mount{{Volume: volume, Path: "/data"}}
+	first := b.launchOf(isle.NewID(), "write /data/x", "chown /data/x", "fill /data/full")
+	first.Volumes = mount
+	b.up(&first)
+	if r := b.report(first); r["fill /data/full"] != "no space left on device" {
+		t.Errorf("a volume holds more than its size: %q", r)
+	}
+	second := b.launchOf(isle.NewID(), "owner /data/x", "list /data")
+	second.Volumes, second.UIDBase = mount, testUIDs+idRange
+	if err := b.Prepare(t.Context(), environment.Shared{Instance: second.Instance}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := b.Launch(ctx, second); isle.CodeOf(err) != isle.Conflict {
+		t.Errorf("the second mount of a volume: %v", err)
+	}
+	if err := b.Kill(t.Context(), first.Instance, first.ID); err != nil {
+		t.Fatal(err)
+	}
+	// The replacement waits for the kernel to let go, and has other host uids.
+	if err := b.Launch(t.Context(), second); err != nil {
+		t.Fatal(err)
+	}
+	if r := b.report(second); r["owner /data/x"] != "42:42 644" || r["list /data"] != "full x" {
+		t.Errorf("%q", r)
+	}
+	if ids, err := b.volumes.List(t.Context()); err != nil || !slices.Equal(ids, []isle.ID{volume}) {
+		t.Errorf("%v, %v", ids, err)
+	}
+	for range 2 {
+		if err := b.volumes.Delete(t.Context(), volume); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestAFileThatIsleDidNotMakeIsNotMounted(t *testing.T) {
+	b := newBench(t, "crun")
+	elsewhere := filepath.Join(t.TempDir(), "image")
+	if err := os.WriteFile(elsewhere, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	link, shared := isle.NewID(), isle.NewID()
+	if err := os.Symlink(elsewhere, b.volumes.Path(link)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(b.volumes.Path(shared), make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(b.volumes.Path(shared), 1000, 1000); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []isle.ID{link, shared, "../../../etc/passwd", ""} {
+		l := b.launchOf(isle.NewID())
+		l.Volumes = []environment.Mount{{Volume: id, Path: "/data"}}
+		if err := b.Prepare(t.Context(), environment.Shared{Instance: l.Instance}); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.Launch(t.Context(), l); err == nil {
+			t.Errorf("volume %q was mounted", id)
+		}
+		if left := b.launches()[l.Instance]; len(left) != 0 {
+			t.Errorf("a failed launch left %v", left)
+		}
+	}
+}
+
+func TestAServerThatStartsAgainFindsAndEndsWhatRuns(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, b *bench) {
+		running, ended := b.launchOf(isle.NewID()), b.launchOf(isle.NewID(), "end")
+		b.up(&running)
+		<-b.up(&ended)
+		// The server dies: nothing is told to anyone, and another one starts.
+		b.Driver.Close()
+		b.Driver = b.open(b.state, b.given.Runtime)
+		all, err := b.List(t.Context())
+		want := []environment.Sandbox{
+			{Instance: running.Instance, Launch: running.ID, Alive: true},
+			{Instance: ended.Instance, Launch: ended.ID},
+		}
+		if err != nil || len(all) != 2 || !slices.Contains(all, want[0]) || !slices.Contains(all, want[1]) {
+			t.Errorf("%v, %v", all, err)
+		}
+		exits := make(chan isle.ID, 3)
+		for _, l := range []environment.Launch{running, ended} {
+			if err := b.Watch(l.Instance, l.ID, func() { exits <- l.ID }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if id := <-exits; id != ended.ID {
+			t.Errorf("%s has not ended", id)
+		}
+		if err := b.Kill(t.Context(), running.Instance, running.ID); err != nil {
+			t.Fatal(err)
+		}
+		if id := <-exits; id != running.ID {
+			t.Errorf("%s ended twice", id)
+		}
+		for _, l := range []environment.Launch{running, ended} {
+			if err := b.Remove(t.Context(), l.Instance); err != nil {
+				t.Fatal(err)
+			}
+		}
+		seesNothing(t, b.Driver)
+	})
+}
+
+func TestWhatAServerLeftHalfDoneIsFoundAndRemoved(t *testing.T) {
+	b := newBench(t, "crun")
+	// Killed after each step of a launch: the folder, the groups, the runtime
+	// in them that has not got to making a container.
+	folder, group, process := isle.NewID(), isle.NewID(), isle.NewID()
+	for _, id := range []isle.ID{folder, process} {
+		if err := os.MkdirAll(b.dir(id, id), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, id := range []isle.ID{group, process} {
+		if err := b.Prepare(t.Context(), environment.Shared{Instance: id}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	in, err := b.groups.add(string(process), string(process))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.close()
+	args := append([]string{"-c", enter, "sh"}, in.files...)
+	cmd := exec.Command("/bin/sh", append(args, "--", "sleep", "1000")...)
+	if in.group != nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(in.group.Fd())}
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	all, err := b.List(t.Context())
+	if err != nil || len(all) != 3 {
+		t.Errorf("%v, %v", all, err)
+	}
+	for _, s := range all {
+		if s.Alive {
+			t.Errorf("%v is not alive", s)
+		}
+		if err := b.Remove(t.Context(), s.Instance); err != nil {
+			t.Error(err)
+		}
+	}
+	cmd.Wait() // it was killed
+	seesNothing(t, b.Driver)
+}
+
+func TestAForkBombDiesAtOnceAndAMemoryBombAlone(t *testing.T) {
+	b := newBench(t, "crun")
+	l := b.launchOf(isle.NewID(), "fork")
+	exited := b.up(&l)
+	neighbour := b.launchOf(isle.NewID())
+	b.up(&neighbour)
+	for {
+		u, err := b.Usage(t.Context(), l.Instance)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if u.PIDs > l.Limits.PIDs {
+			t.Fatalf("%d processes, limit %d", u.PIDs, l.Limits.PIDs)
+		}
+		if u.PIDs > l.Limits.PIDs*3/4 {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if err := b.Kill(t.Context(), l.Instance, l.ID); err != nil {
+		t.Fatal(err)
+	}
+	<-exited
+	memory := b.launchOf(isle.NewID(), "fill /tmp/full", "fill /dev/shm/full", "eat")
+	memory.Limits.Memory = 64 << 20
+	exited = b.up(&memory)
+	<-exited
+	if u, err := b.Usage(t.Context(), memory.Instance); err != nil || u.OOMKill == 0 {
+		t.Errorf("%+v, %v", u, err)
+	}
+	if !b.alive(neighbour.Instance, neighbour.ID) {
+		t.Error("the neighbour is gone")
+	}
+}
+
+func TestAFailedLaunchSaysWhyAndLeavesNothing(t *testing.T) {
+	b := newBench(t, "crun")
+	for name, spoil := range map[string]func(*environment.Launch){
+		"layer":   func(l *environment.Launch) { l.Layers = []string{b.init} },
+		"missing": func(l *environment.Launch) { l.Layers = []string{"/nowhere"} },
+		"init":    func(l *environment.Launch) { l.Init = "/nowhere" },
+		"dead":    func(l *environment.Launch) { l.Boot = []byte("not JSON") },
+		"network": func(l *environment.Launch) { l.Network = "/nowhere" },
+		"tmpfs":   func(l *environment.Launch) { l.Tmpfs = []string{"/proc/x"} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := b.launchOf(isle.NewID())
+			spoil(&l)
+			ended := make(chan struct{})
+			l.Exited = func() { close(ended) }
+			if err := b.Prepare(t.Context(), environment.Shared{Instance: l.Instance}); err != nil {
+				t.Fatal(err)
+			}
+			if err := b.Launch(t.Context(), l); err != nil {
+				t.Log(err)
+				if left := b.launches()[l.Instance]; len(left) != 0 {
+					t.Errorf("left behind: %v", left)
+				}
+			} else if name != "dead" {
+				t.Error("it was launched")
+			} else {
+				<-ended // it read Boot, and did not like it
+			}
+			if err := b.Remove(t.Context(), l.Instance); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+	seesNothing(t, b.Driver)
+}

@@ -57,7 +57,8 @@ func (d *Driver) assemble(c *container) error {
 		flags = unix.MS_NODEV
 	}
 	data += "lowerdir=" + strings.Join(lower, ":")
-	if err := unix.Mount("root", "root", "overlay", flags, data); err != nil {
+	err = asOwner(int(c.uidBase), func() error { return unix.Mount("root", "root", "overlay", flags, data) })
+	if err != nil {
 		return fmt.Errorf("stack %d layers: %w", len(c.layers), err)
 	}
 	if c.init != "" {
@@ -183,6 +184,27 @@ func (c *container) attachUpper(userns *os.File) (string, error) {
 		return "", err
 	}
 	return fmt.Sprintf("upperdir=u/%s,workdir=u/%s,", filepath.Base(c.upper), filepath.Base(c.work)), nil
+}
+
+// asOwner runs fn with the environment's root as the owner of new files, and
+// with every capability still. What overlayfs writes to the upper layer it
+// writes as who mounted it, and the host's root has no number in an idmapped
+// layer: without this the overlay can't be written. The calling thread must be
+// its own.
+func asOwner(uid int, fn func() error) error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var caps [2]unix.CapUserData
+	if err := unix.Capget(&header, &caps[0]); err != nil {
+		return fmt.Errorf("read capabilities: %w", err)
+	}
+	unix.Setfsgid(uid)
+	unix.Setfsuid(uid) // takes capabilities of files away (capabilities(7))
+	defer unix.Setfsgid(0)
+	defer unix.Setfsuid(0)
+	if err := unix.Capset(&header, &caps[0]); err != nil {
+		return fmt.Errorf("keep capabilities: %w", err)
+	}
+	return fn()
 }
 
 // bindReadOnly binds a file of the host at target.

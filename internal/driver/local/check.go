@@ -1,0 +1,158 @@
+package local
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// A Check is what one thing that the driver needs was found to be.
+type Check struct {
+	Name    string `json:"name"`
+	State   string `json:"state"`   // "ok", "warning" (works with less) or "missing"
+	Message string `json:"message"` // what was found
+	Remedy  string `json:"remedy,omitempty"`
+}
+
+// The states of a Check.
+const (
+	ok      = "ok"
+	warning = "warning"
+	missing = "missing"
+)
+
+// Check looks at what the driver needs of the machine, by trying it where that
+// leaves no trace.
+func (d *Driver) Check() []Check {
+	checks := []Check{checkRoot(), d.checkRuntime(), checkFileSystem("erofs"), checkFileSystem("overlay"), d.checkIDMap()}
+	checks = append(checks, d.checkGroups()...)
+	return append(checks, checkProc(), checkTool("mke2fs", "e2fsprogs"), checkLoop(), d.checkSpace())
+}
+
+func checkRoot() Check {
+	c := Check{Name: "root", State: ok, Message: "the server runs as root"}
+	if os.Geteuid() != 0 {
+		c.State, c.Message, c.Remedy = missing, "the server does not run as root, which making namespaces and mounts takes", "sudo isle server"
+	}
+	return c
+}
+
+func (d *Driver) checkRuntime() Check {
+	path, err := d.findRuntime()
+	if err != nil {
+		return Check{Name: "OCI runtime", State: missing, Message: "neither crun nor runc is installed", Remedy: "apt-get install crun"}
+	}
+	c := Check{Name: "OCI runtime", State: ok, Message: path}
+	if !d.crun() {
+		c.State, c.Message, c.Remedy = warning, path+" takes three times as long to start as crun", "apt-get install crun"
+	}
+	return c
+}
+
+// checkFileSystem opens a file system's context, which loads its module.
+func checkFileSystem(name string) Check {
+	fd, err := unix.Fsopen(name, unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return Check{Name: name, State: missing, Message: fmt.Sprintf("the kernel has no %s file system: %v", name, err), Remedy: "modprobe " + name}
+	}
+	unix.Close(fd)
+	return Check{Name: name, State: ok, Message: "the kernel has it"}
+}
+
+// checkIDMap idmaps a detached tmpfs: where tmpfs can't be (before Linux 6.3),
+// the kernel's version has to tell.
+func (d *Driver) checkIDMap() Check {
+	c := Check{Name: "idmapped mounts", State: ok}
+	var u unix.Utsname
+	unix.Uname(&u)
+	release := unix.ByteSliceToString(u.Release[:])
+	var major, minor int
+	fmt.Sscanf(release, "%d.%d", &major, &minor)
+	c.Message = "Linux " + release
+	if major < 5 || major == 5 && minor < 19 {
+		c.State, c.Message = missing, "Linux "+release+" can't stack idmapped layers: 5.19 or later is needed"
+		c.Remedy = "boot a newer kernel (Debian 12 has 6.1)"
+		return c
+	}
+	if _, err := d.ids.get(d.given.BuildUIDs); err != nil {
+		c.State, c.Message = missing, err.Error()
+		c.Remedy = "sysctl user.max_user_namespaces=15000"
+	}
+	return c
+}
+
+func (d *Driver) checkGroups() []Check {
+	kind := "v1"
+	if h, v2 := d.groups.unified(); v2 && len(d.groups.hierarchies) == 1 {
+		kind = "v2"
+	} else if v2 {
+		kind = "hybrid, v2 at " + h.mount
+	}
+	if len(d.groups.hierarchies) == 0 {
+		return []Check{{Name: "control groups", State: missing, Message: "no control groups are mounted", Remedy: "mount -t cgroup2 none /sys/fs/cgroup"}}
+	}
+	checks := []Check{{Name: "control groups", State: ok, Message: kind}}
+	var absent []string
+	for _, controller := range []string{"cpu", "memory", "pids"} {
+		if _, has := d.groups.with(controller); !has {
+			absent = append(absent, controller)
+		}
+	}
+	c := Check{Name: "limits", State: ok, Message: "cpu, memory and pids hold"}
+	if len(absent) > 0 {
+		c.State, c.Message = missing, "no controller for "+strings.Join(absent, ", ")+": those limits would not hold"
+		c.Remedy = "boot with cgroup_enable=" + absent[0] + " (kernel command line)"
+	}
+	return append(checks, c)
+}
+
+// checkProc looks for mounts over parts of /proc: the kernel then gives a user
+// namespace no proc of its own. It is so inside most containers.
+func checkProc() Check {
+	c := Check{Name: "proc", State: ok, Message: "fully visible"}
+	mounts, _ := os.ReadFile("/proc/self/mountinfo")
+	for line := range strings.Lines(string(mounts)) {
+		fields := strings.Fields(line)
+		if len(fields) > 4 && strings.HasPrefix(fields[4], "/proc/") && fields[4] != "/proc/sys/fs/binfmt_misc" {
+			c.State, c.Message = missing, "something is mounted over "+fields[4]+", so a sandbox can't have a /proc of its own"
+			c.Remedy = "run the server on the machine itself, or in a container with unmasked proc"
+		}
+	}
+	return c
+}
+
+func checkTool(name, pkg string) Check {
+	path, err := findTool(name)
+	if err != nil {
+		return Check{Name: name, State: missing, Message: "not installed: volumes can't be made", Remedy: "apt-get install " + pkg}
+	}
+	return Check{Name: name, State: ok, Message: path}
+}
+
+func checkLoop() Check {
+	f, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		return Check{Name: "loop devices", State: missing, Message: err.Error() + ": volumes can't be mounted", Remedy: "modprobe loop"}
+	}
+	f.Close()
+	return Check{Name: "loop devices", State: ok, Message: "/dev/loop-control"}
+}
+
+// lowSpace is how many free bytes of the state folder are too few to go on.
+const lowSpace = 1 << 30
+
+func (d *Driver) checkSpace() Check {
+	var st unix.Statfs_t
+	if err := unix.Statfs(d.state, &st); err != nil {
+		return Check{Name: "space", State: missing, Message: err.Error(), Remedy: "mkdir -p " + filepath.Clean(d.state)}
+	}
+	free := int64(st.Bavail) * int64(st.Bsize)
+	c := Check{Name: "space", State: ok, Message: fmt.Sprintf("%.1f GiB free in %s", float64(free)/(1<<30), d.state)}
+	if free < lowSpace {
+		c.State, c.Remedy = warning, "isle gc"
+	}
+	return c
+}

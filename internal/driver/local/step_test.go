@@ -1,0 +1,122 @@
+package local
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"isle"
+	"isle/internal/build"
+)
+
+func step(t *testing.T, b *bench, command ...string) (build.Step, *bytes.Buffer) {
+	t.Helper()
+	dir := t.TempDir()
+	out := &bytes.Buffer{}
+	s := build.Step{Layers: b.layers, Upper: filepath.Join(dir, "upper"), Work: filepath.Join(dir, "work"), Command: command,
+		Env: map[string]string{"GREETING": "hello"}, Output: out}
+	for _, d := range []string{s.Upper, s.Work} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return s, out
+}
+
+func TestABuildStepLeavesItsChangesWithTheOwnersSeenInside(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, b *bench) {
+		s, out := step(t, b, "/bin/guest", "change")
+		if err := b.RunStep(t.Context(), s); err != nil {
+			t.Fatal(err, out)
+		}
+		if out.String() != "changed 5\n" {
+			t.Errorf("output %q", out)
+		}
+		var got []string
+		filepath.Walk(s.Upper, func(path string, info os.FileInfo, err error) error {
+			if err == nil && path != s.Upper {
+				got = append(got, strings.TrimPrefix(path, s.Upper))
+			}
+			return err
+		})
+		if strings.Join(got, " ") != "/app /app/file /app/new /etc /etc/passwd" {
+			t.Errorf("changes: %q", got)
+		}
+		for path, want := range map[string]unix.Stat_t{
+			"app/new":    {Uid: 42, Gid: 43, Mode: unix.S_IFREG | 0o640},
+			"app/file":   {Mode: unix.S_IFCHR}, // a whiteout
+			"etc/passwd": {Mode: unix.S_IFREG | 0o600},
+			"etc":        {Mode: unix.S_IFDIR | 0o755},
+		} {
+			var st unix.Stat_t
+			if err := unix.Lstat(filepath.Join(s.Upper, path), &st); err != nil {
+				t.Error(err)
+			}
+			if st.Uid != want.Uid || st.Gid != want.Gid || st.Mode != want.Mode && want.Mode != unix.S_IFCHR || st.Rdev != 0 {
+				t.Errorf("%s: %d:%d %o", path, st.Uid, st.Gid, st.Mode)
+			}
+		}
+		seesNothing(t, b.Driver)
+	})
+}
+
+func TestABuildStepIsSealedAndFailsWithItsReason(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, b *bench) {
+		s, out := step(t, b, "/bin/guest", "probe", "links")
+		if err := b.RunStep(t.Context(), s); err != nil || out.String() != "lo true\n" {
+			t.Errorf("%q, %v", out, err)
+		}
+		s, _ = step(t, b, "/bin/guest", "exit")
+		err := b.RunStep(t.Context(), s)
+		if isle.CodeOf(err) != isle.Failed || !strings.Contains(err.Error(), "ended with code 7") {
+			t.Errorf("%v", err)
+		}
+		s, _ = step(t, b, "compile", "everything")
+		err = b.RunStep(t.Context(), s)
+		if isle.CodeOf(err) != isle.Failed || !strings.Contains(err.Error(), "compile is not in the image") {
+			t.Errorf("%v", err)
+		}
+	})
+}
+
+func TestABuildStepDiesWithItsContext(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, b *bench) {
+		s, _ := step(t, b, "/bin/guest", "sleep")
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		read, write := io.Pipe()
+		s.Output = write
+		go func() {
+			buf := make([]byte, 64)
+			read.Read(buf) // it runs
+			all, err := b.List(t.Context())
+			if err != nil || len(all) != 0 {
+				t.Errorf("a running step is not for reconcile: %v, %v", all, err)
+			}
+			cancel()
+			io.Copy(io.Discard, read)
+		}()
+		if err := b.RunStep(ctx, s); err != context.Canceled {
+			t.Errorf("%v", err)
+		}
+		write.Close()
+		seesNothing(t, b.Driver)
+	})
+}
+
+func TestCheckFindsThisMachineFit(t *testing.T) {
+	b := newBench(t, "crun")
+	install(t, "mke2fs")
+	for _, c := range b.Check() {
+		if c.State != ok {
+			t.Errorf("%+v", c)
+		}
+		t.Logf("%+v", c)
+	}
+}
