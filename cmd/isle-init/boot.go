@@ -69,6 +69,9 @@ func tune() {
 // so /proc/1/{mem,environ,fd,maps} and ptrace need CAP_SYS_PTRACE over the user
 // namespace (ptrace(2), "Ptrace access mode checking").
 func harden() error {
+	// What whoever started us left open is not for children either. Where the
+	// call is unknown, the driver's care has to do.
+	_ = unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC)
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("cannot become undumpable: %w", err)
 	}

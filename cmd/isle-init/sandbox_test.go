@@ -175,8 +175,14 @@ func (e *events) snapshot() ([]string, string) {
 // launch starts a service. change adapts the orders.
 func launch(t testing.TB, change func(*initproto.Boot)) *sandbox {
 	t.Helper()
-	s := &sandbox{t: t, instance: isle.NewID(), ended: make(chan struct{}), refused: make(chan initproto.Refusal, 100), events: newEvents()}
-	s.boot = initproto.Boot{Launch: isle.NewID(), Secret: bytes.Repeat([]byte("0123456789abcdef"), 2), Hostname: "web"}
+	return launchTo(t, newEvents(), change)
+}
+
+// launchTo starts a service whose events go to e.
+func launchTo(t testing.TB, e *events, change func(*initproto.Boot)) *sandbox {
+	t.Helper()
+	s := &sandbox{t: t, instance: isle.NewID(), ended: make(chan struct{}), refused: make(chan initproto.Refusal, 100), events: e}
+	s.boot = initproto.Boot{Launch: isle.NewID(), Secret: []byte("the secret of exactly 32 bytes!!"), Hostname: "web"}
 	s.listen("127.0.0.1:0")
 	s.boot.Home = s.address
 	if change != nil {
@@ -209,6 +215,13 @@ func (s *sandbox) listen(address string) {
 			home.Serve(s.instance, c)
 		}
 	}(s.home)
+}
+
+// listenAt starts a server that expects the launch.
+func (s *sandbox) listenAt(address string) {
+	s.t.Helper()
+	s.listen(address)
+	s.expect()
 }
 
 func (s *sandbox) expect() {
