@@ -170,27 +170,40 @@ func TestWhyComparesAnyTwoImages(t *testing.T) {
 	}
 }
 
-func TestALayerThatIsGoneOrTamperedIsMadeAgain(t *testing.T) {
+func TestALayerThatIsGoneIsMadeAgain(t *testing.T) {
 	b := newBench(t)
 	lock, _ := b.lock(shop(), nil, b.put(map[string]string{"shop.py": "code"}), LockOptions{})
 	want := b.build(shop(), lock).Images["web"]
 	if err := os.Remove(b.Images.LayerPath(want.Layers[0].Digest)); err != nil {
 		t.Fatal(err)
 	}
-	path := b.Images.LayerPath(want.Layers[3].Digest)
-	if err := os.WriteFile(path, []byte("tampered"), 0o400); err != nil {
-		t.Fatal(err)
-	}
 	b.events = nil
-	got := b.build(shop(), lock).Images["web"]
-	if got.Digest() != want.Digest() {
+	if got := b.build(shop(), lock).Images["web"]; got.Digest() != want.Digest() {
 		t.Fatal("another image")
 	}
-	started := strings.Join(b.started(), "\n")
-	if !strings.Contains(started, "packages: no longer in the cache") || !strings.Contains(started, "web copy app/: no longer in the cache") {
+	if started := strings.Join(b.started(), "\n"); !strings.Contains(started, "packages: no longer in the cache") {
 		t.Errorf("started %s", started)
 	}
-	if _, err := b.Images.Verify(context.Background(), got); err != nil {
+}
+
+func TestATamperedLayerIsToldAndNotBuiltOn(t *testing.T) {
+	b := newBench(t)
+	lock, _ := b.lock(shop(), nil, b.put(map[string]string{"shop.py": "code"}), LockOptions{})
+	want := b.build(shop(), lock).Images["web"]
+	for i, l := range want.Layers {
+		if err := os.WriteFile(b.Images.LayerPath(l.Digest), []byte("tampered"), 0o400); err != nil {
+			t.Fatal(err)
+		}
+		_, err := b.Build(context.Background(), shop(), lock, Options{}, nil)
+		if isle.CodeOf(err) != isle.Invalid || !strings.Contains(err.Error(), string(l.Digest)) || !strings.Contains(err.Error(), "--no-cache") {
+			t.Fatalf("layer %d: got %v", i, err)
+		}
+		res, err := b.Build(context.Background(), shop(), lock, Options{NoCache: true}, nil)
+		if err != nil || res.Images["web"].Digest() != want.Digest() {
+			t.Fatalf("layer %d without the cache: %v", i, err)
+		}
+	}
+	if _, err := b.Images.Verify(context.Background(), want); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -436,5 +449,53 @@ func TestKeepHoldsWhatTheLastBuildNames(t *testing.T) {
 	b.build(shop(), lock)
 	if got := b.started(); len(got) != 0 {
 		t.Errorf("built again: %q", got)
+	}
+}
+
+func TestTwoBuildsAtOnceMakeEachStepOnce(t *testing.T) {
+	b := newBench(t)
+	lock, _ := b.lock(shop(), nil, b.put(map[string]string{"shop.py": "code"}), LockOptions{})
+	b.events = nil
+	results := make(chan error, 4)
+	for range 4 {
+		go func() {
+			_, err := b.Build(context.Background(), shop(), lock, Options{}, b.say)
+			results <- err
+		}()
+	}
+	for range 4 {
+		if err := <-results; err != nil {
+			t.Error(err)
+		}
+	}
+	started := slices.DeleteFunc(b.started(), func(s string) bool { return strings.Contains(s, " fetch: ") })
+	if len(started) != 5 || len(b.sandbox.ran) != 1 {
+		t.Errorf("started %q, ran %v", started, b.sandbox.ran)
+	}
+}
+
+func TestAWaitingBuildEndsWithItsOwnContextOnly(t *testing.T) {
+	b := newBench(t)
+	lock, _ := b.lock(shop(), nil, b.put(map[string]string{"shop.py": "code"}), LockOptions{})
+	compile, running, goOn := b.sandbox.programs["compile"], make(chan bool), make(chan bool)
+	b.sandbox.programs["compile"] = func(ctx context.Context, s Step) error {
+		close(running)
+		<-goOn
+		return compile(ctx, s)
+	}
+	first := make(chan error)
+	go func() {
+		_, err := b.Build(context.Background(), shop(), lock, Options{}, nil)
+		first <- err
+	}()
+	<-running
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, err := b.Build(ctx, shop(), lock, Options{}, nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("the one that waited: %v", err)
+	}
+	close(goOn)
+	if err := <-first; err != nil {
+		t.Errorf("the one that built: %v", err)
 	}
 }

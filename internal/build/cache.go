@@ -54,18 +54,22 @@ type record struct {
 }
 
 // lookup returns the layers that were made with the key, if all of them are
-// still in the store and whole.
-func (b *Builder) lookup(key isle.Digest) ([]image.Layer, bool) {
+// still in the store. A layer that is there with other bytes is an error and no
+// miss: someone wrote to the state folder, and that must not pass unseen.
+func (b *Builder) lookup(key isle.Digest) ([]image.Layer, bool, error) {
 	var r record
 	if !readJSON(b.recordPath(key), &r) || r.Inputs.key() != key || len(r.Layers) == 0 {
-		return nil, false
+		return nil, false, nil
 	}
 	for _, l := range r.Layers {
-		if _, err := b.Images.VerifyLayer(l); err != nil {
-			return nil, false
+		switch _, err := b.Images.VerifyLayer(l); {
+		case err != nil && isle.CodeOf(err) == isle.NotFound:
+			return nil, false, nil
+		case err != nil:
+			return nil, false, err
 		}
 	}
-	return r.Layers, true
+	return r.Layers, true, nil
 }
 
 // note records a step after its layers are in the store.

@@ -144,7 +144,9 @@ func (b *Builder) run(ctx context.Context, st step, below image.Image, o Options
 	defer leave()
 	layers, ok := made.get(key)
 	if !ok && !o.NoCache {
-		layers, ok = b.lookup(key)
+		if layers, ok, err = b.lookup(key); err != nil {
+			return nil, stepError(st, err)
+		}
 	}
 	if ok {
 		say(Event{State: "cached"})
