@@ -73,6 +73,7 @@ type Archive struct {
 	cfg    Config
 	apt    aptConfig
 	client *http.Client
+	pause  time.Duration // before the second try; doubled before each further one
 
 	mu      sync.Mutex
 	fetches map[isle.Digest]chan struct{} // downloads under way; closed at their end
@@ -119,7 +120,7 @@ func New(cfg Config) (*Archive, error) {
 			return nil, diskError("make the package cache", err)
 		}
 	}
-	a := &Archive{cfg: cfg, apt: readAptConfig(cfg.Root), fetches: map[isle.Digest]chan struct{}{}}
+	a := &Archive{cfg: cfg, apt: readAptConfig(cfg.Root), pause: 500 * time.Millisecond, fetches: map[isle.Digest]chan struct{}{}}
 	a.client = a.apt.client()
 	return a, nil
 }

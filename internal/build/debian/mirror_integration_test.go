@@ -83,6 +83,7 @@ func TestPostgresAndPythonRunFromUnpackedPackages(t *testing.T) {
 		{[]string{"/usr/lib/postgresql/15/bin/postgres", "--version"}, "PostgreSQL) 15."},
 		{[]string{"python3", "-c", "import ssl; c = ssl.create_default_context(); import glob; c.load_verify_locations('/etc/ssl/certs/ca-certificates.crt'); print(len(c.get_ca_certs()) > 100)"}, "True"},
 		{[]string{"sh", "-c", "openssl verify -CApath /etc/ssl/certs /etc/ssl/certs/ISRG_Root_X1.pem"}, "OK"},
+		{[]string{"sh", "-c", "n=0; for f in /etc/ssl/certs/*.[0-9]; do h=$(openssl x509 -noout -subject_hash -in $f); case $f in */$h.*) n=$((n+1));; *) echo bad $f $h; exit 1;; esac; done; [ $n -gt 100 ] && echo all agree"}, "all agree"},
 		{[]string{"sh", "-c", "id postgres"}, "uid=101(postgres) gid=101(postgres)"},
 		{[]string{"sh", "-c", "awk 'BEGIN {print 6*7}'; ls -ld /tmp /root; hostname >&2; ps --version; date +%Z; which sh"}, "42"},
 		{[]string{"dpkg-query", "-W", "-f", "${Status} ${Version}\n", "python3"}, "install ok installed 3.11"},

@@ -134,7 +134,7 @@ func (a *Archive) get(ctx context.Context, address string, known fetched, limit 
 
 // retry calls f until it succeeds, fails for good, or has been tried enough.
 func (a *Archive) retry(ctx context.Context, what string, f func() error) error {
-	pause := 500 * time.Millisecond
+	pause := a.pause
 	for try := 1; ; try++ {
 		err := f()
 		if err == nil || ctx.Err() != nil || try == tries || isle.CodeOf(err) != isle.Unavailable {

@@ -2,6 +2,7 @@ package debian
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -163,7 +164,7 @@ func (t *Tree) resolve(name string, dirs bool) (string, error) {
 		n := t.nodes[next]
 		if n != nil && n.mode&fs.ModeSymlink != 0 && (dirs || len(rest) > 0) {
 			if hops++; hops > 40 {
-				return "", isle.Errorf(isle.Invalid, "/%s: too many links", name)
+				return "", fmt.Errorf("/%s: too many links", name)
 			}
 			if strings.HasPrefix(n.target, "/") {
 				at = ""
@@ -174,7 +175,7 @@ func (t *Tree) resolve(name string, dirs bool) (string, error) {
 		if n == nil && dirs {
 			t.nodes[next] = &node{mode: fs.ModeDir | 0o755}
 		} else if n != nil && !n.mode.IsDir() && (dirs || len(rest) > 0) {
-			return "", isle.Errorf(isle.Invalid, "/%s: /%s is not a directory", name, next)
+			return "", fmt.Errorf("/%s: /%s is not a directory", name, next)
 		}
 		at = next
 	}

@@ -52,6 +52,7 @@ type accounts struct {
 	users  []*account
 	groups []*accountGroup
 	fixed  map[string]uint32 // ids that sysusers.d asks for
+	joins  [][2]string       // user and group, to be joined when all are known
 }
 
 // users makes /etc/passwd, group, shadow and gshadow: base-passwd's, then those
@@ -73,6 +74,9 @@ func (s *system) users() error {
 		if strings.HasSuffix(name, ".conf") {
 			db.sysusers(string(s.t.read("usr/lib/sysusers.d/" + name)))
 		}
+	}
+	for _, j := range db.joins {
+		db.join(j[0], j[1])
 	}
 	if err := db.number(); err != nil {
 		return err
@@ -227,7 +231,7 @@ func (db *accounts) command(words []string) {
 	case (program == "addgroup" || program == "groupadd" || program == "adduser" && withGroup && !system) && len(names) == 1:
 		db.addGroup(names[0])
 	case (program == "adduser" || program == "addgroup") && len(names) == 2:
-		db.join(names[0], names[1])
+		db.joins = append(db.joins, [2]string{names[0], names[1]})
 	case program == "adduser" && system && len(names) == 1:
 		primary := "nogroup"
 		if withGroup {
@@ -314,7 +318,7 @@ func (db *accounts) sysusers(text string) {
 		case "m":
 			db.addGroup(f[2])
 			db.addUser(account{name: f[1], primary: f[1]})
-			db.join(f[1], f[2])
+			db.joins = append(db.joins, [2]string{f[1], f[2]})
 		}
 	}
 }
