@@ -76,7 +76,10 @@ func (n *line) ask(c *Conn, request []byte) (failure, err error) {
 	if failure, err := ParseResponse(b); failure != nil || err != nil {
 		return failure, err
 	}
-	return nil, c.SetDeadline(time.Time{})
+	// Once accepted, a request is not to be made again: if the connection is
+	// broken already, whoever uses it will see.
+	_ = c.SetDeadline(time.Time{})
+	return nil, nil
 }
 
 // broken is the error for an isle-init that does not speak the protocol, or
