@@ -1,0 +1,193 @@
+// Package e2e shows what a user sees: the real command line against a real
+// server, real Debian packages, real sandboxes. Each script in testdata is one
+// promise, named for it.
+package e2e
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// bin is the folder of isle and isle-init; state is shared by the scripts, so
+// that each package is fetched and each image built once.
+var bin, state string
+
+func TestMain(m *testing.M) {
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	var err error
+	if bin = os.Getenv("ISLE_BIN"); bin == "" {
+		bin, _ = filepath.Abs("../../bin")
+	}
+	if _, err = os.Stat(filepath.Join(bin, "isle-init")); err != nil {
+		fmt.Fprintf(os.Stderr, "%v: run `make build` first\n", err)
+		return 1
+	}
+	if state, err = os.MkdirTemp("", "isle-e2e-"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(state)
+	seedDownloads(state)
+	defer keepDownloads(state)
+	defer func() {
+		isle("down", "--all", "--volumes")
+		isle("server", "stop")
+	}()
+	return m.Run()
+}
+
+// isle runs the command against the shared server.
+func isle(args ...string) (string, error) {
+	cmd := exec.Command(filepath.Join(bin, "isle"), args...)
+	cmd.Env = append(os.Environ(), "ISLE_STATE="+state)
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+func TestPromises(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata",
+		Setup: func(env *testscript.Env) error {
+			example, err := filepath.Abs("../../examples")
+			if err != nil {
+				return err
+			}
+			env.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+			env.Setenv("ISLE_STATE", state)
+			env.Setenv("EXAMPLES", example)
+			env.Setenv("HOME", env.WorkDir)
+			env.Setenv("BIN", bin)
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"http":   httpGet,
+			"code":   exitCode,
+			"within": within,
+			"listen": listen,
+			"own":    ownState,
+		},
+	})
+}
+
+// httpGet fetches a published port and compares: http ENV PORTNAME PATH WANT.
+func httpGet(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 4 {
+		ts.Fatalf("usage: http ENV PORTNAME PATH WANT")
+	}
+	out, err := output(ts, "isle", "status", args[0], "-o", "json")
+	ts.Check(err)
+	port := hostPort(out, args[1])
+	if port == 0 {
+		ts.Fatalf("%s publishes no port %s:\n%s", args[0], args[1], out)
+	}
+	client := http.Client{Timeout: 20 * time.Second}
+	res, err := client.Get(fmt.Sprintf("http://127.0.0.1:%d%s", port, args[2]))
+	if err != nil {
+		if !neg {
+			ts.Fatalf("%v", err)
+		}
+		return
+	}
+	defer res.Body.Close()
+	body := make([]byte, 1<<20)
+	n := 0
+	for {
+		k, err := res.Body.Read(body[n:])
+		n += k
+		if err != nil || n == len(body) {
+			break
+		}
+	}
+	if strings.Contains(string(body[:n]), args[3]) == neg {
+		ts.Fatalf("%s: want %q in:\n%s", args[2], args[3], body[:n])
+	}
+}
+
+// exitCode runs a command and checks its exit code: code N COMMAND ARGS….
+func exitCode(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: code N COMMAND [ARG…]")
+	}
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	err = ts.Exec(args[1], args[2:]...)
+	got := 0
+	if err != nil {
+		exit, ok := err.(*exec.ExitError)
+		if !ok {
+			ts.Fatalf("%v", err)
+		}
+		got = exit.ExitCode()
+	}
+	if got != want {
+		ts.Fatalf("exit code %d, want %d", got, want)
+	}
+}
+
+// within repeats a command until it succeeds: within SECONDS COMMAND ARGS….
+func within(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: within SECONDS COMMAND [ARG…]")
+	}
+	seconds, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	for end := time.Now().Add(time.Duration(seconds) * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		if err = ts.Exec(args[1], args[2:]...); err == nil {
+			return
+		}
+		if time.Now().After(end) {
+			ts.Fatalf("still failing after %d s: %v", seconds, err)
+		}
+	}
+}
+
+// listen holds a TCP port of 127.0.0.1 until the script ends, and puts its
+// number into a variable: listen VAR [PORT].
+func listen(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 1 {
+		ts.Fatalf("usage: listen VAR [PORT]")
+	}
+	address := "127.0.0.1:0"
+	if len(args) > 1 {
+		address = "127.0.0.1:" + args[1]
+	}
+	l, err := net.Listen("tcp", address)
+	ts.Check(err)
+	ts.Defer(func() { l.Close() })
+	ts.Setenv(args[0], strconv.Itoa(l.Addr().(*net.TCPAddr).Port))
+}
+
+// ownState gives the script a state folder and server of its own, which ends
+// with it. Downloads come from the shared one.
+func ownState(ts *testscript.TestScript, neg bool, args []string) {
+	dir, err := os.MkdirTemp("", "isle-e2e-own-")
+	ts.Check(err)
+	seedFrom(state, dir)
+	ts.Setenv("ISLE_STATE", dir)
+	ts.Defer(func() {
+		for _, args := range [][]string{{"down", "--all", "--volumes"}, {"server", "stop"}} {
+			cmd := exec.Command(filepath.Join(bin, "isle"), args...)
+			cmd.Env = append(os.Environ(), "ISLE_STATE="+dir)
+			cmd.Run()
+		}
+		os.RemoveAll(dir)
+	})
+}
+
+func output(ts *testscript.TestScript, name string, args ...string) (string, error) {
+	err := ts.Exec(name, args...)
+	return ts.ReadFile("stdout"), err
+}

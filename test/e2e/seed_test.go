@@ -1,0 +1,96 @@
+package e2e
+
+import (
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"encoding/json"
+)
+
+// downloads are the folders of a state that hold what came over the network,
+// all of it named by hash: they may be shared between states.
+var downloads = []string{"images/blobs", "debian/lists"}
+
+func cacheFolder() string {
+	if dir := os.Getenv("ISLE_TEST_CACHE"); dir != "" {
+		return filepath.Join(dir, "downloads")
+	}
+	base, err := os.UserCacheDir()
+	if err != nil {
+		base = os.TempDir()
+	}
+	return filepath.Join(base, "isle-test", "downloads")
+}
+
+func seedDownloads(state string) { seedFrom(cacheFolder(), state) }
+func keepDownloads(state string) { seedFrom(state, cacheFolder()) }
+
+// seedFrom gives to what from has downloaded, by copying: a store must not
+// share an inode with another one. What fails is downloaded again.
+func seedFrom(from, to string) {
+	for _, d := range downloads {
+		root := filepath.Join(from, d)
+		filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
+			if err != nil || !e.Type().IsRegular() {
+				return nil
+			}
+			rel, err := filepath.Rel(from, path)
+			if err != nil {
+				return nil
+			}
+			target := filepath.Join(to, rel)
+			if _, err := os.Stat(target); err == nil {
+				return nil
+			}
+			os.MkdirAll(filepath.Dir(target), 0o700)
+			copyFile(path, target)
+			return nil
+		})
+	}
+}
+
+func copyFile(from, to string) {
+	in, err := os.Open(from)
+	if err != nil {
+		return
+	}
+	defer in.Close()
+	out, err := os.CreateTemp(filepath.Dir(to), ".seed-")
+	if err != nil {
+		return
+	}
+	_, err = io.Copy(out, in)
+	if info, e := in.Stat(); e == nil {
+		out.Chmod(info.Mode().Perm())
+	}
+	if out.Close() != nil || err != nil {
+		os.Remove(out.Name())
+		return
+	}
+	os.Rename(out.Name(), to)
+}
+
+// hostPort finds the host's port of a published one in `isle status -o json`.
+func hostPort(status, name string) int {
+	var env struct {
+		Services []struct {
+			Ports []struct {
+				Name string
+				Host int
+			}
+		}
+	}
+	if json.Unmarshal([]byte(status), &env) != nil {
+		return 0
+	}
+	for _, s := range env.Services {
+		for _, p := range s.Ports {
+			if p.Name == name {
+				return p.Host
+			}
+		}
+	}
+	return 0
+}
