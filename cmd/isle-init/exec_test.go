@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"strings"
+	"syscall"
 	"testing"
 
 	"isle/internal/initproto"
@@ -194,5 +195,19 @@ func BenchmarkExecTrue(b *testing.B) {
 			b.Fatal(r, err)
 		}
 		p.Close()
+	}
+}
+
+// BenchmarkForkTrue is the floor under BenchmarkExecTrue.
+func BenchmarkForkTrue(b *testing.B) {
+	for b.Loop() {
+		pid, err := syscall.ForkExec("/bin/true", []string{"true"}, &syscall.ProcAttr{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		var status syscall.WaitStatus
+		if _, err := syscall.Wait4(pid, &status, 0, nil); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

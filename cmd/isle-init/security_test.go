@@ -8,6 +8,9 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -335,5 +338,59 @@ func TestCopyOutAndListLeaveOutWhatIsNoFile(t *testing.T) {
 		if _, err := s.line().List(t.Context(), p); isle.CodeOf(err) != isle.NotFound && isle.CodeOf(err) != isle.Refused {
 			t.Errorf("%s: %v", p, err)
 		}
+	}
+}
+
+// pidsGroup makes a control group that holds few processes.
+func pidsGroup(t *testing.T, most int) string {
+	t.Helper()
+	base := "/sys/fs/cgroup/pids" // version 1
+	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
+		base = "/sys/fs/cgroup"
+		if err := os.WriteFile(base+"/cgroup.subtree_control", []byte("+pids"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dir := filepath.Join(base, "isle-init-test-"+string(isle.NewID()))
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		eventually(context.Background(), func() bool { return os.Remove(dir) == nil })
+	})
+	if err := os.WriteFile(dir+"/pids.max", strconv.AppendInt(nil, int64(most), 10), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func TestAForkBombDoesNotEndPID1(t *testing.T) {
+	dir := pidsGroup(t, 40)
+	s := launch(t, nil)
+	s.line()
+	if err := os.WriteFile(dir+"/cgroup.procs", strconv.AppendInt(nil, int64(s.cmd.Process.Pid), 10), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	bomb, err := s.line().Exec(t.Context(), initproto.Exec{Command: []string{"bash", "-c", "echo go; while :; do sleep 1000 & done 2>/dev/null"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer bomb.Close()
+	if _, err := bomb.Next(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t.Context(), func() bool { return strings.Contains(s.sh("true").exit.Reason, "limits.pids") })
+	for range 50 { // whatever else it has to do, at once
+		if err := s.line().Signal(t.Context(), "CONT"); isle.CodeOf(err) != isle.NotFound {
+			t.Fatal(err)
+		}
+		if err := s.line().CopyOut(t.Context(), "/etc/passwd", io.Discard); err != nil {
+			t.Fatal(err)
+		}
+	}
+	bomb.Close()
+	eventually(t.Context(), func() bool { return s.sh("echo well").stdout == "well\n" })
+	if t.Context().Err() != nil {
+		t.Error("it never was well again")
 	}
 }
