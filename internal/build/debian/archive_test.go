@@ -365,6 +365,33 @@ func TestMirrorOverridesAptsAndFindsSecurityBesideIt(t *testing.T) {
 	wantError(t, err, isle.Invalid, "http")
 }
 
+func TestMirrorWithoutSecurityArchiveSaysSo(t *testing.T) {
+	a := newArchive(t)
+	a.publish("/m", "trial", "", a.key, basePackages()...)
+	a.serve = func(w http.ResponseWriter, r *http.Request, _ []byte) bool {
+		if strings.HasPrefix(r.URL.Path, "/m-security/") {
+			http.Error(w, "no", http.StatusForbidden)
+			return true
+		}
+		return false
+	}
+	d, _ := a.open(a.machine(""))
+	var mu sync.Mutex
+	said := ""
+	_, lock, err := d.Resolve(context.Background(), "trial", nil, ResolveOptions{Mirror: a.server.URL + "/m"}, func(s string) { mu.Lock(); said += s; mu.Unlock() })
+	if err != nil || len(lock.Releases) != 1 || !strings.Contains(said, "no security archive") {
+		t.Errorf("%v, %v, said %q", err, lock.Releases, said)
+	}
+	// One that is named must be there.
+	_, _, err = d.Resolve(context.Background(), "trial", nil, ResolveOptions{Mirror: a.server.URL + "/m," + a.server.URL + "/m-security"}, nil)
+	wantError(t, err, isle.Invalid, "m-security")
+	// One with a wrong signature is never passed over.
+	a.serve = nil
+	a.publish("/m-security", "trial-security", "", newKey(t))
+	_, _, err = d.Resolve(context.Background(), "trial", nil, ResolveOptions{Mirror: a.server.URL + "/m"}, nil)
+	wantError(t, err, isle.Refused, "signed by a key")
+}
+
 func TestBadRequestsSayWhatToDo(t *testing.T) {
 	a := newArchive(t)
 	a.publishAll(testPackage{name: "postgresql", version: "15"}, testPackage{name: "python3", version: "3.11"},

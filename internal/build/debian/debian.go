@@ -120,9 +120,20 @@ func New(cfg Config) (*Archive, error) {
 			return nil, diskError("make the package cache", err)
 		}
 	}
+	forgetPartial(filepath.Join(cfg.Dir, "partial"), cfg.Now())
 	a := &Archive{cfg: cfg, apt: readAptConfig(cfg.Root), pause: 500 * time.Millisecond, fetches: map[isle.Digest]chan struct{}{}}
 	a.client = a.apt.client()
 	return a, nil
+}
+
+// forgetPartial removes downloads that nobody went on with for a week.
+func forgetPartial(dir string, now time.Time) {
+	files, _ := os.ReadDir(dir)
+	for _, f := range files {
+		if info, err := f.Info(); err == nil && now.Sub(info.ModTime()) > 7*24*time.Hour {
+			os.Remove(filepath.Join(dir, f.Name()))
+		}
+	}
 }
 
 // Architecture is Debian's name of the architecture packages are chosen for.

@@ -36,7 +36,8 @@ var multiarch = map[string]struct {
 
 // linkerCache makes /etc/ld.so.cache and the SONAME links, as ldconfig(8) does.
 // Without it programs find the libraries in the default folders only, and not
-// those of ld.so.conf.d.
+// those of ld.so.conf.d. Variants for newer processors (glibc-hwcaps) are not
+// listed: the plain ones are found.
 func (s *system) linkerCache() {
 	m, ok := multiarch[s.architecture()]
 	if !ok {

@@ -57,7 +57,11 @@ func (a *Archive) release(ctx context.Context, r repository, o ResolveOptions, s
 			return nil, err
 		}
 	}
-	if r.optional && (last == nil || isle.CodeOf(last) == isle.NotFound || r.name == "security" && o.Mirror != "" && isle.CodeOf(last) == isle.Unavailable) {
+	missing := last == nil || isle.CodeOf(last) == isle.NotFound
+	if r.guessed { // whatever answers there may be no archive at all; a wrong signature is another matter
+		missing = missing || isle.CodeOf(last) == isle.Unavailable || isle.CodeOf(last) == isle.Invalid
+	}
+	if r.optional && missing {
 		return nil, nil
 	}
 	if isle.CodeOf(last) == isle.NotFound {

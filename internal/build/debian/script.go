@@ -9,27 +9,31 @@ import "strings"
 // A word with anything else in it that the shell would expand is
 // unknown: its text is kept and begins with "$".
 func commands(script string) [][]string {
-	return commandsWith(strings.ReplaceAll(script, "\\\n", " "), map[string]string{}, 0)
+	budget := maxCommands
+	return commandsWith(strings.ReplaceAll(script, "\\\n", " "), map[string]string{}, 0, &budget)
 }
 
-// maxCommands bounds the commands of one package, and maxLoops how deep loops
+// maxCommands bounds the commands and turns of loops of one package, and maxLoops how deep loops
 // are followed.
 const (
 	maxCommands = 10000
 	maxLoops    = 3
 )
 
-func commandsWith(script string, vars map[string]string, depth int) (out [][]string) {
+func commandsWith(script string, vars map[string]string, depth int, budget *int) (out [][]string) {
 	var words []string
 	end := func() {
 		if depth < maxLoops && len(words) > 3 && words[0] == "for" && words[2] == "in" {
 			if body, after, ok := loop(script); ok {
 				for _, value := range strings.Fields(strings.Join(words[3:], " ")) {
-					if len(out) > maxCommands || !known(value) {
+					if *budget--; *budget < 0 {
 						break
 					}
+					if !known(value) {
+						continue
+					}
 					vars[words[1]] = value
-					out = append(out, commandsWith(body, vars, depth+1)...)
+					out = append(out, commandsWith(body, vars, depth+1, budget)...)
 				}
 				delete(vars, words[1])
 				script = after
@@ -52,11 +56,12 @@ func commandsWith(script string, vars map[string]string, depth int) (out [][]str
 				continue
 			}
 			out = append(out, words)
+			*budget--
 			break
 		}
 		words = nil
 	}
-	for len(script) > 0 && len(out) < maxCommands {
+	for len(script) > 0 && *budget > 0 {
 		switch c := script[0]; {
 		case c == ' ' || c == '\t' || c == '\r':
 			script = script[1:]

@@ -157,6 +157,7 @@ type repository struct {
 	components []string
 	keys       source // its signedBy and inlineKey
 	optional   bool   // it may not exist
+	guessed    bool   // nobody named its bases
 }
 
 // repositories lists where a suite's packages come from: the suite itself, its
@@ -175,9 +176,9 @@ func (a *Archive) repositories(suite, mirror string) ([]repository, error) {
 		urls = keepHTTP(urls)
 		main.bases = urls[:1]
 		if len(urls) == 2 {
-			security.bases, security.optional = urls[1:], false
+			security.bases, security.optional = urls[1:], false // named, so it must be there
 		} else {
-			security.bases, security.optional = securityBeside(urls[0]), true
+			security.bases, security.optional, security.guessed = securityBeside(urls[0]), true, true
 		}
 	}
 	if len(main.bases) == 0 {
@@ -188,7 +189,7 @@ func (a *Archive) repositories(suite, mirror string) ([]repository, error) {
 		for _, b := range main.bases {
 			security.bases = append(security.bases, securityBeside(b)...)
 		}
-		security.optional = true
+		security.optional, security.guessed = true, true
 	}
 	updates := main
 	updates.suite, updates.optional = suite+"-updates", true

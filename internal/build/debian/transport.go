@@ -35,8 +35,7 @@ func joinURL(base, relative string) string {
 // An answer is a finished request.
 type answer struct {
 	fetched
-	unchanged bool  // 304: nothing was written
-	offset    int64 // where the body begins, of a request for a range
+	unchanged bool // 304: nothing was written
 }
 
 // do makes one request and lets body take what comes, watching for stalls.

@@ -11,6 +11,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/klauspost/compress/zstd"
+	"github.com/ulikunitz/xz"
+
 	"isle"
 	"isle/internal/spec"
 )
@@ -201,6 +204,31 @@ func TestFullDiskWhileUnpackingIsSaid(t *testing.T) {
 	wantError(t, err, isle.Exhausted, "no space left")
 	if left, _ := os.ReadDir(spool); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
+	}
+}
+
+func TestEveryCompressionOfPackagesIsRead(t *testing.T) {
+	var z, x bytes.Buffer
+	zw, err := zstd.NewWriter(&z)
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(zw, "content")
+	zw.Close()
+	xw, err := xz.NewWriter(&x)
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(xw, "content")
+	xw.Close()
+	for name, data := range map[string][]byte{"data.tar.zst": z.Bytes(), "data.tar.xz": x.Bytes(), "data.tar": []byte("content")} {
+		r, err := decompressor(name, bytes.NewReader(data))
+		if err != nil {
+			t.Fatal(name, err)
+		}
+		if b, err := io.ReadAll(r); err != nil || string(b) != "content" {
+			t.Errorf("%s: %q, %v", name, b, err)
+		}
 	}
 }
 
