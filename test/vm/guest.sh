@@ -1,4 +1,5 @@
 #!/bin/busybox sh
+# shellcheck shell=dash
 # Runs as PID 1 of the virtual machine: the smoke test itself. Each thing seen is
 # a line "SMOKE …" on the console, where the test on the outside reads it.
 bb=/bin/busybox
@@ -23,24 +24,32 @@ finish() {
 	sleep 60
 }
 
+# plain runs a command without a terminal, so that it writes plain lines.
+plain() {
+	"$@" >/tmp/out 2>&1
+	code=$?
+	cat /tmp/out
+	return $code
+}
+
 echo "SMOKE kernel $(uname -r)"
 echo "SMOKE $(stat -f -c %T /sys/fs/cgroup | sed 's/UNKNOWN/cgroup2fs/')"
 grep -q ' /sys/fs/cgroup cgroup2 ' /proc/mounts && echo "SMOKE cgroup2fs"
-before=$(cat /proc/mounts | wc -l)
-cd /root/smoke
-isle doctor
-isle lock import packages.tar || finish 1 "lock import"
-isle up --locked || finish 1 "up"
+before=$(wc -l </proc/mounts)
+cd /root/smoke || exit 1
+plain isle doctor
+plain isle lock import packages.tar || finish 1 "lock import"
+plain isle up --locked || finish 1 "up"
 [ "$(isle exec smoke -- cat /built)" = built ] && echo "SMOKE exec inside" || finish 1 "exec"
 isle exec smoke -- touch /usr/x 2>&1 | grep -q "Read-only" && echo "SMOKE read-only" || finish 1 "the root can be written"
 isle exec smoke -- sh -c 'echo kept > /data/x' || finish 1 "the volume cannot be written"
 isle exec smoke -- bash -c 'exec 3<>/dev/tcp/203.0.113.1/80' 2>&1 | grep -q refused && echo "SMOKE refused" || finish 1 "a connection to the outside was not refused"
 isle doors smoke | grep -q 203.0.113.1 || finish 1 "the refusal is not recorded"
-isle down smoke && echo "SMOKE down" || finish 1 "down"
-isle up --locked && [ "$(isle exec smoke -- cat /data/x)" = kept ] || finish 1 "the volume was not kept"
-isle down smoke --volumes || finish 1 "down --volumes"
+plain isle down smoke && echo "SMOKE down" || finish 1 "down"
+plain isle up --locked && [ "$(isle exec smoke -- cat /data/x)" = kept ] || finish 1 "the volume was not kept"
+plain isle down smoke --volumes || finish 1 "down --volumes"
 isle server stop
-after=$(cat /proc/mounts | wc -l)
+after=$(wc -l </proc/mounts)
 [ "$before" = "$after" ] && [ -z "$(losetup -a)" ] && [ -z "$(ls -d /sys/fs/cgroup/isle*/*/ 2>/dev/null)" ] && echo "SMOKE nothing left" ||
 	{ cat /proc/mounts; losetup -a; find /sys/fs/cgroup -maxdepth 2 -type d; finish 1 "something is left"; }
 echo "SMOKE OK"

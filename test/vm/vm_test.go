@@ -45,12 +45,12 @@ func TestOneFileLaunchesEntersDeniesAndTearsDownOnKernel61(t *testing.T) {
 	defer cancel()
 	var console bytes.Buffer
 	qemu := exec.CommandContext(ctx, "qemu-system-x86_64",
-		"-M", "q35,accel=tcg,thread=multi", "-cpu", "max", "-m", "2048", "-smp", "2",
+		"-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", "2048", "-smp", "2",
 		"-kernel", filepath.Join(kernel, "boot", "vmlinuz-"+release), "-initrd", initrd,
 		"-append", "console=ttyS0 quiet panic=-1 root=/dev/vda",
 		"-drive", "if=virtio,format=raw,cache=unsafe,file="+disk,
 		"-nic", "none", "-display", "none", "-no-reboot", "-serial", "stdio", "-monitor", "none")
-	qemu.Stdout = io.MultiWriter(&console, testWriter{t})
+	qemu.Stdout = io.MultiWriter(&console, &lineWriter{t: t})
 	qemu.Stderr = qemu.Stdout
 	if err := qemu.Run(); err != nil {
 		t.Fatalf("the virtual machine: %v (%v)", err, ctx.Err())
@@ -65,13 +65,22 @@ func TestOneFileLaunchesEntersDeniesAndTearsDownOnKernel61(t *testing.T) {
 	}
 }
 
-type testWriter struct{ t *testing.T }
+// lineWriter logs the console line by line, as it comes.
+type lineWriter struct {
+	t    *testing.T
+	rest string
+}
 
-func (w testWriter) Write(p []byte) (int, error) {
-	for _, l := range strings.Split(strings.TrimRight(string(p), "\r\n"), "\n") {
-		w.t.Log(strings.TrimRight(l, "\r"))
+func (w *lineWriter) Write(p []byte) (int, error) {
+	w.rest += string(p)
+	for {
+		line, rest, ok := strings.Cut(w.rest, "\n")
+		if !ok {
+			return len(p), nil
+		}
+		w.t.Log(strings.TrimRight(line, "\r"))
+		w.rest = rest
 	}
-	return len(p), nil
 }
 
 // binaries returns the folder of isle and isle-init: ISLE_BIN, else bin/ of the
@@ -154,7 +163,7 @@ func exportPackages(t *testing.T, bin, work string) string {
 	state := filepath.Join(work, "state")
 	defer run(t, isle, "--state", state, "server", "stop")
 	run(t, isle, "--state", state, "build", project)
-	run(t, isle, "--state", state, "lock", "export", filepath.Join(project, "packages.tar"), project)
+	run(t, isle, "--state", state, "lock", "export", "--dir", project, filepath.Join(project, "packages.tar"))
 	return project
 }
 
