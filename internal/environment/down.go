@@ -139,10 +139,12 @@ func (m *Manager) dismantle(ctx context.Context, l *live, e Environment, say fun
 func (m *Manager) deleteVolumes(ctx context.Context, actor isle.Actor, ref isle.Ref, volumes []Volume, say func(Progress)) error {
 	for _, v := range volumes {
 		intent := audit.NewIntent(actor, isle.ActionVolumeDelete, isle.Resource{Kind: "volume", Name: string(v.ID), Stage: ref.Stage}, v.Service+":"+v.Path).In(ref, "")
-		intent, err := m.begin(ctx, intent)
-		if err != nil {
+		// Not ready is what recovery deletes: from here on nothing uses it again.
+		v.Ready = false
+		if err := m.cfg.Store.Update(ctx, Mutation{PutVolumes: []Volume{v}, Entries: []audit.Entry{intent}}); err != nil {
 			return err
 		}
+		m.remember([]Volume{v}, nil)
 		m.fault("volume.recorded")
 		say(Progress{Service: v.Service, Step: "volume", State: "start", Message: "delete " + v.Path})
 		if err := m.cfg.Volumes.Delete(ctx, v.ID); err != nil {

@@ -205,6 +205,12 @@ func (m *Manager) bringUp(ctx context.Context, l *live, svc spec.Service, launch
 	}); err != nil || !start {
 		return
 	}
+	if s := l.supervisor(svc.Name); s != nil && end.Phase == Broken {
+		select { // nothing of it is left when Up returns
+		case <-s.done:
+		case <-ctx.Done():
+		}
+	}
 	if up(&end) {
 		say(Progress{Service: svc.Name, Step: "health", State: "done", Message: m.cfg.Now().Sub(began).Round(time.Millisecond).String()})
 		return

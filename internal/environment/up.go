@@ -74,6 +74,7 @@ func (m *Manager) Up(ctx context.Context, actor isle.Actor, req UpRequest, progr
 	if err := req.check(); err != nil {
 		return UpResult{}, err
 	}
+	req.Spec.Services = slices.Clone(req.Spec.Services) // the record outlives the caller's
 	specJSON := encodeSpec(req.Spec)
 	if l := m.find(req.Ref); l != nil && l.upToDate(&req, specJSON) {
 		return UpResult{Environment: l.snapshot()}, nil
