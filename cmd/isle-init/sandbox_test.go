@@ -31,7 +31,11 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "sandbox:", enter(os.Args[1:]))
 		os.Exit(120)
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	if path, err := build(); err == nil {
+		os.RemoveAll(filepath.Dir(path))
+	}
+	os.Exit(code)
 }
 
 // enter is what a driver does before isle-init, in the new namespaces. It

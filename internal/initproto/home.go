@@ -69,6 +69,8 @@ type launch struct {
 	lastSeq uint64     // under deliver: what sink has had
 }
 
+var _ Lines = (*Home)(nil)
+
 // NewHome returns a Home. It has no goroutines but those of its connections.
 func NewHome(cfg HomeConfig) *Home {
 	if cfg.Log == nil {

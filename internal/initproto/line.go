@@ -12,20 +12,28 @@ import (
 // A Line is the server's side of one isle-init: its connections through the
 // airlock. Everything that comes from it is untrusted.
 type Line interface {
+	// Exec starts a command. Its process lives no longer than ctx. That it could
+	// not start is no error here but an Exit with code 126 or 127 and a reason.
 	Exec(ctx context.Context, e Exec) (Process, error)
-	// Forward opens a connection to a TCP port on 127.0.0.1 inside.
+	// Forward opens a connection to a TCP port on 127.0.0.1 inside, or else on
+	// ::1. ctx bounds the dialing only. What it returns has CloseWrite.
 	Forward(ctx context.Context, port int) (io.ReadWriteCloser, error)
 	// CopyIn extracts a tar stream below dir; nothing is written outside dir,
-	// whatever names and links the stream or the folder has.
+	// whatever names and links the stream or the folder has. dir is made where
+	// it is not there. owner is a user inside; "" is the service's.
 	CopyIn(ctx context.Context, dir string, tar io.Reader, owner string) error
-	// CopyOut writes path (a file or a folder) as a tar stream.
+	// CopyOut writes path (a file or a folder) as a tar stream, in which names
+	// begin with the last element of path. Sockets, pipes and devices are left
+	// out, and named in the comment of a PAX global header at the end.
 	CopyOut(ctx context.Context, path string, tar io.Writer) error
-	// List describes the tree at path: what Tree would hash.
+	// List describes the tree at path: what spec.HashTree would, but for links
+	// at path itself, which are not followed, and for what is no file, folder
+	// or link, which is left out.
 	List(ctx context.Context, path string) (spec.Tree, error)
 	// Signal signals the service's main process group.
 	Signal(ctx context.Context, signal string) error
 	// Stop asks the service's command to end (SIGTERM, after grace SIGKILL),
-	// after which isle-init ends.
+	// after which isle-init ends. It returns when that has begun.
 	Stop(ctx context.Context, grace time.Duration) error
 }
 
@@ -44,6 +52,8 @@ type Exec struct {
 // A Process is a running Exec. Its owner closes it; closing kills what still
 // runs.
 type Process interface {
+	// Stdin is what the process reads. Writing more than StdinWindow bytes
+	// ahead of it waits, and needs somebody to call Next meanwhile.
 	Stdin() io.WriteCloser
 	// Next returns the next piece of output; the last is Exit.
 	Next() (Output, error)
@@ -80,7 +90,8 @@ type Lines interface {
 // return when the event is durable: only then is it acknowledged.
 type Events interface {
 	// SetupDone tells that setup ended. When it returns nil for code 0 the
-	// command starts.
+	// command starts; for another code isle-init ends with that code, and no
+	// Exited follows.
 	SetupDone(code int, output string) error
 	Started() error
 	// Health tells that the check changed its mind; detail is its last words.
