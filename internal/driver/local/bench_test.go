@@ -117,3 +117,33 @@ func newPlainCrun(b *testing.B) func(*testing.B) time.Duration {
 		return took
 	}
 }
+
+// BenchmarkPrepare measures an instance's groups, made and removed.
+func BenchmarkPrepare(b *testing.B) {
+	bench := newBench(b, "crun")
+	for b.Loop() {
+		id := isle.NewID()
+		if err := bench.Prepare(b.Context(), environment.Shared{Instance: id, Limits: spec.Limits{CPUs: 1, Memory: 1 << 30, PIDs: 100}}); err != nil {
+			b.Fatal(err)
+		}
+		if err := bench.Remove(b.Context(), id); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkVolume measures the making of a volume of 1 GiB, durable.
+func BenchmarkVolume(b *testing.B) {
+	bench := newBench(b, "crun")
+	id := isle.NewID()
+	for b.Loop() {
+		if err := bench.volumes.Create(b.Context(), id, 1<<30); err != nil {
+			b.Fatal(err)
+		}
+	}
+	used, err := bench.volumes.Used(id)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportMetric(float64(used), "bytes")
+}

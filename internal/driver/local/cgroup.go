@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -25,7 +26,7 @@ import (
 // Below each stands the group root, then one group for each instance, which
 // has the limits. In one hierarchy alone, the naming one, each launch has a
 // group of its own below that; it has no limits and says which processes are
-// the launch's. To make a group takes the kernel 0.2 ms, so the seven others of
+// the launch's. To make a group takes the kernel 0.1 ms, so the seven others of
 // a hybrid machine have none.
 type cgroups struct {
 	root        string // relative to each hierarchy: "isle-1a2b3c4d"
@@ -34,6 +35,9 @@ type cgroups struct {
 	// all has every mounted hierarchy: runc makes groups in those too that we
 	// don't use.
 	all []string
+
+	// mu is held for writing where the root itself is removed.
+	mu sync.RWMutex
 }
 
 type hierarchy struct {
@@ -143,6 +147,8 @@ func (c *cgroups) dir(h hierarchy, instance, launch string) string {
 // group's devices are left to a runtime that limits them itself: it can't
 // where the group above has been limited already.
 func (c *cgroups) prepare(instance string, l spec.Limits, devices bool) error {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
 	for _, h := range c.hierarchies {
 		if h.v2 {
 			if err := c.delegate(h); err != nil {
@@ -406,6 +412,15 @@ func (c *cgroups) remove(ctx context.Context, instance, launch string) error {
 		}
 	}
 	return nil
+}
+
+// removeRoot removes the root where no instance is in it.
+func (c *cgroups) removeRoot() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, mount := range c.all {
+		unix.Rmdir(filepath.Join(mount, c.root))
+	}
 }
 
 // removeGroup removes the group and those in it. The kernel says EBUSY for a

@@ -66,6 +66,9 @@ func (d *Driver) start(c *container, prepare func(*exec.Cmd)) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return isle.Errorf(isle.Exhausted, "launch %s: %w", c.id, err)
 	}
+	if err := os.MkdirAll(d.private, 0o711); err != nil {
+		return isle.Errorf(isle.Unavailable, "launch %s: %w", c.id, err)
+	}
 	config, err := d.config(c)
 	if err != nil {
 		return err

@@ -132,16 +132,9 @@ func (d *Driver) Close() error {
 	d.watchers.close()
 	d.layers.close()
 	d.ids.close()
-	os.Remove(d.private)  // empty on the host
-	removeEmpty(d.groups) // where no instance is left
+	os.Remove(d.private) // empty on the host
+	d.groups.removeRoot()
 	return nil
-}
-
-// removeEmpty removes the driver's own group where nothing is in it.
-func removeEmpty(c *cgroups) {
-	for _, mount := range c.all {
-		os.Remove(filepath.Join(mount, c.root))
-	}
 }
 
 func (d *Driver) sandboxes() string { return filepath.Join(d.state, "sandboxes") }
@@ -307,6 +300,10 @@ func (d *Driver) Remove(ctx context.Context, instance isle.ID) error {
 	}
 	if err := os.RemoveAll(filepath.Join(d.sandboxes(), string(instance))); err != nil {
 		return isle.Errorf(isle.Unavailable, "remove environment %s: %w", instance, err)
+	}
+	if len(d.launches()) == 0 {
+		d.layers.release()
+		d.groups.removeRoot()
 	}
 	return nil
 }

@@ -639,3 +639,51 @@ func TestAFailedLaunchSaysWhyAndLeavesNothing(t *testing.T) {
 	}
 	seesNothing(t, b.Driver)
 }
+
+func TestControlGroupsOfVersionOneAloneSuffice(t *testing.T) {
+	b := newBench(t, "crun")
+	hide := b.groups.hybrid()
+	if len(hide) == 0 {
+		t.Log("this machine has no v1 hierarchies: it shows v2 alone")
+		return
+	}
+	b.groups.hierarchies = slices.DeleteFunc(b.groups.hierarchies, func(h hierarchy) bool { return h.v2 })
+	b.groups.naming = slices.IndexFunc(b.groups.hierarchies, func(h hierarchy) bool { return slices.Contains(h.controllers, "freezer") })
+	l := b.launchOf(isle.NewID(), "fork")
+	exited := b.up(&l)
+	if !b.alive(l.Instance, l.ID) {
+		t.Error("it does not run")
+	}
+	if err := b.Remove(t.Context(), l.Instance); err != nil {
+		t.Fatal(err)
+	}
+	<-exited
+	seesNothing(t, b.Driver)
+}
+
+func TestManyLaunchesAtOnceDoNotDisturbEachOther(t *testing.T) {
+	b := newBench(t, "crun")
+	var all sync.WaitGroup
+	for i := range 16 {
+		all.Go(func() {
+			l := b.launchOf(isle.NewID(), "read /proc/self/uid_map")
+			l.UIDBase = testUIDs + uint32(i)*idRange
+			exited := make(chan struct{})
+			l.Exited = func() { close(exited) }
+			if err := b.Prepare(t.Context(), environment.Shared{Instance: l.Instance, Limits: l.Limits}); err != nil {
+				t.Error(err)
+				return
+			}
+			if err := b.Launch(t.Context(), l); err != nil {
+				t.Error(err)
+				return
+			}
+			if err := b.Remove(t.Context(), l.Instance); err != nil {
+				t.Error(err)
+			}
+			<-exited
+		})
+	}
+	all.Wait()
+	seesNothing(t, b.Driver)
+}

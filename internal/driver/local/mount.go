@@ -133,6 +133,19 @@ func (c *layerMounts) evict() {
 	}
 }
 
+// release lets go of loop devices, which others see. It is for when nothing is
+// launched; the next launch attaches them again.
+func (c *layerMounts) release() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for path, m := range c.byPath {
+		if m.loop != "" {
+			unix.Close(m.fd)
+			delete(c.byPath, path)
+		}
+	}
+}
+
 func (c *layerMounts) close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()

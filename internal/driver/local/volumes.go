@@ -78,8 +78,8 @@ func (v *Volumes) Create(ctx context.Context, id isle.ID, size int64) (err error
 }
 
 // format writes an empty ext4 file system with the folder volumeRoot. Inode
-// tables and the journal are left to zeros that a sparse file has already:
-// 1 GiB takes 15 ms and 1 MiB of disk.
+// tables and the journal are left to zeros that a sparse file has already: 1 GiB
+// takes 7 ms, and 0.7 MiB of disk.
 func (v *Volumes) format(ctx context.Context, path string) error {
 	mke2fs, err := findTool("mke2fs")
 	if err != nil {
