@@ -19,6 +19,7 @@ type live struct {
 	m        *Manager
 	ref      isle.Ref
 	instance isle.ID
+	uids     uint32 // its UIDBase; under Manager.mu
 
 	writing sync.Mutex // held over a write to the store, so that writes are in order
 	stored  uint64     // version of the record in the store
@@ -44,7 +45,7 @@ type live struct {
 
 func (m *Manager) newLive(e Environment) *live {
 	l := &live{
-		m: m, ref: e.Ref, instance: e.Instance, rec: e, changed: make(chan struct{}),
+		m: m, ref: e.Ref, instance: e.Instance, uids: e.UIDBase, rec: e, changed: make(chan struct{}),
 		supervisors: map[string]*supervisor{}, published: map[portKey]*publisher{}, logs: map[string]*serviceLog{},
 		idleSince: m.cfg.Now(), connections: make(chan struct{}, maxConnections),
 	}

@@ -206,7 +206,8 @@ func (m *Manager) create(ctx context.Context, actor isle.Actor, req UpRequest, s
 	}
 	l := m.newLive(e)
 	m.mu.Lock()
-	l.rec.UIDBase = m.pickUIDs(e.Instance)
+	l.uids = m.pickUIDs(e.Instance)
+	l.rec.UIDBase = l.uids
 	m.envs[req.Ref] = l // so that nobody else picks its uids
 	m.mu.Unlock()
 	intent := audit.NewIntent(actor, isle.ActionEnvironmentLaunch, resource(req.Ref), "").In(req.Ref, e.Instance)
@@ -371,7 +372,7 @@ func readSubuids(paths ...string) (out []uidRange) {
 func (m *Manager) pickUIDs(instance isle.ID) uint32 {
 	used := map[uint32]bool{}
 	for _, l := range m.envs {
-		used[l.rec.UIDBase] = true // never changes once the environment is known
+		used[l.uids] = true
 	}
 	h := fnv.New32a()
 	h.Write([]byte(instance))
