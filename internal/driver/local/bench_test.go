@@ -104,8 +104,10 @@ func newPlainCrun(b *testing.B) func(*testing.B) time.Duration {
 	return func(b *testing.B) (took time.Duration) {
 		err := inPrivateMounts(bench.private, bench.hide, func() error {
 			id, options := string(isle.NewID()), []string{"--root", filepath.Join(dir, "state"), "--cgroup-manager=disabled"}
+			cmd := exec.Command(crun, append(options, "run", "--bundle", dir, "--detach", id)...)
+			cmd.Stdin, cmd.Stdout, cmd.Stderr = bench.silence, bench.silence, bench.silence
 			start := time.Now()
-			if err := exec.Command(crun, append(options, "run", "--bundle", dir, "--detach", id)...).Run(); err != nil {
+			if err := cmd.Run(); err != nil {
 				return err
 			}
 			took = time.Since(start)

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"isle"
 	"isle/internal/environment"
 	"isle/internal/spec"
@@ -120,11 +122,29 @@ func (d *Driver) command(runtime string, c *container, in *entrance) *exec.Cmd {
 	cmd.Env = []string{"PATH=" + defaultPath}
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = d.silence, d.silence, d.silence
 	if in.group != nil {
 		cmd.SysProcAttr.UseCgroupFD = true
 		cmd.SysProcAttr.CgroupFD = int(in.group.Fd())
 	}
 	return cmd
+}
+
+// newSilence returns a file that is empty for ever: what a container has for
+// stdin, stdout and stderr. It can't be /dev/null, because crun gives what it
+// has there to the container's root, and that is the host's own /dev/null: it
+// could be taken from everyone (chmod 0).
+func newSilence() (*os.File, error) {
+	fd, err := unix.MemfdCreate("isle-silence", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return nil, fmt.Errorf("make an empty file: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "silence")
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_SEAL|unix.F_SEAL_WRITE|unix.F_SEAL_GROW|unix.F_SEAL_SHRINK); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("seal an empty file: %w", err)
+	}
+	return f, nil
 }
 
 // run runs the runtime to its end. Where the caller's context ends first, every

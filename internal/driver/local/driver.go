@@ -63,6 +63,7 @@ type Driver struct {
 	volumes  *Volumes
 	layers   layerMounts
 	ids      idMaps
+	silence  *os.File // what containers have for stdin, stdout and stderr
 	log      *slog.Logger
 	watchers watchers
 
@@ -102,7 +103,12 @@ func New(c Config) (*Driver, error) {
 	if err != nil {
 		return nil, fmt.Errorf("control groups: %w", err)
 	}
+	silence, err := newSilence()
+	if err != nil {
+		return nil, err
+	}
 	d := &Driver{
+		silence: silence,
 		given:   c,
 		state:   state,
 		private: "/run/" + name, // not below the state folder, which is closed to the container's root
@@ -132,6 +138,7 @@ func (d *Driver) Close() error {
 	d.watchers.close()
 	d.layers.close()
 	d.ids.close()
+	d.silence.Close()
 	os.Remove(d.private) // empty on the host
 	d.groups.removeRoot()
 	return nil

@@ -228,6 +228,7 @@ func TestALaunchIsWhatItsImageSaysAndIsSealed(t *testing.T) {
 			"write /run/x":                 "written",
 			"write /dev/shm/x":             "written",
 			"owner /tmp":                   "0:0 1777",
+			"owner /dev/null":              "65534:65534 666",
 			"read /proc/keys":              "",
 			"list /sys":                    "",
 			"list /isle":                   "init",
@@ -386,6 +387,10 @@ func TestNothingIsLeftOfWhatIsRemoved(t *testing.T) {
 		exited := b.up(&l)
 		if r := b.report(l); r["list /data"] != "" || r["owner /data"] != "0:0 755" || r["write /data/x"] != "written" {
 			t.Errorf("%q", r)
+		}
+		var null syscall.Stat_t
+		if err := syscall.Stat("/dev/null", &null); err != nil || null.Uid != 0 || null.Gid != 0 {
+			t.Errorf("the host's /dev/null was given to %d:%d (%v)", null.Uid, null.Gid, err)
 		}
 		if mounts := hostSees(t, b.Driver); strings.Contains(mounts, "mount ") {
 			t.Errorf("a mount of a launch is seen by the host:\n%s", mounts)

@@ -3,6 +3,7 @@ package local
 import (
 	"context"
 	"errors"
+	"io"
 	"os/exec"
 	"slices"
 	"strings"
@@ -57,7 +58,10 @@ func (d *Driver) RunStep(ctx context.Context, s build.Step) error {
 	}
 	slices.Sort(c.env)
 	err := d.start(c, func(cmd *exec.Cmd) {
-		cmd.Stdout, cmd.Stderr = s.Output, s.Output
+		if s.Output != nil {
+			out := struct{ io.Writer }{s.Output} // always a pipe: a file of the host would be given to the step's root
+			cmd.Stdout, cmd.Stderr = out, out
+		}
 		cmd.WaitDelay = 5 * time.Second
 	})
 	return stepError(s.Command, err)
