@@ -38,6 +38,10 @@ func (m *Manager) launch(ctx context.Context, s *supervisor, r *run, secret []by
 	if setup {
 		boot.Setup = svc.Setup
 	}
+	var hosts []string
+	for _, other := range rec.Services {
+		hosts = append(hosts, other.Name)
+	}
 	encoded, err := json.Marshal(boot)
 	if err != nil {
 		return isle.Errorf(isle.Internal, "service %s: %w", s.name, err)
@@ -48,7 +52,7 @@ func (m *Manager) launch(ctx context.Context, s *supervisor, r *run, secret []by
 	m.cfg.Lines.Expect(rec.Instance, r.launch, svcRec.SecretHash, r)
 	m.fault("up.launching")
 	err = m.cfg.Driver.Launch(ctx, Launch{
-		Instance: rec.Instance, ID: r.launch, Service: svc.Name, Hostname: svc.Name,
+		Instance: rec.Instance, ID: r.launch, Service: svc.Name, Hostname: svc.Name, Hosts: hosts,
 		Image: svcRec.Image, Layers: layers, UIDBase: rec.UIDBase, Network: netns,
 		Volumes: mounts, Tmpfs: svc.Tmpfs, Caps: svc.Caps, Limits: rec.Spec.Limits,
 		Init: m.cfg.Init, Boot: encoded, Exited: r.initGone,
