@@ -150,19 +150,25 @@ func bytesText(n int64) string {
 	return fmt.Sprintf("%.0f %ciB", f, units[i])
 }
 
-// span is a duration for people: "3s", "5m", "2h", "4d".
+// span is a duration for people, in one or two units: "3s", "5m", "2h30m",
+// "4d".
 func span(d time.Duration) string {
 	switch {
-	case d < 0:
+	case d < time.Second:
 		return "0s"
 	case d < time.Minute:
-		return fmt.Sprintf("%ds", int(d.Seconds()))
-	case d < time.Hour:
-		return fmt.Sprintf("%dm", int(d.Minutes()))
-	case d < 48*time.Hour:
-		return fmt.Sprintf("%dh", int(d.Hours()))
+		return d.Truncate(time.Second).String()
+	}
+	m := int(d.Round(time.Minute).Minutes())
+	switch {
+	case m < 60:
+		return fmt.Sprintf("%dm", m)
+	case m < 24*60 && m%60 != 0:
+		return fmt.Sprintf("%dh%dm", m/60, m%60)
+	case m < 48*60:
+		return fmt.Sprintf("%dh", m/60)
 	default:
-		return fmt.Sprintf("%dd", int(d.Hours()/24))
+		return fmt.Sprintf("%dd", m/60/24)
 	}
 }
 

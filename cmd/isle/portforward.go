@@ -99,8 +99,12 @@ func (a *app) forward(ctx context.Context, c *api.Client, l net.Listener, start 
 // carry copies both ways between conn and a port inside until one side ends.
 func carry(ctx context.Context, c *api.Client, conn net.Conn, start *islev1.PortStart) error {
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	stream := c.Environments.PortForward(ctx)
+	defer func() { // a cancelled stream is noticed by who reads it
+		cancel()
+		stream.CloseRequest()
+		stream.CloseResponse()
+	}()
 	if err := stream.Send(&islev1.PortInput{Input: &islev1.PortInput_Start{Start: start}}); err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}

@@ -44,7 +44,7 @@ func readProject(arg string) (*project, error) {
 			return nil, err
 		}
 	}
-	data, err := readBounded(path, 1<<20)
+	data, err := readBounded(path, spec.MaxFileSize)
 	if err != nil {
 		return nil, err
 	}
@@ -56,7 +56,7 @@ func readProject(arg string) (*project, error) {
 		path: path, dir: filepath.Dir(path), data: data, file: file, checkout: readCheckout(filepath.Dir(path)),
 		lockPath: strings.TrimSuffix(strings.TrimSuffix(path, ".yaml"), ".yml") + ".lock",
 	}
-	p.lock, err = readBounded(p.lockPath, 8<<20)
+	p.lock, err = readBounded(p.lockPath, spec.MaxLockSize)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}

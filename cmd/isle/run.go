@@ -211,7 +211,7 @@ func (o runOptions) project(file string, seeds []seed) (*project, error) {
 		return p, nil
 	}
 	if st, err := os.Stat(p.lockPath); err == nil && time.Since(st.ModTime()) < lockLife {
-		p.lock, _ = readBounded(p.lockPath, 8<<20)
+		p.lock, _ = readBounded(p.lockPath, spec.MaxLockSize)
 	}
 	return p, os.MkdirAll(filepath.Dir(p.lockPath), 0o700)
 }

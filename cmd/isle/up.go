@@ -125,7 +125,7 @@ func upProject(ctx context.Context, c *api.Client, p *project, req *islev1.UpReq
 			return nil, err
 		}
 		req.Source = h.source
-		res, need, err := upOnce(ctx, c, req, show)
+		res, err := upOnce(ctx, c, req, show)
 		if err != nil {
 			return nil, err
 		}
@@ -135,37 +135,38 @@ func upProject(ctx context.Context, c *api.Client, p *project, req *islev1.UpReq
 		if attempt == 3 {
 			return nil, isle.Errorf(isle.Conflict, "the files go on changing while they are sent").WithHint("run `isle up` again when they are at rest")
 		}
-		if err := h.send(ctx, c, need, show); err != nil {
+		if err := h.send(ctx, c, show); err != nil {
 			return nil, err
 		}
 	}
 }
 
-// upOnce makes one call: it returns a result, or what the server needs. The
+// upOnce makes one call: it returns a result, or nil where the server needs
+// files first. The
 // stream of a one-shot environment is left open, for ctx to end.
-func upOnce(ctx context.Context, c *api.Client, req *islev1.UpRequest, show *progress) (*islev1.UpResult, []string, error) {
+func upOnce(ctx context.Context, c *api.Client, req *islev1.UpRequest, show *progress) (*islev1.UpResult, error) {
 	stream, err := c.Environments.Up(ctx, connect.NewRequest(req))
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	for stream.Receive() {
 		switch e := stream.Msg().GetEvent().(type) {
 		case *islev1.UpEvent_Progress:
 			show.event(e.Progress)
 		case *islev1.UpEvent_Need:
-			return nil, e.Need.GetDigests(), stream.Close()
+			return nil, stream.Close()
 		case *islev1.UpEvent_Result:
 			if !req.OneShot {
 				err = stream.Close()
 			}
-			return e.Result, nil, err
+			return e.Result, err
 		}
 	}
 	defer stream.Close()
 	if err := stream.Err(); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	return nil, nil, isle.Errorf(isle.Unavailable, "the server ended the call without a result").WithHint("run the command again, and see `isle doctor`")
+	return nil, isle.Errorf(isle.Unavailable, "the server ended the call without a result").WithHint("run the command again, and see `isle doctor`")
 }
 
 // showUp prints what the user needs next.

@@ -6,6 +6,8 @@ import (
 	"io"
 	"os"
 
+	"connectrpc.com/connect"
+
 	"isle"
 	"isle/internal/api"
 	islev1 "isle/internal/api/isle/v1"
@@ -14,8 +16,21 @@ import (
 // chunk is how many bytes of a file one message carries.
 const chunk = 256 << 10
 
-// send gives the server the content that it lacks.
-func (h *hashed) send(ctx context.Context, c *api.Client, need []string, p *progress) error {
+// send gives the server all the content that it lacks. It asks for that itself:
+// what the server has named may be a tree that hides its files.
+func (h *hashed) send(ctx context.Context, c *api.Client, p *progress) error {
+	ask := &islev1.MissingRequest{}
+	for d := range h.content {
+		ask.Digests = append(ask.Digests, string(d))
+	}
+	answer, err := c.Images.Missing(ctx, connect.NewRequest(ask))
+	if err != nil {
+		return err
+	}
+	need := answer.Msg.GetDigests()
+	if len(need) == 0 {
+		return isle.Errorf(isle.Internal, "the server needs files that no copy: names")
+	}
 	var total, done int64
 	for _, d := range need {
 		total += h.size(isle.Digest(d))

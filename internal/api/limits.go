@@ -10,8 +10,7 @@ import (
 
 // Bounds of what a caller may send.
 const (
-	maxMessage = 16 << 20  // bytes of one message: a list of 100,000 digests is 7 MB
-	maxSpec    = 1 << 20   // bytes of isle.yaml
+	maxMessage = 48 << 20  // bytes of one message: the largest lock, and then some
 	maxTrees   = 1000      // copied trees of one file
 	maxChunk   = 256 << 10 // bytes of one message of a stream of data, as the server sends it
 	// uploadIdle is how long an upload may send nothing, and how long any

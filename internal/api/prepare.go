@@ -30,8 +30,8 @@ func readSource(s *islev1.Source) (request, error) {
 	switch {
 	case len(s.GetSpec()) == 0:
 		return r, isle.Errorf(isle.Invalid, "the request has no environment file").WithHint("send isle.yaml as source.spec, in base64 over JSON")
-	case len(s.GetSpec()) > maxSpec:
-		return r, isle.Errorf(isle.Invalid, "%s has %d bytes, at most %d are read", name, len(s.GetSpec()), maxSpec)
+	case len(s.GetSpec()) > spec.MaxFileSize:
+		return r, isle.Errorf(isle.Invalid, "%s has %d bytes, at most %d are read", name, len(s.GetSpec()), spec.MaxFileSize)
 	case len(s.GetTrees()) > maxTrees:
 		return r, isle.Errorf(isle.Invalid, "%s copies %d trees, at most %d", name, len(s.GetTrees()), maxTrees)
 	}
@@ -160,6 +160,15 @@ func (cfg Config) prepare(ctx context.Context, r request, o prepareOptions, p bu
 		o.lock.Mirror = cfg.Mirror
 	}
 	o.build.Mirror = o.lock.Mirror
+	// Trees are asked for before anything else: to lock may take long, and is
+	// done again by the call that follows.
+	var trees []isle.Digest
+	for _, c := range r.copies {
+		trees = append(trees, c.Tree)
+	}
+	if need := cfg.Blobs.Missing(trees); len(need) > 0 {
+		return built{need: need}, nil
+	}
 	lock, changes, err := cfg.Builder.Lock(ctx, r.file, r.lock, r.copies, o.lock, p)
 	if err != nil {
 		return built{}, err

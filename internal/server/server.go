@@ -138,8 +138,10 @@ func (s *Server) Run(ctx context.Context) error {
 	s.handover.discard()
 
 	srv := s.httpServer(calls)
+	bounded := newLimit(l, maxConnections)
+	srv.ConnState = bounded.state
 	served := make(chan error, 1)
-	go func() { served <- srv.Serve(l) }() // ends with Shutdown or Close, which every way out of here calls
+	go func() { served <- srv.Serve(bounded) }() // ends with Shutdown or Close, which every way out of here calls
 	s.ready.say(nil)
 	s.log.Info("serving", "version", s.cfg.Version, "pid", os.Getpid(), "state", s.cfg.State, "socket", s.cfg.Socket)
 

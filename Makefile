@@ -1,0 +1,52 @@
+# The commands of the project. `make help` lists them.
+
+PREFIX  ?= /usr/local
+DESTDIR ?=
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+GO      ?= go
+export CGO_ENABLED = 0
+
+.PHONY: help build install uninstall setup generate check test demo bench clean
+
+help: ## list the commands
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+build: ## build bin/isle and bin/isle-init
+	$(GO) build -trimpath -ldflags '-s -w -X main.linked=$(VERSION)' -o bin/isle ./cmd/isle
+	$(GO) build -trimpath -ldflags '-s -w' -o bin/isle-init ./cmd/isle-init
+
+install: build ## install into DESTDIR and PREFIX, with a systemd unit
+	install -D -m 0755 bin/isle $(DESTDIR)$(PREFIX)/bin/isle
+	install -D -m 0755 bin/isle-init $(DESTDIR)$(PREFIX)/libexec/isle/isle-init
+	install -d -m 0755 $(DESTDIR)/etc/systemd/system
+	sed 's#@PREFIX@#$(PREFIX)#g' packaging/isle.service > $(DESTDIR)/etc/systemd/system/isle.service
+	install -d -m 0700 $(DESTDIR)/var/lib/isle
+	@[ -n '$(DESTDIR)' ] || [ ! -d /run/systemd/system ] || systemctl daemon-reload
+	@echo 'installed; start it with: systemctl enable --now isle'
+
+uninstall: ## remove what install installed; state stays
+	rm -rf $(DESTDIR)$(PREFIX)/bin/isle $(DESTDIR)$(PREFIX)/libexec/isle $(DESTDIR)/etc/systemd/system/isle.service
+
+setup: ## install the Debian packages that are missing
+	@scripts/setup.sh
+
+generate: ## generate Go from the API's definition
+	@scripts/setup.sh protobuf-compiler
+	scripts/generate.sh .
+
+check: ## format, vet, staticcheck, layers, generated code, links, unit tests
+	@scripts/setup.sh protobuf-compiler
+	scripts/check.sh
+
+test: setup build ## everything, with real parts; needs root
+	$(GO) test -timeout 40m ./...
+
+demo: setup build ## bring up examples/shop and show what it means
+	scripts/demo.sh
+
+bench: setup build ## measure, next to peers, in one run
+	@scripts/setup.sh bubblewrap runc
+	$(GO) run ./bench
+
+clean: ## remove what was built
+	rm -rf bin
