@@ -14,8 +14,7 @@ import (
 // /proc/self speaks of it, so it is never used.
 func onOwnThread(fn func() error) error {
 	done := make(chan error, 1)
-	var start func()
-	start = func() {
+	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
 		if unix.Gettid() != unix.Getpid() {
 			done <- fn()
@@ -30,8 +29,7 @@ func onOwnThread(fn func() error) error {
 		}()
 		<-next
 		runtime.UnlockOSThread()
-	}
-	go start()
+	}()
 	return <-done
 }
 

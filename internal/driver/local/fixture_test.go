@@ -1,0 +1,248 @@
+package local
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"isle"
+	"isle/internal/environment"
+	"isle/internal/image"
+	"isle/internal/spec"
+)
+
+const testUIDs = 1_700_003_840 // 25940 × 65536
+
+var guest = sync.OnceValues(func() ([]byte, error) {
+	dir, err := os.MkdirTemp("", "isle-guest-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	cmd := exec.Command("go", "build", "-o", filepath.Join(dir, "guest"), "./testdata/guest")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("%w: %s", err, out)
+	}
+	return os.ReadFile(filepath.Join(dir, "guest"))
+})
+
+// A bench is a driver with a state folder and an image of its own.
+type bench struct {
+	*Driver
+	t      testing.TB
+	init   string
+	layers []string
+}
+
+func newBench(t testing.TB, runtime string) *bench {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Fatal("this test needs root: sandboxes are made by root")
+	}
+	install(t, runtime)
+	state := t.TempDir()
+	program, err := guest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &bench{t: t, init: filepath.Join(state, "guest")}
+	// The state folder is closed; isle-init is bound from it all the same.
+	if err := os.WriteFile(b.init, program, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	store, err := image.Open(filepath.Join(state, "images"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.layers = testLayers(t, store, program)
+	b.Driver = b.open(state, runtime)
+	return b
+}
+
+// open makes a driver as a server that starts would.
+func (b *bench) open(state, runtime string) *Driver {
+	b.t.Helper()
+	d, err := New(Config{State: state, Runtime: runtime, Log: slog.New(slog.NewTextHandler(b.t.Output(), nil))})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(func() {
+		ctx := context.Background()
+		for instance := range d.launches() {
+			if err := d.Remove(ctx, instance); err != nil {
+				b.t.Error(err)
+			}
+		}
+		d.Close()
+	})
+	return d
+}
+
+// install installs a Debian package's program where it is missing.
+func install(t testing.TB, names ...string) {
+	t.Helper()
+	for _, name := range names {
+		if _, err := findTool(name); err == nil {
+			continue
+		}
+		pkg := map[string]string{"mke2fs": "e2fsprogs"}[name]
+		if pkg == "" {
+			pkg = name
+		}
+		args := []string{"install", "-y", "--no-install-recommends", pkg}
+		if exec.Command("apt-get", args...).Run() == nil {
+			continue
+		}
+		exec.Command("apt-get", "update").Run() // a machine that has no lists yet
+		if out, err := exec.Command("apt-get", args...).CombinedOutput(); err != nil {
+			t.Fatalf("apt-get install %s: %v\n%s", pkg, err, out)
+		}
+	}
+}
+
+type file struct {
+	path     string
+	mode     fs.FileMode
+	uid, gid uint32
+	content  string
+}
+
+func testLayers(t testing.TB, store *image.Store, program []byte) (paths []string) {
+	t.Helper()
+	for _, files := range [][]file{
+		{
+			{"/bin", fs.ModeDir | 0o755, 0, 0, ""},
+			{"/bin/guest", 0o755, 0, 0, string(program)},
+			{"/etc/passwd", 0o644, 0, 0, "root:x:0:0::/:/bin/sh\n"},
+			{"/etc/shadow", 0o640, 0, 42, "secret"},
+			{"/etc/hosts", 0o644, 0, 0, "the image's own\n"},
+			{"/app/file", 0o644, 0, 0, "below"},
+			{"/app/kept", 0o644, 1000, 1000, "kept"},
+		},
+		{{"/app/file", 0o644, 0, 0, "above"}},
+	} {
+		l, err := store.WriteLayer(t.Context(), "copy", "test", func(w *image.Writer) error {
+			for _, f := range files {
+				e := image.Entry{Path: f.path, Mode: f.mode, UID: f.uid, GID: f.gid, Size: int64(len(f.content))}
+				if err := w.Add(e, func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(f.content)), nil }); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		paths = append(paths, store.LayerPath(l.Digest))
+	}
+	return paths
+}
+
+// launchOf is a launch whose guest tries the probes.
+func (b *bench) launchOf(instance isle.ID, probes ...string) environment.Launch {
+	boot, err := json.Marshal(append([]string{}, probes...))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return environment.Launch{
+		Instance: instance, ID: isle.NewID(), Service: "web", Hostname: "web", Hosts: []string{"web", "db"},
+		Layers: b.layers, UIDBase: testUIDs, Limits: spec.Limits{CPUs: 1, Memory: 256 << 20, PIDs: 64},
+		Init: b.init, Boot: boot,
+	}
+}
+
+// up prepares and launches, and returns a channel that is closed at its exit.
+func (b *bench) up(l *environment.Launch) <-chan struct{} {
+	b.t.Helper()
+	exited := make(chan struct{})
+	l.Exited = func() { close(exited) }
+	if err := b.Prepare(b.t.Context(), environment.Shared{Instance: l.Instance, Limits: l.Limits}); err != nil {
+		b.t.Fatal(err)
+	}
+	if err := b.Launch(b.t.Context(), *l); err != nil {
+		b.t.Fatal(err)
+	}
+	return exited
+}
+
+// report waits for what the guest has found out.
+func (b *bench) report(l environment.Launch) map[string]string {
+	b.t.Helper()
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		pid := b.pid(l.Instance, l.ID)
+		if pid == 0 {
+			b.t.Fatal("the guest has ended without a report")
+		}
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/root/run/report", pid))
+		if err == nil {
+			var r map[string]string
+			if err := json.Unmarshal(data, &r); err != nil {
+				b.t.Fatal(err)
+			}
+			return r
+		}
+	}
+	b.t.Fatal("the guest did not report")
+	return nil
+}
+
+// eachRuntime runs a test on crun and on runc.
+func eachRuntime(t *testing.T, test func(t *testing.T, b *bench)) {
+	for _, name := range []string{"crun", "runc"} {
+		t.Run(name, func(t *testing.T) { test(t, newBench(t, name)) })
+	}
+}
+
+// hostSees is all that a launch could leave behind on the host.
+func hostSees(t testing.TB, d *Driver) string {
+	t.Helper()
+	var b strings.Builder
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if strings.Contains(line, d.state) || strings.Contains(line, d.private) {
+			fmt.Fprint(&b, "mount ", line)
+		}
+	}
+	loops, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	for _, l := range loops {
+		if f, _ := os.ReadFile(l); strings.Contains(string(f), d.state) {
+			fmt.Fprint(&b, "loop ", string(f))
+		}
+	}
+	for instance, launches := range d.groups.list() {
+		fmt.Fprintln(&b, "group", instance, launches)
+	}
+	folders, _ := filepath.Glob(filepath.Join(d.sandboxes(), "[^.]*"))
+	more, _ := filepath.Glob(filepath.Join(d.runtimeRoot(), "[^.]*"))
+	for _, f := range append(folders, more...) {
+		fmt.Fprintln(&b, "folder", f)
+	}
+	return b.String()
+}
+
+// seesNothing waits until the host sees nothing of the driver: what the kernel tidies
+// away after a mount it does a moment later.
+func seesNothing(t testing.TB, d *Driver) {
+	t.Helper()
+	var left string
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		if left = hostSees(t, d); left == "" {
+			return
+		}
+	}
+	t.Errorf("left behind:\n%s", left)
+}
