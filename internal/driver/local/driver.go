@@ -46,7 +46,8 @@ type Config struct {
 	// relative to the root of each hierarchy. "" is the root.
 	CgroupParent string
 	// BuildUIDs is the first of 65,536 host uids that build steps run as.
-	// Default 1,899,954,176. No environment may have the same.
+	// Default 0x0fff0000, just below those of environments. No environment may
+	// have the same.
 	BuildUIDs uint32
 	// Log is for what can't be told to a caller. Default slog.Default.
 	Log *slog.Logger
@@ -95,7 +96,7 @@ func New(c Config) (*Driver, error) {
 		c.Log = slog.Default()
 	}
 	if c.BuildUIDs == 0 {
-		c.BuildUIDs = 1_899_954_176
+		c.BuildUIDs = 0x0fff_0000
 	}
 	sum := sha256.Sum256([]byte(state))
 	name := "isle-" + hex.EncodeToString(sum[:4])
