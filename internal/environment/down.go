@@ -66,31 +66,21 @@ func (m *Manager) takeDown(ctx context.Context, actor isle.Actor, l *live, volum
 		return err
 	}
 	m.fault("down.removed")
-	var gone []isle.ID
-	if volumes || before.OneShot {
-		for _, v := range m.volumesOf(l.ref) {
-			if err := m.cfg.Volumes.Delete(ctx, v.ID); err != nil {
-				m.end(intent, err)
-				return err
-			}
-			os.Remove(m.baselinePath(v.ID))
-			gone = append(gone, v.ID)
-			m.fault("down.volume")
-		}
-	} else {
-		for _, v := range m.volumesOf(l.ref) {
-			if !v.Ready { // setup has not succeeded: it holds nothing
-				if err := m.cfg.Volumes.Delete(ctx, v.ID); err == nil {
-					gone = append(gone, v.ID)
-				}
-			}
-		}
+	gone, err := m.dropVolumes(ctx, l.ref, volumes || before.OneShot)
+	if err != nil {
+		m.end(intent, err)
+		return err
 	}
 	l.closeLogs()
 	if err := os.RemoveAll(m.logDir(l.instance)); err != nil {
 		m.cfg.Log.Error("logs could not be removed", "instance", l.instance, "error", err)
 	}
-	if err := l.remove(ctx, Mutation{RemoveVolumes: gone, Entries: []audit.Entry{intent.Outcome(nil)}}); err != nil {
+	c := Mutation{Entries: []audit.Entry{intent.Outcome(nil)}}
+	for _, v := range gone {
+		c.RemoveVolumes = append(c.RemoveVolumes, v.ID)
+		c.Entries = append(c.Entries, audit.NewEvent(actor, isle.ActionVolumeDelete, v.resource(), isle.Allow, v.Service+":"+v.Path).In(l.ref, l.instance))
+	}
+	if err := l.remove(ctx, c); err != nil {
 		return err
 	}
 	m.fault("down.forgotten")
@@ -105,6 +95,23 @@ func (m *Manager) takeDown(ctx context.Context, actor isle.Actor, l *live, volum
 	l.transport.CloseIdleConnections()
 	say(Progress{Step: "down", State: "done"})
 	return nil
+}
+
+// dropVolumes deletes the files of an environment's volumes: all of them, or
+// only those whose setup has not succeeded, which hold nothing.
+func (m *Manager) dropVolumes(ctx context.Context, ref isle.Ref, all bool) (gone []Volume, err error) {
+	for _, v := range m.volumesOf(ref) {
+		if v.Ready && !all {
+			continue
+		}
+		if err := m.cfg.Volumes.Delete(ctx, v.ID); err != nil {
+			return nil, err
+		}
+		os.Remove(m.baselinePath(v.ID))
+		gone = append(gone, v)
+		m.fault("down.volume")
+	}
+	return gone, nil
 }
 
 // dismantle removes what runs of an environment. A step that fails does not
@@ -138,7 +145,7 @@ func (m *Manager) dismantle(ctx context.Context, l *live, e Environment, say fun
 // deleteVolumes deletes volumes that no environment has; the ref is held.
 func (m *Manager) deleteVolumes(ctx context.Context, actor isle.Actor, ref isle.Ref, volumes []Volume, say func(Progress)) error {
 	for _, v := range volumes {
-		intent := audit.NewIntent(actor, isle.ActionVolumeDelete, isle.Resource{Kind: "volume", Name: string(v.ID), Stage: ref.Stage}, v.Service+":"+v.Path).In(ref, "")
+		intent := audit.NewIntent(actor, isle.ActionVolumeDelete, v.resource(), v.Service+":"+v.Path).In(ref, "")
 		// Not ready is what recovery deletes: from here on nothing uses it again.
 		v.Ready = false
 		if err := m.cfg.Store.Update(ctx, Mutation{PutVolumes: []Volume{v}, Entries: []audit.Entry{intent}}); err != nil {

@@ -8,8 +8,8 @@
 // read. Volumes outlive launches. A Driver makes sandboxes out of images; an
 // Airlock is the only network they have; a Line is how isle-init is spoken to.
 //
-// The room declares what it needs (Driver, Network, Store, Builder, Lines) and
-// the server wires it.
+// A Manager does the work. The room declares what it needs (Store, Ports,
+// Driver, Network, Volumes, Lines, Images) and the server wires it.
 package environment
 
 import (

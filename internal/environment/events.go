@@ -240,6 +240,9 @@ func (r *run) finish(code int, reason string) (again bool) {
 	if setupFail != "" {
 		phase, again, message = Broken, false, setupFail
 	}
+	if n := s.endsInARow(); n > 1 && phase == Broken && setupFail == "" {
+		message += fmt.Sprintf(", %d times in a row", n)
+	}
 	s.l.observe(s.name, r.launch, func(rec *Service) {
 		c := code
 		rec.Phase, rec.ExitCode, rec.Message = phase, &c, message

@@ -257,6 +257,11 @@ func (l *live) upToDate(req *UpRequest, specJSON []byte) bool {
 		if !ok || s.Phase != Running || s.Digest != img.Digest() {
 			return false
 		}
+		for _, p := range s.Ports {
+			if l.published[portKey{s.Name, p.Name}] == nil {
+				return false // it could not be opened again after a restart
+			}
+		}
 	}
 	return true
 }

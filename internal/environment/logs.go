@@ -454,7 +454,9 @@ func (l *live) lastLines(service string, n int) (out []string) {
 	defer r.close()
 	for line := r.peek(); line != nil; line = r.peek() {
 		text := strings.TrimRight(strings.ToValidUTF8(string(r.take().Data), "\uFFFD"), "\r\n")
-		out = append(out, oneLine(text))
+		if text = oneLine(text); text != "" {
+			out = append(out, text)
+		}
 		if len(out) > n {
 			out = out[1:]
 		}

@@ -80,8 +80,8 @@ func (m *Manager) Reconcile(ctx context.Context) error {
 	}
 	m.mu.Unlock()
 	swept, err := m.sweep(ctx, envs, &f)
-	if err != nil {
-		return err
+	if err != nil { // what cannot be removed keeps nobody from working
+		m.cfg.Log.Error("leftovers could not be removed; the next start tries again", "error", err)
 	}
 	m.fault("reconcile.swept")
 	m.adoptAll(ctx, all, &f)

@@ -126,6 +126,7 @@ func (m *Manager) replace(ctx context.Context, actor isle.Actor, l *live, req Up
 		services = append(services, s)
 		intent = intent.With("image "+name, string(s.Digest))
 	}
+	vols := m.wantVolumes(req, now)
 	m.fault("replace.begin")
 	err = l.change(ctx, func(e *Environment) {
 		next := make([]Service, len(services))
@@ -141,7 +142,7 @@ func (m *Manager) replace(ctx context.Context, actor isle.Actor, l *live, req Up
 		if p.ttl {
 			e.Expires = expiry(now, req)
 		}
-	}, Mutation{PutVolumes: m.wantVolumes(req, now), Entries: []audit.Entry{intent}})
+	}, Mutation{PutVolumes: vols, Entries: append([]audit.Entry{intent}, volumesMade(actor, l, vols, now)...)})
 	if err != nil {
 		ports.release()
 		return UpResult{}, err

@@ -226,6 +226,12 @@ func (s *supervisor) wasUp() bool {
 	return s.wasReady
 }
 
+func (s *supervisor) endsInARow() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.failures
+}
+
 func (s *supervisor) restart() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -216,7 +216,7 @@ func (m *Manager) create(ctx context.Context, actor isle.Actor, req UpRequest, s
 	}
 	vols := m.wantVolumes(req, now)
 	m.fault("up.begin")
-	err = l.save(ctx, Mutation{PutVolumes: vols, Entries: []audit.Entry{intent}})
+	err = l.save(ctx, Mutation{PutVolumes: vols, Entries: append([]audit.Entry{intent}, volumesMade(actor, l, vols, now)...)})
 	if err != nil {
 		m.forget(l)
 		ports.release()
@@ -331,6 +331,20 @@ func (m *Manager) wantVolumes(req UpRequest, now time.Time) (put []Volume) {
 		}
 	}
 	return put
+}
+
+// volumesMade are the entries about the volumes of put that are new.
+func volumesMade(actor isle.Actor, l *live, put []Volume, now time.Time) (entries []audit.Entry) {
+	for _, v := range put {
+		if v.Created.Equal(now) {
+			entries = append(entries, audit.NewEvent(actor, isle.ActionVolumeCreate, v.resource(), isle.Allow, v.Service+":"+v.Path).In(l.ref, l.instance))
+		}
+	}
+	return entries
+}
+
+func (v Volume) resource() isle.Resource {
+	return isle.Resource{Kind: "volume", Name: string(v.ID), Stage: v.Ref.Stage}
 }
 
 // The ranges of host uids given to environments: 65,536 each, from firstUID to
