@@ -148,6 +148,7 @@ func extract(dir, name string, r io.Reader, show *progress) (entries int, err er
 	}
 	var folders []folder
 	tr := tar.NewReader(r)
+	var begun, relative bool // names are relative to what is copied
 	var done int64
 	for {
 		h, err := tr.Next()
@@ -157,7 +158,14 @@ func extract(dir, name string, r io.Reader, show *progress) (entries int, err er
 		if err != nil {
 			return entries, err
 		}
-		inside, ok := renamed(h.Name, name)
+		if h.Typeflag == tar.TypeXGlobalHeader { // the service's own remark
+			show.note("%s", clean(h.PAXRecords["comment"]))
+			continue
+		}
+		if !begun {
+			begun, relative = true, path.Clean(h.Name) == "."
+		}
+		inside, ok := renamed(h.Name, name, relative)
 		if !ok {
 			return entries, isle.Errorf(isle.Invalid, "the environment sent a file called %q, which leads out of the destination", clean(h.Name))
 		}
@@ -176,7 +184,7 @@ func extract(dir, name string, r io.Reader, show *progress) (entries int, err er
 				err = root.Symlink(h.Linkname, inside)
 			}
 		case tar.TypeLink:
-			target, ok := renamed(h.Linkname, name)
+			target, ok := renamed(h.Linkname, name, relative)
 			if !ok {
 				return entries, isle.Errorf(isle.Invalid, "the environment sent a link to %q, which leads out of the destination", clean(h.Linkname))
 			}
@@ -201,15 +209,15 @@ func extract(dir, name string, r io.Reader, show *progress) (entries int, err er
 	return entries, nil
 }
 
-// renamed puts an entry's path under another topmost name. A stream of one
-// file or folder has that as the first element of every path, or "." where it
-// is named relative to itself.
-func renamed(entry, name string) (string, bool) {
+// renamed puts an entry's path under another topmost name. The stream of a file
+// or folder has the name of that as the first element of every path; that of
+// the root, whose first entry is ".", is relative to it.
+func renamed(entry, name string, relative bool) (string, bool) {
 	p := path.Clean(strings.TrimSuffix(entry, "/"))
 	if path.IsAbs(p) || p == ".." || strings.HasPrefix(p, "../") {
 		return "", false
 	}
-	if p == "." || strings.HasPrefix(entry, "./") {
+	if relative {
 		return path.Join(name, p), true
 	}
 	_, rest, _ := strings.Cut(p, "/")

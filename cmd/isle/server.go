@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -10,6 +11,7 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"isle"
 	islev1 "isle/internal/api/isle/v1"
@@ -77,27 +79,35 @@ func newServerStop(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			pid := int(info.Msg.GetPid())
+			pidfd, err := unix.PidfdOpen(pid, 0)
+			if err != nil {
+				return isle.Errorf(isle.Unavailable, "cannot see the server's process %d: %w", pid, err)
+			}
+			defer unix.Close(pidfd)
 			if _, err := c.Server.Stop(ctx, connect.NewRequest(&islev1.StopRequest{})); err != nil {
 				return err
 			}
-			return a.gone(ctx, int(info.Msg.GetPid()))
+			return gone(ctx, pidfd, pid)
 		},
 	}
 }
 
-// gone waits until a process has ended.
-func (a *app) gone(ctx context.Context, pid int) error {
-	deadline := time.After(time.Minute)
-	for syscall.Kill(pid, 0) == nil {
-		select {
-		case <-ctx.Done():
+// gone waits until the process behind a descriptor has ended (pidfd_open(2)): it
+// is readable then, though nobody may have waited for the process.
+func gone(ctx context.Context, pidfd, pid int) error {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 100)
+		switch {
+		case ctx.Err() != nil:
 			return ctx.Err()
-		case <-deadline:
-			return isle.Errorf(isle.Unavailable, "the server (process %d) does not end", pid).WithHint("see its log; kill -9 %d does no harm to environments", pid)
-		case <-time.After(10 * time.Millisecond):
+		case n > 0:
+			return nil
+		case err != nil && !errors.Is(err, unix.EINTR):
+			return isle.Errorf(isle.Internal, "cannot wait for the server (process %d): %w", pid, err)
 		}
 	}
-	return nil
+	return isle.Errorf(isle.Unavailable, "the server (process %d) does not end", pid).WithHint("see its log; kill -9 %d does no harm to environments", pid)
 }
 
 func newServerReload(a *app) *cobra.Command {

@@ -78,7 +78,7 @@ func dialError(address string, err error) error {
 	switch {
 	case errors.Is(err, os.ErrPermission):
 		return isle.Errorf(isle.Refused, "%s", OnlyRoot).WithHint("run the command as root, for example with sudo")
-	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.ECONNREFUSED):
 		return isle.Errorf(isle.NotFound, "no server answers at %s", address).WithHint("start one with `isle server`, or see `isle doctor`")
 	default:
 		return isle.Errorf(isle.Unavailable, "cannot reach the server at %s: %w", address, err).WithHint("see `isle doctor`")

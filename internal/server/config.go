@@ -129,6 +129,8 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Init == "" {
 		c.Init, err = findInit()
+	} else if !isProgram(c.Init) {
+		err = isle.Errorf(isle.NotFound, "--init %s is no program", c.Init)
 	}
 	return c, err
 }
@@ -145,10 +147,15 @@ func findInit() (string, error) {
 	}
 	places := []string{filepath.Join(dir, "isle-init"), filepath.Join(dir, "..", "libexec", "isle", "isle-init")}
 	for _, p := range places {
-		if st, err := os.Stat(p); err == nil && st.Mode().IsRegular() && st.Mode()&0o111 != 0 {
+		if isProgram(p) {
 			return filepath.Clean(p), nil
 		}
 	}
 	return "", isle.Errorf(isle.Unavailable, "isle-init is neither at %s nor at %s", places[0], filepath.Clean(places[1])).
 		WithHint("install it there with `make build` or `make install`, or name it with --init")
+}
+
+func isProgram(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && st.Mode().IsRegular() && st.Mode()&0o111 != 0
 }
