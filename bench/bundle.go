@@ -11,7 +11,7 @@ import (
 // writeBundle writes two OCI bundles on the peers' root: one that says "ready"
 // and ends, and one that sleeps, for exec.
 func (b *bench) writeBundle() error {
-	b.bundle = filepath.Join(b.state, "bundle")
+	b.bundle = filepath.Join(b.peers, "bundle")
 	for suffix, args := range map[string][]string{
 		"":       {"/bin/busybox", "echo", "ready"},
 		"-sleep": {"/bin/busybox", "sleep", "1000"},

@@ -23,6 +23,7 @@ import (
 type bench struct {
 	state, isle string
 	client      *api.Client
+	peers       string // a folder of theirs
 	root        string // a folder with busybox, for the peers
 	bundle      string // an OCI bundle on it
 	project     string
@@ -61,15 +62,26 @@ func newBench(ctx context.Context, state, bin string) (*bench, error) {
 	return b, b.layPeers(ctx)
 }
 
-func (b *bench) close() { b.client.Close() }
+func (b *bench) close() {
+	b.client.Close()
+	os.RemoveAll(b.peers)
+}
 
 // layPeers takes busybox out of an environment, so that every contender runs
 // the same program.
 func (b *bench) layPeers(ctx context.Context) error {
-	if _, err := b.up(ctx, "peer", false); err != nil {
+	_, err := b.up(ctx, "peer", false)
+	if err != nil {
 		return err
 	}
-	b.root = filepath.Join(b.state, "peer-root")
+	if b.peers, err = os.MkdirTemp("", "isle-bench-peers-"); err != nil {
+		return err
+	}
+	// The peers' root of a user namespace must be able to walk there.
+	if err := os.Chmod(b.peers, 0o755); err != nil {
+		return err
+	}
+	b.root = filepath.Join(b.peers, "root")
 	for _, d := range []string{"bin", "proc", "dev", "sys", "tmp", "etc"} {
 		if err := os.MkdirAll(filepath.Join(b.root, d), 0o755); err != nil {
 			return err
@@ -176,8 +188,17 @@ func (b *bench) exec(ctx context.Context, runs int) error {
 	defer b.down(ctx, "exec")
 	id := fmt.Sprintf("isle-bench-exec-%d", os.Getpid())
 	hold := exec.CommandContext(ctx, "crun", "run", "--detach", "--bundle", b.bundle+"-sleep", id)
-	if out, err := hold.CombinedOutput(); err != nil {
-		return fmt.Errorf("crun run: %w\n%s", err, out)
+	// The container keeps its stdio: a pipe would keep us waiting, and crun
+	// gives what it has to the container's root, /dev/null included.
+	stdio, err := os.CreateTemp(b.peers, "stdio-")
+	if err != nil {
+		return err
+	}
+	defer stdio.Close()
+	hold.Stdin, hold.Stdout, hold.Stderr = stdio, stdio, stdio
+	if err := hold.Run(); err != nil {
+		said, _ := os.ReadFile(stdio.Name())
+		return fmt.Errorf("crun run: %w\n%s", err, said)
 	}
 	defer exec.Command("crun", "delete", "--force", id).Run()
 	return compare(ctx, "Exec of `true` in a running environment", "crun exec", runs, []contender{

@@ -147,8 +147,11 @@ func process(name string, argv ...string) contender {
 		for j := range args {
 			args[j] = strings.ReplaceAll(args[j], "%ID", fmt.Sprintf("isle-bench-%d-%d", os.Getpid(), i))
 		}
+		cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+		// Not /dev/null: crun gives its stdio to the container's root.
+		cmd.Stdin = strings.NewReader("")
 		begin := time.Now()
-		out, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput()
+		out, err := cmd.CombinedOutput()
 		took := time.Since(begin)
 		if err != nil {
 			return 0, fmt.Errorf("%v: %w\n%s", args, err, out)

@@ -3,6 +3,7 @@ package api
 import (
 	"io"
 	"net/http"
+	"sync"
 	"time"
 
 	"isle/internal/api/isle/v1/islev1connect"
@@ -33,7 +34,9 @@ func uploads(path string) bool {
 func impatient(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Body != nil && r.Body != http.NoBody {
-			r.Body = &deadlineBody{ReadCloser: r.Body, control: http.NewResponseController(w), renew: uploads(r.URL.Path)}
+			body := &deadlineBody{ReadCloser: r.Body, control: http.NewResponseController(w), renew: uploads(r.URL.Path)}
+			r.Body = body
+			defer body.end()
 		}
 		next.ServeHTTP(w, r)
 	})
@@ -44,17 +47,37 @@ type deadlineBody struct {
 	control *http.ResponseController
 	renew   bool
 	begun   bool
+
+	mu    sync.Mutex // guards ended
+	ended bool
+}
+
+// end says that the call is over. Its response writer is not to be touched
+// again: net/http takes an HTTP/2 one apart, and a read that is still going on
+// in another goroutine (an Exec's input) would meet a nil pointer.
+func (b *deadlineBody) end() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.ended = true
+}
+
+// deadline sets the deadline of reads while the call goes on.
+func (b *deadlineBody) deadline(t time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.ended {
+		_ = b.control.SetReadDeadline(t) // a writer without deadlines (tests) has no hostile caller
+	}
 }
 
 // Read implements io.Reader. One goroutine reads a body at a time.
 func (b *deadlineBody) Read(p []byte) (int, error) {
-	watch := b.renew || !b.begun
-	if watch {
-		_ = b.control.SetReadDeadline(time.Now().Add(uploadIdle)) // a writer without deadlines (tests) has no hostile caller
+	if b.renew || !b.begun {
+		b.deadline(time.Now().Add(uploadIdle))
 	}
 	n, err := b.ReadCloser.Read(p)
 	if n > 0 && !b.begun && !b.renew || err != nil {
-		_ = b.control.SetReadDeadline(time.Time{}) // over HTTP/1.1 it would otherwise end the call
+		b.deadline(time.Time{}) // over HTTP/1.1 it would otherwise end the call
 	}
 	b.begun = b.begun || n > 0
 	return n, err
