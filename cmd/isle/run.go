@@ -120,12 +120,15 @@ func (a *app) run(ctx context.Context, o runOptions, file string, command []stri
 	}
 
 	// The environment lives as long as the call: should this program be killed,
-	// the server sees the call end and tears down.
-	calls, hangUp := context.WithCancel(ctx)
+	// the server sees the call end and tears down. Once it is up, Ctrl-C ends the
+	// command first and then tears down from here.
+	calls, hangUp := context.WithCancel(context.WithoutCancel(ctx))
 	defer hangUp()
+	interruptible := context.AfterFunc(ctx, hangUp)
 	show := a.quietProgress()
 	defer show.close()
 	res, err := upProject(calls, c, p, req, show)
+	interruptible()
 	if err != nil {
 		return err
 	}

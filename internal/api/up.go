@@ -81,7 +81,7 @@ func (s *environments) endOneShot(ctx context.Context, ref isle.Ref) {
 		return // torn down already
 	}
 	err = s.Environments.Down(ctx, actorOf(ctx), ref, true, func(environment.Progress) {})
-	if err != nil && isle.CodeOf(err) != isle.NotFound {
+	if _, gone := s.Environments.Get(ctx, ref); err != nil && gone == nil { // another Down may have been first
 		s.Log.Error("a one-shot environment could not be torn down", "environment", ref, "err", err)
 	}
 }

@@ -28,7 +28,7 @@ func (m *Manager) serveHTTP() {
 	if m.cfg.HTTP == "" {
 		return
 	}
-	ln, err := net.Listen("tcp", m.cfg.HTTP)
+	ln, err := m.cfg.Listen("names", "tcp", m.cfg.HTTP)
 	if err != nil {
 		m.cfg.Log.Warn("published ports cannot be reached by name; by number they can", "address", m.cfg.HTTP, "error", err)
 		return

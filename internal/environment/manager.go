@@ -3,6 +3,7 @@ package environment
 import (
 	"context"
 	"log/slog"
+	"net"
 	"os"
 	"runtime"
 	"slices"
@@ -35,6 +36,10 @@ type Config struct {
 	// HTTP is the address of the listener that reaches published ports by name,
 	// http://PORT.NAME[.STAGE].localhost; "" for none.
 	HTTP string
+	// Listen opens the listeners of published ports and names, each under a key
+	// of its own, by which a program that takes over from this one may be given
+	// it; default net.Listen.
+	Listen func(key, network, address string) (net.Listener, error)
 	// Grace is how long a service may take to end before it is killed; default
 	// 10 s.
 	Grace time.Duration
@@ -103,6 +108,9 @@ func New(cfg Config) *Manager {
 	}
 	if cfg.LogSize <= 0 {
 		cfg.LogSize = 10 << 20
+	}
+	if cfg.Listen == nil {
+		cfg.Listen = func(_, network, address string) (net.Listener, error) { return net.Listen(network, address) }
 	}
 	if cfg.Grace <= 0 {
 		cfg.Grace = 10 * time.Second

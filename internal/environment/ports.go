@@ -99,7 +99,7 @@ func (m *Manager) listen(ctx context.Context, ref isle.Ref, key portKey) (net.Li
 		return nil, err
 	}
 	if port != 0 {
-		ln, err := listenLoopback(port)
+		ln, err := m.listenLoopback(port)
 		if err == nil {
 			return ln, nil
 		}
@@ -112,7 +112,7 @@ func (m *Manager) listen(ctx context.Context, ref isle.Ref, key portKey) (net.Li
 	fmt.Fprintf(h, "%s@%s/%s/%s", ref.Name, ref.Stage, key.service, key.name)
 	for i := range maxPortTries {
 		port := firstPort + int((h.Sum32()+uint32(i))%portCount)
-		ln, err := listenLoopback(port)
+		ln, err := m.listenLoopback(port)
 		if errors.Is(err, syscall.EADDRINUSE) {
 			continue
 		}
@@ -148,8 +148,9 @@ func (m *Manager) portTaken(ref isle.Ref, key portKey, port int) error {
 		WithHint("end what listens there (ss -ltnp 'sport = :%d' shows it), or choose another name with --name", port)
 }
 
-func listenLoopback(port int) (net.Listener, error) {
-	return net.Listen("tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+func (m *Manager) listenLoopback(port int) (net.Listener, error) {
+	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+	return m.cfg.Listen("port/"+address, "tcp4", address)
 }
 
 // portURL is the name of a port that speaks HTTP: one whose health is checked

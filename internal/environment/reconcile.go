@@ -306,7 +306,7 @@ func (m *Manager) listenAgain(l *live) {
 	plan := &portPlan{m: m, ports: map[string][]PublishedPort{}, opened: map[portKey]net.Listener{}}
 	for _, s := range l.snapshot().Services {
 		for _, p := range s.Ports {
-			ln, err := listenLoopback(p.Host)
+			ln, err := m.listenLoopback(p.Host)
 			if err != nil {
 				m.cfg.Log.Error("a published port could not be opened again", "environment", l.ref, "service", s.Name, "port", p.Host, "error", err)
 				continue

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -79,6 +80,9 @@ func compose(s *Server) (r *rooms, err error) {
 	r.manager = environment.New(environment.Config{
 		Store: r.store, Ports: r.store, Driver: r.driver, Network: r.airlocks, Volumes: r.driver.Volumes(), Lines: r.home,
 		Images: r.images, Init: cfg.Init, Logs: at("logs"), HTTP: names, Log: s.log, Fault: cfg.fault(),
+		Listen: func(key, network, address string) (net.Listener, error) {
+			return s.handover.Listen(key, func() (net.Listener, error) { return net.Listen(network, address) })
+		},
 	})
 	r.handler = api.New(api.Config{
 		Environments: r.manager, Builder: r.builder, Blobs: r.images, Audit: r.store, Host: r, Authorize: api.RootOnly,

@@ -72,6 +72,23 @@ func (h *Handover) Listen(key string, open func() (net.Listener, error)) (net.Li
 	return &heldListener{fileListener: fl, key: key, handover: h}, nil
 }
 
+// address is that of the listener that the program before had under the key;
+// ok is false if it had none.
+func (h *Handover) address(key string) (address string, ok bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	f, ok := h.inherited[key]
+	if !ok {
+		return "", false
+	}
+	l, err := net.FileListener(f)
+	if err != nil {
+		return "", false
+	}
+	defer l.Close()
+	return l.Addr().String(), true
+}
+
 // take returns the inherited listener of a key, nil if there is none.
 func (h *Handover) take(key string) (net.Listener, error) {
 	f, ok := h.inherited[key]

@@ -20,6 +20,9 @@ func (s *Server) chooseNames() (string, error) {
 	if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
 		return "", isle.Errorf(isle.Invalid, "--names %s: want a loopback address and a port, such as 127.0.0.1:7480, or off", s.cfg.Names)
 	}
+	if address, ok := s.handover.address("names"); ok {
+		return address, nil
+	}
 	if port != "0" {
 		if _, err := freePort(s.cfg.Names); err == nil {
 			return s.cfg.Names, nil
