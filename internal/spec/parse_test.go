@@ -99,6 +99,7 @@ func TestAnErrorSaysWhereAndWhatToDo(t *testing.T) {
 		{"nested mounts", service("{volumes: {/d: {}}, tmpfs: [/d/x]}"), "isle.yaml:4:33: services.s.tmpfs[0]: /d/x lies in /d, which is a mount too; put them side by side"},
 		{"tmp", service("tmpfs: [/tmp]"), "isle.yaml:4:13: services.s.tmpfs[0]: /tmp is there already, as a tmpfs; name a folder below it, or leave it out"},
 		{"variable", service("env: {1A: x}"), `isle.yaml:4:11: services.s.env["1A"]: "1A" cannot name a variable; want letters, digits and _, beginning with no digit`},
+		{"capability that would unseal", service("caps: [CAP_SYS_PTRACE]"), `isle.yaml:4:12: services.s.caps[0]: no service may keep SYS_PTRACE: a sealed environment has no use for it, or it would unseal it`},
 		{"capability", service("caps: [net_bind_servce]"), `isle.yaml:4:12: services.s.caps[0]: "net_bind_servce" is no capability; the nearest is NET_BIND_SERVICE`},
 		{"user", service("user: 70000"), `isle.yaml:4:11: services.s.user: "70000" is no user; want a name, uid or uid:gid, numbers up to 65535`},
 		{"restart", service("restart: on_failure"), `isle.yaml:4:14: services.s.restart: "on_failure" is not one of no, on-failure, always; did you mean "on-failure"?`},

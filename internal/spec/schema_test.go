@@ -162,7 +162,7 @@ func TestTheSchemaAgreesWithTheParser(t *testing.T) {
 		string(shop), string(example), "name: a\nservices: {s: {}}\n",
 		service("{volumes: {/d: {size: 1073741824}}, command: sleep 1, run: make, env: {A: 1, B: true, C: x, D: 1.5}}"),
 		service("{user: 1000, workdir: /x, healthcheck: {command: [true], interval: 1m30s, retries: 5}}"),
-		service("{user: '0:0', caps: [net_raw, CAP_CHOWN], packages: [a1=1.2-3]}") + "egress: [{host: db, port: 1, addresses: [10.0.0.0/8]}]\nlimits: {cpus: 0.5, memory: 1.5GiB}\n",
+		service("{user: '0:0', caps: [net_bind_service, CAP_CHOWN], packages: [a1=1.2-3]}") + "egress: [{host: db, port: 1, addresses: [10.0.0.0/8]}]\nlimits: {cpus: 0.5, memory: 1.5GiB}\n",
 	} {
 		if _, err := Parse("isle.yaml", []byte(in)); err != nil {
 			t.Errorf("the parser refuses: %v\n%s", err, in)

@@ -406,16 +406,26 @@ func parseNetwork(s string) (string, error) {
 	return p.String(), nil
 }
 
-// capabilities are those of Linux 6.1, capabilities(7), without CAP_.
-var capabilities = strings.Fields(`AUDIT_CONTROL AUDIT_READ AUDIT_WRITE BLOCK_SUSPEND BPF CHECKPOINT_RESTORE CHOWN
-	DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID IPC_LOCK IPC_OWNER KILL LEASE LINUX_IMMUTABLE MAC_ADMIN MAC_OVERRIDE
-	MKNOD NET_ADMIN NET_BIND_SERVICE NET_BROADCAST NET_RAW PERFMON SETFCAP SETGID SETPCAP SETUID SYSLOG SYS_ADMIN
-	SYS_BOOT SYS_CHROOT SYS_MODULE SYS_NICE SYS_PACCT SYS_PTRACE SYS_RAWIO SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG WAKE_ALARM`)
+// capabilities are those of capabilities(7), without CAP_, that a service may
+// keep: they concern its own files, users, processes and ports.
+var capabilities = strings.Fields(`AUDIT_WRITE CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID IPC_LOCK IPC_OWNER KILL LEASE
+	NET_BIND_SERVICE SETFCAP SETGID SETPCAP SETUID SYS_CHROOT SYS_NICE`)
+
+// withheld are the others. Some would open a way to isle-init, whose memory
+// holds the launch's secret (SYS_PTRACE), or to the kernel's largest attack
+// surface (SYS_ADMIN, BPF); the rest would do nothing, because what they are
+// about belongs to the machine: its network namespaces, clock, modules, log.
+var withheld = strings.Fields(`AUDIT_CONTROL AUDIT_READ BLOCK_SUSPEND BPF CHECKPOINT_RESTORE LINUX_IMMUTABLE MAC_ADMIN MAC_OVERRIDE
+	MKNOD NET_ADMIN NET_BROADCAST NET_RAW PERFMON SYSLOG SYS_ADMIN SYS_BOOT SYS_MODULE SYS_PACCT SYS_PTRACE SYS_RAWIO
+	SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG WAKE_ALARM`)
 
 // parseCap accepts a capability with or without CAP_, in either case, and
 // returns it with.
 func parseCap(s string) (string, error) {
 	name := strings.TrimPrefix(strings.ToUpper(s), "CAP_")
+	if slices.Contains(withheld, name) {
+		return "", fmt.Errorf("no service may keep %s: a sealed environment has no use for it, or it would unseal it", name)
+	}
 	if !slices.Contains(capabilities, name) {
 		best, _ := nearest(name, capabilities)
 		return "", fmt.Errorf("%q is no capability; the nearest is %s", clip(s), best)
