@@ -229,7 +229,7 @@ type endingProcess struct{ *process }
 
 type endingStdin struct{ *process }
 
-func (p endingProcess) Stdin() io.WriteCloser { return endingStdin{p.process} }
+func (p endingProcess) Stdin() io.WriteCloser { return endingStdin(p) }
 func (s endingStdin) Close() error {
 	s.out <- environment.Output{Exit: &environment.Exit{Code: 7}}
 	return nil
