@@ -4,10 +4,14 @@ import (
 	"context"
 	"errors"
 	"io"
+	"io/fs"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"isle"
 	"isle/internal/build"
@@ -46,8 +50,11 @@ func (d *Driver) RunStep(ctx context.Context, s build.Step) error {
 	if err := d.groups.prepare(string(instance), stepLimits, d.crun()); err != nil {
 		return isle.Errorf(isle.Unavailable, "limits of a build step: %w", err)
 	}
+	bounded, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	go watchSize(bounded, s.Upper, maxStepSize, stop)
 	c := &container{
-		ctx: ctx, instance: instance, id: id, service: "build", hostname: "build", layers: s.Layers,
+		ctx: bounded, instance: instance, id: id, service: "build", hostname: "build", layers: s.Layers,
 		upper: s.Upper, work: s.Work, uidBase: d.given.BuildUIDs, limits: stepLimits, command: s.Command,
 	}
 	if _, ok := s.Env["PATH"]; !ok {
@@ -64,7 +71,65 @@ func (d *Driver) RunStep(ctx context.Context, s build.Step) error {
 		}
 		cmd.WaitDelay = 5 * time.Second
 	})
+	if full := context.Cause(bounded); err != nil && full != nil && ctx.Err() == nil {
+		return full
+	}
 	return stepError(s.Command, err)
+}
+
+// Bounds of what a step may write. A step shares the state's disk with the
+// server, whose log and store must still be written when a step runs wild.
+const (
+	maxStepSize = 16 << 30  // bytes
+	reserve     = 256 << 20 // bytes that a step leaves free
+)
+
+// watchSize stops a step that fills the disk; it ends with ctx. The cheap
+// question, how much is free, is asked often; the folder is counted only when
+// the answer could mean it.
+func watchSize(ctx context.Context, upper string, limit int64, stop context.CancelCauseFunc) {
+	first, err := freeSpace(upper)
+	if err != nil {
+		return // the step fails by itself where its folder is gone
+	}
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		free, err := freeSpace(upper)
+		switch {
+		case err != nil:
+			return
+		case first-free > limit && written(upper) > limit:
+			stop(isle.Errorf(isle.Exhausted, "run step: it wrote more than %d MiB", limit>>20).WithHint("write less, or remove what is not needed in the same step"))
+			return
+		case free < reserve && written(upper) > reserve/4:
+			stop(isle.Errorf(isle.Exhausted, "run step: no space left: only %d MiB are free for the state folder", free>>20).WithHint("make room, for example with `isle gc`, and run the command again"))
+			return
+		}
+	}
+}
+
+func freeSpace(path string) (int64, error) {
+	var st unix.Statfs_t
+	err := unix.Statfs(path, &st)
+	return int64(st.Bavail) * st.Bsize, err
+}
+
+// written is how many bytes the files of a folder occupy.
+func written(dir string) (sum int64) {
+	filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		var st unix.Stat_t
+		if err == nil && unix.Lstat(path, &st) == nil {
+			sum += st.Blocks * 512
+		}
+		return nil // what vanished meanwhile counts nothing
+	})
+	return sum
 }
 
 // stepError says how the step's command failed.

@@ -3,11 +3,13 @@ package local
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -108,6 +110,33 @@ func TestABuildStepDiesWithItsContext(t *testing.T) {
 		write.Close()
 		seesNothing(t, b.Driver)
 	})
+}
+
+func TestABuildStepThatFillsTheDiskIsStopped(t *testing.T) {
+	dir := t.TempDir()
+	ctx, stop := context.WithCancelCause(t.Context())
+	defer stop(nil)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		watchSize(ctx, dir, 1<<20, stop)
+	}()
+	// The disk is shared with other tests, which may free some meanwhile: go
+	// on writing, within bounds, until it is noticed.
+	for i := range 64 {
+		if err := os.WriteFile(filepath.Join(dir, fmt.Sprint(i)), make([]byte, 4<<20), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-done:
+			if code := isle.CodeOf(context.Cause(ctx)); code != isle.Exhausted {
+				t.Errorf("stopped with %v: %v", code, context.Cause(ctx))
+			}
+			return
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	t.Fatal("256 MiB were written, and nobody minded")
 }
 
 func TestCheckFindsThisMachineFit(t *testing.T) {
