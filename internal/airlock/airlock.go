@@ -59,6 +59,9 @@ type Config struct {
 	Now func() time.Time
 	// Log gets what the server's owner should know; default none.
 	Log *slog.Logger
+	// Fault is called by name around each step, for tests that crash there;
+	// nil in production. FaultPoints lists the names.
+	Fault func(point string)
 }
 
 // An Egress dials destinations outside.
@@ -114,6 +117,9 @@ func New(c Config) (*Airlocks, error) {
 	}
 	if c.Refused == nil {
 		c.Refused = func(Refusal) {}
+	}
+	if c.Fault == nil {
+		c.Fault = func(string) {}
 	}
 	if err := ground(c.Dir); err != nil {
 		return nil, wrap(err, "prepare the folder of network namespaces")
@@ -206,18 +212,20 @@ func (s *Airlocks) open(a *airlock, plan *plan) error {
 		}
 		return a.follow(plan)
 	}
-	if err := unpin(dir); err != nil { // half-made
+	if err := unpin(dir, s.config.Fault); err != nil { // half-made
 		return err
 	}
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
-	err := build(dir, listen)
+	s.config.Fault("airlock.folder")
+	err := build(dir, listen, s.config.Fault)
 	if err == nil {
+		s.config.Fault("airlock.pinned")
 		err = a.follow(plan)
 	}
 	if err != nil {
-		unpin(dir)
+		unpin(dir, s.config.Fault)
 	}
 	return err
 }
@@ -261,9 +269,11 @@ func (s *Airlocks) Close(ctx context.Context, instance isle.ID) error {
 		sl.airlock.stop()
 		sl.airlock = nil
 	}
-	if err := unpin(s.dir(instance)); err != nil {
+	s.config.Fault("airlock.stopped")
+	if err := unpin(s.dir(instance), s.config.Fault); err != nil {
 		return wrap(err, "remove the airlock of "+string(instance))
 	}
+	s.config.Fault("airlock.removed")
 	return nil
 }
 

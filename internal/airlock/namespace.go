@@ -128,7 +128,7 @@ func within(path string, f func() error) error {
 // build makes both namespaces and what joins them, calls f in the airlock's
 // one, and then pins them in dir: the airlock last, so that its pin says that
 // all is there. A server that dies before leaves nothing but an empty folder.
-func build(dir string, f func() error) error {
+func build(dir string, f func() error, fault func(point string)) error {
 	for _, name := range []string{sandboxPin, airlockPin} {
 		file, err := os.OpenFile(filepath.Join(dir, name), os.O_CREATE|os.O_RDONLY, 0o400)
 		if err != nil {
@@ -153,9 +153,11 @@ func build(dir string, f func() error) error {
 		if err := f(); err != nil {
 			return err
 		}
+		fault("airlock.joined")
 		if err := pin(sandbox, filepath.Join(dir, sandboxPin)); err != nil {
 			return err
 		}
+		fault("airlock.half")
 		return pin(airlock, filepath.Join(dir, airlockPin))
 	})
 }
@@ -289,13 +291,14 @@ func pinned(path string) bool {
 // unpin removes what build left in dir, whole or half-made, and dir itself.
 // The kernel takes down the veth pair with the first of the two namespaces,
 // shortly after.
-func unpin(dir string) error {
+func unpin(dir string, fault func(point string)) error {
 	for _, name := range []string{airlockPin, sandboxPin} {
 		path := filepath.Join(dir, name)
 		for pinned(path) { // twice, if two servers pinned at once
 			if err := unix.Unmount(path, unix.MNT_DETACH); err != nil {
 				return fmt.Errorf("unpin %s: %w", path, err)
 			}
+			fault("airlock.unpinned")
 		}
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err

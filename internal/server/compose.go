@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -55,7 +56,7 @@ func compose(s *Server) (r *rooms, err error) {
 	if r.images, err = image.Open(at("images")); err != nil {
 		return r, err
 	}
-	if r.driver, err = local.New(local.Config{State: at("sandboxes"), Runtime: cfg.Runtime, CgroupParent: cfg.Cgroup, Log: s.log}); err != nil {
+	if r.driver, err = local.New(local.Config{State: cfg.State, Runtime: cfg.Runtime, CgroupParent: cfg.Cgroup, Log: s.log, Fault: cfg.fault()}); err != nil {
 		return r, err
 	}
 	archive, err := debian.New(debian.Config{Dir: at("debian"), Blobs: r.images, Log: s.log})
@@ -68,7 +69,7 @@ func compose(s *Server) (r *rooms, err error) {
 	r.home = initproto.NewHome(initproto.HomeConfig{Log: s.log, Refused: r.impostor})
 	r.airlocks, err = airlock.New(airlock.Config{
 		Dir: at("airlocks"), Home: r.home.Serve, Egress: gateway.New(gateway.Config{}), Refused: r.refused,
-		Inherited: adoptFiles(), Log: s.log,
+		Inherited: adoptFiles(), Log: s.log, Fault: cfg.fault(),
 	})
 	if err != nil {
 		return r, err
@@ -97,8 +98,14 @@ func (c Config) fault() func(string) {
 	if c.Fault == "" {
 		return nil
 	}
+	file, armed := strings.CutPrefix(c.Fault, "@")
 	return func(point string) {
-		if point == c.Fault {
+		at := c.Fault
+		if armed {
+			b, _ := os.ReadFile(file)
+			at = strings.TrimSpace(string(b))
+		}
+		if point == at {
 			unix.Kill(os.Getpid(), unix.SIGKILL)
 			select {} // it comes at once
 		}

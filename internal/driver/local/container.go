@@ -86,18 +86,25 @@ func (d *Driver) start(c *container, prepare func(*exec.Cmd)) error {
 	if !d.crun() {
 		group = filepath.Join(group, startGroup)
 	}
+	d.given.Fault("launch.folder")
 	in, err := d.groups.add(string(c.instance), group)
 	if err != nil {
 		return err
 	}
 	defer in.close()
+	d.given.Fault("launch.group")
 	return inPrivateMounts(d.private, d.hide, func() error {
 		if err := d.assemble(c); err != nil {
 			return err
 		}
+		d.given.Fault("launch.mounts")
 		cmd := d.command(runtime, c, in)
 		prepare(cmd)
-		return d.run(c, cmd)
+		if err := d.run(c, cmd); err != nil {
+			return err
+		}
+		d.given.Fault("launch.running")
+		return nil
 	})
 }
 
@@ -153,6 +160,7 @@ func (d *Driver) run(c *container, cmd *exec.Cmd) error {
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start the runtime: %w", err)
 	}
+	d.given.Fault("launch.runtime")
 	ended := make(chan struct{})
 	killed := make(chan struct{})
 	go func() { // ends with the runtime

@@ -36,8 +36,8 @@ import (
 
 // A Config says how a Driver works.
 type Config struct {
-	// State is the folder that the driver keeps sandboxes and volumes in. Two
-	// drivers with different folders don't see each other.
+	// State is the folder that the driver keeps its folders sandboxes and
+	// volumes in. Two drivers with different folders don't see each other.
 	State string
 	// Runtime is the path or name of the OCI runtime. "" is crun, or runc where
 	// there is no crun, looked for when the first launch needs it.
@@ -51,6 +51,9 @@ type Config struct {
 	BuildUIDs uint32
 	// Log is for what can't be told to a caller. Default slog.Default.
 	Log *slog.Logger
+	// Fault is called by name around each step, for tests that crash there;
+	// nil in production. FaultPoints lists the names.
+	Fault func(point string)
 }
 
 // A Driver implements environment.Driver, environment.Watcher and build.Sandbox.
@@ -98,6 +101,9 @@ func New(c Config) (*Driver, error) {
 	if c.BuildUIDs == 0 {
 		c.BuildUIDs = 0x0fff_0000
 	}
+	if c.Fault == nil {
+		c.Fault = func(string) {}
+	}
 	sum := sha256.Sum256([]byte(state))
 	name := "isle-" + hex.EncodeToString(sum[:4])
 	groups, err := findCgroups(strings.Trim(filepath.Join(c.CgroupParent, name), "/"))
@@ -116,7 +122,7 @@ func New(c Config) (*Driver, error) {
 		groups:  groups,
 		hide:    groups.hybrid(),
 		seccomp: seccompFilter(),
-		volumes: &Volumes{dir: filepath.Join(state, "volumes")},
+		volumes: &Volumes{dir: filepath.Join(state, "volumes"), fault: c.Fault},
 		log:     c.Log,
 		runtime: "",
 		locks:   make(map[isle.ID]*keyLock),
@@ -261,6 +267,7 @@ func (d *Driver) launch(ctx context.Context, c *container, l environment.Launch)
 	if _, err := boot.Write(l.Boot); err != nil {
 		return fmt.Errorf("isle-init did not read its instructions: %w", err)
 	}
+	d.given.Fault("launch.told")
 	return d.watch(l.Instance, l.ID, l.Exited)
 }
 
@@ -281,9 +288,11 @@ func (d *Driver) tidy(ctx context.Context, instance, launch isle.ID) error {
 	if err := d.groups.kill(ctx, string(instance), string(launch)); err != nil {
 		return isle.Errorf(isle.Unavailable, "end launch %s: %w", launch, err)
 	}
+	d.given.Fault("kill.ended")
 	if err := d.groups.remove(ctx, string(instance), string(launch)); err != nil {
 		return isle.Errorf(isle.Unavailable, "end launch %s: %w", launch, err)
 	}
+	d.given.Fault("kill.groups")
 	if err := os.RemoveAll(filepath.Join(d.runtimeRoot(), string(launch))); err != nil {
 		return isle.Errorf(isle.Unavailable, "remove launch %s: %w", launch, err)
 	}
@@ -306,6 +315,7 @@ func (d *Driver) Remove(ctx context.Context, instance isle.ID) error {
 	if err := d.groups.remove(ctx, string(instance), ""); err != nil {
 		return isle.Errorf(isle.Unavailable, "remove environment %s: %w", instance, err)
 	}
+	d.given.Fault("remove.groups")
 	if err := os.RemoveAll(filepath.Join(d.sandboxes(), string(instance))); err != nil {
 		return isle.Errorf(isle.Unavailable, "remove environment %s: %w", instance, err)
 	}

@@ -27,7 +27,8 @@ const minVolume = 8 << 20
 // was not made here is ever mounted: the path comes from the ID alone, and must
 // lead to a regular file of root that no one else can write.
 type Volumes struct {
-	dir string
+	dir   string
+	fault func(point string) // Config.Fault
 }
 
 // Path is where the file is.
@@ -71,6 +72,7 @@ func (v *Volumes) Create(ctx context.Context, id isle.ID, size int64) (err error
 	if err := tmp.Sync(); err != nil {
 		return isle.Errorf(isle.Exhausted, "create volume %s: %w", id, err)
 	}
+	v.fault("volume.formatted")
 	if err := os.Rename(tmp.Name(), v.Path(id)); err != nil {
 		return isle.Errorf(isle.Internal, "create volume %s: %w", id, err)
 	}
