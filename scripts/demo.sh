@@ -7,6 +7,7 @@ cd "$(dirname "$0")/.."
 ISLE_STATE=${ISLE_STATE:-${TMPDIR:-/tmp}/isle-demo}
 export ISLE_STATE
 PATH=$PWD/bin:$PATH
+work=$ISLE_STATE.shop
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 show() { printf '  $ %s\n' "$*"; }
@@ -17,48 +18,73 @@ cleanup() {
 	if [ "${KEEP:-0}" != 1 ]; then
 		isle down --all >/dev/null 2>&1 || true
 		isle server stop >/dev/null 2>&1 || true
+		rm -rf "$work"
 	fi
 	exit $code
 }
 trap cleanup EXIT
 trap 'exit 130' INT TERM
 
-say "1. One file, one command: build what is needed, launch, wait for health"
-show "isle up examples/shop"
-isle up examples/shop
+# A copy of the example, so that the demo may change its source.
+rm -rf "$work"
+cp -R examples/shop "$work"
 
-port=$(isle ls -o json | sed -n 's/.*"host": *\([0-9][0-9]*\).*/\1/p' | head -n 1)
+say "1. One file, one command: lock, build, launch, wait for health"
+show "isle up shop"
+t0=$(ms)
+isle up "$work"
+t1=$(ms)
+
+port=$(isle status shop -o json | sed -n 's/.*"host": *\([0-9][0-9]*\).*/\1/p' | head -n 1)
 say "2. A real application with a real PostgreSQL behind it"
 show "curl http://127.0.0.1:$port/"
-curl -fsS "http://127.0.0.1:$port/" | sed -n 's/.*<h1>\(.*\)<\/h1>.*/  \1/p; s/.*<p class="summary">\(.*\)<\/p>.*/  \1/p'
-show "isle exec shop -s db -- psql -U postgres -c 'SELECT count(*), sum(total) …'"
-isle exec shop -s db -- psql -U postgres -c 'SELECT count(*) AS orders, min(id), max(id) FROM orders' | sed 's/^/  /'
+curl -fsS "http://127.0.0.1:$port/" | sed -n 's/.*<h1>\(.*\)<\/h1><span[^>]*>\(.*\)<\/span>.*/   \1: \2/p'
+show "curl -d customer='Ada Lovelace' -d product=… http://127.0.0.1:$port/orders"
+curl -fsS -o /dev/null -d 'customer=Ada Lovelace' -d 'product=Analytical engine' -d quantity=1 -d price=99.50 "http://127.0.0.1:$port/orders"
+show "isle exec shop -s db -- psql -h localhost -U postgres -c 'SELECT … FROM orders …'"
+isle exec shop -s db -- psql -h localhost -U postgres -c 'SELECT id, customer, product, price FROM orders ORDER BY id DESC LIMIT 3' | sed 's/^/  /'
 
-say "3. Sealed: there is no way out but what is granted, and no way to change what was launched"
+say "3. Sealed: no way out but what is granted, and no way to change what was launched"
 show "isle exec shop -s web -- python3 -c \"socket.create_connection(('203.0.113.7', 443))\""
 isle exec shop -s web -- python3 -c "
 import socket
 try: socket.create_connection(('203.0.113.7', 443), 5)
 except OSError as e: print('  ', e)"
 show "isle exec shop -s web -- touch /usr/x"
-isle exec shop -s web -- touch /usr/x 2>&1 | sed 's/^/  /' || true
+isle exec shop -s web -- touch /usr/x 2>&1 | sed 's/^/   /' || true
 show "isle doors shop"
-isle doors shop | sed 's/^/  /'
+isle doors shop | sed 's/^/   /'
 
-say "4. Nothing changed, nothing to do"
-show "isle up examples/shop"
-t0=$(ms)
-isle up examples/shop >/dev/null
-t1=$(ms)
-echo "   the whole command took $((t1 - t0)) ms"
+say "4. A change replaces what it concerns, and nothing else"
+show "sed -i 's/<h1>Orders/<h1>Orders of today/' app/shop.py; isle up"
+sed -i 's/<h1>Orders/<h1>Orders of today/' "$work/app/shop.py"
+t2=$(ms)
+isle up "$work"
+t3=$(ms)
+curl -fsS "http://127.0.0.1:$port/" | sed -n 's/.*<h1>\(.*\)<\/h1><span[^>]*>\(.*\)<\/span>.*/   \1: \2/p'
 
-say "5. Where to go from here"
+say "5. Nothing changed, nothing to do"
+show "isle up"
+t4=$(ms)
+isle up "$work" >/dev/null 2>&1
+t5=$(ms)
+t6=$(ms)
+isle exec shop -s web -- true
+t7=$(ms)
+
+say "In short"
 cat <<END
-   KEEP=1 make demo                  leave the shop running, then:
+   $(printf '%6d' $((t1 - t0))) ms   up, building whatever was not built yet
+   $(printf '%6d' $((t3 - t2))) ms   up after a change: web rebuilt, replaced and healthy, data kept
+   $(printf '%6d' $((t5 - t4))) ms   up with nothing to do
+   $(printf '%6d' $((t7 - t6))) ms   exec of a command inside
+
+Where to go from here:
+   KEEP=1 make demo                  leaves the shop running; then
    export ISLE_STATE=$ISLE_STATE PATH=$PWD/bin:\$PATH
    isle status shop                  what runs, from which image, using how much
    isle shell shop -s web            look around inside
-   isle logs -f shop                 follow what the services say
+   isle logs shop -f                 follow what the services say
    isle run --packages python3 -- python3 -c 'print(6 * 7)'
    isle init                         write an isle.yaml for the folder you stand in
 END
