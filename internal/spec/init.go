@@ -8,7 +8,6 @@ import (
 	"io"
 	"io/fs"
 	"path"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -136,7 +135,7 @@ var debianPython = map[string]string{
 	"werkzeug": "python3-werkzeug",
 }
 
-var requirement = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*`)
+var requirement = pattern{text: `^[A-Za-z0-9][A-Za-z0-9._-]*`}
 
 // python runs the file that looks like the start, with what Debian has of the
 // requirements.
@@ -145,7 +144,7 @@ func (l look) python() template {
 		Packages: []string{"python3"}, Env: [][2]string{{"PORT", "8080"}, {"PYTHONUNBUFFERED", "1"}}}
 	var missing []string
 	for line := range strings.SplitSeq(l.read("requirements.txt"), "\n") {
-		name := strings.NewReplacer("_", "-", ".", "-").Replace(strings.ToLower(requirement.FindString(strings.TrimSpace(line))))
+		name := strings.NewReplacer("_", "-", ".", "-").Replace(strings.ToLower(requirement.regexp().FindString(strings.TrimSpace(line))))
 		deb, known := debianPython[name]
 		switch {
 		case name == "" || len(missing) > 20:
@@ -185,8 +184,8 @@ func (l look) python() template {
 }
 
 var (
-	goVersion = regexp.MustCompile(`(?m)^go 1\.([0-9]+)`)
-	goRequire = regexp.MustCompile(`(?m)^require\b`)
+	goVersion = pattern{text: `(?m)^go 1\.([0-9]+)`}
+	goRequire = pattern{text: `(?m)^require\b`}
 )
 
 // golang builds in the image where bookworm's Go 1.19 can, and otherwise copies
@@ -196,11 +195,11 @@ func (l look) golang() template {
 		Command: []string{"/usr/local/bin/app"}}
 	mod := l.read("go.mod")
 	minor := 99
-	if m := goVersion.FindStringSubmatch(mod); m != nil {
+	if m := goVersion.regexp().FindStringSubmatch(mod); m != nil {
 		minor, _ = strconv.Atoi(m[1])
 	}
 	vendored, main := l.hasDir("vendor"), l.goMain()
-	if main != "" && minor <= 19 && (vendored || !goRequire.MatchString(mod)) {
+	if main != "" && minor <= 19 && (vendored || !goRequire.matches(mod)) {
 		t.Packages, t.From = []string{"golang-go"}, "."
 		flags := ""
 		if vendored {
@@ -216,7 +215,7 @@ func (l look) golang() template {
 	return t
 }
 
-var mainPackage = regexp.MustCompile(`(?m)^package main\b`)
+var mainPackage = pattern{text: `(?m)^package main\b`}
 
 // goMain is the package to build: the folder itself, or the first in cmd.
 func (l look) goMain() string {
@@ -226,7 +225,7 @@ func (l look) goMain() string {
 			continue
 		}
 		for i, n := range names {
-			if d := path.Dir(n); i < 100 && bareYAML.MatchString(d) && !strings.HasSuffix(n, "_test.go") && mainPackage.MatchString(l.read(n)) {
+			if d := path.Dir(n); i < 100 && bareYAML.matches(d) && !strings.HasSuffix(n, "_test.go") && mainPackage.matches(l.read(n)) {
 				return strings.TrimSuffix("./"+d, "/.")
 			}
 		}
@@ -292,12 +291,12 @@ func (t template) write() []byte {
 	return b.Bytes()
 }
 
-var bareYAML = regexp.MustCompile(`^-{0,2}[A-Za-z/.][A-Za-z0-9_./-]*$`)
+var bareYAML = pattern{text: `^-{0,2}[A-Za-z/.][A-Za-z0-9_./-]*$`}
 
 // quoteYAML writes a scalar so that it reads as that text: bare, or as a JSON
 // string, which is a double-quoted YAML one.
 func quoteYAML(s string) string {
-	if bareYAML.MatchString(s) && !slices.Contains([]string{"true", "false", "null", "yes", "no", "on", "off", "y", "n", "~"}, strings.ToLower(s)) {
+	if bareYAML.matches(s) && !slices.Contains([]string{"true", "false", "null", "yes", "no", "on", "off", "y", "n", "~"}, strings.ToLower(s)) {
 		return s
 	}
 	return strconv.Quote(s)

@@ -10,7 +10,6 @@ import (
 	"maps"
 	"path"
 	"reflect"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -217,22 +216,22 @@ func duplicateKey(b []byte) (offset int64, key string) {
 }
 
 var (
-	architectureRegexp = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,30}$`)
-	versionRegexp      = regexp.MustCompile(`^[0-9][A-Za-z0-9.+:~-]{0,255}$`)
-	debNameRegexp      = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]{1,127}$`)
-	mirrorPathRegexp   = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+~%:@/-]{0,511}$`)
+	architecturePattern = pattern{text: `^[a-z0-9][a-z0-9-]*$`, max: 31}
+	versionPattern      = pattern{text: `^[0-9][A-Za-z0-9.+:~-]*$`, max: 256}
+	debNamePattern      = pattern{text: `^[a-z0-9][a-z0-9+.-]+$`, max: 128}
+	mirrorPathPattern   = pattern{text: `^[A-Za-z0-9][A-Za-z0-9._+~%:@/-]*$`, max: 512}
 )
 
 // maxPackageSize bounds one locked package in bytes.
 const maxPackageSize = 16 << 30
 
 func (c *lockChecker) lock(l *Lock) {
-	if !architectureRegexp.MatchString(l.Architecture) {
+	if !architecturePattern.matches(l.Architecture) {
 		c.problem("architecture", "%q is no Debian architecture", clip(l.Architecture))
 	}
 	for _, name := range slices.Sorted(maps.Keys(l.Suites)) {
 		where := joinPath("suites", name)
-		if !suiteRegexp.MatchString(name) {
+		if !suiteRegexp.matches(name) {
 			c.problem(where, "%q is no suite", clip(name))
 		}
 		for _, p := range slices.Sorted(maps.Keys(l.Suites[name].Releases)) {
@@ -298,15 +297,15 @@ func (c *lockChecker) service(where string, s *ServiceLock, architecture string)
 
 func (c *lockChecker) pkg(at string, p LockedPackage, architecture string) {
 	switch {
-	case !debNameRegexp.MatchString(p.Name):
+	case !debNamePattern.matches(p.Name):
 		c.problem(at+".name", "%q is no Debian package", clip(p.Name))
-	case !versionRegexp.MatchString(p.Version):
+	case !versionPattern.matches(p.Version):
 		c.problem(at+".version", "%s: %q is no Debian version", p.Name, clip(p.Version))
 	case p.Architecture != architecture && p.Architecture != "all":
 		c.problem(at+".architecture", "%s: %q is neither %q, the lock's, nor \"all\"", p.Name, clip(p.Architecture), clip(architecture))
 	case !mirrorPath(p.Path) || !strings.HasSuffix(p.Path, ".deb"):
 		c.problem(at+".path", "%s: %q is no path of a package below the mirror", p.Name, clip(p.Path))
-	case p.Repository != "" && !suiteRegexp.MatchString(p.Repository):
+	case p.Repository != "" && !suiteRegexp.matches(p.Repository):
 		c.problem(at+".repository", "%s: %q is no repository", p.Name, clip(p.Repository))
 	case p.Size <= 0 || p.Size > maxPackageSize:
 		c.problem(at+".size", "%s: %d is no size of a package", p.Name, p.Size)
@@ -317,7 +316,7 @@ func (c *lockChecker) pkg(at string, p LockedPackage, architecture string) {
 
 // mirrorPath reports whether p is a path that stays below a mirror.
 func mirrorPath(p string) bool {
-	return mirrorPathRegexp.MatchString(p) && path.Clean(p) == p && !slices.Contains(strings.Split(p, "/"), "..")
+	return mirrorPathPattern.matches(p) && path.Clean(p) == p && !slices.Contains(strings.Split(p, "/"), "..")
 }
 
 func strictlySorted(s []string) bool {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"regexp"
 	"strconv"
 	"strings"
 
@@ -76,14 +75,14 @@ func (r *reader) document(b []byte) (*yaml.Node, bool) {
 	return whole(line, firstColumn(b, line), "this is not YAML: %s", message)
 }
 
-var yamlLine = regexp.MustCompile(`^(?:yaml: )?(?:(?:offset \d+|line (\d+)): )?(.*)$`)
+var yamlLine = pattern{text: `^(?:yaml: )?(?:(?:offset \d+|line (\d+)): )?(.*)$`}
 
 // syntaxError takes the line out of the YAML library's message and adds what
 // usually helps.
 func syntaxError(err error) (line int, message string) {
 	text, _, _ := strings.Cut(err.Error(), "\n")
 	line = 1
-	if m := yamlLine.FindStringSubmatch(text); m != nil {
+	if m := yamlLine.regexp().FindStringSubmatch(text); m != nil {
 		if n, err := strconv.Atoi(m[1]); err == nil && n > 0 {
 			line = n
 		}
@@ -138,7 +137,7 @@ func (r *reader) enter(step string, n *yaml.Node) (leave func()) {
 // where is the path of the value that is read: services.web.copy[0].to.
 func (r *reader) where() string { return joinPath(r.path...) }
 
-var plainKey = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_-]*$`)
+var plainKey = pattern{text: `^[A-Za-z_][A-Za-z0-9_-]*$`}
 
 func joinPath(steps ...string) string {
 	var b strings.Builder
@@ -146,7 +145,7 @@ func joinPath(steps ...string) string {
 		switch {
 		case strings.HasPrefix(s, "["):
 			b.WriteString(s)
-		case !plainKey.MatchString(s):
+		case !plainKey.matches(s):
 			b.WriteString("[" + strconv.Quote(clip(s)) + "]")
 		case b.Len() > 0:
 			b.WriteString("." + s)

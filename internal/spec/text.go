@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"net/url"
 	"path"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -33,14 +32,14 @@ const (
 )
 
 var (
-	suiteRegexp    = regexp.MustCompile(suitePattern)
-	packageRegexp  = regexp.MustCompile(packagePattern)
-	userRegexp     = regexp.MustCompile(userPattern)
-	envRegexp      = regexp.MustCompile(envPattern)
-	sizeRegexp     = regexp.MustCompile(`^([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)$`)
-	durationRegexp = regexp.MustCompile(`([0-9]+(?:\.[0-9]+)?)(ms|d|h|m|s)`)
-	durationWhole  = regexp.MustCompile(durationPattern)
-	labelRegexp    = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+	suiteRegexp    = pattern{text: suitePattern}
+	packageRegexp  = pattern{text: packagePattern}
+	userRegexp     = pattern{text: userPattern}
+	envRegexp      = pattern{text: envPattern}
+	sizeRegexp     = pattern{text: `^([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)$`}
+	durationRegexp = pattern{text: `([0-9]+(?:\.[0-9]+)?)(ms|d|h|m|s)`}
+	durationWhole  = pattern{text: durationPattern}
+	labelRegexp    = pattern{text: `^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`}
 )
 
 // maxUID is the highest uid and gid there is inside: an environment has 65,536.
@@ -66,14 +65,14 @@ func nameError(s string) error {
 }
 
 func parseSuite(s string) (string, error) {
-	if !suiteRegexp.MatchString(s) {
+	if !suiteRegexp.matches(s) {
 		return "", fmt.Errorf("%q is no suite; want a Debian release's name such as bookworm", clip(s))
 	}
 	return s, nil
 }
 
 func parsePackage(s string) (string, error) {
-	if !packageRegexp.MatchString(s) || len(s) > 200 {
+	if !packageRegexp.matches(s) || len(s) > 200 {
 		return "", fmt.Errorf("%q is no Debian package; want its name, such as python3, or name=version", clip(s))
 	}
 	return s, nil
@@ -81,7 +80,7 @@ func parsePackage(s string) (string, error) {
 
 // parseUser accepts a name, or a uid with or without a gid.
 func parseUser(s string) (string, error) {
-	ok := userRegexp.MatchString(s)
+	ok := userRegexp.matches(s)
 	for _, id := range strings.Split(s, ":") {
 		if n, err := strconv.Atoi(id); err == nil && n > maxUID {
 			ok = false
@@ -94,7 +93,7 @@ func parseUser(s string) (string, error) {
 }
 
 func envError(s string) error {
-	if !envRegexp.MatchString(s) {
+	if !envRegexp.matches(s) {
 		return fmt.Errorf("%q cannot name a variable; want letters, digits and _, beginning with no digit", clip(s))
 	}
 	return nil
@@ -131,7 +130,7 @@ var sizeUnits = []struct {
 // parseSize reads bytes, with a unit or without, within bounds.
 func parseSize(least, most int64) func(string) (int64, error) {
 	return func(s string) (int64, error) {
-		m := sizeRegexp.FindStringSubmatch(s)
+		m := sizeRegexp.regexp().FindStringSubmatch(s)
 		if m == nil {
 			return 0, fmt.Errorf("%q is no size; want bytes or a number with a unit, such as 512MiB or 2GiB", clip(s))
 		}
@@ -170,14 +169,14 @@ func FormatSize(n int64) string {
 // ParseDuration reads a duration as isle.yaml writes it: numbers with the units
 // d, h, m, s and ms, largest first or not, as in 7d, 1h30m or 500ms.
 func ParseDuration(s string) (time.Duration, error) {
-	if !durationWhole.MatchString(s) || len(s) > 40 {
+	if !durationWhole.matches(s) || len(s) > 40 {
 		if _, err := strconv.ParseFloat(s, 64); err == nil && len(s) < 20 {
 			return 0, fmt.Errorf("%q has no unit; did you mean %ss or %sm?", s, s, s)
 		}
 		return 0, fmt.Errorf("%q is no duration; want numbers with units, such as 30s, 8h or 7d", clip(s))
 	}
 	var sum float64
-	for _, m := range durationRegexp.FindAllStringSubmatch(s, -1) {
+	for _, m := range durationRegexp.regexp().FindAllStringSubmatch(s, -1) {
 		v, err := strconv.ParseFloat(m[1], 64)
 		if err != nil {
 			return 0, fmt.Errorf("%q is no duration", clip(s))
@@ -383,7 +382,7 @@ func parseHost(s string) (string, error) {
 	labels := strings.Split(host, ".")
 	ok := len(host) <= 253 && strings.Trim(labels[len(labels)-1], "0123456789") != ""
 	for _, l := range labels {
-		ok = ok && labelRegexp.MatchString(l)
+		ok = ok && labelRegexp.matches(l)
 	}
 	if !ok {
 		return "", fmt.Errorf("%q is no host; want a DNS name or an IPv4 address", clip(s))
