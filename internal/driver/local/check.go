@@ -24,10 +24,18 @@ const (
 	missing = "missing"
 )
 
-// Check looks at what the driver needs of the machine, by trying it where that
-// leaves no trace.
-func (d *Driver) Check() []Check {
-	checks := []Check{checkRoot(), d.checkRuntime(), checkFileSystem("erofs"), checkFileSystem("overlay"), d.checkIDMap()}
+// Examine looks at what a driver of this configuration needs of the machine, by
+// trying it where that leaves no trace. It takes no server, and says as much as
+// it can to somebody who is not root.
+func Examine(c Config) []Check {
+	checks := []Check{checkRoot()}
+	d, err := assemble(c)
+	if err != nil {
+		return append(checks, Check{Name: "control groups", State: missing, Message: err.Error(), Remedy: "mount -t cgroup2 none /sys/fs/cgroup"})
+	}
+	defer d.silence.Close()
+	defer d.ids.close()
+	checks = append(checks, d.checkRuntime(), checkFileSystem("erofs"), checkFileSystem("overlay"), d.checkIDMap())
 	checks = append(checks, d.checkGroups()...)
 	return append(checks, checkProc(), checkTool("mke2fs", "e2fsprogs"), checkLoop(), d.checkSpace())
 }
@@ -55,6 +63,9 @@ func (d *Driver) checkRuntime() Check {
 // checkFileSystem opens a file system's context, which loads its module.
 func checkFileSystem(name string) Check {
 	fd, err := unix.Fsopen(name, unix.FSOPEN_CLOEXEC)
+	if err == unix.EPERM {
+		return Check{Name: name, State: warning, Message: "only root can try it", Remedy: "sudo isle doctor"}
+	}
 	if err != nil {
 		return Check{Name: name, State: missing, Message: fmt.Sprintf("the kernel has no %s file system: %v", name, err), Remedy: "modprobe " + name}
 	}
@@ -77,7 +88,7 @@ func (d *Driver) checkIDMap() Check {
 		c.Remedy = "boot a newer kernel (Debian 12 has 6.1)"
 		return c
 	}
-	if _, err := d.ids.get(d.given.BuildUIDs); err != nil {
+	if _, err := d.ids.get(d.given.BuildUIDs); err != nil && os.Geteuid() == 0 {
 		c.State, c.Message = missing, err.Error()
 		c.Remedy = "sysctl user.max_user_namespaces=15000"
 	}
@@ -146,8 +157,10 @@ const lowSpace = 1 << 30
 
 func (d *Driver) checkSpace() Check {
 	var st unix.Statfs_t
-	if err := unix.Statfs(d.state, &st); err != nil {
-		return Check{Name: "space", State: missing, Message: err.Error(), Remedy: "mkdir -p " + filepath.Clean(d.state)}
+	for dir := d.state; unix.Statfs(dir, &st) != nil; dir = filepath.Dir(dir) {
+		if dir == "/" {
+			return Check{Name: "space", State: missing, Message: "the file system of " + d.state + " does not answer", Remedy: "choose another folder with --state"}
+		}
 	}
 	free := int64(st.Bavail) * int64(st.Bsize)
 	c := Check{Name: "space", State: ok, Message: fmt.Sprintf("%.1f GiB free in %s", float64(free)/(1<<30), d.state)}

@@ -91,6 +91,20 @@ var (
 // New returns a Driver for the state folder. It fails only where it can't make
 // its folders or read the control groups; Check says what else is missing.
 func New(c Config) (*Driver, error) {
+	d, err := assemble(c)
+	if err != nil {
+		return nil, err
+	}
+	for dir, mode := range map[string]os.FileMode{d.sandboxes(): 0o700, d.volumes.dir: 0o700, d.private: 0o711} {
+		if err := os.MkdirAll(dir, mode); err != nil {
+			return nil, isle.Errorf(isle.Unavailable, "the driver's folder: %w", err).WithHint("run the server as root")
+		}
+	}
+	return d, nil
+}
+
+// assemble makes a driver, and nothing on the machine.
+func assemble(c Config) (*Driver, error) {
 	state, err := filepath.Abs(c.State)
 	if err != nil {
 		return nil, err
@@ -114,7 +128,7 @@ func New(c Config) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Driver{
+	return &Driver{
 		silence: silence,
 		given:   c,
 		state:   state,
@@ -127,13 +141,7 @@ func New(c Config) (*Driver, error) {
 		runtime: "",
 		locks:   make(map[isle.ID]*keyLock),
 		steps:   make(map[isle.ID]bool),
-	}
-	for dir, mode := range map[string]os.FileMode{d.sandboxes(): 0o700, d.volumes.dir: 0o700, d.private: 0o711} {
-		if err := os.MkdirAll(dir, mode); err != nil {
-			return nil, isle.Errorf(isle.Unavailable, "the driver's folder: %w", err).WithHint("run the server as root")
-		}
-	}
-	return d, nil
+	}, nil
 }
 
 // Volumes returns the volumes of the state folder.

@@ -142,7 +142,7 @@ func TestABuildStepThatFillsTheDiskIsStopped(t *testing.T) {
 func TestCheckFindsThisMachineFit(t *testing.T) {
 	b := newBench(t, "crun")
 	install(t, "mke2fs")
-	for _, c := range b.Check() {
+	for _, c := range Examine(b.given) {
 		if c.State != ok {
 			t.Errorf("%+v", c)
 		}
