@@ -10,6 +10,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -171,7 +172,7 @@ func takeWatch(inherited *os.File, granted []netip.AddrPort) (*os.File, error) {
 	if inherited == nil {
 		return openWatch(granted)
 	}
-	return duplicate(inherited)
+	return duplicate(socketWatch, inherited)
 }
 
 // follow makes the plan hold: what is no longer granted is closed, and every
@@ -442,16 +443,11 @@ func quiet(c *net.TCPConn) time.Duration {
 // export adds duplicates of the sockets to files.
 func (a *airlock) export(files map[string]*os.File) error {
 	for name, socket := range a.sockets {
-		var file *os.File
-		var err error
-		switch s := socket.(type) {
-		case *net.TCPListener:
-			file, err = s.File()
-		case *net.UDPConn:
-			file, err = s.File()
-		case *os.File:
-			file, err = duplicate(s)
+		s, ok := socket.(syscall.Conn)
+		if !ok {
+			continue
 		}
+		file, err := duplicate(name, s)
 		if err != nil {
 			return err
 		}
@@ -460,8 +456,11 @@ func (a *airlock) export(files map[string]*os.File) error {
 	return nil
 }
 
-func duplicate(f *os.File) (*os.File, error) {
-	raw, err := f.SyscallConn()
+// duplicate leaves the socket as it is. The File method of those of package net
+// would set it to blocking, and with it the original: an accept that finds the
+// queue empty would then never end.
+func duplicate(name string, s syscall.Conn) (*os.File, error) {
+	raw, err := s.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
@@ -470,13 +469,10 @@ func duplicate(f *os.File) (*os.File, error) {
 	if err := raw.Control(func(old uintptr) { fd, failed = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 3) }); err != nil {
 		return nil, err
 	}
-	if failed == nil {
-		failed = unix.SetNonblock(fd, true)
-	}
 	if failed != nil {
 		return nil, failed
 	}
-	return os.NewFile(uintptr(fd), f.Name()), nil
+	return os.NewFile(uintptr(fd), name), nil
 }
 
 // stop closes every socket and connection and waits for what served them.

@@ -158,6 +158,33 @@ func (m *Manager) Close() error {
 	return nil
 }
 
+// Drain stops taking connections to published ports and names, and waits until
+// those that are open have ended or ctx has. Close must follow.
+func (m *Manager) Drain(ctx context.Context) {
+	m.mu.Lock()
+	envs := m.allLocked()
+	web := m.web
+	m.mu.Unlock()
+	for _, l := range envs {
+		l.mu.Lock()
+		all := make([]*publisher, 0, len(l.published))
+		for _, p := range l.published {
+			all = append(all, p)
+		}
+		l.mu.Unlock()
+		for _, p := range all {
+			p.ln.Close()
+		}
+	}
+	if web != nil {
+		web.server.Shutdown(ctx)
+	}
+	for _, l := range envs {
+		for len(l.connections) > 0 && sleep(ctx, 5*time.Millisecond) {
+		}
+	}
+}
+
 // spawn runs f as one of the Manager's own goroutines, unless it is closed.
 func (m *Manager) spawn(f func()) bool {
 	m.mu.Lock()

@@ -115,6 +115,13 @@ func (c Config) fault() func(string) {
 // reconcile makes what is what should be.
 func (r *rooms) reconcile(ctx context.Context) error { return r.manager.Reconcile(ctx) }
 
+// drain lets connections to published ports end, for a moment.
+func (r *rooms) drain() {
+	ctx, cancel := context.WithTimeout(context.Background(), graceful)
+	defer cancel()
+	r.manager.Drain(ctx)
+}
+
 // export returns the airlocks' sockets for a successor.
 func (r *rooms) export() (map[string]*os.File, error) { return r.airlocks.Export() }
 

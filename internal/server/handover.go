@@ -6,6 +6,7 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -23,13 +24,14 @@ type Handover struct {
 	mu        sync.Mutex
 	inherited map[string]*os.File // not taken up yet
 	held      map[string]fileListener
+	kept      map[string]int // descriptors for the successor; nil until keep
 }
 
 // fileListener is a listener that can give out its descriptor: TCP and unix
 // ones can.
 type fileListener interface {
 	net.Listener
-	File() (*os.File, error)
+	syscall.Conn
 }
 
 // adopt takes over what the program before left in the environment.
@@ -110,38 +112,56 @@ func (h *Handover) discard() {
 	}
 }
 
-// pass duplicates every held listener so that it outlives its Close and the
-// exec that follows, and returns the variable to set for the next program.
-// After an error nothing is passed.
+// keep prepares for a successor: from here on the socket of a listener that is
+// closed stays open for it, and what connects waits there.
+func (h *Handover) keep() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.kept = map[string]int{}
+}
+
+// pass makes the sockets of every listener outlive the exec that follows, and
+// returns the variable to set for the next program. It is called when nothing
+// else can start a program any more, which would have them too.
 func (h *Handover) pass() (variable string, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	fds := map[string]int{}
-	defer func() {
-		if err != nil {
-			for _, fd := range fds {
-				unix.Close(fd)
-			}
-		}
-	}()
 	for key, l := range h.held {
-		f, err := l.File()
-		if err != nil {
-			return "", isle.Errorf(isle.Internal, "cannot hand over listener %s: %w", key, err)
+		if err := h.duplicate(key, l); err != nil {
+			return "", err
 		}
-		fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD, 3)
-		f.Close()
-		if err != nil {
-			return "", isle.Errorf(isle.Internal, "cannot hand over listener %s: %w", key, err)
-		}
-		// The descriptor is set to blocking by File; Go's listeners are not.
-		if err := unix.SetNonblock(fd, true); err != nil {
-			return "", isle.Errorf(isle.Internal, "cannot hand over listener %s: %w", key, err)
-		}
-		fds[key] = fd
 	}
-	b, err := json.Marshal(fds)
+	for key, fd := range h.kept {
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0); err != nil {
+			return "", isle.Errorf(isle.Internal, "cannot hand over listener %s: %w", key, err)
+		}
+	}
+	b, err := json.Marshal(h.kept)
 	return listenersVariable + "=" + string(b), err
+}
+
+// duplicate keeps a listener's socket open for a successor; h.mu is held. The
+// listener's File method would set the socket to blocking, and an accept that
+// finds nothing would never end.
+func (h *Handover) duplicate(key string, l fileListener) error {
+	if _, ok := h.kept[key]; ok {
+		return nil
+	}
+	raw, err := l.SyscallConn()
+	if err == nil {
+		if e := raw.Control(func(fd uintptr) {
+			var n int
+			if n, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 3); err == nil {
+				h.kept[key] = n
+			}
+		}); err == nil {
+			err = e
+		}
+	}
+	if err != nil {
+		return isle.Errorf(isle.Internal, "cannot hand over listener %s: %w", key, err)
+	}
+	return nil
 }
 
 // A heldListener is a listener that knows it is handed over.
@@ -153,11 +173,15 @@ type heldListener struct {
 
 // Close implements net.Listener.
 func (l *heldListener) Close() error {
-	l.handover.mu.Lock()
-	if l.handover.held[l.key] == l.fileListener {
-		delete(l.handover.held, l.key)
+	h := l.handover
+	h.mu.Lock()
+	if h.held[l.key] == l.fileListener {
+		if h.kept != nil {
+			h.duplicate(l.key, l.fileListener) // on failure it is opened anew
+		}
+		delete(h.held, l.key)
 	}
-	l.handover.mu.Unlock()
+	h.mu.Unlock()
 	return l.fileListener.Close()
 }
 

@@ -200,17 +200,19 @@ func (s *Server) checkSuccessor(ctx context.Context) error {
 func (s *Server) replace(srv *http.Server, cutOff context.CancelFunc) error {
 	s.log.Info("handing over", "program", s.exe)
 	s.ready.systemd("RELOADING=1")
-	listeners, err := s.handover.pass()
-	if err != nil {
-		return errors.Join(err, s.rooms.close(false))
-	}
+	s.handover.keep()
 	s.end(srv, cutOff)
+	s.rooms.drain()
 	sockets, err := s.rooms.export()
 	if err != nil { // they are made again, with a moment in which they refuse
 		s.log.Error("airlocks' sockets are not handed over", "err", err)
 	}
 	if err := s.rooms.close(true); err != nil {
 		s.log.Error("a room did not close", "err", err)
+	}
+	listeners, err := s.handover.pass()
+	if err != nil { // they too
+		s.log.Error("listeners are not handed over", "err", err)
 	}
 	environ := append(os.Environ(), listeners, passFiles(sockets))
 	return isle.Errorf(isle.Internal, "cannot start %s: %w", s.exe, unix.Exec(s.exe, os.Args, environ))
