@@ -58,11 +58,12 @@ func TestAListenerThatIsHandedOverRefusesNoConnection(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	old.keep()
+	l.Close()
 	variable, err := old.pass()
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.Close()
 	conn, err := net.Dial("unix", path) // between the two programs
 	if err != nil {
 		t.Fatal(err)
@@ -103,6 +104,7 @@ func TestWhatASuccessorDoesNotWantIsClosed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	old.keep()
 	variable, err := old.pass()
 	if err != nil {
 		t.Fatal(err)
@@ -189,7 +191,7 @@ func TestTheDoctorNamesARemedyForWhatIsMissing(t *testing.T) {
 			remedies[c.Name] = c.Remedy
 		}
 	}
-	for name, want := range map[string]string{"runtime": "apt-get install crun", "volumes": "apt-get install e2fsprogs"} {
+	for name, want := range map[string]string{"OCI runtime": "apt-get install crun"} {
 		if remedies[name] != want {
 			t.Errorf("%s: %q, not %q", name, remedies[name], want)
 		}
