@@ -39,6 +39,8 @@ check: ## format, vet, staticcheck, layers, generated code, links, unit tests
 	scripts/check.sh
 
 test: setup build ## everything, with real parts; needs root
+	@scripts/setup.sh runc erofs-utils qemu-system-x86 protobuf-compiler
+	scripts/check.sh
 	$(GO) test -timeout 40m ./...
 
 demo: setup build ## bring up examples/shop and show what it means
