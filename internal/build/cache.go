@@ -1,6 +1,7 @@
 package build
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"io/fs"
@@ -94,6 +95,11 @@ func writeJSON(name string, v any) error {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return err
+	}
+	// To write what is there already would cost a build that has nothing to do
+	// most of its time.
+	if have, err := os.ReadFile(name); err == nil && bytes.Equal(have, b) {
+		return nil
 	}
 	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
 		return diskError("write the build's cache", err)

@@ -115,7 +115,7 @@ func (b *Builder) service(ctx context.Context, project string, s spec.Service, l
 		for _, l := range m.Layers {
 			st.inputs.Parents = append(st.inputs.Parents, l.Digest)
 		}
-		why := b.why(last, done, st.inputs)
+		why := func() string { return b.why(last, done, st.inputs) }
 		layers, err := b.run(ctx, st, m, o, why, made, p)
 		if err != nil {
 			return m, "", err
@@ -134,7 +134,7 @@ func (b *Builder) service(ctx context.Context, project string, s spec.Service, l
 }
 
 // run returns a step's layers, made or from the cache.
-func (b *Builder) run(ctx context.Context, st step, below image.Image, o Options, why string, made *memo, p Progress) ([]image.Layer, error) {
+func (b *Builder) run(ctx context.Context, st step, below image.Image, o Options, why func() string, made *memo, p Progress) ([]image.Layer, error) {
 	say := st.events(p)
 	key := st.inputs.key()
 	leave, err := b.flights.enter(ctx, key)
@@ -152,10 +152,11 @@ func (b *Builder) run(ctx context.Context, st step, below image.Image, o Options
 		say(Event{State: "cached"})
 		return layers, nil
 	}
-	if o.NoCache {
-		why = "--no-cache"
+	reason := "--no-cache"
+	if !o.NoCache {
+		reason = why()
 	}
-	say(Event{State: "start", Message: why})
+	say(Event{State: "start", Message: reason})
 	parents, err := b.Images.Verify(ctx, below)
 	if err != nil {
 		return nil, err
@@ -238,7 +239,14 @@ func (b *Builder) keepLock(project string, lock *spec.Lock, images map[string]im
 		st.Images = append(st.Images, m.Digest())
 	}
 	slices.Sort(st.Images)
-	return writeJSON(b.projectPath(project, "state.json"), st)
+	// The time says what gc may take, which is counted in days: an hour of it
+	// is not worth a write.
+	var old projectState
+	path := b.projectPath(project, "state.json")
+	if readJSON(path, &old) && slices.Equal(old.Images, st.Images) && st.Built >= old.Built && st.Built-old.Built < 3600 {
+		st.Built = old.Built
+	}
+	return writeJSON(path, st)
 }
 
 func (b *Builder) lastSteps(project, service string) []inputs {

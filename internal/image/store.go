@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -191,6 +192,10 @@ func (s *Store) PutImage(m Image) error {
 	if err != nil {
 		return storeError("encode image", err)
 	}
+	path := s.path("images", m.Digest())
+	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, b) {
+		return nil // two fsyncs less
+	}
 	w, err := s.newDraft()
 	if err != nil {
 		return err
@@ -199,7 +204,7 @@ func (s *Store) PutImage(m Image) error {
 	if _, err := w.Write(b); err != nil {
 		return storeError("store image", err)
 	}
-	return storeError("store image", w.publish(s.path("images", m.Digest())))
+	return storeError("store image", w.publish(path))
 }
 
 // Image returns the image with the digest.
