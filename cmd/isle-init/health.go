@@ -21,6 +21,9 @@ const (
 	firstProbe, lastProbe = 20 * time.Millisecond, 250 * time.Millisecond
 )
 
+// tellEvery is how often at most it is told why a service is not up yet.
+const tellEvery = 500 * time.Millisecond
+
 // checkHealth begins to ask how the service is, until end is closed, and tells
 // when the answer changes.
 func (s *service) checkHealth(end <-chan struct{}) {
@@ -47,6 +50,7 @@ func (s *service) watchHealth(ctx context.Context, h spec.Healthcheck) {
 	began := time.Now()
 	pause := firstProbe
 	known, healthy, failures := false, false, 0
+	told, toldAt := "", began // why it is not up yet, as it was last told
 	for {
 		err := s.probe(ctx, h)
 		if ctx.Err() != nil {
@@ -64,6 +68,10 @@ func (s *service) watchHealth(ctx context.Context, h spec.Healthcheck) {
 			if late || known && healthy && failures >= max(h.Retries, 1) {
 				s.outbox.tell(initproto.Event{Kind: initproto.EventHealth, Detail: err.Error()})
 				known, healthy = true, false
+			} else if now := time.Now(); !known && err.Error() != told && now.Sub(toldAt) >= tellEvery {
+				// Whoever waits for it is shown why it takes long.
+				told, toldAt = err.Error(), now
+				s.outbox.tell(initproto.Event{Kind: initproto.EventHealth, Detail: told})
 			}
 		}
 		wait := max(h.Interval, firstProbe)

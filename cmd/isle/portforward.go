@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 
+	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 
 	"isle"
@@ -38,6 +39,9 @@ func newPortForward(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if err := checkService(cmd.Context(), c, ref, service); err != nil {
+				return err
+			}
 			l, err := (&net.ListenConfig{}).Listen(cmd.Context(), "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(local)))
 			if err != nil {
 				return isle.Errorf(isle.Conflict, "cannot listen on 127.0.0.1:%d: %w", local, err).
@@ -58,6 +62,23 @@ func newPortForward(a *app) *cobra.Command {
 	}
 	cmd.Flags().StringVarP(&service, "service", "s", "", "service (default: the first declared; all share one network)")
 	return cmd
+}
+
+// checkService fails now, rather than at the first connection, where there is no
+// such environment or service.
+func checkService(ctx context.Context, c *api.Client, ref isle.Ref, service string) error {
+	res, err := c.Environments.Get(ctx, connect.NewRequest(&islev1.GetRequest{Environment: ref.String()}))
+	if err != nil || service == "" {
+		return err
+	}
+	var names []string
+	for _, s := range res.Msg.GetEnvironment().GetServices() {
+		if s.GetName() == service {
+			return nil
+		}
+		names = append(names, s.GetName())
+	}
+	return isle.Errorf(isle.NotFound, "environment %s has no service %s", ref, service).WithHint("it has: %s", strings.Join(names, ", "))
 }
 
 // portPair reads [LOCAL:]PORT.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"time"
 
@@ -78,6 +79,7 @@ func (a *app) up(ctx context.Context, o upOptions, arg string) error {
 	if err != nil {
 		return err
 	}
+	seen := p.fingerprint() // before: a change while it goes up counts
 	show := a.newProgress()
 	res, err := upProject(ctx, c, p, req, show)
 	show.close()
@@ -87,7 +89,7 @@ func (a *app) up(ctx context.Context, o upOptions, arg string) error {
 	if !o.watch {
 		return err
 	}
-	return a.watch(ctx, c, p, req, err)
+	return a.watch(ctx, c, p, req, seen, err)
 }
 
 // request is what the flags say.
@@ -142,8 +144,8 @@ func upProject(ctx context.Context, c *api.Client, p *project, req *islev1.UpReq
 }
 
 // upOnce makes one call: it returns a result, or nil where the server needs
-// files first. The
-// stream of a one-shot environment is left open, for ctx to end.
+// files first. The stream of a one-shot environment is left open, for ctx to
+// end.
 func upOnce(ctx context.Context, c *api.Client, req *islev1.UpRequest, show *progress) (*islev1.UpResult, error) {
 	stream, err := c.Environments.Up(ctx, connect.NewRequest(req))
 	if err != nil {
@@ -206,11 +208,10 @@ func (a *app) showUp(res *islev1.UpResult) error {
 	return nil
 }
 
-// watch brings the project up again whenever what it is made of changes, until
-// ctx ends. Failures are shown and waited out.
-func (a *app) watch(ctx context.Context, c *api.Client, p *project, req *islev1.UpRequest, err error) error {
+// watch brings the project up again whenever what it is made of is not what was
+// seen, until ctx ends. Failures are shown and waited out.
+func (a *app) watch(ctx context.Context, c *api.Client, p *project, req *islev1.UpRequest, seen [sha256.Size]byte, err error) error {
 	const pause = 300 * time.Millisecond
-	seen := p.fingerprint()
 	show := func(err error) {
 		if err != nil && ctx.Err() == nil {
 			a.finish(ctx, err)
@@ -240,6 +241,7 @@ func (a *app) watch(ctx context.Context, c *api.Client, p *project, req *islev1.
 		next, err := readProject(p.path)
 		if err == nil {
 			p = next
+			seen = p.fingerprint() // the file may name other folders now
 			progress := a.newProgress()
 			var res *islev1.UpResult
 			res, err = upProject(ctx, c, p, req, progress)
@@ -247,7 +249,6 @@ func (a *app) watch(ctx context.Context, c *api.Client, p *project, req *islev1.
 			if err == nil {
 				err = a.showUp(res)
 			}
-			seen = p.fingerprint()
 		}
 		show(err)
 	}

@@ -253,6 +253,9 @@ func securityBeside(base string) []string {
 			return []string{u.String()}
 		}
 	}
+	if strings.Trim(u.Path, "/") == "" {
+		return []string{strings.TrimSuffix(base, "/") + "/debian-security"}
+	}
 	return []string{base + "-security"}
 }
 

@@ -74,7 +74,15 @@ func (d *Driver) RunStep(ctx context.Context, s build.Step) error {
 	if full := context.Cause(bounded); err != nil && full != nil && ctx.Err() == nil {
 		return full
 	}
+	if free, ferr := freeSpace(s.Upper); err != nil && ferr == nil && free < full {
+		return noSpace(free)
+	}
 	return stepError(s.Command, err)
+}
+
+func noSpace(free int64) error {
+	return isle.Errorf(isle.Exhausted, "no space left: only %d MiB are free for the state folder", free>>20).
+		WithHint("make room, for example with `isle gc`, and run the command again")
 }
 
 // Bounds of what a step may write. A step shares the state's disk with the
@@ -82,6 +90,7 @@ func (d *Driver) RunStep(ctx context.Context, s build.Step) error {
 const (
 	maxStepSize = 16 << 30  // bytes
 	reserve     = 256 << 20 // bytes that a step leaves free
+	full        = 4 << 20   // with fewer bytes free, a step's failure is put down to that
 )
 
 // watchSize stops a step that fills the disk; it ends with ctx. The cheap
@@ -105,10 +114,10 @@ func watchSize(ctx context.Context, upper string, limit int64, stop context.Canc
 		case err != nil:
 			return
 		case first-free > limit && written(upper) > limit:
-			stop(isle.Errorf(isle.Exhausted, "run step: it wrote more than %d MiB", limit>>20).WithHint("write less, or remove what is not needed in the same step"))
+			stop(isle.Errorf(isle.Exhausted, "it wrote more than %d MiB", limit>>20).WithHint("write less, or remove what is not needed in the same step"))
 			return
 		case free < reserve && written(upper) > reserve/4:
-			stop(isle.Errorf(isle.Exhausted, "run step: no space left: only %d MiB are free for the state folder", free>>20).WithHint("make room, for example with `isle gc`, and run the command again"))
+			stop(noSpace(free))
 			return
 		}
 	}
@@ -142,11 +151,11 @@ func stepError(command []string, err error) error {
 	case !errors.As(err, &exit) || !errors.As(err, &said):
 		return err
 	case strings.Contains(said.said, "executable file") || strings.Contains(said.said, "no such file or directory"):
-		return isle.Errorf(isle.Failed, "run step: %s is not in the image", command[0]).WithHint("add the package that has it")
+		return isle.Errorf(isle.Failed, "%s is not in the image", command[0]).WithHint("add the package that has it")
 	case said.said != "":
-		return isle.Errorf(isle.Failed, "run step %q: %w", strings.Join(command, " "), err)
+		return isle.Errorf(isle.Failed, "it could not be started: %w", err)
 	case exit.ExitCode() > 128:
-		return isle.Errorf(isle.Failed, "run step %q was ended by signal %d", strings.Join(command, " "), exit.ExitCode()-128)
+		return isle.Errorf(isle.Failed, "it was ended by signal %d", exit.ExitCode()-128)
 	}
-	return isle.Errorf(isle.Failed, "run step %q ended with code %d", strings.Join(command, " "), exit.ExitCode())
+	return isle.Errorf(isle.Failed, "it ended with exit code %d", exit.ExitCode()).WithHint("what it said is above; mend the step, or add the package that it lacks")
 }
