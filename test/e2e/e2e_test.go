@@ -78,6 +78,13 @@ func TestPromises(t *testing.T) {
 			"within": within,
 			"listen": listen,
 			"own":    ownState,
+			"small":  smallState,
+			"mirror": mirror,
+			"json":   jsonValue,
+			"page":   page,
+			"flip":   flip,
+			"tty":    terminal,
+			"post":   post,
 		},
 	})
 }
@@ -178,11 +185,7 @@ func ownState(ts *testscript.TestScript, neg bool, args []string) {
 	seedFrom(state, dir)
 	ts.Setenv("ISLE_STATE", dir)
 	ts.Defer(func() {
-		for _, args := range [][]string{{"down", "--all", "--volumes"}, {"server", "stop"}} {
-			cmd := exec.Command(filepath.Join(bin, "isle"), args...)
-			cmd.Env = append(os.Environ(), "ISLE_STATE="+dir)
-			cmd.Run()
-		}
+		endServer(dir)
 		os.RemoveAll(dir)
 	})
 }
