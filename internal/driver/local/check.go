@@ -88,7 +88,10 @@ func (d *Driver) checkIDMap() Check {
 		c.Remedy = "boot a newer kernel (Debian 12 has 6.1)"
 		return c
 	}
-	if _, err := d.ids.get(d.given.BuildUIDs); err != nil && os.Geteuid() == 0 {
+	ns, err := d.ids.get(d.given.BuildUIDs)
+	if err == nil {
+		ns.Close()
+	} else if os.Geteuid() == 0 {
 		c.State, c.Message = missing, err.Error()
 		c.Remedy = "sysctl user.max_user_namespaces=15000"
 	}

@@ -41,6 +41,7 @@ type container struct {
 	upper    string // of a build step
 	work     string
 	uidBase  uint32
+	userns   *os.File // of uidBase; open while the container starts
 	network  string
 	volumes  []environment.Mount
 	tmpfs    []string
@@ -71,6 +72,10 @@ func (d *Driver) start(c *container, prepare func(*exec.Cmd)) error {
 	if err := os.MkdirAll(d.private, 0o711); err != nil {
 		return isle.Errorf(isle.Unavailable, "launch %s: %w", c.id, err)
 	}
+	if c.userns, err = d.ids.get(c.uidBase); err != nil {
+		return err
+	}
+	defer c.userns.Close()
 	config, err := d.config(c)
 	if err != nil {
 		return err
@@ -98,7 +103,7 @@ func (d *Driver) start(c *container, prepare func(*exec.Cmd)) error {
 			return err
 		}
 		d.given.Fault("launch.mounts")
-		cmd := d.command(runtime, c, in)
+		cmd := d.command(d.sealed.path(runtime), c, in)
 		prepare(cmd)
 		if err := d.run(c, cmd); err != nil {
 			return err

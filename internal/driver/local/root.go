@@ -29,10 +29,6 @@ const initPath = "/isle/init"
 // overlayfs understands since Linux 5.19 for lower and upper layers alike. An
 // environment's uids therefore cost no copy.
 func (d *Driver) assemble(c *container) error {
-	userns, err := d.ids.get(c.uidBase)
-	if err != nil {
-		return err
-	}
 	if err := c.skeleton(); err != nil {
 		return err
 	}
@@ -42,7 +38,7 @@ func (d *Driver) assemble(c *container) error {
 		if err := os.Mkdir(at, 0o755); err != nil {
 			return err
 		}
-		if err := d.layers.attach(layer, at, userns); err != nil {
+		if err := d.layers.attach(layer, at, c.userns); err != nil {
 			return err
 		}
 		lower = append([]string{at}, lower...)
@@ -51,13 +47,14 @@ func (d *Driver) assemble(c *container) error {
 	if c.upper == "" {
 		lower = append([]string{"top"}, lower...)
 	} else {
-		if data, err = c.attachUpper(userns); err != nil {
+		var err error
+		if data, err = c.attachUpper(); err != nil {
 			return err
 		}
 		flags = unix.MS_NODEV
 	}
 	data += "lowerdir=" + strings.Join(lower, ":")
-	err = asOwner(int(c.uidBase), func() error { return unix.Mount("root", "root", "overlay", flags, data) })
+	err := asOwner(int(c.uidBase), func() error { return unix.Mount("root", "root", "overlay", flags, data) })
 	if err != nil {
 		return fmt.Errorf("stack %d layers: %w", len(c.layers), err)
 	}
@@ -80,7 +77,7 @@ func (d *Driver) assemble(c *container) error {
 		if err := os.Mkdir(at, 0o755); err != nil {
 			return err
 		}
-		if err := d.volumes.attach(c.ctx, v.Volume, at, userns); err != nil {
+		if err := d.volumes.attach(c.ctx, v.Volume, at, c.userns); err != nil {
 			return err
 		}
 	}
@@ -167,7 +164,7 @@ func (c *container) hostsFile() string {
 
 // attachUpper attaches the folder of a step's Upper and Work, idmapped, so that
 // owners on disk are those seen inside, and returns the overlay's options.
-func (c *container) attachUpper(userns *os.File) (string, error) {
+func (c *container) attachUpper() (string, error) {
 	parent := filepath.Dir(c.upper)
 	if filepath.Dir(c.work) != parent {
 		return "", errors.New("a step's upper and work folder must be beside each other")
@@ -180,7 +177,7 @@ func (c *container) attachUpper(userns *os.File) (string, error) {
 		return "", fmt.Errorf("open %s: %w", parent, err)
 	}
 	defer unix.Close(fd)
-	if err := attachMapped(fd, "u", userns, unix.MOUNT_ATTR_NODEV); err != nil {
+	if err := attachMapped(fd, "u", c.userns, unix.MOUNT_ATTR_NODEV); err != nil {
 		return "", err
 	}
 	return fmt.Sprintf("upperdir=u/%s,workdir=u/%s,", filepath.Base(c.upper), filepath.Base(c.work)), nil

@@ -15,16 +15,30 @@ import (
 const idRange = 65536
 
 // idMaps keeps one user namespace per UIDBase, as an open file, to idmap mounts
-// with. Making one costs a process start (about 1 ms).
+// with, and for an environment's containers to join. Making one costs a process
+// start (about 1 ms).
 type idMaps struct {
 	mu   sync.Mutex
 	open map[uint32]*os.File
 }
 
-// get returns the user namespace of base. The file belongs to m.
+// get returns the user namespace of base. The file belongs to the caller.
 func (m *idMaps) get(base uint32) (*os.File, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	f, err := m.keep(base)
+	if err != nil {
+		return nil, err
+	}
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, fmt.Errorf("the user namespace for uids from %d: %w", base, err)
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
+}
+
+// keep returns m's own file. The caller holds m.mu.
+func (m *idMaps) keep(base uint32) (*os.File, error) {
 	if f := m.open[base]; f != nil {
 		return f, nil
 	}
@@ -58,8 +72,16 @@ func (m *idMaps) close() {
 // newUserNamespace makes a user namespace that maps 0…65535 to base…, held by
 // the returned file alone. The process that is needed to make one stops at its
 // first instruction and is killed there.
+//
+// It belongs to the host's uid base and not to root: what the kernel counts by
+// user (inotify instances and watches, pending signals, timers, processes) it
+// counts for the maker of the namespace too, and for root that count would be
+// one for all environments and the machine's own services.
 func newUserNamespace(base uint32) (ns *os.File, err error) {
-	err = onOwnThread(func() error { // ptrace belongs to a thread
+	err = onOwnThread(func() error { // ptrace belongs to a thread, and so does its user
+		if err := becomeUser(int(base)); err != nil {
+			return fmt.Errorf("make a user namespace for uids from %d: %w", base, err)
+		}
 		ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: int(base), Size: idRange}}
 		cmd := exec.Command("/proc/self/exe")
 		cmd.Env = []string{}
@@ -68,6 +90,8 @@ func newUserNamespace(base uint32) (ns *os.File, err error) {
 			UidMappings: ids,
 			GidMappings: ids,
 			Ptrace:      true,
+			// Containers join it too, and their users have groups.
+			GidMappingsEnableSetgroups: true,
 		}
 		if err := cmd.Start(); err != nil {
 			return fmt.Errorf("make a user namespace for uids from %d: %w", base, err)
@@ -78,4 +102,23 @@ func newUserNamespace(base uint32) (ns *os.File, err error) {
 		return err
 	})
 	return ns, err
+}
+
+// becomeUser gives the calling thread the user's effective uid and keeps its
+// capabilities. The thread must be its own and end afterwards.
+func becomeUser(uid int) error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var caps [2]unix.CapUserData
+	if err := unix.Capget(&header, &caps[0]); err != nil {
+		return fmt.Errorf("read capabilities: %w", err)
+	}
+	// The call of package unix would change all threads. To leave uid 0 for the
+	// effective one alone takes capabilities away from the effective set only.
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, ^uintptr(0), uintptr(uid), ^uintptr(0)); errno != 0 {
+		return fmt.Errorf("become user %d: %w", uid, errno)
+	}
+	if err := unix.Capset(&header, &caps[0]); err != nil {
+		return fmt.Errorf("keep capabilities: %w", err)
+	}
+	return nil
 }
