@@ -2,6 +2,7 @@ package local
 
 import (
 	"fmt"
+	"os"
 	"path"
 	"slices"
 	"strings"
@@ -25,6 +26,9 @@ const (
 	defaultTmpfs = 64 << 20
 	// maxFiles is RLIMIT_NOFILE, where the server's own is not lower.
 	maxFiles = 65536
+	// maxTerminals is how many pseudo-terminals a service can have. The machine
+	// has some 4,000 for all (pty(7)).
+	maxTerminals = 64
 )
 
 // config is the container's OCI configuration (runtime-spec 1.0.2). Paths on
@@ -45,6 +49,12 @@ func (d *Driver) config(c *container) (*specs.Spec, error) {
 		c.bindTmpfs(mounts, d.private)
 	}
 	score := 500 // a container dies before the machine's own services
+	user := specs.LinuxNamespace{Type: specs.UserNamespace}
+	if d.crun() {
+		// runc 1.1 can't: it would join the user namespace first, and may then
+		// not join the network's, which is the host's.
+		user.Path = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), c.userns.Fd())
+	}
 	s := &specs.Spec{
 		Version:  "1.0.2",
 		Hostname: c.hostname,
@@ -61,7 +71,7 @@ func (d *Driver) config(c *container) (*specs.Spec, error) {
 			UIDMappings: mapping,
 			GIDMappings: mapping,
 			Namespaces: []specs.LinuxNamespace{
-				{Type: specs.UserNamespace}, {Type: specs.PIDNamespace}, {Type: specs.IPCNamespace},
+				user, {Type: specs.PIDNamespace}, {Type: specs.IPCNamespace},
 				{Type: specs.UTSNamespace}, {Type: specs.MountNamespace}, {Type: specs.CgroupNamespace},
 				{Type: specs.NetworkNamespace, Path: c.network},
 			},
@@ -96,7 +106,7 @@ func (c *container) mounts(private string) ([]specs.Mount, error) {
 	mounts := []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "nodev", "noexec"}},
 		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "noexec", "mode=755", "size=65536"}},
-		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
+		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5", fmt.Sprintf("max=%d", maxTerminals)}},
 		{Destination: "/sys", Type: "tmpfs", Source: "tmpfs", Options: []string{"ro", "nosuid", "nodev", "noexec", "mode=555", "size=4k"}},
 	}
 	more := []specs.Mount{tmpfs("/dev/shm", "1777", "noexec"), tmpfs("/tmp", "1777"), tmpfs("/run", "755")}

@@ -11,7 +11,9 @@ import (
 // allowed are the system calls that need no look at their arguments: what
 // ordinary programs use, after the list that container engines share, without
 // what is for debugging, for making namespaces and mounts, and for administering
-// the machine. The runtime ignores names that the machine doesn't have.
+// the machine, and without asynchronous I/O (io_setup(2)), of which the whole
+// machine has 65,536 requests: one environment could take them all. The runtime
+// ignores names that the machine doesn't have.
 const allowed = `
 accept accept4 access alarm arch_prctl bind brk cachestat capget capset chdir chmod chown chown32 clock_getres
 clock_gettime clock_nanosleep close close_range connect copy_file_range creat dup dup2 dup3 epoll_create
@@ -21,8 +23,7 @@ fgetxattr flistxattr flock fork fremovexattr fsetxattr fstat fstatfs fsync ftrun
 futex_wait futex_waitv futex_wake futimesat getcpu getcwd getdents getdents64 getegid geteuid getgid getgroups
 getitimer getpeername getpgid getpgrp getpid getppid getpriority getrandom getresgid getresuid getrlimit
 get_robust_list getrusage getsid getsockname getsockopt get_thread_area gettid gettimeofday getuid getxattr
-inotify_add_watch inotify_init inotify_init1 inotify_rm_watch io_cancel io_destroy
-io_getevents io_pgetevents io_setup io_submit ioctl ioprio_get ioprio_set kill
+inotify_add_watch inotify_init inotify_init1 inotify_rm_watch ioctl ioprio_get ioprio_set kill
 landlock_add_rule landlock_create_ruleset landlock_restrict_self lchown lgetxattr link linkat listen listxattr
 llistxattr lremovexattr lseek lsetxattr lstat madvise map_shadow_stack membarrier memfd_create memfd_secret mincore mkdir
 mkdirat mknod mknodat mlock mlock2 mlockall mmap mprotect mq_getsetattr mq_notify mq_open mq_timedreceive
@@ -60,7 +61,9 @@ const newNamespaces = unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP | unix.CLONE_NEWUT
 //
 // clone is allowed without new namespaces; clone3 hides its flags in memory, so
 // it gives ENOSYS and libc takes clone instead. Sockets are of the families
-// unix, inet and inet6, and of netlink only for routes, which getifaddrs reads.
+// unix, inet and inet6, and of netlink only for routes, which getifaddrs reads;
+// those of the internet are of the protocols that the airlock could ever carry,
+// because to ask for another has the kernel load its module.
 func seccompFilter() *specs.LinuxSeccomp {
 	enosys, eperm := uint(unix.ENOSYS), uint(unix.EPERM)
 	allow := func(name string, args ...specs.LinuxSeccompArg) specs.LinuxSyscall {
@@ -76,8 +79,11 @@ func seccompFilter() *specs.LinuxSeccomp {
 		allow("socketpair", equal(0, unix.AF_UNIX)),
 		allow("socket", equal(0, unix.AF_NETLINK), equal(2, unix.NETLINK_ROUTE)),
 	}
-	for _, family := range []uint64{unix.AF_UNIX, unix.AF_INET, unix.AF_INET6} {
-		rules = append(rules, allow("socket", equal(0, family)))
+	rules = append(rules, allow("socket", equal(0, unix.AF_UNIX)))
+	for _, family := range []uint64{unix.AF_INET, unix.AF_INET6} {
+		for _, protocol := range []uint64{0, unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6, unix.IPPROTO_MPTCP} {
+			rules = append(rules, allow("socket", equal(0, family), equal(2, protocol)))
+		}
 	}
 	// PER_LINUX, PER_LINUX32 and the question which one it is, with or without
 	// UNAME26: what container engines allow.
