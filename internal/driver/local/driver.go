@@ -70,6 +70,7 @@ type Driver struct {
 	silence  *os.File // what containers have for stdin, stdout and stderr
 	log      *slog.Logger
 	watchers watchers
+	sealed   sealedRuntime
 
 	mu      sync.Mutex
 	runtime string               // path, once found
@@ -154,6 +155,7 @@ func (d *Driver) Close() error {
 	d.layers.close()
 	d.ids.close()
 	d.silence.Close()
+	d.sealed.close()
 	os.Remove(d.private) // empty on the host
 	d.groups.removeRoot()
 	return nil
