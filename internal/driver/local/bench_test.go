@@ -90,7 +90,14 @@ func newPlainCrun(b *testing.B) func(*testing.B) time.Duration {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		b.Fatal(err)
 	}
-	config, err := bench.config(&container{instance: isle.NewID(), id: isle.NewID(), uidBase: testUIDs, command: []string{"/bin/guest", "sleep"}})
+	userns, err := bench.ids.get(testUIDs)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { userns.Close() })
+	config, err := bench.config(&container{
+		instance: isle.NewID(), id: isle.NewID(), uidBase: testUIDs, userns: userns, command: []string{"/bin/guest", "sleep"},
+	})
 	if err != nil {
 		b.Fatal(err)
 	}

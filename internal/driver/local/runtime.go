@@ -15,7 +15,7 @@ import (
 // can write to any more. crun and runc make one of themselves at every start,
 // and run a second time from it, so that no container can overwrite the
 // program through /proc/self/exe (CVE-2019-5736). Started from such a copy they
-// see that it is one, and it serves all launches: that takes a quarter off a
+// see that it is one, and it serves all launches: that takes a tenth off a
 // launch.
 type sealedRuntime struct {
 	mu     sync.Mutex
