@@ -83,6 +83,9 @@ func (d *Driver) config(c *container) (*specs.Spec, error) {
 			Seccomp:       d.seccomp,
 		},
 	}
+	if filter := d.sealed.known(); filter != "" && d.crun() {
+		s.Annotations = map[string]string{filterKey: filter}
+	}
 	if !d.crun() {
 		s.Linux.CgroupsPath = "/" + path.Join(d.groups.root, string(c.instance), string(c.id), runcGroup)
 	}

@@ -109,6 +109,9 @@ func (d *Driver) start(c *container, prepare func(*exec.Cmd)) error {
 			return err
 		}
 		d.given.Fault("launch.running")
+		if c.init != "" && d.crun() {
+			d.sealed.learn(filepath.Join(d.runtimeRoot(), string(c.id)))
+		}
 		return nil
 	})
 }

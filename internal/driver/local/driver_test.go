@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -130,12 +131,25 @@ func TestWhatReachesTheKernelOrTheHostIsRefused(t *testing.T) {
 			probes = append(probes, p)
 		}
 		slices.Sort(probes)
-		l := b.launchOf(isle.NewID(), probes...)
-		b.up(&l)
-		got := b.report(l)
-		for p, w := range want {
-			if got[p] != w {
-				t.Errorf("%s: %q, want %q", p, got[p], w)
+		// The second launch has the seccomp filter that crun made for the first.
+		for _, which := range []string{"first", "second"} {
+			l := b.launchOf(isle.NewID(), append(probes, "status Seccomp_filters")...)
+			b.up(&l)
+			got := b.report(l)
+			for p, w := range want {
+				if got[p] != w {
+					t.Errorf("%s launch: %s: %q, want %q", which, p, got[p], w)
+				}
+			}
+			if n := got["status Seccomp_filters"]; n != "1" {
+				t.Errorf("%s launch: %s filters", which, n)
+			}
+			config, err := os.ReadFile(filepath.Join(b.dir(l.Instance, l.ID), "config.json"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if reused := strings.Contains(string(config), filterKey); reused != (which == "second" && b.crun()) {
+				t.Errorf("%s launch: reuses a filter: %v", which, reused)
 			}
 		}
 	})
