@@ -133,95 +133,194 @@ func copyOutTo(ctx context.Context, c *api.Client, show *progress, from place, t
 }
 
 // extract writes a tar stream below dir, its topmost entry under name. The
-// stream comes from inside an environment and is hostile: every access goes
-// through os.Root, which nothing leads out of, links are made and never
-// followed out, and neither set-ID bits, devices nor owners are taken over.
+// stream comes from inside an environment and is hostile: what is below name is
+// reached through an os.Root at name, so that no link, be it of this stream or
+// left there by an earlier one, leads to anything else in dir. Neither set-ID
+// bits, devices nor owners are taken over.
 func extract(dir, name string, r io.Reader, show *progress) (entries int, err error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return 0, isle.Errorf(isle.Unavailable, "cannot open %s: %w", dir, cause(err))
 	}
 	defer root.Close()
-	type folder struct {
-		path string
-		mode fs.FileMode
-	}
-	var folders []folder
+	x := &extraction{dir: dir, name: name, root: root, show: show, seen: map[string]bool{}}
+	defer x.close()
 	tr := tar.NewReader(r)
-	var begun, relative bool // names are relative to what is copied
-	var done int64
 	for {
 		h, err := tr.Next()
 		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {
-			return entries, err
+			return x.entries, err
 		}
 		if h.Typeflag == tar.TypeXGlobalHeader { // the service's own remark
 			show.note("%s", clean(h.PAXRecords["comment"]))
 			continue
 		}
-		if !begun {
-			begun, relative = true, path.Clean(h.Name) == "."
-		}
-		inside, ok := renamed(h.Name, name, relative)
-		if !ok {
-			return entries, isle.Errorf(isle.Invalid, "the environment sent a file called %q, which leads out of the destination", clean(h.Name))
-		}
-		mode := fs.FileMode(h.Mode).Perm()
-		switch h.Typeflag {
-		case tar.TypeDir:
-			err = root.MkdirAll(inside, 0o700)
-			folders = append(folders, folder{inside, mode})
-		case tar.TypeReg:
-			err = writeFile(root, inside, mode, tr)
-			done += h.Size
-			show.event(&islev1.ProgressEvent{Step: "copy", State: "progress", Message: inside, Done: done})
-		case tar.TypeSymlink:
-			if err = makeParent(root, inside); err == nil {
-				root.Remove(inside)
-				err = root.Symlink(h.Linkname, inside)
-			}
-		case tar.TypeLink:
-			target, ok := renamed(h.Linkname, name, relative)
-			if !ok {
-				return entries, isle.Errorf(isle.Invalid, "the environment sent a link to %q, which leads out of the destination", clean(h.Linkname))
-			}
-			if err = makeParent(root, inside); err == nil {
-				root.Remove(inside)
-				err = root.Link(target, inside)
-			}
-		default:
-			show.note("left out %s: neither file, folder nor link", clean(h.Name))
-			continue
-		}
-		if err != nil {
-			return entries, isle.Errorf(isle.Unavailable, "cannot write %s: %w", filepath.Join(dir, clean(inside)), cause(err))
-		}
-		entries++
-	}
-	for i := len(folders) - 1; i >= 0; i-- { // last, so that a read-only folder can be filled
-		if err := root.Chmod(folders[i].path, folders[i].mode|0o700); err != nil {
-			return entries, isle.Errorf(isle.Unavailable, "cannot set the mode of %s: %w", folders[i].path, cause(err))
+		if err := x.entry(h, tr); err != nil {
+			return x.entries, err
 		}
 	}
-	return entries, nil
+	return x.entries, x.finish()
 }
 
-// renamed puts an entry's path under another topmost name. The stream of a file
-// or folder has the name of that as the first element of every path; that of
-// the root, whose first entry is ".", is relative to it.
-func renamed(entry, name string, relative bool) (string, bool) {
+// An extraction is a tar stream on its way to disk.
+type extraction struct {
+	dir, name string
+	root      *os.Root // dir
+	top       *os.Root // dir/name, once the stream has shown to be a folder's
+	show      *progress
+	relative  bool // the stream's names are relative to what is copied
+	entries   int
+	done      int64           // bytes
+	seen      map[string]bool // paths below top
+	folders   []folder
+}
+
+type folder struct {
+	path string
+	mode fs.FileMode
+}
+
+func (x *extraction) close() {
+	if x.top != nil {
+		x.top.Close()
+	}
+}
+
+// entry writes one entry of the stream.
+func (x *extraction) entry(h *tar.Header, content io.Reader) error {
+	if len(x.seen) == 0 {
+		x.relative = path.Clean(h.Name) == "."
+	}
+	inside, ok := below(h.Name, x.relative)
+	if !ok {
+		return isle.Errorf(isle.Invalid, "the environment sent a file called %q, which leads out of the destination", clean(h.Name))
+	}
+	if x.seen[inside] {
+		return isle.Errorf(isle.Invalid, "the environment sent %q twice", clean(h.Name))
+	}
+	x.seen[inside] = true
+	if sparse(h) {
+		return isle.Errorf(isle.Invalid, "the environment sent %q as a sparse file, which no copy has", clean(h.Name))
+	}
+	root, at := x.top, inside
+	switch {
+	case inside == "" && h.Typeflag == tar.TypeDir, inside != "" && x.top == nil && len(x.seen) == 1:
+		if err := x.open(); err != nil {
+			return x.fail(inside, err)
+		}
+		root = x.top
+	case inside == "":
+		root, at = x.root, x.name
+	case x.top == nil:
+		return isle.Errorf(isle.Invalid, "the environment sent %q below a file", clean(h.Name))
+	}
+	mode := fs.FileMode(h.Mode).Perm()
+	var err error
+	switch h.Typeflag {
+	case tar.TypeDir:
+		if at == "" {
+			at = "."
+		} else {
+			err = makeFolder(root, at)
+		}
+		x.folders = append(x.folders, folder{at, mode})
+	case tar.TypeReg:
+		err = writeFile(root, at, mode, content)
+		x.done += h.Size
+		x.show.event(&islev1.ProgressEvent{Step: "copy", State: "progress", Message: path.Join(x.name, inside), Done: x.done})
+	case tar.TypeSymlink:
+		if err = makeParent(root, at); err == nil {
+			root.Remove(at)
+			err = root.Symlink(h.Linkname, at)
+		}
+	case tar.TypeLink:
+		target, ok := below(h.Linkname, x.relative)
+		if !ok || target == "" || !x.seen[target] {
+			return isle.Errorf(isle.Invalid, "the environment sent a link to %q, which it did not send", clean(h.Linkname))
+		}
+		if err = makeParent(root, at); err == nil {
+			root.Remove(at)
+			err = root.Link(target, at)
+		}
+	default:
+		x.show.note("left out %s: neither file, folder nor link", clean(h.Name))
+		return nil
+	}
+	if err != nil {
+		return x.fail(inside, err)
+	}
+	x.entries++
+	return nil
+}
+
+// open makes dir/name a folder, and the root of everything that follows.
+func (x *extraction) open() error {
+	if err := makeFolder(x.root, x.name); err != nil {
+		return err
+	}
+	var err error
+	x.top, err = x.root.OpenRoot(x.name)
+	return err
+}
+
+// finish sets the folders' modes: last, so that a read-only one can be filled.
+func (x *extraction) finish() error {
+	for i := len(x.folders) - 1; i >= 0; i-- {
+		if err := x.top.Chmod(x.folders[i].path, x.folders[i].mode|0o700); err != nil {
+			return isle.Errorf(isle.Unavailable, "cannot set the mode of %s: %w", filepath.Join(x.dir, x.name, clean(x.folders[i].path)), cause(err))
+		}
+	}
+	return nil
+}
+
+func (x *extraction) fail(inside string, err error) error {
+	return isle.Errorf(isle.Unavailable, "cannot write %s: %w", filepath.Join(x.dir, x.name, clean(inside)), cause(err))
+}
+
+// below is where an entry is below what is copied, "" for that itself. The
+// stream of a file or folder has the name of that as the first element of every
+// path; that of the root, whose first entry is ".", is relative to it.
+func below(entry string, relative bool) (string, bool) {
 	p := path.Clean(strings.TrimSuffix(entry, "/"))
 	if path.IsAbs(p) || p == ".." || strings.HasPrefix(p, "../") {
 		return "", false
 	}
-	if relative {
-		return path.Join(name, p), true
+	if !relative {
+		_, p, _ = strings.Cut(p, "/")
 	}
-	_, rest, _ := strings.Cut(p, "/")
-	return path.Join(name, rest), true
+	if p == "." {
+		p = ""
+	}
+	return p, true
+}
+
+// sparse reports whether an entry's size is not backed by bytes of the stream:
+// a few bytes could fill any disk.
+func sparse(h *tar.Header) bool {
+	for k := range h.PAXRecords {
+		if strings.HasPrefix(k, "GNU.sparse.") {
+			return true
+		}
+	}
+	return h.Typeflag == tar.TypeGNUSparse
+}
+
+// makeFolder makes a folder unless it is there. A link, or a file, that is in
+// its place gives way.
+func makeFolder(root *os.Root, name string) error {
+	st, err := root.Lstat(name)
+	switch {
+	case err == nil && st.IsDir():
+		return nil
+	case err == nil:
+		if err := root.Remove(name); err != nil {
+			return err
+		}
+	}
+	return root.MkdirAll(name, 0o700)
 }
 
 func makeParent(root *os.Root, name string) error {

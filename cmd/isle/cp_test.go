@@ -3,6 +3,7 @@ package main
 import (
 	"archive/tar"
 	"bytes"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -171,4 +172,95 @@ func TestPlacesAreTold(t *testing.T) {
 			t.Errorf("%s: %v", s, err)
 		}
 	}
+}
+
+// A folder that is copied out a second time may have become what the first
+// copy has a link for: the link is to the folder around, and in that are files
+// that run things.
+func TestALinkOfAnEarlierCopyLeadsNoLaterOneOutOfItsFolder(t *testing.T) {
+	for name, target := range map[string]string{"the folder around": "..", "a file beside": "../hooks", "a folder in it": "sub"} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			if err := os.Mkdir(filepath.Join(dir, "hooks"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			for _, f := range []string{"profile", "hooks/profile"} {
+				if err := os.WriteFile(filepath.Join(dir, f), []byte("mine"), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			show := &progress{w: io.Discard}
+			if _, err := extract(dir, "out", stream(t,
+				tar.Header{Name: "out/", Typeflag: tar.TypeDir, Mode: 0o755},
+				tar.Header{Name: "out/l", Typeflag: tar.TypeSymlink, Linkname: target},
+			), show); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := extract(dir, "out", stream(t,
+				tar.Header{Name: "out/", Typeflag: tar.TypeDir, Mode: 0o755},
+				tar.Header{Name: "out/l/", Typeflag: tar.TypeDir, Mode: 0o777},
+				tar.Header{Name: "out/l/profile", Mode: 0o777},
+			), show); err != nil {
+				t.Fatal(err)
+			}
+			for _, f := range []string{"profile", "hooks/profile"} {
+				if b, _ := os.ReadFile(filepath.Join(dir, f)); string(b) != "mine" {
+					t.Errorf("%s is %q", f, b)
+				}
+			}
+			if st, err := os.Lstat(filepath.Join(dir, "out", "l")); err != nil || !st.IsDir() {
+				t.Errorf("out/l is %v, %v", st, err)
+			}
+			if st, _ := os.Stat(filepath.Join(dir, "hooks")); st.Mode().Perm() != 0o755 {
+				t.Errorf("the folder beside has mode %v", st.Mode())
+			}
+		})
+	}
+}
+
+func TestAnEnvironmentCannotSendAFewBytesThatFillADisk(t *testing.T) {
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	if err := w.WriteHeader(&tar.Header{Name: "out/", Typeflag: tar.TypeDir, Mode: 0o755}); err != nil {
+		t.Fatal(err)
+	}
+	w.Flush()
+	// A sparse file of PAX format 0.1: 64 MiB of hole. The writer refuses to
+	// make one, so its header is taken from another tar.
+	records := pax("GNU.sparse.major", "0") + pax("GNU.sparse.minor", "1") + pax("GNU.sparse.size", "67108864") + pax("GNU.sparse.numblocks", "1") + pax("GNU.sparse.map", "67108864,0")
+	for _, h := range []struct {
+		name string
+		kind byte
+		data string
+	}{{"x", tar.TypeXHeader, records}, {"out/f", tar.TypeReg, ""}} {
+		block := make([]byte, 512)
+		copy(block, h.name)
+		copy(block[100:], "0000644\x000000000\x000000000\x00")
+		copy(block[124:], fmt.Sprintf("%011o\x00%011o\x00        ", len(h.data), 0))
+		block[156] = h.kind
+		copy(block[257:], "ustar\x0000")
+		sum := 0
+		for _, c := range block {
+			sum += int(c)
+		}
+		copy(block[148:], fmt.Sprintf("%06o\x00 ", sum))
+		b.Write(block)
+		data := make([]byte, (len(h.data)+511)/512*512)
+		copy(data, h.data)
+		b.Write(data)
+	}
+	b.Write(make([]byte, 1024))
+	if _, err := extract(t.TempDir(), "out", &b, &progress{w: io.Discard}); err == nil || !strings.Contains(err.Error(), "sparse") {
+		t.Errorf("it was taken: %v", err)
+	}
+}
+
+// pax is one record of a PAX header.
+func pax(key, value string) string {
+	size := len(key) + len(value) + 3
+	n := size + len(fmt.Sprint(size))
+	if len(fmt.Sprint(n)) > len(fmt.Sprint(size)) {
+		n++
+	}
+	return fmt.Sprintf("%d %s=%s\n", n, key, value)
 }
