@@ -16,18 +16,23 @@ import (
 
 // A progress shows what happens as it happens, on standard error: lines that
 // rewrite themselves on a terminal, plain lines elsewhere, and with -o json one
-// object per line.
+// object per line. A plain line tells what is done, or what goes on for longer
+// than patience.
 type progress struct {
 	w     io.Writer
 	style progressStyle
 	width int
 
-	mu    sync.Mutex // guards what follows; the ticker draws too
-	tasks []*task    // going on, oldest first
-	drawn int        // lines on the screen below the last finished one
-	stop  chan struct{}
-	done  chan struct{}
+	mu     sync.Mutex // guards what follows; the ticker draws too
+	tasks  []*task    // going on, oldest first
+	drawn  int        // lines on the screen below the last finished one
+	column int        // width of the services' names
+	stop   chan struct{}
+	done   chan struct{}
 }
+
+// patience is how long a step may go on before a plain line tells of it.
+const patience = 2 * time.Second
 
 type progressStyle int
 
@@ -42,26 +47,26 @@ type task struct {
 	service, step, message string
 	done, total            int64
 	began                  time.Time
+	told                   bool // by a plain line
 }
 
 // newProgress begins to show; the caller ends it with close.
 func (a *app) newProgress() *progress {
-	p := &progress{w: a.stderr, width: 80}
+	p := &progress{w: a.stderr, width: 80, column: 8}
 	if a.output == "json" {
 		p.style = jsonProgress
 		return p
 	}
 	f, ok := a.stderr.(*os.File)
-	if !ok || !term.IsTerminal(int(f.Fd())) || os.Getenv("TERM") == "dumb" {
-		return p
+	if ok && term.IsTerminal(int(f.Fd())) && os.Getenv("TERM") != "dumb" {
+		p.style = liveProgress
 	}
-	p.style = liveProgress
 	p.stop, p.done = make(chan struct{}), make(chan struct{})
 	go p.tick(f)
 	return p
 }
 
-// tick redraws the live lines until close.
+// tick shows what goes on until close.
 func (p *progress) tick(f *os.File) {
 	defer close(p.done)
 	t := time.NewTicker(100 * time.Millisecond)
@@ -72,20 +77,38 @@ func (p *progress) tick(f *os.File) {
 			return
 		case <-t.C:
 			p.mu.Lock()
-			if w, _, err := term.GetSize(int(f.Fd())); err == nil && w > 20 {
-				p.width = w
-			}
-			if len(p.tasks) > 0 || p.drawn > 0 {
-				p.draw()
+			if p.style == liveProgress {
+				if w, _, err := term.GetSize(int(f.Fd())); err == nil && w > 20 {
+					p.width = w
+				}
+				if len(p.tasks) > 0 || p.drawn > 0 {
+					p.draw()
+				}
+			} else {
+				p.tellSlow()
 			}
 			p.mu.Unlock()
 		}
 	}
 }
 
+// tellSlow prints a line for each step that goes on for long.
+func (p *progress) tellSlow() {
+	for _, t := range p.tasks {
+		if !t.told && time.Since(t.began) > patience {
+			t.told = true
+			message := t.message
+			if t.total > 0 {
+				message = strings.TrimSpace(message + " " + bytesText(t.total))
+			}
+			p.line(" ", t.service, t.step, strings.TrimSpace(message+" …"))
+		}
+	}
+}
+
 // close ends the drawing and takes what is unfinished off the screen.
 func (p *progress) close() {
-	if p.style != liveProgress || p.stop == nil {
+	if p.stop == nil {
 		return
 	}
 	close(p.stop)
@@ -113,11 +136,16 @@ func (p *progress) event(e *islev1.ProgressEvent) {
 	i := p.find(e)
 	switch e.GetState() {
 	case "start":
-		if i < 0 {
-			p.tasks = append(p.tasks, &task{service: e.GetService(), step: e.GetStep(), message: e.GetMessage(), began: time.Now()})
-		}
-		if p.style == plainProgress {
-			p.line(" ", e.GetService(), e.GetStep(), e.GetMessage())
+		switch e.GetStep() {
+		case "replace": // what replaces it tells how that went
+			p.line("↻", e.GetService(), e.GetStep(), e.GetMessage())
+		case "health": // its launch is done
+			p.remove(p.find(&islev1.ProgressEvent{Service: e.GetService(), Step: "launch"}))
+			fallthrough
+		default:
+			if i = p.find(e); i < 0 {
+				p.tasks = append(p.tasks, &task{service: e.GetService(), step: e.GetStep(), message: e.GetMessage(), began: time.Now()})
+			}
 		}
 	case "progress":
 		if i < 0 {
@@ -150,10 +178,14 @@ func (p *progress) event(e *islev1.ProgressEvent) {
 		if e.GetState() == "failed" {
 			mark = "✗"
 		}
+		step := e.GetStep()
+		if step == "health" && e.GetState() == "done" {
+			step, took = "up", 0 // the message is how long it took
+		}
 		if took >= 100*time.Millisecond {
 			message = strings.TrimSpace(fmt.Sprintf("%s (%.1fs)", message, took.Seconds()))
 		}
-		p.line(mark, e.GetService(), e.GetStep(), message)
+		p.line(mark, e.GetService(), step, message)
 	}
 	if p.style == liveProgress {
 		p.draw()
@@ -178,7 +210,7 @@ func (p *progress) remove(i int) {
 // line prints a line that stays.
 func (p *progress) line(mark, service, step, message string) {
 	p.erase()
-	fmt.Fprintf(p.w, "%s %s\n", mark, describe(service, step, message))
+	fmt.Fprintf(p.w, "%s %s\n", mark, p.describe(service, step, message))
 }
 
 // note prints a remark of the command line's own.
@@ -192,15 +224,16 @@ func (p *progress) note(format string, args ...any) {
 	fmt.Fprintf(p.w, format+"\n", args...)
 }
 
-func describe(service, step, message string) string {
+func (p *progress) describe(service, step, message string) string {
 	s := step
 	if service != "" {
-		s = fmt.Sprintf("%-8s %s", service, step)
+		p.column = max(p.column, len(service))
+		s = fmt.Sprintf("%-*s %-8s", p.column, service, step)
 	}
 	if message != "" {
 		s += "  " + message
 	}
-	return strings.ReplaceAll(clean(s), "\n", " ")
+	return strings.TrimRight(strings.ReplaceAll(clean(s), "\n", " "), " ")
 }
 
 // erase takes the live lines off the screen.
@@ -231,7 +264,7 @@ func (p *progress) draw() {
 		case t.done > 0:
 			message = strings.TrimSpace(fmt.Sprintf("%s %s", message, bytesText(t.done)))
 		}
-		line := []rune(fmt.Sprintf("%c %s  %.1fs", mark, describe(t.service, t.step, message), time.Since(t.began).Seconds()))
+		line := []rune(fmt.Sprintf("%c %s  %.1fs", mark, p.describe(t.service, t.step, message), time.Since(t.began).Seconds()))
 		if len(line) > p.width-1 {
 			line = line[:p.width-1]
 		}

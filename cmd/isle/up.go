@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -183,7 +184,7 @@ func (a *app) showUp(res *islev1.UpResult) error {
 	}
 	w := a.stdout
 	for _, r := range res.GetReplaced() {
-		fmt.Fprintf(w, "replaced %s\n", clean(r))
+		fmt.Fprintln(w, clean(changeText(r)))
 	}
 	unchanged := ""
 	if !res.GetChanged() {
@@ -206,6 +207,17 @@ func (a *app) showUp(res *islev1.UpResult) error {
 	}
 	fmt.Fprintf(w, "  next: isle exec %s -- CMD · isle shell %s · isle logs %s -f · isle down %s\n", ref, ref, ref, ref)
 	return nil
+}
+
+// changeText says what a change did: some replace nothing.
+func changeText(change string) string {
+	if what, ok := strings.CutSuffix(change, ": applied in place"); ok {
+		return "changed " + what + ", in place"
+	}
+	if what, why, ok := strings.Cut(change, ": removed, "); ok {
+		return "removed " + what + ": " + why
+	}
+	return "replaced " + change
 }
 
 // watch brings the project up again whenever what it is made of is not what was

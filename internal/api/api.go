@@ -32,6 +32,7 @@ type Records interface {
 	Get(ctx context.Context, ref isle.Ref) (environment.Environment, error)
 	Usage(ctx context.Context, ref isle.Ref) (environment.Usage, error)
 	VolumesOf(ctx context.Context, ref isle.Ref) ([]environment.Volume, error)
+	Kept(ctx context.Context) []isle.Ref
 	VolumeUsed(id isle.ID) (int64, error)
 	Doors(ctx context.Context, actor isle.Actor, ref isle.Ref) ([]environment.Door, error)
 }

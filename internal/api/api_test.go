@@ -98,6 +98,7 @@ func (r *rooms) Get(_ context.Context, ref isle.Ref) (environment.Environment, e
 func (r *rooms) Usage(context.Context, isle.Ref) (environment.Usage, error) {
 	return environment.Usage{}, nil
 }
+func (r *rooms) Kept(context.Context) []isle.Ref                                   { return nil }
 func (r *rooms) VolumesOf(context.Context, isle.Ref) ([]environment.Volume, error) { return nil, nil }
 func (r *rooms) VolumeUsed(isle.ID) (int64, error)                                 { return 0, nil }
 func (r *rooms) Doors(context.Context, isle.Actor, isle.Ref) ([]environment.Door, error) {

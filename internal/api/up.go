@@ -124,6 +124,9 @@ func (s *environments) Down(ctx context.Context, req *connect.Request[islev1.Dow
 		for _, e := range list {
 			refs = append(refs, e.Ref)
 		}
+		if req.Msg.GetVolumes() {
+			refs = append(refs, s.Environments.Kept(ctx)...)
+		}
 	}
 	for _, name := range req.Msg.GetEnvironments() {
 		ref, err := isle.ParseRef(name)

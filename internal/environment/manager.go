@@ -330,6 +330,18 @@ func (m *Manager) remember(put []Volume, removed []isle.ID) {
 	}
 }
 
+// Kept returns the refs of environments that are not up and have volumes still.
+func (m *Manager) Kept(context.Context) (refs []isle.Ref) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, v := range m.volumes {
+		if m.envs[v.Ref] == nil && !slices.Contains(refs, v.Ref) {
+			refs = append(refs, v.Ref)
+		}
+	}
+	return refs
+}
+
 // VolumeUsed is how many bytes a volume occupies on disk.
 func (m *Manager) VolumeUsed(id isle.ID) (int64, error) { return m.cfg.Volumes.Used(id) }
 

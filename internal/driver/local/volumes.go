@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -109,8 +110,12 @@ func (v *Volumes) open(id isle.ID) (*os.File, error) {
 		return nil, isle.Errorf(isle.Internal, "volume: %q is no ID", id)
 	}
 	f, err := os.OpenFile(v.Path(id), os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, isle.Errorf(isle.NotFound, "volume %s is lost: %w", id, err).
+			WithHint("put the file back, or give the volume up with: isle down ENV --volumes")
+	}
 	if err != nil {
-		return nil, isle.Errorf(isle.NotFound, "volume %s: %w", id, err)
+		return nil, isle.Errorf(isle.Unavailable, "volume %s: %w", id, err)
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
