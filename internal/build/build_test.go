@@ -118,14 +118,14 @@ func TestACacheMissNamesTheInputThatChanged(t *testing.T) {
 		want   []string
 		reason string
 	}{
-		{"a file", func() { tree["shop.py"] = "new code" }, []string{"web copy app/: app/shop.py changed", "web run compile: the layers below changed"}, "web: app/shop.py changed"},
-		{"a new file", func() { tree["lib/z.py"] = "z" }, []string{"web copy app/: app/lib is new", "web run compile: the layers below changed"}, "web: app/lib is new"},
-		{"a file gone", func() { delete(tree, "a.py") }, []string{"web copy app/: app/a.py is gone", "web run compile: the layers below changed"}, "web: app/a.py is gone"},
+		{"a file", func() { tree["shop.py"] = "new code" }, []string{"web copy app/: app/shop.py changed", "web run compile: below it, app/shop.py changed"}, "web: app/shop.py changed"},
+		{"a new file", func() { tree["lib/z.py"] = "z" }, []string{"web copy app/: app/lib is new", "web run compile: below it, app/lib is new"}, "web: app/lib is new"},
+		{"a file gone", func() { delete(tree, "a.py") }, []string{"web copy app/: app/a.py is gone", "web run compile: below it, app/a.py is gone"}, "web: app/a.py is gone"},
 		{"a command", func() {
 			f.Services[1].Run = []string{"compile -O"}
 			b.sandbox.programs["compile -O"] = b.sandbox.programs["compile"]
 		}, []string{"web run compile -O: command changed: run compile -O"}, "web: command changed: run compile -O"},
-		{"a package", func() { f.Services[0].Packages = []string{"python3", "redis-server"} }, []string{"db packages: packages: + redis-server 1", "db system: the layers below changed"}, "db: packages: + redis-server 1"},
+		{"a package", func() { f.Services[0].Packages = []string{"python3", "redis-server"} }, []string{"db packages: packages: + redis-server 1", "db system: below it, packages: + redis-server 1"}, "db: packages: + redis-server 1"},
 		{"a volume", func() { f.Services[0].Volumes = f.Services[0].Volumes[:1] }, []string{"db system: volumes, tmpfs or workdir: - /var/lib/db/main"}, "db: volumes, tmpfs or workdir: - /var/lib/db/main"},
 		{"a step more", func() { f.Services[1].Run = []string{"compile -O", "compile"} }, []string{"web run compile: new step"}, "web: run compile is new"},
 		{"a step less", func() { f.Services[1].Run = nil }, nil, "web: run compile -O is gone"},

@@ -61,6 +61,16 @@ func (b *Builder) why(last, done []inputs, in inputs) string {
 	if d := b.difference(*before, in); d != "" {
 		return d
 	}
+	// What it stands on changed: name that.
+	for i, below := range done {
+		before := counterpart(last, done[:i], below)
+		if before == nil {
+			return "below it, " + stepTitle(below) + " is new"
+		}
+		if d := b.difference(*before, below); d != "" {
+			return "below it, " + d
+		}
+	}
 	return "the layers below changed"
 }
 
