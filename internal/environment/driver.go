@@ -91,6 +91,14 @@ type Watcher interface {
 	Watch(instance, launch isle.ID, exited func()) error
 }
 
+// Warmer is what a Driver may also do, to make launches faster.
+type Warmer interface {
+	// Warm makes what launches with this UIDBase will need and nobody else can
+	// see: it does nothing that would have to be recorded first. It has no
+	// failure, because the launch meets it again.
+	Warm(uidBase uint32)
+}
+
 // Volumes makes the files behind volumes.
 type Volumes interface {
 	// Create makes an empty volume's file, replacing one that is there.

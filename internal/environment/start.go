@@ -114,10 +114,14 @@ func (m *Manager) volume(ref isle.Ref, service, path string) (Volume, bool) {
 	return Volume{}, false
 }
 
-// open makes what the services share: the airlock and the control group.
+// open makes what the services share: the airlock and, meanwhile, the control
+// group.
 func (m *Manager) open(ctx context.Context, l *live) error {
 	rec := l.snapshot()
+	prepared := make(chan error, 1)
+	go func() { prepared <- m.cfg.Driver.Prepare(ctx, Shared{Instance: rec.Instance, Limits: rec.Spec.Limits}) }()
 	netns, err := m.cfg.Network.Open(ctx, rec.Instance, rec.Spec.Egress)
+	groupErr := <-prepared
 	if err != nil {
 		return err
 	}
@@ -125,11 +129,20 @@ func (m *Manager) open(ctx context.Context, l *live) error {
 	l.mu.Lock()
 	l.netns = netns
 	l.mu.Unlock()
-	if err := m.cfg.Driver.Prepare(ctx, Shared{Instance: rec.Instance, Limits: rec.Spec.Limits}); err != nil {
-		return err
+	if groupErr != nil {
+		return groupErr
 	}
 	m.fault("up.prepared")
 	return nil
+}
+
+// warm has the driver make, while the intent is on its way to the disk, what
+// has no name and no effect yet.
+func (m *Manager) warm(l *live) {
+	if w, ok := m.cfg.Driver.(Warmer); ok {
+		base := l.snapshot().UIDBase
+		m.spawn(func() { w.Warm(base) })
+	}
 }
 
 // up reports whether a service is as far as those that depend on it need.

@@ -216,6 +216,7 @@ func (m *Manager) create(ctx context.Context, actor isle.Actor, req UpRequest, s
 	}
 	vols := m.wantVolumes(req, now)
 	m.fault("up.begin")
+	m.warm(l)
 	err = l.save(ctx, Mutation{PutVolumes: vols, Entries: append([]audit.Entry{intent}, volumesMade(actor, l, vols, now)...)})
 	if err != nil {
 		m.forget(l)

@@ -86,6 +86,7 @@ type keyLock struct {
 var (
 	_ environment.Driver  = (*Driver)(nil)
 	_ environment.Watcher = (*Driver)(nil)
+	_ environment.Warmer  = (*Driver)(nil)
 	_ environment.Volumes = (*Volumes)(nil)
 )
 
@@ -226,6 +227,14 @@ func (d *Driver) Prepare(ctx context.Context, s environment.Shared) error {
 		return isle.Errorf(isle.Unavailable, "limits of environment %s: %w", s.Instance, err).WithHint("isle doctor")
 	}
 	return nil
+}
+
+// Warm makes the user namespace of an environment, which a process has to be
+// started for.
+func (d *Driver) Warm(uidBase uint32) {
+	if ns, err := d.ids.get(uidBase); err == nil {
+		ns.Close()
+	}
 }
 
 // Launch starts one service and returns once its isle-init has been given Boot.
