@@ -87,6 +87,7 @@ type Refusal struct {
 type Airlocks struct {
 	config   Config
 	trailing sync.WaitGroup // sockets that are being closed; Stop waits for it
+	shelf    shelf
 
 	mu        sync.Mutex // guards what follows
 	slots     map[isle.ID]*slot
@@ -219,7 +220,7 @@ func (s *Airlocks) open(a *airlock, plan *plan) error {
 		return err
 	}
 	s.config.Fault("airlock.folder")
-	err := build(dir, listen, s.config.Fault)
+	err := build(dir, s.shelf.take(), listen, s.config.Fault)
 	if err == nil {
 		s.config.Fault("airlock.pinned")
 		err = a.follow(plan)
@@ -358,6 +359,7 @@ func (s *Airlocks) Stop() {
 		release()
 	}
 	s.trailing.Wait()
+	s.shelf.close()
 	if err := unground(s.config.Dir); err != nil {
 		s.config.Log.Warn("airlock: the folder's mount is left", "dir", s.config.Dir, "error", err)
 	}

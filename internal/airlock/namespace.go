@@ -125,10 +125,43 @@ func within(path string, f func() error) error {
 	})
 }
 
-// build makes both namespaces and what joins them, calls f in the airlock's
-// one, and then pins them in dir: the airlock last, so that its pin says that
-// all is there. A server that dies before leaves nothing but an empty folder.
-func build(dir string, f func() error, fault func(point string)) error {
+// A pair is both namespaces of an airlock, joined and nowhere pinned: it is
+// gone with its two files.
+type pair struct{ airlock, sandbox *os.File }
+
+func (p *pair) close() {
+	p.airlock.Close()
+	p.sandbox.Close()
+}
+
+// newPair makes both namespaces and what joins them. It is called on a thread
+// of its own and leaves it in one of them.
+func newPair() (*pair, error) {
+	airlock, err := unshare(airlockSettings)
+	if err != nil {
+		return nil, err
+	}
+	sandbox, err := unshare(sandboxSettings)
+	if err != nil {
+		airlock.Close()
+		return nil, err
+	}
+	p := &pair{airlock, sandbox}
+	if err := join(airlock); err != nil {
+		p.close()
+		return nil, err
+	}
+	return p, nil
+}
+
+// build takes the spare pair, or makes one if that is nil, calls f in the
+// airlock's namespace, and then pins both in dir: the airlock last, so that its
+// pin says that all is there. A server that dies before leaves nothing but an
+// empty folder.
+func build(dir string, spare *pair, f func() error, fault func(point string)) error {
+	if spare != nil {
+		defer spare.close()
+	}
 	for _, name := range []string{sandboxPin, airlockPin} {
 		file, err := os.OpenFile(filepath.Join(dir, name), os.O_CREATE|os.O_RDONLY, 0o400)
 		if err != nil {
@@ -137,28 +170,26 @@ func build(dir string, f func() error, fault func(point string)) error {
 		file.Close()
 	}
 	return onThread(func() error {
-		airlock, err := unshare(airlockSettings)
-		if err != nil {
-			return err
+		p := spare
+		if p == nil {
+			var err error
+			if p, err = newPair(); err != nil {
+				return err
+			}
+			defer p.close()
 		}
-		defer airlock.Close()
-		sandbox, err := unshare(sandboxSettings)
-		if err != nil {
-			return err
-		}
-		defer sandbox.Close()
-		if err := join(airlock); err != nil {
+		if err := unix.Setns(int(p.airlock.Fd()), unix.CLONE_NEWNET); err != nil {
 			return err
 		}
 		if err := f(); err != nil {
 			return err
 		}
 		fault("airlock.joined")
-		if err := pin(sandbox, filepath.Join(dir, sandboxPin)); err != nil {
+		if err := pin(p.sandbox, filepath.Join(dir, sandboxPin)); err != nil {
 			return err
 		}
 		fault("airlock.half")
-		return pin(airlock, filepath.Join(dir, airlockPin))
+		return pin(p.airlock, filepath.Join(dir, airlockPin))
 	})
 }
 
