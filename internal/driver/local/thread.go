@@ -46,7 +46,9 @@ func inPrivateMounts(dir string, hide []string, fn func() error) error {
 		if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
 			return fmt.Errorf("unshare the mount namespace: %w", err)
 		}
-		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		// Slaves: nothing goes out to the host, but what the host unmounts is not
+		// kept here, for as long as a build step may take.
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
 			return fmt.Errorf("make mounts private: %w", err)
 		}
 		for _, h := range hide {
