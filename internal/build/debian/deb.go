@@ -15,6 +15,7 @@ import (
 // Bounds of one package, far above what Debian has.
 const (
 	maxControl = 32 << 20 // bytes of the control archive, unpacked
+	maxScript  = 1 << 20  // bytes of one maintainer script
 	maxFiles   = 1 << 20
 	maxData    = 16 << 30 // bytes of the data archive, unpacked
 )
@@ -24,6 +25,15 @@ type control struct {
 	fields  paragraph
 	scripts string // postinst and preinst, one after the other
 	md5sums string
+}
+
+// size is how many bytes of memory it takes.
+func (c *control) size() int {
+	n := len(c.scripts) + len(c.md5sums)
+	for _, f := range c.fields {
+		n += len(f.name) + len(f.value)
+	}
+	return n
 }
 
 // A file is one entry of a package's data archive.
@@ -142,7 +152,9 @@ func readControl(name string, r io.Reader) (c control, err error) {
 		case "md5sums":
 			c.md5sums = string(b)
 		default:
-			c.scripts += string(b) + "\n"
+			if len(b) <= maxScript { // what is larger is no script that could be read
+				c.scripts += string(b) + "\n"
+			}
 		}
 	}
 	return c, errors.New("too many files")

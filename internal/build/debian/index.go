@@ -8,7 +8,6 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
-	"hash"
 	"hash/crc32"
 	"io"
 	"net/http"
@@ -213,6 +212,9 @@ func parseRecord(s, arch string) (c candidate, ok bool) {
 // maxPackages bounds a Packages file, unpacked: ten times Debian's largest.
 const maxPackages = 1 << 30
 
+// maxPacked bounds it as it is sent; Debian's largest is 13 MB.
+const maxPacked = 256 << 20
+
 // packagesFile chooses the form of the Packages index of a component to fetch.
 // gzip comes first: half a second quicker to read than xz for Debian's, which
 // is more than the download of its additional 3 MB takes on most networks.
@@ -265,44 +267,37 @@ func (a *Archive) index(ctx context.Context, rel *release, component, arch strin
 	return openIndex(b)
 }
 
-// fetchIndex downloads a Packages file, reading it as it comes; the result is
-// used only if the hash was right.
+// fetchIndex downloads a Packages file and reads it. Nothing is unpacked before
+// its hash was found right: until then it is the network's, and a few megabytes
+// of it could be made to fill all memory.
 func (a *Archive) fetchIndex(ctx context.Context, address, name string, f indexFile) (out []byte, err error) {
+	if f.size > maxPacked {
+		return nil, isle.Errorf(isle.Invalid, "%s has %d bytes, at most %d are read", redact(address), f.size, maxPacked)
+	}
+	var packed bytes.Buffer
 	err = a.retry(ctx, address, func() error {
+		packed.Reset()
 		return a.do(ctx, address, nil, func(_ *http.Response, body io.Reader) error {
-			hashed := &hashReader{r: io.LimitReader(body, f.size+1), h: sha256.New()}
-			r, err := decompressor(name, hashed)
-			if err != nil {
-				return isle.Errorf(isle.Unavailable, "%s cannot be unpacked: %w", redact(address), err)
+			h := sha256.New()
+			if _, err := io.Copy(io.MultiWriter(&packed, h), io.LimitReader(body, f.size+1)); err != nil {
+				return isle.Errorf(isle.Unavailable, "%s: %w", redact(address), err)
 			}
-			out = buildIndex(io.LimitReader(r, maxPackages), a.cfg.Architecture)
-			r.Close()
-			io.Copy(io.Discard, hashed)
-			switch {
-			case hashed.err != nil && hashed.err != io.EOF:
-				return isle.Errorf(isle.Unavailable, "%s: %w", redact(address), hashed.err)
-			case isle.DigestFromSum(hashed.h.Sum(nil)) != f.digest:
+			if isle.DigestFromSum(h.Sum(nil)) != f.digest {
 				return isle.Errorf(isle.Unavailable, "%s is not the file that the signed release names", redact(address)).
 					WithHint("the mirror is being updated or is broken: try again, or name another with --mirror URL")
 			}
 			return nil
 		})
 	})
-	return out, err
-}
-
-// hashReader hashes what is read through it and remembers its error.
-type hashReader struct {
-	r   io.Reader
-	h   hash.Hash
-	err error
-}
-
-func (r *hashReader) Read(p []byte) (int, error) {
-	n, err := r.r.Read(p)
-	r.h.Write(p[:n])
-	r.err = err
-	return n, err
+	if err != nil {
+		return nil, err
+	}
+	r, err := decompressor(name, &packed)
+	if err != nil {
+		return nil, isle.Errorf(isle.Unavailable, "%s cannot be unpacked: %w", redact(address), err)
+	}
+	defer r.Close()
+	return buildIndex(io.LimitReader(r, maxPackages), a.cfg.Architecture), nil
 }
 
 // decompressor reads by the extension of name: .xz, .zst, .gz, or as it is.

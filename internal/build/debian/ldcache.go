@@ -64,7 +64,7 @@ func (s *system) linkerCache() {
 				continue
 			}
 			soname := s.soname(file, m.machine, m.class)
-			if isLink := s.t.nodes[at+"/"+name].mode&os.ModeSymlink != 0; isLink && strings.HasSuffix(name, ".so") && strings.HasPrefix(soname, name) {
+			if isLink := s.t.nodes[path.Join(at, name)].mode&os.ModeSymlink != 0; isLink && strings.HasSuffix(name, ".so") && strings.HasPrefix(soname, name) {
 				soname = name // ldconfig lists the link for building, too
 			} else if soname == "" || isLink && soname != name {
 				continue
@@ -90,22 +90,28 @@ func (s *system) architecture() string {
 	return ""
 }
 
+// maxIncludes bounds the includes and the folders of /etc/ld.so.conf; each
+// looks through the whole tree.
+const maxIncludes = 200
+
 // libraryDirs reads /etc/ld.so.conf and what it includes.
 func (s *system) libraryDirs() (dirs []string) {
+	includes := 0
 	var read func(text string, depth int)
 	read = func(text string, depth int) {
 		for _, line := range strings.Split(text, "\n") {
 			line, _, _ = strings.Cut(line, "#")
 			f := strings.Fields(line)
 			switch {
-			case len(f) == 2 && f[0] == "include" && depth < 4:
+			case len(f) == 2 && f[0] == "include" && depth < 4 && includes < maxIncludes:
+				includes++
 				dir, pattern := path.Split(strings.TrimPrefix(f[1], "/"))
 				for _, name := range s.t.list(dir) {
 					if ok, err := path.Match(pattern, name); ok && err == nil {
 						read(string(s.t.read(dir+name)), depth+1)
 					}
 				}
-			case len(f) == 1 && strings.HasPrefix(f[0], "/"):
+			case len(f) == 1 && strings.HasPrefix(f[0], "/") && len(dirs) < maxIncludes:
 				dirs = append(dirs, f[0])
 			}
 		}
@@ -123,15 +129,7 @@ func (s *system) soname(n *node, machine elf.Machine, class elf.Class) string {
 		return ""
 	}
 	defer f.Close()
-	e, err := elf.NewFile(io.NewSectionReader(f, n.offset, n.size))
-	if err != nil || e.Machine != machine || e.Class != class || e.Type != elf.ET_DYN {
-		return ""
-	}
-	names, err := e.DynString(elf.DT_SONAME)
-	if err != nil || len(names) != 1 || strings.ContainsAny(names[0], "/\x00") || len(names[0]) > 255 {
-		return ""
-	}
-	return names[0]
+	return readSoname(io.NewSectionReader(f, n.offset, n.size), machine, class)
 }
 
 // encodeLinkerCache writes glibc's cache format 1.1 (sysdeps/generic/dl-cache.h,

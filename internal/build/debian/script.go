@@ -13,11 +13,12 @@ func commands(script string) [][]string {
 	return commandsWith(strings.ReplaceAll(script, "\\\n", " "), map[string]string{}, 0, &budget)
 }
 
-// maxCommands bounds the commands and turns of loops of one package, and maxLoops how deep loops
-// are followed.
+// maxCommands bounds the commands and turns of loops of one package, a turn of
+// a long loop counting for more, and maxLoops how deep loops are followed.
 const (
 	maxCommands = 10000
 	maxLoops    = 3
+	maxWord     = 4096 // bytes that a variable may make a word long
 )
 
 func commandsWith(script string, vars map[string]string, depth int, budget *int) (out [][]string) {
@@ -26,7 +27,7 @@ func commandsWith(script string, vars map[string]string, depth int, budget *int)
 		if depth < maxLoops && len(words) > 3 && words[0] == "for" && words[2] == "in" {
 			if body, after, ok := loop(script); ok {
 				for _, value := range strings.Fields(strings.Join(words[3:], " ")) {
-					if *budget--; *budget < 0 {
+					if *budget -= 1 + len(body)>>10; *budget < 0 {
 						break
 					}
 					if !known(value) {
@@ -147,7 +148,8 @@ func word(s string, vars map[string]string) (string, string) {
 			quote = c
 		case c == '$':
 			name, n := variable(s[i+1:])
-			if v, ok := vars[name]; ok && n > 0 {
+			// A value that is made of itself over and over doubles each time.
+			if v, ok := vars[name]; ok && n > 0 && b.Len()+len(v) <= maxWord {
 				b.WriteString(v)
 			} else {
 				b.WriteString("$" + s[i+1:i+1+n])
@@ -165,7 +167,7 @@ func word(s string, vars map[string]string) (string, string) {
 // variable reads NAME or {NAME} and says how many bytes that was.
 func variable(s string) (name string, n int) {
 	if strings.HasPrefix(s, "{") {
-		if end := strings.IndexByte(s, '}'); end > 0 {
+		if end := strings.IndexByte(s[:min(len(s), maxWord)], '}'); end > 0 {
 			return s[1:end], end + 1
 		}
 		return "", 0

@@ -12,6 +12,7 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sync/errgroup"
@@ -69,9 +70,10 @@ func Unpack(ctx context.Context, pkgs []spec.LockedPackage, open func(isle.Diges
 	sort.SliceStable(order, func(i, j int) bool { return order[i].Size > order[j].Size }) // the long ones first
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(max(2, min(runtime.GOMAXPROCS(0), 8)))
+	left := newAllowance(maxTreeMemory, maxTreeData)
 	for _, p := range order {
 		g.Go(func() error {
-			if err := p.read(gctx, open, m); err != nil {
+			if err := protect(func() error { return p.read(gctx, open, m, left) }); err != nil {
 				return p.explain(err)
 			}
 			return nil
@@ -97,7 +99,7 @@ func (p *unpacked) explain(err error) error {
 }
 
 // read decodes one package into its spool.
-func (p *unpacked) read(ctx context.Context, open func(isle.Digest) (*os.File, error), m *meter) error {
+func (p *unpacked) read(ctx context.Context, open func(isle.Digest) (*os.File, error), m *meter, left *allowance) error {
 	in, err := open(p.Digest)
 	if err != nil {
 		return err
@@ -115,6 +117,10 @@ func (p *unpacked) read(ctx context.Context, open func(isle.Digest) (*os.File, e
 		if leftOut(f.path) {
 			return nil
 		}
+		// A sparse file has a size that no bytes stand behind, hence before.
+		if err := left.take(len(f.path)+len(f.target)+len(f.link)+fileMemory, f.size); err != nil {
+			return err
+		}
 		if f.mode.IsRegular() && f.link == "" {
 			f.offset = offset
 			n, err := io.Copy(w, content)
@@ -129,6 +135,9 @@ func (p *unpacked) read(ctx context.Context, open func(isle.Digest) (*os.File, e
 	if err == nil {
 		err = w.Flush()
 	}
+	if err == nil {
+		err = left.take(p.control.size(), 0)
+	}
 	if err != nil {
 		return err
 	}
@@ -137,6 +146,43 @@ func (p *unpacked) read(ctx context.Context, open func(isle.Digest) (*os.File, e
 		return fmt.Errorf("it is %s %s %s", fields.get("Package"), fields.get("Version"), fields.get("Architecture"))
 	}
 	return nil
+}
+
+// Bounds of all packages of an image together, far above what Debian has: what
+// a server has to hold in memory and on disk while it unpacks them.
+const (
+	maxTreeMemory = 1 << 30  // bytes of paths, of control files and of fileMemory for each file
+	maxTreeData   = 64 << 30 // bytes of files
+	fileMemory    = 400
+)
+
+// An allowance is what is left of the bounds. Packages that are read side by
+// side share one.
+type allowance struct{ memory, data atomic.Int64 }
+
+func newAllowance(memory, data int64) *allowance {
+	var a allowance
+	a.memory.Store(memory)
+	a.data.Store(data)
+	return &a
+}
+
+func (a *allowance) take(memory int, data int64) error {
+	if a.memory.Add(-int64(memory)) < 0 || data > maxTreeData || a.data.Add(-data) < 0 {
+		return errors.New("the packages hold more than any image can")
+	}
+	return nil
+}
+
+// protect makes an error of a panic: what is read here was written by who knows
+// whom, and a mistake in reading it must not end the server.
+func protect(f func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("reading it failed: %v", p)
+		}
+	}()
+	return f()
 }
 
 // metered reports what is read through it and ends with its context.
