@@ -76,7 +76,7 @@ func TestABuildStepIsSealedAndFailsWithItsReason(t *testing.T) {
 		}
 		s, _ = step(t, b, "/bin/guest", "exit")
 		err := b.RunStep(t.Context(), s)
-		if isle.CodeOf(err) != isle.Failed || !strings.Contains(err.Error(), "ended with code 7") {
+		if isle.CodeOf(err) != isle.Failed || !strings.Contains(err.Error(), "ended with exit code 7") {
 			t.Errorf("%v", err)
 		}
 		s, _ = step(t, b, "compile", "everything")
