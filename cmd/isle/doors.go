@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"strconv"
 	"time"
 
@@ -45,6 +46,10 @@ func newDoors(a *app) *cobra.Command {
 					out = append(out, doorJSON{d.GetDestination(), d.GetProtocol(), d.GetState(), d.GetReason(), d.GetCount(), d.GetActive(), at(d.GetFirst()), at(d.GetLast())})
 				}
 				return a.json(out)
+			}
+			if len(res.Msg.GetDoors()) == 0 {
+				fmt.Fprintf(a.stdout, "%s may reach nothing outside, and has not tried\n", ref)
+				return nil
 			}
 			var rows [][]string
 			for _, d := range res.Msg.GetDoors() {

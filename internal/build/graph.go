@@ -35,6 +35,7 @@ type Result struct {
 type step struct {
 	service string
 	name    string // as in Event
+	title   string // of the first layer, for people; empty: as it was made
 	inputs  inputs // Parents are filled in when the step's turn comes
 	make    func(ctx context.Context, w work) ([]image.Layer, error)
 }
@@ -119,6 +120,10 @@ func (b *Builder) service(ctx context.Context, project string, s spec.Service, l
 		layers, err := b.run(ctx, st, m, o, why, made, p)
 		if err != nil {
 			return m, "", err
+		}
+		if st.title != "" { // a layer may have been made for another request that comes to the same
+			layers = slices.Clone(layers)
+			layers[0].Title = st.title
 		}
 		m.Layers = append(m.Layers, layers...)
 		done = append(done, st.inputs)

@@ -43,7 +43,7 @@ func (b *Builder) packagesStep(s spec.Service, sl spec.ServiceLock, base inputs,
 		in.Packages = append(in.Packages, packageInput{p.Name, p.Version, p.Digest})
 	}
 	name := packagesTitle(sl)
-	return step{service: s.Name, name: "packages", inputs: in, make: func(ctx context.Context, w work) ([]image.Layer, error) {
+	return step{service: s.Name, name: "packages", title: name, inputs: in, make: func(ctx context.Context, w work) ([]image.Layer, error) {
 		if err := b.fetch(ctx, sl, o, w.say); err != nil {
 			return nil, err
 		}
