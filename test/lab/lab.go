@@ -1,0 +1,122 @@
+// Package lab gives black-box tests a server of their own: a state folder, the
+// command line, and the downloads of earlier runs.
+package lab
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+)
+
+// A Server is a state folder and the server that the command line starts for
+// it by itself.
+type Server struct {
+	Bin   string // folder of isle and isle-init
+	State string
+}
+
+// New makes a state folder with what earlier runs have downloaded. The binaries
+// are those of ISLE_BIN, or of the folder named.
+func New(bin string) (*Server, error) {
+	if b := os.Getenv("ISLE_BIN"); b != "" {
+		bin = b
+	}
+	bin, err := filepath.Abs(bin)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := os.Stat(filepath.Join(bin, "isle-init")); err != nil {
+		return nil, fmt.Errorf("%w: run `make build` first", err)
+	}
+	state, err := os.MkdirTemp("", "isle-lab-")
+	if err != nil {
+		return nil, err
+	}
+	SeedDownloads(state)
+	return &Server{Bin: bin, State: state}, nil
+}
+
+// Close tears everything down, and keeps what was downloaded for later runs.
+func (s *Server) Close() {
+	s.Isle("down", "--all", "--volumes")
+	s.Isle("server", "stop")
+	KeepDownloads(s.State)
+	os.RemoveAll(s.State)
+}
+
+// Command is the command line, not started yet.
+func (s *Server) Command(args ...string) *exec.Cmd {
+	cmd := exec.Command(filepath.Join(s.Bin, "isle"), args...)
+	cmd.Env = append(os.Environ(), "ISLE_STATE="+s.State)
+	cmd.WaitDelay = 10 * time.Second
+	return cmd
+}
+
+// Isle runs the command line. Its error says what it wrote to standard error.
+func (s *Server) Isle(args ...string) (stdout string, err error) {
+	cmd := s.Command(args...)
+	var out, said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &said
+	if err := cmd.Run(); err != nil {
+		return out.String(), fmt.Errorf("isle %v: %w\n%s", args, err, said.String())
+	}
+	return out.String(), nil
+}
+
+// An Environment is what `isle status -o json` says, as far as tests look.
+type Environment struct {
+	Name     string
+	Instance string
+	Phase    string
+	Usage    struct {
+		Memory   int64
+		PIDs     int `json:"pids"`
+		OOMKills int `json:"oom_kills"`
+		CPU      float64
+	}
+	Services []struct {
+		Name     string
+		Launch   string
+		Phase    string
+		Restarts int
+		Ports    []struct {
+			Name string
+			Host int
+		}
+	}
+}
+
+// Status asks for one environment.
+func (s *Server) Status(name string) (e Environment, err error) {
+	out, err := s.Isle("status", name, "-o", "json")
+	if err == nil {
+		err = json.Unmarshal([]byte(out), &e)
+	}
+	return e, err
+}
+
+// Port finds the machine's port of a published one; 0 if there is none.
+func (e Environment) Port(name string) int {
+	for _, s := range e.Services {
+		for _, p := range s.Ports {
+			if p.Name == name {
+				return p.Host
+			}
+		}
+	}
+	return 0
+}
+
+// Launch finds the launch of a service; "" if there is none.
+func (e Environment) Launch(service string) string {
+	for _, s := range e.Services {
+		if s.Name == service {
+			return s.Launch
+		}
+	}
+	return ""
+}
