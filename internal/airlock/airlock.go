@@ -46,11 +46,11 @@ type Config struct {
 	// Egress dials what is granted.
 	Egress Egress
 	// Refused is told of each refused destination: when it is first tried, and
-	// from then on how often, at most once in RefusedEvery and when the
-	// airlock closes. It may block, for a while: what is tried meanwhile is
+	// from then on how often, at intervals that grow from RefusedEvery to an
+	// hour while it is tried, and when the airlock closes. It may block, for a while: what is tried meanwhile is
 	// counted. It must not call back into the airlock. It may be nil.
 	Refused func(Refusal)
-	// RefusedEvery bounds how often; default 10 seconds.
+	// RefusedEvery is the first of these intervals; default 10 seconds.
 	RefusedEvery time.Duration
 	// Inherited are sockets that an earlier server of the same Dir exported
 	// and left open across exec. Open uses those of its instance.

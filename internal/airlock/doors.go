@@ -16,10 +16,14 @@ const (
 	others     = "others"
 	otherNames = "dns:others"
 
-	notGranted  = "not granted"
-	granted     = "granted by egress"
-	tooMany     = "too many connections at once"
-	maxReason   = 200 // bytes
+	notGranted = "not granted"
+	granted    = "granted by egress"
+	tooMany    = "too many connections at once"
+	maxReason  = 200 // bytes
+	// maxEvery is how far apart the reports of one destination get while it goes
+	// on being tried: an environment must not fill the audit log, which nobody
+	// may shorten.
+	maxEvery    = time.Hour
 	protocolDNS = "dns"
 )
 
@@ -53,10 +57,12 @@ type tally struct {
 	pending     int // of count: not reported yet
 	since       time.Time
 	reported    time.Time
+	pause       time.Duration // until it may be reported again
 }
 
 // refused counts n attempts at a destination, and reports them if it is new or
-// was reported long enough ago.
+// was reported long enough ago: every, and each time twice as long, up to
+// maxEvery, while it goes on.
 func (d *doors) refused(destination, protocol, reason string, n int) {
 	now := d.now()
 	d.mu.Lock()
@@ -72,7 +78,7 @@ func (d *doors) refused(destination, protocol, reason string, n int) {
 	}
 	t.pending += n
 	var r Refusal
-	due := t.reported.IsZero() || now.Sub(t.reported) >= d.every
+	due := t.due(now)
 	if due {
 		r = d.take(t, now)
 	} else if d.timer == nil && !d.stopped {
@@ -106,15 +112,25 @@ func (d *doors) tally(k door) *tally {
 	return t
 }
 
+// due reports whether what is pending may be reported. mu is held.
+func (t *tally) due(now time.Time) bool {
+	return t.reported.IsZero() || now.Sub(t.reported) >= t.pause
+}
+
 // take makes a Refusal of what is pending. mu is held.
 func (d *doors) take(t *tally, now time.Time) Refusal {
 	r := Refusal{Instance: d.instance, Destination: t.destination, Protocol: t.protocol, Reason: t.reason,
 		Count: t.pending, First: t.since, Last: t.last}
+	if t.reported.IsZero() || now.Sub(t.reported) > 2*t.pause { // it is quiet otherwise
+		t.pause = d.every
+	} else {
+		t.pause = max(d.every, min(2*t.pause, maxEvery))
+	}
 	t.pending, t.reported = 0, now
 	return r
 }
 
-// flush reports all that is pending.
+// flush reports what is pending and due; after stop, all that is pending.
 func (d *doors) flush() {
 	d.reporting.Lock()
 	defer d.reporting.Unlock()
@@ -123,8 +139,12 @@ func (d *doors) flush() {
 	d.timer = nil
 	var all []Refusal
 	for _, t := range d.tried {
-		if t.pending > 0 {
+		switch {
+		case t.pending == 0:
+		case d.stopped || t.due(now):
 			all = append(all, d.take(t, now))
+		case d.timer == nil:
+			d.timer = time.AfterFunc(d.every, d.flush)
 		}
 	}
 	d.mu.Unlock()

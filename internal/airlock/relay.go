@@ -24,6 +24,9 @@ const (
 	// at once to what is granted.
 	MaxConnections  = 1024
 	homeConnections = 512
+	// acceptRate is how many connections a second one socket takes; more wait.
+	// Each costs the server, which nobody's limits count, a goroutine.
+	acceptRate, acceptBurst = 1000, 2000
 	// IdleTimeout ends a connection over which no byte went either way.
 	IdleTimeout = time.Hour
 )
@@ -279,7 +282,9 @@ func (c *connection) reset() {
 // accept hands each connection to handle in a goroutine of its own, up to a
 // bound for all connections of the kind.
 func (a *airlock) accept(l *net.TCPListener, socket, kind string, bound int, handle func(*connection)) {
+	pace := newPace(acceptRate, acceptBurst)
 	for {
+		pace.wait()
 		tcp, err := l.AcceptTCP()
 		if err != nil {
 			if errors.Is(err, net.ErrClosed) {

@@ -162,3 +162,34 @@ func TestRefusalsAreToldAtOnceAndThenTogether(t *testing.T) {
 		t.Errorf("told %+v, want the other four together", told)
 	}
 }
+
+func TestAFloodThatNeverEndsIsToldOfEverMoreSeldom(t *testing.T) {
+	now := time.Unix(1000, 0)
+	var told []Refusal
+	d := &doors{now: func() time.Time { return now }, report: func(r Refusal) { told = append(told, r) }, every: 10 * time.Second, tried: make(map[door]*tally)}
+	const day = 24 * 60 * 60
+	for range day {
+		d.refused("203.0.113.9:80", "tcp", notGranted, 1)
+		now = now.Add(time.Second)
+	}
+	if len(told) > 40 { // 10 s, 20 s, 40 s, …, and then once an hour
+		t.Errorf("told %d times in a day", len(told))
+	}
+	// After a rest it is told at once again.
+	now = now.Add(3 * time.Hour)
+	before := len(told)
+	d.refused("203.0.113.9:80", "tcp", notGranted, 1)
+	now = now.Add(11 * time.Second)
+	d.refused("203.0.113.9:80", "tcp", notGranted, 1)
+	if len(told) != before+2 {
+		t.Errorf("after a rest told %d times, want twice", len(told)-before)
+	}
+	d.stop()
+	sum := 0
+	for _, r := range told {
+		sum += r.Count
+	}
+	if sum != day+2 {
+		t.Errorf("told of %d attempts, want %d", sum, day+2)
+	}
+}

@@ -19,7 +19,8 @@ type HomeConfig struct {
 	Log *slog.Logger
 	// Refused is told of connections that did not prove themselves: something
 	// in the instance that is not isle-init tried to speak as if it were. It
-	// is called at most once a second for each instance. Nil: nobody is told.
+	// is called at most once a second for each instance, and ever more seldom,
+	// down to once an hour, while that goes on. Nil: nobody is told.
 	Refused func(Refusal)
 }
 
@@ -48,6 +49,7 @@ type Home struct {
 type refusals struct {
 	count int
 	next  time.Time // not to be told before
+	pause time.Duration
 }
 
 // A launch is one isle-init that may dial home.
@@ -259,8 +261,11 @@ func (h *Home) settle(instance isle.ID, c *Conn) {
 	h.pending[instance] = p
 }
 
-// refuse tells of a failed handshake, at most once a second and instance: the
-// audit log is not for the instance to fill.
+// The time between two Refusals of an instance doubles while it goes on.
+const firstRefusalPause, lastRefusalPause = time.Second, time.Hour
+
+// refuse tells of a failed handshake, ever more seldom: the audit log is not
+// for the instance to fill.
 func (h *Home) refuse(instance, claimed isle.ID, reason error) {
 	now := time.Now()
 	h.mu.Lock()
@@ -275,7 +280,12 @@ func (h *Home) refuse(instance, claimed isle.ID, reason error) {
 		return
 	}
 	told := Refusal{Instance: instance, Launch: claimed, Reason: reason.Error(), Count: r.count, At: now}
-	r.count, r.next = 0, now.Add(time.Second)
+	if now.Sub(r.next) > r.pause { // quiet since
+		r.pause = firstRefusalPause
+	} else {
+		r.pause = min(2*r.pause, lastRefusalPause)
+	}
+	r.count, r.next = 0, now.Add(r.pause)
 	h.mu.Unlock()
 	h.log.Warn("refused a connection home", "instance", instance, "claimed", claimed, "reason", reason, "count", told.Count)
 	if h.refused != nil {

@@ -403,3 +403,22 @@ func TestErrorsCrossTheWire(t *testing.T) {
 		}
 	}
 }
+
+func TestAnImpostorThatGoesOnIsToldOfEverMoreSeldom(t *testing.T) {
+	told := 0
+	h := NewHome(HomeConfig{Refused: func(r Refusal) { told += r.Count }})
+	instance := isle.NewID()
+	var last time.Duration
+	for range 20 {
+		h.refuse(instance, "", errors.New("no"))
+		h.refuse(instance, "", errors.New("no"))
+		r := h.refusals[instance]
+		if r.pause < last || r.pause > lastRefusalPause {
+			t.Fatalf("a pause of %v after one of %v", r.pause, last)
+		}
+		last, r.next = r.pause, time.Now() // as if it were over
+	}
+	if last != lastRefusalPause || told != 39 {
+		t.Errorf("at last %v; told of %d, the last is pending", last, told)
+	}
+}
