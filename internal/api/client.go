@@ -96,8 +96,10 @@ func (d decoder) decode(err error) error {
 	case errors.As(err, &op) && op.Op == "dial":
 		return dialError(d.address, op.Err)
 	}
+	var ce *connect.Error
+	said := errors.As(err, &ce) && len(ce.Details()) > 0 // by the server, so it is there
 	err = fromWire(err)
-	if e, ok := err.(*isle.Error); ok && e.Code == isle.Unavailable && e.Hint == "" {
+	if e, ok := err.(*isle.Error); ok && !said && e.Code == isle.Unavailable && e.Hint == "" {
 		return e.WithHint("the server went away; environments run on: try again, and see `isle doctor`")
 	}
 	return err

@@ -86,7 +86,7 @@ func (n *line) ask(c *Conn, request []byte) (failure, err error) {
 // went away in the middle.
 func (n *line) broken(what string, err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return isle.Errorf(isle.Unavailable, "%s: the service ended meanwhile", what)
+		return isle.Errorf(isle.Unavailable, "%s: the service ended meanwhile", what).WithHint("isle status and isle logs tell why")
 	}
 	return isle.Errorf(isle.Unavailable, "%s: the connection to isle-init broke: %w", what, err)
 }
