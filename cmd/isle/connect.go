@@ -75,6 +75,9 @@ func (a *app) start(ctx context.Context, c *api.Client) error {
 	if err := os.MkdirAll(state, 0o700); err != nil {
 		return isle.Errorf(isle.Unavailable, "cannot make the state folder: %w", err).WithHint("choose another with --state")
 	}
+	if err := server.CheckState(state); err != nil {
+		return err
+	}
 	lock, err := os.OpenFile(filepath.Join(state, "start.lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return isle.Errorf(isle.Unavailable, "cannot start a server: %w", err).WithHint("choose another state folder with --state")

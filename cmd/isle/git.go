@@ -68,7 +68,7 @@ func readHead(gitdir, common string) checkout {
 
 // firstLine is the first line of a small file, "" if it cannot be read.
 func firstLine(name string) string {
-	b, err := os.ReadFile(name)
+	b, err := readBounded(name, 64<<10)
 	if err != nil {
 		return ""
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -85,15 +86,20 @@ func fileExists(name string) bool {
 	return err == nil
 }
 
-// readBounded reads a file of at most limit bytes.
+// readBounded reads a file of at most limit bytes. What lies in a folder that
+// somebody sent may be a link to a device that never ends.
 func readBounded(name string, limit int64) ([]byte, error) {
-	st, err := os.Stat(name)
-	if err == nil && st.Size() > limit {
-		return nil, isle.Errorf(isle.Invalid, "%s has %s, at most %s are read", name, bytesText(st.Size()), bytesText(limit))
-	}
-	b, err := os.ReadFile(name)
+	f, err := os.Open(name)
 	if err != nil {
 		return nil, isle.Errorf(isle.NotFound, "cannot read %s: %w", name, cause(err))
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err != nil {
+		return nil, isle.Errorf(isle.NotFound, "cannot read %s: %w", name, cause(err))
+	}
+	if int64(len(b)) > limit {
+		return nil, isle.Errorf(isle.Invalid, "%s has more than %s, which is the most that is read", name, bytesText(limit))
 	}
 	return b, nil
 }

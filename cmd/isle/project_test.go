@@ -4,9 +4,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	"isle"
 	"isle/internal/spec"
 )
 
@@ -140,5 +142,18 @@ func TestANegativeDurationIsNoFlag(t *testing.T) {
 	}
 	if d, err := duration("-1h30m"); err != nil || d != -90*time.Minute {
 		t.Errorf("got %v, %v", d, err)
+	}
+}
+
+func TestAFileThatNeverEndsIsNotReadToItsEnd(t *testing.T) {
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "isle.yaml"), "name: shop\nservices: {web: {command: [x]}}\n")
+	for _, name := range []string{"isle.lock", ".git"} {
+		if err := os.Symlink("/dev/zero", filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := readProject(dir); isle.CodeOf(err) != isle.Invalid || !strings.Contains(err.Error(), "isle.lock") {
+		t.Errorf("it was read: %v", err)
 	}
 }

@@ -13,8 +13,15 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/net/netutil"
+
 	"isle"
 )
+
+// maxNameConnections bounds the connections to the listener for names, idle
+// ones and those that have not said yet what they want: every user of the
+// machine can make them, and each takes one of the server's file descriptors.
+const maxNameConnections = 1024
 
 // A webServer reaches published ports by name: one listener for all of them,
 // http://PORT.NAME[.STAGE].localhost.
@@ -44,7 +51,7 @@ func (m *Manager) serveHTTP() {
 	m.web = w
 	m.mu.Unlock()
 	if !m.spawn(func() {
-		if err := w.server.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+		if err := w.server.Serve(netutil.LimitListener(ln, maxNameConnections)); !errors.Is(err, http.ErrServerClosed) {
 			m.cfg.Log.Error("the listener for names ended", "error", err)
 		}
 	}) {

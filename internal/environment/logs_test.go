@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -277,6 +278,74 @@ func TestANameReachesAPort(t *testing.T) {
 		if !strings.Contains(string(b), want) {
 			t.Errorf("%s: %q, want %q", host, b, want)
 		}
+	}
+}
+
+// A countingListener knows how many of its connections were open at once.
+type countingListener struct {
+	net.Listener
+	mu         sync.Mutex
+	open, most int
+}
+
+type countedConn struct {
+	net.Conn
+	once   sync.Once
+	closed func()
+}
+
+func (l *countingListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.open++
+	l.most = max(l.most, l.open)
+	return &countedConn{Conn: c, closed: func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.open--
+	}}, nil
+}
+
+func (c *countedConn) Close() error {
+	c.once.Do(c.closed)
+	return c.Conn.Close()
+}
+
+func TestSilentConnectionsToTheNamesDoNotTakeTheServersDescriptors(t *testing.T) {
+	var names *countingListener
+	w := newWorld(t)
+	w.serve(func(c *Config) {
+		c.HTTP = "127.0.0.1:0"
+		c.Listen = func(_, network, address string) (net.Listener, error) {
+			ln, err := net.Listen(network, address)
+			names = &countingListener{Listener: ln}
+			return names, err
+		}
+	})
+	var silent []net.Conn
+	for range maxNameConnections + 200 {
+		c, err := net.Dial("tcp", names.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		silent = append(silent, c)
+	}
+	for _, c := range silent {
+		c.Close()
+	}
+	answer, err := http.Get("http://" + names.Addr().String()) // after all of them
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer.Body.Close()
+	names.mu.Lock()
+	defer names.mu.Unlock()
+	if names.most > maxNameConnections {
+		t.Errorf("%d were open at once, at most %d may be", names.most, maxNameConnections)
 	}
 }
 

@@ -94,6 +94,9 @@ func (s *Server) takeState() error {
 	if err := os.MkdirAll(s.cfg.State, 0o700); err != nil {
 		return isle.Errorf(isle.Unavailable, "cannot make the state folder: %w", err).WithHint("choose another with --state")
 	}
+	if err := CheckState(s.cfg.State); err != nil {
+		return err
+	}
 	if err := os.Chmod(s.cfg.State, 0o700); err != nil {
 		return isle.Errorf(isle.Unavailable, "cannot close the state folder to others: %w", err).WithHint("choose another with --state")
 	}
@@ -112,6 +115,21 @@ func (s *Server) takeState() error {
 		return isle.Errorf(isle.Unavailable, "cannot lock %s: %w", name, err)
 	}
 	s.lock = f
+	return nil
+}
+
+// CheckState refuses a state folder that is another user's, as one that lay
+// ready in /tmp may be: its owner could put links and images there, and root
+// would write to the ones and run the others.
+func CheckState(dir string) error {
+	st, err := os.Stat(dir)
+	if err != nil {
+		return isle.Errorf(isle.Unavailable, "cannot look at the state folder: %w", err).WithHint("choose another with --state")
+	}
+	if sys, ok := st.Sys().(*syscall.Stat_t); ok && sys.Uid != 0 {
+		return isle.Errorf(isle.Refused, "the state folder %s belongs to user %d, who could change what root runs", dir, sys.Uid).
+			WithHint("choose another with --state, or, if all that is in it is yours: chown -R root: %s", dir)
+	}
 	return nil
 }
 

@@ -50,6 +50,22 @@ func TestOneServerRunsOnAStateFolder(t *testing.T) {
 	second.lock.Close()
 }
 
+func TestAStateFolderThatIsAnotherUsersIsRefused(t *testing.T) {
+	cfg := Config{State: filepath.Join(t.TempDir(), "state")}
+	if err := os.Mkdir(cfg.State, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(cfg.State, 1000, 1000); err != nil {
+		t.Fatal(err)
+	}
+	if err := (&Server{cfg: cfg}).takeState(); isle.CodeOf(err) != isle.Refused || !strings.Contains(err.Error(), "user 1000") {
+		t.Errorf("it was taken: %v", err)
+	}
+	if entries, _ := os.ReadDir(cfg.State); len(entries) > 0 {
+		t.Errorf("something was written there: %v", entries)
+	}
+}
+
 func TestAListenerThatIsHandedOverRefusesNoConnection(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	old := &Handover{inherited: map[string]*os.File{}, held: map[string]fileListener{}}
