@@ -70,6 +70,7 @@ func TestPromises(t *testing.T) {
 			env.Setenv("EXAMPLES", example)
 			env.Setenv("HOME", env.WorkDir)
 			env.Setenv("BIN", bin)
+			env.Values["held"] = held{}
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
@@ -161,18 +162,27 @@ func within(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
+// held are the listeners of one script, by the name of their variable.
+type held map[string]net.Listener
+
 // listen holds a TCP port of 127.0.0.1 until the script ends, and puts its
-// number into a variable: listen VAR [PORT].
+// number into a variable: listen VAR [FILE], FILE holding the number wanted.
+// listen -end VAR lets go of it.
 func listen(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) < 1 {
-		ts.Fatalf("usage: listen VAR [PORT]")
+	if neg || len(args) < 1 || len(args) > 2 {
+		ts.Fatalf("usage: listen [-end] VAR [FILE]")
+	}
+	if args[0] == "-end" {
+		ts.Check(ts.Value("held").(held)[args[1]].Close())
+		return
 	}
 	address := "127.0.0.1:0"
 	if len(args) > 1 {
-		address = "127.0.0.1:" + args[1]
+		address = "127.0.0.1:" + strings.TrimSpace(ts.ReadFile(args[1]))
 	}
 	l, err := net.Listen("tcp", address)
 	ts.Check(err)
+	ts.Value("held").(held)[args[0]] = l
 	ts.Defer(func() { l.Close() })
 	ts.Setenv(args[0], strconv.Itoa(l.Addr().(*net.TCPAddr).Port))
 }
