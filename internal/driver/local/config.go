@@ -24,6 +24,10 @@ var stepCaps = append([]string{"CAP_FSETID", "CAP_SETFCAP"}, initCaps...)
 const (
 	// defaultTmpfs bounds a tmpfs, in bytes, where memory has no limit.
 	defaultTmpfs = 64 << 20
+	// bytesPerInode bounds the files of a tmpfs, which take memory of the
+	// kernel's even when they are empty: in an environment that has used its
+	// memory up for them, nothing could remove them again.
+	bytesPerInode = 4096
 	// maxFiles is RLIMIT_NOFILE, where the server's own is not lower.
 	maxFiles = 65536
 	// maxTerminals is how many pseudo-terminals a service can have. The machine
@@ -104,11 +108,11 @@ func (c *container) mounts(private string) ([]specs.Mount, error) {
 	}
 	tmpfs := func(at, mode string, options ...string) specs.Mount {
 		return specs.Mount{Destination: at, Type: "tmpfs", Source: "tmpfs",
-			Options: append([]string{"nosuid", "nodev", "mode=" + mode, fmt.Sprintf("size=%d", size)}, options...)}
+			Options: append([]string{"nosuid", "nodev", "mode=" + mode, fmt.Sprintf("size=%d", size), fmt.Sprintf("nr_inodes=%d", size/bytesPerInode)}, options...)}
 	}
 	mounts := []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "nodev", "noexec"}},
-		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "noexec", "mode=755", "size=65536"}},
+		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "noexec", "mode=755", "size=65536", "nr_inodes=256"}},
 		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5", fmt.Sprintf("max=%d", maxTerminals)}},
 		{Destination: "/sys", Type: "tmpfs", Source: "tmpfs", Options: []string{"ro", "nosuid", "nodev", "noexec", "mode=555", "size=4k"}},
 	}
@@ -149,7 +153,7 @@ func (c *container) bindTmpfs(mounts []specs.Mount, private string) {
 			mounts[i].Type = "bind"
 			mounts[i].Source = fmt.Sprintf("%s/t%d", private, len(c.made))
 			mounts[i].Options = []string{"bind", "nosuid", "nodev"}
-			c.made = append(c.made, fmt.Sprintf("%s,uid=%d,gid=%[2]d", strings.Join(m.Options[2:4], ","), c.uidBase))
+			c.made = append(c.made, fmt.Sprintf("%s,uid=%d,gid=%[2]d", strings.Join(m.Options[2:5], ","), c.uidBase))
 		}
 	}
 }
