@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"debug/elf"
 	"encoding/binary"
+	"net/http"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -185,4 +186,73 @@ func (a *archive) sign(base, suite, index string) {
 	data := a.files[index]
 	text := "Suite: " + suite + "\nCodename: " + suite + "\nArchitectures: amd64\nSHA256:\n " + isle.DigestOf(data).Hex() + " " + strconv.Itoa(len(data)) + " main/binary-amd64/Packages.gz\n"
 	a.put(base+"/dists/"+suite+"/InRelease", sign(a.t, text, a.key))
+}
+
+func TestAnOlderReleaseThanTheLastIsNotGoneBackTo(t *testing.T) {
+	a := newArchive(t)
+	publish := func(version, date string) {
+		a.publish("/debian", "trial", "Date: "+date+"\n", a.key, append(basePackages(), testPackage{name: "web", version: version})...)
+	}
+	a.publishAll()
+	publish("1.0", "Sat, 30 May 2026 00:00:00 UTC")
+	vulnerable := a.files["/debian/dists/trial/InRelease"]
+	index := a.files["/debian/dists/trial/main/binary-amd64/Packages.gz"]
+	publish("1.1", "Sun, 31 May 2026 00:00:00 UTC")
+	d, _ := a.open(a.machine(testSources))
+	chosen := func() string {
+		t.Helper()
+		pkgs, _, err := d.Resolve(context.Background(), "trial", []string{"web"}, ResolveOptions{Refresh: true}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return versions(pkgs)["web"]
+	}
+	if v := chosen(); v != "1.1" {
+		t.Fatal(v)
+	}
+	a.serve = func(w http.ResponseWriter, r *http.Request, data []byte) bool {
+		if data != nil {
+			w.Write(data) // whatever the client knows already
+		}
+		return data != nil
+	}
+	a.put("/debian/dists/trial/InRelease", vulnerable) // signed, and not expired
+	a.put("/debian/dists/trial/main/binary-amd64/Packages.gz", index)
+	for range 2 {
+		if v := chosen(); v != "1.1" {
+			t.Errorf("version %s was chosen, which was replaced", v)
+		}
+	}
+	publish("1.2", "Mon, 01 Jun 2026 00:00:00 UTC")
+	if v := chosen(); v != "1.2" {
+		t.Errorf("version %s was chosen, and not the newest", v)
+	}
+	// What cannot be trusted takes nothing away.
+	a.put("/debian/dists/trial/InRelease", []byte("<html>log in</html>"))
+	if _, _, err := d.Resolve(context.Background(), "trial", []string{"web"}, ResolveOptions{Refresh: true}, nil); isle.CodeOf(err) != isle.Invalid {
+		t.Errorf("%v", err)
+	}
+	a.put("/debian/dists/trial/InRelease", vulnerable)
+	if v := chosen(); v != "1.2" {
+		t.Errorf("version %s was chosen after a broken answer", v)
+	}
+}
+
+func TestAPasswordInAMirrorsAddressIsNotSaid(t *testing.T) {
+	a := newArchive(t)
+	a.publishAll()
+	mirror := strings.Replace(a.server.URL, "http://", "http://me:hidden@", 1) + "/debian"
+	d, _ := a.open(a.machine(testSources))
+	for _, suite := range []string{"nosuch", "other", "trial"} {
+		switch suite {
+		case "other":
+			a.put("/debian/dists/other/InRelease", a.files["/debian/dists/trial/InRelease"])
+		case "trial":
+			a.put("/debian/dists/trial/InRelease", []byte("<html>"))
+		}
+		_, _, err := d.Resolve(context.Background(), suite, nil, ResolveOptions{Mirror: mirror}, nil)
+		if err == nil || strings.Contains(err.Error(), "hidden") {
+			t.Errorf("%s: %v", suite, err)
+		}
+	}
 }

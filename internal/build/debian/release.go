@@ -19,6 +19,7 @@ type release struct {
 	base   string // where it was found
 	path   string // "dists/bookworm/InRelease"
 	digest isle.Digest
+	date   time.Time // when it was made; zero where it does not say
 	byHash bool
 	files  map[string]indexFile // SHA256 of each file, by path below dists/SUITE
 	merged bool                 // packages of architecture "all" stand in the other indexes too
@@ -65,69 +66,114 @@ func (a *Archive) release(ctx context.Context, r repository, o ResolveOptions, s
 		return nil, nil
 	}
 	if isle.CodeOf(last) == isle.NotFound {
-		return nil, isle.Errorf(isle.Invalid, "no suite %q at %s", r.suite, strings.Join(r.bases, ", ")).
+		bases := make([]string, len(r.bases))
+		for i, b := range r.bases {
+			bases[i] = redact(b)
+		}
+		return nil, isle.Errorf(isle.Invalid, "no suite %q at %s", r.suite, strings.Join(bases, ", ")).
 			WithHint("use the code name of a Debian release the mirror has, as in `suite: bookworm`")
 	}
 	return nil, last
 }
 
 func (a *Archive) releaseAt(ctx context.Context, r repository, base string, o ResolveOptions, say func(string)) (*release, error) {
-	rel := &release{repo: r, base: base, path: "dists/" + r.suite + "/InRelease"}
-	address := joinURL(base, rel.path)
-	data, err := a.releaseBytes(ctx, address, o.Refresh, say)
+	address := joinURL(base, "dists/"+r.suite+"/InRelease")
+	l, err := a.releaseBytes(ctx, address, o.Refresh, say)
 	if err != nil {
 		return nil, err
 	}
-	keys, files := a.keyring(r.keys)
-	text, err := verifyRelease(address, data, keys, files, a.cfg.Now())
+	rel, err := a.checkRelease(r, base, address, l.data)
 	if err != nil {
 		a.forget(address)
 		return nil, err
 	}
-	rel.digest = isle.DigestOf(data)
-	return rel, rel.parse(address, text, a.cfg.Now(), !a.apt.off("acquire::check-valid-until"))
+	if l.previous != nil {
+		// Debian's stable releases have no Valid-Until: only what was seen
+		// before tells that somebody goes back to before a fix. Mirrors lag
+		// behind each other too, so the newer one is used without a fuss.
+		if old, err := a.checkRelease(r, base, address, l.previous); err == nil && old.date.After(rel.date) {
+			say("the mirror has an older release of " + r.suite + " than before; using that of " + old.date.UTC().Format(time.DateOnly))
+			rel, l.data, l.meta = old, l.previous, fetched{Asked: l.meta.Asked}
+		}
+	}
+	if l.fresh {
+		err = a.keepRelease(address, l)
+	}
+	return rel, err
+}
+
+// checkRelease checks the signature of an InRelease file, and reads it.
+func (a *Archive) checkRelease(r repository, base, address string, data []byte) (*release, error) {
+	keys, files := a.keyring(r.keys)
+	shown := redact(address)
+	text, err := verifyRelease(shown, data, keys, files, a.cfg.Now())
+	if err != nil {
+		return nil, err
+	}
+	rel := &release{repo: r, base: base, path: "dists/" + r.suite + "/InRelease", digest: isle.DigestOf(data)}
+	return rel, rel.parse(shown, text, a.cfg.Now(), !a.apt.off("acquire::check-valid-until"))
+}
+
+// A list is an InRelease file before it was checked.
+type list struct {
+	data     []byte
+	previous []byte // what the cache has instead, if that is something else
+	meta     fetched
+	fresh    bool // it, or the answer that it is still current, is to be kept
 }
 
 // releaseBytes returns the file from the cache while it is fresh, and otherwise
 // asks for it if it changed. Its signature is for the caller to check, every
 // time, so the cache needs no trust.
-func (a *Archive) releaseBytes(ctx context.Context, address string, refresh bool, say func(string)) ([]byte, error) {
+func (a *Archive) releaseBytes(ctx context.Context, address string, refresh bool, say func(string)) (list, error) {
 	file := a.listPath(address)
 	var meta fetched
 	cached, err := os.ReadFile(file)
-	if err == nil {
-		if b, err := os.ReadFile(file + ".json"); err != nil || json.Unmarshal(b, &meta) != nil {
-			cached = nil
-		}
+	if err != nil {
+		cached = nil
+	}
+	known := false // what the mirror said of it
+	if b, err := os.ReadFile(file + ".json"); err == nil && cached != nil {
+		known = json.Unmarshal(b, &meta) == nil
+	}
+	if !known {
+		meta = fetched{}
 	}
 	now := a.cfg.Now()
-	if cached != nil && !refresh && now.Sub(meta.Asked) < fresh && !meta.Asked.After(now) {
-		return cached, nil
-	}
-	if cached == nil {
-		meta = fetched{}
+	if known && !refresh && now.Sub(meta.Asked) < fresh && !meta.Asked.After(now) {
+		return list{data: cached}, nil
 	}
 	var body bytes.Buffer
 	answer, err := a.get(ctx, address, meta, maxRelease, &body)
 	if err != nil {
-		if cached != nil && isle.CodeOf(err) == isle.Unavailable && ctx.Err() == nil && !refresh {
+		if known && isle.CodeOf(err) == isle.Unavailable && ctx.Err() == nil && !refresh {
 			say("the mirror is away; using what it said on " + meta.Asked.UTC().Format(time.DateOnly))
-			return cached, nil
+			return list{data: cached}, nil
 		}
-		return nil, err
+		return list{}, err
 	}
+	l := list{data: cached, meta: meta, fresh: true}
 	if !answer.unchanged {
-		cached, meta = body.Bytes(), answer.fetched
+		l.data, l.meta = body.Bytes(), answer.fetched
+		if !bytes.Equal(cached, l.data) {
+			l.previous = cached
+		}
 	}
-	meta.Asked = now
-	b, err := json.Marshal(meta)
+	l.meta.Asked = now
+	return l, nil
+}
+
+// keepRelease puts a file that was found right into the cache.
+func (a *Archive) keepRelease(address string, l list) error {
+	file := a.listPath(address)
+	b, err := json.Marshal(l.meta)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if err := writeAtomic(file, cached); err != nil {
-		return nil, err
+	if err := writeAtomic(file, l.data); err != nil {
+		return err
 	}
-	return cached, writeAtomic(file+".json", b)
+	return writeAtomic(file+".json", b)
 }
 
 func (a *Archive) listPath(address string) string {
@@ -157,6 +203,13 @@ func (rel *release) parse(address string, text []byte, now time.Time, expires bo
 			return isle.Errorf(isle.Refused, "%s expired on %s: the mirror is out of date, or someone holds back updates", address, t.UTC().Format(time.RFC3339)).
 				WithHint("use another mirror; for a snapshot of the past set Acquire::Check-Valid-Until \"false\" in apt.conf")
 		}
+	}
+	if d := p.get("Date"); d != "" {
+		t, err := parseDate(d)
+		if err != nil {
+			return isle.Errorf(isle.Invalid, "%s has no valid Date: %w", address, err)
+		}
+		rel.date = t
 	}
 	rel.byHash = strings.EqualFold(p.get("Acquire-By-Hash"), "yes")
 	rel.merged = p.get("No-Support-for-Architecture-all") == "Packages" || !contains(strings.Fields(p.get("Architectures")), "all")
