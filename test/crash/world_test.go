@@ -34,6 +34,8 @@ type world struct {
 	dir  string // of the project
 	name string // its own: two servers that keep one name compete for its port
 
+	knocking bool // the service tries to connect home, all the time
+
 	mu         sync.Mutex
 	namespaces map[uint64]bool // inode numbers of network namespaces seen pinned
 }
@@ -49,6 +51,7 @@ services:
     command: |
       n=$(cat /data/count 2>/dev/null || echo 0)
       busybox nc -ll -p 5432 -e true &
+      KNOCK
       while true; do
         n=$((n+1)); echo $n > /data/count.new; mv /data/count.new /data/count; echo count $n
         if [ -e /data/end ]; then rm /data/end; exit 3; fi
@@ -64,6 +67,9 @@ services:
     healthcheck: {tcp: 8080, interval: 100ms}
     ports: {web: 8080}
 `
+
+// knock connects home as nobody, and notes how that ends.
+const knock = `mkdir -p /data/knocks; while true; do if busybox nc -w 10 198.18.0.1 1 </dev/null 2>&1 | grep -q refused; then echo 1 >> /data/knocks/refused; else echo 1 >> /data/knocks/heard; fi; busybox sleep 0.01; done &`
 
 // newWorld makes one, and builds the project's images.
 func newWorld(t *testing.T) *world {
@@ -92,6 +98,11 @@ func newWorld(t *testing.T) *world {
 func (w *world) generation(t *testing.T, n int) {
 	t.Helper()
 	file := strings.ReplaceAll(project, "NAME", w.name)
+	if w.knocking {
+		file = strings.ReplaceAll(file, "KNOCK", knock)
+	} else {
+		file = strings.ReplaceAll(file, "KNOCK", "")
+	}
 	file = strings.ReplaceAll(file, `GENERATION: "1"`, fmt.Sprintf(`GENERATION: "%d"`, n))
 	if err := os.WriteFile(filepath.Join(w.dir, "isle.yaml"), []byte(file), 0o600); err != nil {
 		t.Fatal(err)
