@@ -1,6 +1,7 @@
 package build
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
 	"errors"
@@ -272,6 +273,16 @@ func TestAStepThatFailsSaysWhichAndIsNotCached(t *testing.T) {
 	}
 }
 
+func TestAPanicInAStepEndsTheBuildAndNotTheServer(t *testing.T) {
+	b := newBench(t)
+	lock, _ := b.lock(shop(), nil, b.put(map[string]string{"shop.py": "code"}), LockOptions{})
+	b.sandbox.programs["compile"] = func(context.Context, Step) error { var m map[string]int; m["x"] = 1; return nil }
+	_, err := b.Build(t.Context(), shop(), lock, Options{}, b.say)
+	if isle.CodeOf(err) != isle.Internal || !strings.Contains(err.Error(), "nil map") {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestWhatAStepLeavesBecomesALayerWithoutTracesOfTheRun(t *testing.T) {
 	b := newBench(t)
 	b.sandbox.programs["compile"] = func(_ context.Context, s Step) error {
@@ -405,6 +416,21 @@ func FuzzImport(f *testing.F) {
 			t.Fatal(err)
 		}
 	})
+}
+
+// A sparse file's header says of what it has no bytes that they are zeros.
+func TestAnImportCannotFillTheDiskFromAFewBytes(t *testing.T) {
+	for name, h := range map[string]tar.Header{
+		"in PAX": {Typeflag: tar.TypeReg, PAXRecords: map[string]string{"GNU.sparse.size": "1"}},
+		"in GNU": {Typeflag: tar.TypeGNUSparse},
+	} {
+		if !sparse(&h) {
+			t.Error(name)
+		}
+	}
+	if h := exportHeader("blobs/sha256/x", 64<<30); sparse(h) {
+		t.Error("what is exported counts as sparse")
+	}
 }
 
 func TestNeedsTellsFirstTheTreeThenItsFiles(t *testing.T) {

@@ -130,7 +130,7 @@ func (b *Builder) Import(ctx context.Context, r io.Reader) (packages int, size i
 			continue
 		}
 		d := isle.Digest("sha256:" + strings.TrimPrefix(h.Name, exportBlobs))
-		if n > maxExportBlobs || h.Typeflag != tar.TypeReg || !strings.HasPrefix(h.Name, exportBlobs) || !d.Valid() || h.Size < 0 || h.Size > maxExportBlob {
+		if n > maxExportBlobs || h.Typeflag != tar.TypeReg || sparse(h) || !strings.HasPrefix(h.Name, exportBlobs) || !d.Valid() || h.Size < 0 || h.Size > maxExportBlob {
 			return packages, size, importError("entry %.100q does not belong in it", h.Name)
 		}
 		if err := b.Images.PutBlob(ctx, d, tr); err != nil {
@@ -144,6 +144,16 @@ func (b *Builder) Import(ctx context.Context, r io.Reader) (packages int, size i
 			packages++
 		}
 	}
+}
+
+// sparse reports whether an entry's size is not backed by bytes of the file.
+func sparse(h *tar.Header) bool {
+	for k := range h.PAXRecords {
+		if strings.HasPrefix(k, "GNU.sparse.") {
+			return true
+		}
+	}
+	return h.Typeflag == tar.TypeGNUSparse
 }
 
 func importLock(h *tar.Header, r io.Reader) (map[isle.Digest]bool, error) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -166,7 +167,7 @@ func (b *Builder) run(ctx context.Context, st step, below image.Image, o Options
 	if err != nil {
 		return nil, err
 	}
-	layers, err = st.make(ctx, work{into: b.Images, parents: parents, say: say})
+	layers, err = st.safely(ctx, work{into: b.Images, parents: parents, say: say})
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
@@ -183,6 +184,19 @@ func (b *Builder) run(ctx context.Context, st step, below image.Image, o Options
 	}
 	say(Event{State: "done", Done: size, Total: size})
 	return layers, nil
+}
+
+// safely is make, for which a panic is an error. What a step reads (packages,
+// trees, what a command left) was written by who knows whom, and a mistake in
+// reading it must not end the server.
+func (st step) safely(ctx context.Context, w work) (layers []image.Layer, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			w.say(Event{State: "log", Message: string(debug.Stack())})
+			err = isle.Errorf(isle.Internal, "the server made a mistake: %v", p).WithHint("please report it with what is above")
+		}
+	}()
+	return st.make(ctx, w)
 }
 
 // events tells p what the step says.

@@ -52,7 +52,7 @@ func (d *Driver) RunStep(ctx context.Context, s build.Step) error {
 	}
 	bounded, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	go watchSize(bounded, s.Upper, maxStepSize, stop)
+	go watchSize(bounded, s.Upper, maxStepSize, maxInodes, stop)
 	c := &container{
 		ctx: bounded, instance: instance, id: id, service: "build", hostname: "build", layers: s.Layers,
 		upper: s.Upper, work: s.Work, uidBase: d.given.BuildUIDs, limits: stepLimits, command: s.Command,
@@ -89,6 +89,7 @@ func noSpace(free int64) error {
 // server, whose log and store must still be written when a step runs wild.
 const (
 	maxStepSize = 16 << 30  // bytes
+	maxInodes   = 1 << 20   // files and folders
 	reserve     = 256 << 20 // bytes that a step leaves free
 	full        = 4 << 20   // with fewer bytes free, a step's failure is put down to that
 )
@@ -96,11 +97,12 @@ const (
 // watchSize stops a step that fills the disk; it ends with ctx. The cheap
 // question, how much is free, is asked often; the folder is counted only when
 // the answer could mean it.
-func watchSize(ctx context.Context, upper string, limit int64, stop context.CancelCauseFunc) {
+func watchSize(ctx context.Context, upper string, limit, files int64, stop context.CancelCauseFunc) {
 	first, err := freeSpace(upper)
 	if err != nil {
 		return // the step fails by itself where its folder is gone
 	}
+	firstInodes := freeInodes(upper)
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -116,6 +118,9 @@ func watchSize(ctx context.Context, upper string, limit int64, stop context.Canc
 		case first-free > limit && written(upper) > limit:
 			stop(isle.Errorf(isle.Exhausted, "it wrote more than %d MiB", limit>>20).WithHint("write less, or remove what is not needed in the same step"))
 			return
+		case firstInodes-freeInodes(upper) > files && inodes(upper) > files:
+			stop(isle.Errorf(isle.Exhausted, "it made more than %d files", files).WithHint("make fewer, or remove what is not needed in the same step"))
+			return
 		case free < reserve && written(upper) > reserve/4:
 			stop(noSpace(free))
 			return
@@ -127,6 +132,25 @@ func freeSpace(path string) (int64, error) {
 	var st unix.Statfs_t
 	err := unix.Statfs(path, &st)
 	return int64(st.Bavail) * st.Bsize, err
+}
+
+// freeInodes is how many files can still be made; 0 where the file system has
+// no bound of its own.
+func freeInodes(path string) int64 {
+	var st unix.Statfs_t
+	if unix.Statfs(path, &st) != nil {
+		return 0
+	}
+	return int64(st.Ffree)
+}
+
+// inodes counts the files and folders below a folder.
+func inodes(dir string) (n int64) {
+	filepath.WalkDir(dir, func(string, fs.DirEntry, error) error {
+		n++
+		return nil
+	})
+	return n
 }
 
 // written is how many bytes the files of a folder occupy.

@@ -119,7 +119,7 @@ func TestABuildStepThatFillsTheDiskIsStopped(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		watchSize(ctx, dir, 1<<20, stop)
+		watchSize(ctx, dir, 1<<20, maxInodes, stop)
 	}()
 	// The disk is shared with other tests, which may free some meanwhile: go
 	// on writing, within bounds, until it is noticed.
@@ -148,4 +148,32 @@ func TestCheckFindsThisMachineFit(t *testing.T) {
 		}
 		t.Logf("%+v", c)
 	}
+}
+
+func TestAStepIsStoppedThatMakesFilesWithoutEnd(t *testing.T) {
+	dir := t.TempDir()
+	ctx, stop := context.WithCancelCause(t.Context())
+	defer stop(nil)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		watchSize(ctx, dir, 1<<40, 1000, stop)
+	}()
+	for i := range 1 << 20 { // others free inodes meanwhile: go on until it is noticed
+		if err := os.WriteFile(filepath.Join(dir, fmt.Sprint(i)), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if i%1000 != 0 {
+			continue
+		}
+		select {
+		case <-done:
+			if code := isle.CodeOf(context.Cause(ctx)); code != isle.Exhausted {
+				t.Errorf("stopped with %v: %v", code, context.Cause(ctx))
+			}
+			return
+		default:
+		}
+	}
+	t.Fatal("a million files were made, and nobody minded")
 }
