@@ -56,6 +56,10 @@ func newServer(cfg Config, ready *readiness, handover *Handover) (*Server, error
 	if err != nil {
 		return nil, err
 	}
+	// Modes in this program are meant as they are written: what others must not
+	// see says so, and a sandbox's files must be readable inside whatever umask
+	// whoever started this has.
+	syscall.Umask(0o022)
 	s := &Server{cfg: cfg, ready: ready, handover: handover, started: time.Now(), stop: make(chan struct{})}
 	if s.exe, err = os.Executable(); err != nil {
 		return nil, isle.Errorf(isle.Internal, "cannot find my own executable: %w", err)

@@ -328,3 +328,23 @@ func TestKilledAtRandomNothingIsLost(t *testing.T) {
 	}
 	w.clear(t)
 }
+
+// The umask of whoever starts the server is no part of an image or a sandbox.
+func TestTheServerMindsNoUmask(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.must(t, "server", "stop")
+	file := "name: NAME\nservices:\n  one:\n    packages: [busybox]\n    user: nobody\n    run: [\"mkdir /made && echo whole > /made/file\"]\n    command: [sleep, \"1000\"]\n"
+	if err := os.WriteFile(filepath.Join(w.dir, "isle.yaml"), []byte(strings.ReplaceAll(file, "NAME", w.name)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := w.Command("up", w.dir)
+	cmd.Path, cmd.Args = "/bin/sh", append([]string{"sh", "-c", `umask 077; exec "$@"`, "sh"}, cmd.Args...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if got := w.must(t, "exec", w.name, "--", "sh", "-c", "cat /made/file; grep -c localhost /etc/hosts; touch /tmp/x && umask"); got != "whole\n2\n0022" {
+		t.Errorf("inside there is %q", got)
+	}
+	w.clear(t)
+}
