@@ -3,9 +3,7 @@ package local
 import (
 	"fmt"
 	"os"
-	"os/exec"
 	"sync"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,8 +13,8 @@ import (
 const idRange = 65536
 
 // idMaps keeps one user namespace per UIDBase, as an open file, to idmap mounts
-// with, and for an environment's containers to join. Making one costs a process
-// start (about 1 ms).
+// with, and for an environment's containers to join. Making one takes a process
+// in it.
 type idMaps struct {
 	mu   sync.Mutex
 	open map[uint32]*os.File
@@ -70,38 +68,41 @@ func (m *idMaps) close() {
 }
 
 // newUserNamespace makes a user namespace that maps 0…65535 to base…, held by
-// the returned file alone. The process that is needed to make one stops at its
-// first instruction and is killed there.
+// the returned file alone.
 //
 // It belongs to the host's uid base and not to root: what the kernel counts by
 // user (inotify instances and watches, pending signals, timers, processes) it
 // counts for the maker of the namespace too, and for root that count would be
 // one for all environments and the machine's own services.
 func newUserNamespace(base uint32) (ns *os.File, err error) {
-	err = onOwnThread(func() error { // ptrace belongs to a thread, and so does its user
+	err = onOwnThread(func() error { // a user belongs to a thread
 		if err := becomeUser(int(base)); err != nil {
 			return fmt.Errorf("make a user namespace for uids from %d: %w", base, err)
 		}
-		ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: int(base), Size: idRange}}
-		cmd := exec.Command("/proc/self/exe")
-		cmd.Env = []string{}
-		cmd.SysProcAttr = &syscall.SysProcAttr{
-			Cloneflags:  unix.CLONE_NEWUSER,
-			UidMappings: ids,
-			GidMappings: ids,
-			Ptrace:      true,
-			// Containers join it too, and their users have groups.
-			GidMappingsEnableSetgroups: true,
-		}
-		if err := cmd.Start(); err != nil {
-			return fmt.Errorf("make a user namespace for uids from %d: %w", base, err)
-		}
-		ns, err = os.Open(fmt.Sprintf("/proc/%d/ns/user", cmd.Process.Pid))
-		cmd.Process.Kill()
-		cmd.Wait()
-		return err
+		return holdUserNamespace(func(pid int) error {
+			err := mapIDs(pid, base)
+			if err == nil {
+				ns, err = os.Open(fmt.Sprintf("/proc/%d/ns/user", pid))
+			}
+			if err != nil {
+				return fmt.Errorf("make a user namespace for uids from %d: %w", base, err)
+			}
+			return nil
+		})
 	})
 	return ns, err
+}
+
+// mapIDs writes the maps of a new user namespace (user_namespaces(7)): 0… inside
+// is base… outside.
+func mapIDs(pid int, base uint32) error {
+	for _, name := range []string{"uid_map", "gid_map"} {
+		path := fmt.Sprintf("/proc/%d/%s", pid, name)
+		if err := os.WriteFile(path, fmt.Appendf(nil, "0 %d %d\n", base, idRange), 0); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // becomeUser gives the calling thread the user's effective uid and keeps its
