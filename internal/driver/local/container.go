@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -56,10 +57,10 @@ type container struct {
 // start makes the container and returns when its first process runs; for a
 // build step (no init) when it has ended.
 //
-// The runtime is started by a shell that puts itself into the launch's groups
-// first. So it, and all that comes of it, is never outside them, and no thread
-// of the server is ever in the group of an environment, where it could be
-// throttled, frozen or killed.
+// The runtime is started in the launch's group, or, where there are several, by
+// a shell that puts itself into them first. So it, and all that comes of it, is
+// never outside them, and no thread of the server is ever in the group of an
+// environment, where it could be throttled, frozen or killed.
 func (d *Driver) start(c *container, prepare func(*exec.Cmd)) error {
 	runtime, err := d.findRuntime()
 	if err != nil {
@@ -124,8 +125,7 @@ const enter = `while [ "$1" != -- ]; do echo 0 >"$1" || exit 125; shift; done; s
 // command is how the runtime is called.
 func (d *Driver) command(runtime string, c *container, in *entrance) *exec.Cmd {
 	dir := d.dir(c.instance, c.id)
-	args := append([]string{"-c", enter, "sh"}, in.files...)
-	args = append(args, "--", runtime, "--root", d.runtimeRoot(), "--log", filepath.Join(dir, "log"))
+	args := []string{runtime, "--root", d.runtimeRoot(), "--log", filepath.Join(dir, "log")}
 	if d.crun() {
 		args = append(args, "--cgroup-manager=disabled")
 	}
@@ -133,7 +133,11 @@ func (d *Driver) command(runtime string, c *container, in *entrance) *exec.Cmd {
 	if c.init != "" {
 		args = append(args, "--detach", "--preserve-fds", "1")
 	}
-	cmd := exec.Command("/bin/sh", append(args, string(c.id))...)
+	args = append(args, string(c.id))
+	if len(in.files) > 0 {
+		args = slices.Concat([]string{"/bin/sh", "-c", enter, "sh"}, in.files, []string{"--"}, args)
+	}
+	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Env = []string{"PATH=" + defaultPath}
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

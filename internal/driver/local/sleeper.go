@@ -33,7 +33,7 @@ func holdUserNamespace(fn func(pid int) error) error {
 	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &all, &before); err != nil {
 		return os.NewSyscallError("sigprocmask", err)
 	}
-	pid := cloneSleeper(unix.CLONE_VM | unix.CLONE_FILES | unix.CLONE_NEWUSER | uintptr(syscall.SIGCHLD), uintptr(os.Getpid()))
+	pid := cloneSleeper(unix.CLONE_VM|unix.CLONE_FILES|unix.CLONE_NEWUSER|uintptr(syscall.SIGCHLD), uintptr(os.Getpid()))
 	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &before, nil); err != nil {
 		return os.NewSyscallError("sigprocmask", err)
 	}
