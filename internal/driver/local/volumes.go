@@ -35,14 +35,20 @@ type Volumes struct {
 // Path is where the file is.
 func (v *Volumes) Path(id isle.ID) string { return filepath.Join(v.dir, string(id)+".ext4") }
 
-// Create makes an empty volume of size bytes, replacing one that is there. It
-// is durable when Create returns, and appears whole or not at all.
+// Create makes an empty volume of size bytes, replacing one that is there. One
+// that does not fit on the disk is refused as Exhausted. It is durable when Create returns, and appears whole or not at all.
 func (v *Volumes) Create(ctx context.Context, id isle.ID, size int64) (err error) {
 	if !id.Valid() {
 		return isle.Errorf(isle.Internal, "create volume: %q is no ID", id)
 	}
 	if size < minVolume {
 		return isle.Errorf(isle.Invalid, "a volume of %d bytes is too small: the least is 8 MiB", size).WithHint("raise its size in isle.yaml")
+	}
+	// A sparse file of any size can be made, and whoever fills one that does not
+	// fit takes the disk away from every other volume and from the server.
+	if free, err := freeSpace(v.dir); err == nil && size > free {
+		return isle.Errorf(isle.Exhausted, "no space left for a volume of %d MiB: %d MiB are free for the state folder", size>>20, free>>20).
+			WithHint("give it a smaller size in isle.yaml, or make room, for example with `isle gc`")
 	}
 	if old, err := v.open(id); err == nil {
 		// It must not be in use: what is mounted would go on living unseen.

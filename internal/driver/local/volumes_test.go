@@ -89,3 +89,15 @@ func TestAFileThatIsleDidNotMakeIsNotMounted(t *testing.T) {
 		}
 	}
 }
+
+func TestAVolumeThatDoesNotFitOnTheDiskIsNotMade(t *testing.T) {
+	install(t, "mke2fs")
+	b := newBench(t, "crun")
+	id := isle.NewID()
+	if err := b.volumes.Create(t.Context(), id, 1<<50); isle.CodeOf(err) != isle.Exhausted {
+		t.Errorf("a petabyte was promised: %v", err)
+	}
+	if ids, err := b.volumes.List(t.Context()); err != nil || len(ids) > 0 {
+		t.Errorf("left are %v, %v", ids, err)
+	}
+}
