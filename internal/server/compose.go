@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"errors"
 	"net"
 	"net/http"
@@ -98,6 +99,9 @@ func (c Config) fault() func(string) {
 	if c.Fault == "" {
 		return nil
 	}
+	if file, ok := strings.CutPrefix(c.Fault, "+"); ok {
+		return func(point string) { tracePoint(file, point) }
+	}
 	file, armed := strings.CutPrefix(c.Fault, "@")
 	return func(point string) {
 		at := c.Fault
@@ -113,6 +117,18 @@ func (c Config) fault() func(string) {
 			select {} // it comes at once
 		}
 	}
+}
+
+// tracePoint adds a line to a file: Unix nanoseconds and the name of a point. A
+// line that cannot be written is one figure less.
+func tracePoint(file, point string) {
+	now := time.Now().UnixNano()
+	f, err := os.OpenFile(file, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	if err != nil {
+		return
+	}
+	fmt.Fprintf(f, "%d %s\n", now, point)
+	f.Close()
 }
 
 // reconcile makes what is what should be.

@@ -77,7 +77,8 @@ type Config struct {
 
 	// Fault is for tests: the name of a point at which the server kills itself
 	// (SIGKILL), as if the machine had, or @ and the path of a file that has the
-	// name, and is removed when it happens. It is set by ISLE_FAULT. The points
+	// name, and is removed when it happens; or, for measurements, + and the path
+	// of a file that gets the time of each point. It is set by ISLE_FAULT. The points
 	// are those of FaultPoints in the rooms environment, airlock and
 	// driver/local. Default: none.
 	Fault string
