@@ -107,7 +107,7 @@ func (a *app) start(ctx context.Context, c *api.Client) error {
 	defer r.Close()
 	cmd := exec.Command(exe, "server", "--state", state, "--log", logName)
 	cmd.Dir = "/"
-	cmd.Env = append(os.Environ(), server.ReadyVariable+"=3")
+	cmd.Env = append(serverVariables(os.Environ()), server.ReadyVariable+"=3")
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{w}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -118,6 +118,24 @@ func (a *app) start(ctx context.Context, c *api.Client) error {
 	}
 	defer cmd.Process.Release()
 	return awaitReady(ctx, r, logName)
+}
+
+// serverVariables are those of a caller's variables that a server uses. The
+// others stay here: a server lives for months, and what the first caller has
+// in its environment (keys, tokens) is nothing for it.
+func serverVariables(environ []string) (out []string) {
+	for _, kv := range environ {
+		name, _, _ := strings.Cut(kv, "=")
+		switch strings.ToUpper(name) {
+		case "PATH", "HOME", "LANG", "TZ", "TMPDIR", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR", "GODEBUG", "GOTRACEBACK", "GOCOVERDIR":
+			out = append(out, kv)
+		default:
+			if strings.HasPrefix(name, "ISLE_") || strings.HasPrefix(name, "LC_") {
+				out = append(out, kv)
+			}
+		}
+	}
+	return out
 }
 
 // awaitReady reads what a server that starts has to say: one line of JSON,
