@@ -3,6 +3,8 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"io"
 	"os"
@@ -22,12 +24,14 @@ import (
 // bench holds the server under test and the root that the peers use.
 type bench struct {
 	state, isle string
+	bin         string
 	client      *api.Client
 	peers       string // a folder of theirs
 	root        string // a folder with busybox, for the peers
 	bundle      string // an OCI bundle on it
 	project     string
 	source      *v1.Source
+	three       *v1.Source // three services, each waiting for none
 }
 
 const file = `name: bench
@@ -43,7 +47,7 @@ func newBench(ctx context.Context, state, bin string) (*bench, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &bench{state: state, isle: isle, client: api.NewClient(filepath.Join(state, "isle.sock"))}
+	b := &bench{state: state, isle: isle, bin: bin, client: api.NewClient(filepath.Join(state, "isle.sock"))}
 	b.project = filepath.Join(state, "bench-project")
 	if err := os.MkdirAll(b.project, 0o755); err != nil {
 		return nil, err
@@ -59,7 +63,31 @@ func newBench(ctx context.Context, state, bin string) (*bench, error) {
 		return nil, err
 	}
 	b.source = &v1.Source{Spec: []byte(file), SpecName: "isle.yaml", Lock: lock}
+	if b.three, err = b.threeServices(ctx); err != nil {
+		return nil, err
+	}
 	return b, b.layPeers(ctx)
+}
+
+// threeServices locks and builds a project like the first with three services.
+func (b *bench) threeServices(ctx context.Context) (*v1.Source, error) {
+	dir := filepath.Join(b.state, "bench-three")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	text := "name: bench-three\nservices:\n"
+	for _, name := range []string{"one", "two", "three"} {
+		text += "  " + name + ":\n    packages: [busybox-static]\n" +
+			"    command: [busybox, sh, -c, \"echo ready; exec sleep 1000000\"]\n"
+	}
+	if err := os.WriteFile(filepath.Join(dir, "isle.yaml"), []byte(text), 0o644); err != nil {
+		return nil, err
+	}
+	if out, err := exec.CommandContext(ctx, b.isle, "--state", b.state, "build", dir).CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("isle build: %w\n%s", err, out)
+	}
+	lock, err := os.ReadFile(filepath.Join(dir, "isle.lock"))
+	return &v1.Source{Spec: []byte(text), SpecName: "isle.yaml", Lock: lock}, err
 }
 
 func (b *bench) close() {
@@ -105,7 +133,11 @@ func (b *bench) layPeers(ctx context.Context) error {
 }
 
 func (b *bench) up(ctx context.Context, name string, noWait bool) (*v1.UpResult, error) {
-	stream, err := b.client.Environments.Up(ctx, connect.NewRequest(&v1.UpRequest{Source: b.source, Name: name, Locked: true, NoWait: noWait}))
+	return b.upSource(ctx, b.source, name, noWait)
+}
+
+func (b *bench) upSource(ctx context.Context, source *v1.Source, name string, noWait bool) (*v1.UpResult, error) {
+	stream, err := b.client.Environments.Up(ctx, connect.NewRequest(&v1.UpRequest{Source: source, Name: name, Locked: true, NoWait: noWait}))
 	if err != nil {
 		return nil, err
 	}
@@ -139,6 +171,11 @@ func (b *bench) down(ctx context.Context, name string) error {
 // firstOutput waits for the first line that the command of an environment
 // wrote.
 func (b *bench) firstOutput(ctx context.Context, name string) error {
+	return b.outputOf(ctx, name, 1)
+}
+
+// outputOf waits until n services have written their line.
+func (b *bench) outputOf(ctx context.Context, name string, n int) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream, err := b.client.Environments.Logs(ctx, connect.NewRequest(&v1.LogsRequest{Environment: name, Follow: true}))
@@ -148,7 +185,9 @@ func (b *bench) firstOutput(ctx context.Context, name string) error {
 	defer stream.Close()
 	for stream.Receive() {
 		if strings.Contains(string(stream.Msg().Data), "ready") {
-			return nil
+			if n--; n == 0 {
+				return nil
+			}
 		}
 	}
 	if err := stream.Err(); err != nil {
@@ -173,10 +212,32 @@ func (b *bench) launch(ctx context.Context, runs int) error {
 			took := time.Since(begin)
 			return took, b.down(ctx, name)
 		}},
+		{"isle, three services, all of them", func(ctx context.Context, i int) (time.Duration, error) {
+			name := fmt.Sprintf("three-%d", i)
+			begin := time.Now()
+			if _, err := b.upSource(ctx, b.three, name, true); err != nil {
+				return 0, err
+			}
+			if err := b.outputOf(ctx, name, 3); err != nil {
+				return 0, err
+			}
+			took := time.Since(begin)
+			return took, b.down(ctx, name)
+		}},
 		process("crun run", "crun", "run", "--bundle", b.bundle, "%ID"),
 		process("runc run", "runc", "run", "--bundle", b.bundle, "%ID"),
 		process("bwrap", append([]string{"bwrap", "--unshare-all", "--ro-bind", b.root, "/", "--proc", "/proc", "--dev", "/dev", "--"}, say...)...),
 		process("unshare", append([]string{"unshare", "-mpfuin", "--map-root-user", "chroot", b.root}, say...)...),
+	})
+}
+
+// run measures the whole life of a one-shot environment, from the shell's view:
+// the process starts, the command runs inside, everything is gone.
+func (b *bench) run(ctx context.Context, runs int) error {
+	return compare(ctx, "One-shot: `true` in a fresh environment, the whole process, until all of it is gone", "crun run", runs, []contender{
+		process("isle run", b.isle, "--state", b.state, "run", "--packages", "busybox-static", "--", "busybox", "true"),
+		process("crun run", "crun", "run", "--bundle", b.bundle, "%ID"),
+		process("bwrap", "bwrap", "--unshare-all", "--ro-bind", b.root, "/", "--proc", "/proc", "--dev", "/dev", "--", "/bin/busybox", "true"),
 	})
 }
 
@@ -247,7 +308,7 @@ func (b *bench) noop(ctx context.Context, runs int) error {
 
 // fleet brings environments up and down in parallel.
 func (b *bench) fleet(ctx context.Context, n int) error {
-	before, err := leftovers()
+	before, err := b.leftovers()
 	if err != nil {
 		return err
 	}
@@ -282,7 +343,7 @@ func (b *bench) fleet(ctx context.Context, n int) error {
 	if err != nil {
 		return err
 	}
-	after, err := leftovers()
+	after, err := b.leftovers()
 	if err != nil {
 		return err
 	}
@@ -311,7 +372,7 @@ func (b *bench) memory(ctx context.Context) (int, error) {
 		return 0, err
 	}
 	for _, p := range procs {
-		if c, err := os.ReadFile(p); err == nil && strings.Contains(string(c), "/isle") {
+		if c, err := os.ReadFile(p); err == nil && strings.Contains(string(c), b.group()+"/") {
 			pids = append(pids, filepath.Base(filepath.Dir(p)))
 		}
 	}
@@ -332,19 +393,39 @@ func (b *bench) memory(ctx context.Context) (int, error) {
 	return sum, nil
 }
 
-// leftovers counts what a launch makes.
-func leftovers() (int, error) {
+// leftovers counts what launches of this state folder have made and not taken
+// back: mounts, control groups, loop devices, sandboxes and pinned namespaces.
+func (b *bench) leftovers() (int, error) {
 	mounts, err := os.ReadFile("/proc/1/mountinfo")
 	if err != nil {
 		return 0, err
 	}
-	n := strings.Count(string(mounts), "\n")
-	for _, pattern := range []string{"/sys/fs/cgroup/isle*/*", "/sys/fs/cgroup/*/isle*/*/*.procs", "/sys/fs/cgroup/*/isle*/*/*/*.procs", "/sys/block/loop*/loop/backing_file"} {
+	n := strings.Count(string(mounts), b.state+"/")
+	group := b.group()
+	for _, pattern := range []string{
+		"/sys/fs/cgroup/" + group + "/*/cgroup.procs", "/sys/fs/cgroup/*/" + group + "/*/cgroup.procs",
+		b.state + "/sandboxes/[^.]*", b.state + "/airlocks/*",
+	} {
 		found, err := filepath.Glob(pattern)
 		if err != nil {
 			return 0, err
 		}
 		n += len(found)
 	}
+	loops, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	if err != nil {
+		return 0, err
+	}
+	for _, l := range loops {
+		if f, err := os.ReadFile(l); err == nil && strings.HasPrefix(string(f), b.state) {
+			n++
+		}
+	}
 	return n, nil
+}
+
+// group is the name of the control group of this state folder's environments.
+func (b *bench) group() string {
+	sum := sha256.Sum256([]byte(b.state))
+	return "isle-" + hex.EncodeToString(sum[:4])
 }

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -23,7 +24,7 @@ import (
 func main() {
 	runs := flag.Int("n", 30, "counted runs of each command")
 	fleet := flag.Int("fleet", 100, "environments up and down in parallel")
-	only := flag.String("only", "", "one of launch, exec, noop, fleet")
+	only := flag.String("only", "", "one of launch, where, run, exec, noop, fleet")
 	bin := flag.String("bin", "bin", "folder of isle and isle-init")
 	inner := flag.String("inner", "", "internal: the state folder, in the private mount namespace")
 	flag.Parse()
@@ -45,26 +46,44 @@ func outer(bin string) error {
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("needs root, as the peers do")
 	}
-	state, err := os.MkdirTemp("", "isle-bench-")
+	s, err := startServer(bin)
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(state)
-	isle, err := filepath.Abs(filepath.Join(bin, "isle"))
-	if err != nil {
-		return err
-	}
-	if out, err := exec.Command(isle, "--state", state, "ls").CombinedOutput(); err != nil {
-		return fmt.Errorf("isle ls: %v\n%s", err, out)
-	}
-	defer func() {
-		exec.Command(isle, "--state", state, "down", "--all", "--volumes").Run()
-		exec.Command(isle, "--state", state, "server", "stop").Run()
-	}()
-	cmd := exec.Command("/proc/self/exe", append([]string{"-inner", state}, os.Args[1:]...)...)
+	defer s.stop()
+	cmd := exec.Command("/proc/self/exe", append([]string{"-inner", s.state}, os.Args[1:]...)...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
 	return cmd.Run()
+}
+
+// A testServer is a server with a state folder of its own.
+type testServer struct{ isle, state string }
+
+func startServer(bin string, env ...string) (testServer, error) {
+	isle, err := filepath.Abs(filepath.Join(bin, "isle"))
+	if err != nil {
+		return testServer{}, err
+	}
+	state, err := os.MkdirTemp("", "isle-bench-")
+	if err != nil {
+		return testServer{}, err
+	}
+	s := testServer{isle, state}
+	cmd := exec.Command(isle, "--state", state, "ls")
+	cmd.Env = append(os.Environ(), env...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		s.stop()
+		return s, fmt.Errorf("isle ls: %w\n%s", err, out)
+	}
+	return s, nil
+}
+
+// stop ends the server and removes all that it made.
+func (s testServer) stop() {
+	exec.Command(s.isle, "--state", s.state, "down", "--all", "--volumes").Run()
+	exec.Command(s.isle, "--state", s.state, "server", "stop").Run()
+	os.RemoveAll(s.state)
 }
 
 func measure(state, bin, only string, runs, fleet int) error {
@@ -78,11 +97,16 @@ func measure(state, bin, only string, runs, fleet int) error {
 		return err
 	}
 	defer b.close()
+	if err := describe(); err != nil {
+		return err
+	}
 	for _, part := range []struct {
 		name string
 		run  func(context.Context) error
 	}{
 		{"launch", func(ctx context.Context) error { return b.launch(ctx, runs) }},
+		{"where", func(ctx context.Context) error { return b.where(ctx, runs) }},
+		{"run", func(ctx context.Context) error { return b.run(ctx, runs) }},
 		{"exec", func(ctx context.Context) error { return b.exec(ctx, runs*3) }},
 		{"noop", func(ctx context.Context) error { return b.noop(ctx, runs) }},
 		{"fleet", func(ctx context.Context) error { return b.fleet(ctx, fleet) }},
@@ -94,6 +118,27 @@ func measure(state, bin, only string, runs, fleet int) error {
 			return fmt.Errorf("%s: %w", part.name, err)
 		}
 	}
+	return nil
+}
+
+// describe says what the figures were taken on, in general words.
+func describe() error {
+	var u syscall.Utsname
+	if err := syscall.Uname(&u); err != nil {
+		return err
+	}
+	var release strings.Builder
+	for _, c := range u.Release {
+		if c == 0 || c == '-' {
+			break
+		}
+		release.WriteByte(byte(c))
+	}
+	var load string
+	if b, err := os.ReadFile("/proc/loadavg"); err == nil {
+		load, _, _ = strings.Cut(string(b), " ")
+	}
+	fmt.Printf("%d cores, Linux %s, load %s before the run.\n", runtime.NumCPU(), release.String(), load)
 	return nil
 }
 
