@@ -136,14 +136,16 @@ func copyOutTo(ctx context.Context, c *api.Client, show *progress, from place, t
 // stream comes from inside an environment and is hostile: what is below name is
 // reached through an os.Root at name, so that no link, be it of this stream or
 // left there by an earlier one, leads to anything else in dir. Neither set-ID
-// bits, devices nor owners are taken over.
+// bits, devices nor owners are taken over, nor links to anything but what is
+// copied: whoever writes to such a path later, with another copy or any other
+// program, would write where the environment chose.
 func extract(dir, name string, r io.Reader, show *progress) (entries int, err error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return 0, isle.Errorf(isle.Unavailable, "cannot open %s: %w", dir, cause(err))
 	}
 	defer root.Close()
-	x := &extraction{dir: dir, name: name, root: root, show: show, seen: map[string]bool{}}
+	x := &extraction{dir: dir, name: name, root: root, show: show, seen: map[string]bool{}, links: map[string]bool{}}
 	defer x.close()
 	tr := tar.NewReader(r)
 	for {
@@ -175,6 +177,7 @@ type extraction struct {
 	entries   int
 	done      int64           // bytes
 	seen      map[string]bool // paths below top
+	links     map[string]bool // those that are links
 	folders   []folder
 }
 
@@ -202,6 +205,11 @@ func (x *extraction) entry(h *tar.Header, content io.Reader) error {
 		return isle.Errorf(isle.Invalid, "the environment sent %q twice", clean(h.Name))
 	}
 	x.seen[inside] = true
+	for dir := path.Dir(inside); dir != "."; dir = path.Dir(dir) {
+		if x.links[dir] {
+			return isle.Errorf(isle.Invalid, "the environment sent %q below a link", clean(h.Name))
+		}
+	}
 	if sparse(h) {
 		return isle.Errorf(isle.Invalid, "the environment sent %q as a sparse file, which no copy has", clean(h.Name))
 	}
@@ -232,13 +240,18 @@ func (x *extraction) entry(h *tar.Header, content io.Reader) error {
 		x.done += h.Size
 		x.show.event(&islev1.ProgressEvent{Step: "copy", State: "progress", Message: path.Join(x.name, inside), Done: x.done})
 	case tar.TypeSymlink:
+		x.links[inside] = true
+		if inside == "" || !staysInside(inside, h.Linkname) {
+			x.show.note("left out %s: a link to %s, which is not part of what is copied", clean(h.Name), clean(h.Linkname))
+			return nil
+		}
 		if err = makeParent(root, at); err == nil {
 			root.Remove(at)
 			err = root.Symlink(h.Linkname, at)
 		}
 	case tar.TypeLink:
 		target, ok := below(h.Linkname, x.relative)
-		if !ok || target == "" || !x.seen[target] {
+		if !ok || target == "" || !x.seen[target] || x.links[target] {
 			return isle.Errorf(isle.Invalid, "the environment sent a link to %q, which it did not send", clean(h.Linkname))
 		}
 		if err = makeParent(root, at); err == nil {
@@ -297,6 +310,28 @@ func below(entry string, relative bool) (string, bool) {
 	return p, true
 }
 
+// staysInside reports whether a link at a path below what is copied leads to
+// something below it too, whatever other such links lie on the way: it goes up
+// only at its start, and not above the top.
+func staysInside(at, link string) bool {
+	if path.IsAbs(link) {
+		return false
+	}
+	depth, down := strings.Count(at, "/"), false
+	for part := range strings.SplitSeq(link, "/") {
+		switch part {
+		case "", ".":
+		case "..":
+			if depth--; down || depth < 0 {
+				return false
+			}
+		default:
+			down = true
+		}
+	}
+	return true
+}
+
 // sparse reports whether an entry's size is not backed by bytes of the stream:
 // a few bytes could fill any disk.
 func sparse(h *tar.Header) bool {
@@ -320,14 +355,25 @@ func makeFolder(root *os.Root, name string) error {
 			return err
 		}
 	}
-	return root.MkdirAll(name, 0o700)
-}
-
-func makeParent(root *os.Root, name string) error {
-	if dir := path.Dir(name); dir != "." {
-		return root.MkdirAll(dir, 0o755)
+	if err := makeParent(root, name); err != nil {
+		return err
+	}
+	if err := root.Mkdir(name, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
 	}
 	return nil
+}
+
+// makeParent makes the folders above name, as makeFolder does.
+func makeParent(root *os.Root, name string) error {
+	dir := path.Dir(name)
+	if dir == "." {
+		return nil
+	}
+	if err := makeParent(root, dir); err != nil {
+		return err
+	}
+	return makeFolder(root, dir)
 }
 
 // writeFile replaces a file: what was there, a link included, is not written

@@ -218,6 +218,52 @@ func TestALinkOfAnEarlierCopyLeadsNoLaterOneOutOfItsFolder(t *testing.T) {
 	}
 }
 
+// What an environment chooses must not be where the next copy, or any other
+// program, writes.
+func TestNoLinkToAnythingElseIsCopiedOut(t *testing.T) {
+	dir := t.TempDir()
+	headers := []tar.Header{{Name: "out/", Typeflag: tar.TypeDir, Mode: 0o755}, {Name: "out/a/b/", Typeflag: tar.TypeDir, Mode: 0o755}}
+	for i, target := range []string{"/etc", "..", "a/../..", "a/b/../../../x", "./../x", "a/b/../up"} {
+		headers = append(headers, tar.Header{Name: fmt.Sprintf("out/bad%d", i), Typeflag: tar.TypeSymlink, Linkname: target})
+	}
+	headers = append(headers,
+		tar.Header{Name: "out/a/b/bad", Typeflag: tar.TypeSymlink, Linkname: "../../../x"},
+		tar.Header{Name: "out/a/b/good", Typeflag: tar.TypeSymlink, Linkname: "../../good"},
+		tar.Header{Name: "out/good", Typeflag: tar.TypeSymlink, Linkname: "a/./b"},
+		tar.Header{Name: "out/a/bad", Typeflag: tar.TypeLink, Linkname: "out/good"})
+	_, err := extract(dir, "out", stream(t, headers[:len(headers)-1]...), &progress{w: io.Discard})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"bad0": "", "bad1": "", "bad2": "", "bad3": "", "bad4": "", "bad5": "", "a/b/bad": "", "a/b/good": "../../good", "good": "a/./b"} {
+		if got, _ := os.Readlink(filepath.Join(dir, "out", name)); got != want {
+			t.Errorf("%s is a link to %q, want %q", name, got, want)
+		}
+	}
+	if _, err := extract(t.TempDir(), "out", stream(t, headers...), &progress{w: io.Discard}); err == nil {
+		t.Error("a link was moved by a hard link")
+	}
+	if n, err := extract(dir, "top", stream(t, tar.Header{Name: "x", Typeflag: tar.TypeSymlink, Linkname: "/etc"}), &progress{w: io.Discard}); n != 0 || err != nil {
+		t.Errorf("a link alone: %d entries, %v", n, err)
+	}
+	if _, err := os.Lstat(filepath.Join(dir, "top")); err == nil {
+		t.Error("a link to anywhere lies at the destination")
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "out", "deep"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("..", filepath.Join(dir, "out", "deep", "up")); err != nil { // of an earlier copy
+		t.Fatal(err)
+	}
+	if _, err := extract(dir, "out", stream(t, tar.Header{Name: "out/", Typeflag: tar.TypeDir, Mode: 0o755},
+		tar.Header{Name: "out/deep/up/sly", Typeflag: tar.TypeSymlink, Linkname: "../../x"}), &progress{w: io.Discard}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(filepath.Join(dir, "out", "sly")); err == nil {
+		t.Error("a link was made through a link, where it leads elsewhere")
+	}
+}
+
 func TestAnEnvironmentCannotSendAFewBytesThatFillADisk(t *testing.T) {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -73,13 +74,14 @@ func (a *app) finish(ctx context.Context, err error) int {
 }
 
 // clean takes control characters out of text that may come from inside an
-// environment, so that it cannot steer the terminal. Lines and tabs stay.
+// environment, so that it cannot steer the terminal, nor show itself in another
+// order than it has (Unicode's bidirectional controls). Lines and tabs stay.
 func clean(s string) string {
 	return strings.Map(func(r rune) rune {
 		if r == '\n' || r == '\t' {
 			return r
 		}
-		if r < 0x20 || r >= 0x7f && r < 0xa0 {
+		if r < 0x20 || r >= 0x7f && r < 0xa0 || unicode.In(r, unicode.Bidi_Control, unicode.Zl, unicode.Zp) {
 			return '·'
 		}
 		return r
