@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"isle"
 )
 
 // initPath is where isle-init is, inside.
@@ -58,6 +60,9 @@ func (d *Driver) assemble(c *container) error {
 	if err != nil {
 		return fmt.Errorf("stack %d layers: %w", len(c.layers), err)
 	}
+	if err := c.checkPoints(); err != nil {
+		return err
+	}
 	if c.init != "" {
 		if err := bindReadOnly(c.init, "init"); err != nil {
 			return err
@@ -78,6 +83,54 @@ func (d *Driver) assemble(c *container) error {
 			return err
 		}
 		if err := d.volumes.attach(c.ctx, v.Volume, at, c.userns); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkPoints refuses an image in which a link leads a mount to where no service
+// may have one of its own. A volume at /data, where /data is a link to /proc,
+// would be the service's own idea of processes to the runtime and isle-init.
+func (c *container) checkPoints() error {
+	root, err := unix.Open("root", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: "root", Err: err}
+	}
+	defer unix.Close(root)
+	top, err := os.Readlink(fmt.Sprintf("/proc/thread-self/fd/%d", root))
+	if err != nil {
+		return err
+	}
+	check := func(point string, fits func(string) bool) error {
+		how := unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
+		fd, err := unix.Openat2(root, point, &how)
+		if err != nil {
+			return isle.Errorf(isle.Invalid, "service %s: its image has something in place of the folder %s: %w", c.service, point, err).
+				WithHint("choose another path, or remove what the image has there")
+		}
+		defer unix.Close(fd)
+		at, err := os.Readlink(fmt.Sprintf("/proc/thread-self/fd/%d", fd))
+		if err != nil {
+			return err
+		}
+		if at = "/" + strings.TrimPrefix(strings.TrimPrefix(at, top), "/"); !fits(at) {
+			return isle.Errorf(isle.Refused, "service %s: a link in its image leads %s to %s, where nothing can be mounted", c.service, point, at).
+				WithHint("choose another path, or remove the link")
+		}
+		return nil
+	}
+	for _, point := range []string{"/proc", "/dev", "/sys", "/tmp", "/run"} {
+		if err := check(point, func(at string) bool { return at == point }); err != nil {
+			return err
+		}
+	}
+	points := c.tmpfs
+	for _, v := range c.volumes {
+		points = append(points[:len(points):len(points)], v.Path)
+	}
+	for _, point := range points {
+		if err := check(point, mountable); err != nil {
 			return err
 		}
 	}
