@@ -13,7 +13,6 @@ import (
 	"errors"
 	"net"
 	"net/netip"
-	"sync"
 	"time"
 
 	"isle"
@@ -31,22 +30,7 @@ type Config struct {
 }
 
 // A Gateway dials for environments. It implements airlock.Egress.
-type Gateway struct {
-	config Config
-
-	mu     sync.Mutex // guards counts
-	counts map[isle.ID]*Count
-}
-
-// A Count is what one instance did.
-type Count struct {
-	Active   int // connections that are open
-	Dialed   int // connections made, since the server started
-	Refused  int // attempts that policy refused
-	Failed   int // attempts that could not be made
-	Sent     int64
-	Received int64 // bytes; of connections that have ended
-}
+type Gateway struct{ config Config }
 
 // New returns a Gateway.
 func New(c Config) *Gateway {
@@ -61,7 +45,7 @@ func New(c Config) *Gateway {
 	if c.Timeout <= 0 {
 		c.Timeout = 10 * time.Second
 	}
-	return &Gateway{config: c, counts: make(map[isle.ID]*Count)}
+	return &Gateway{config: c}
 }
 
 // Dial connects an instance to a host (a DNS name or an address) and port that
@@ -69,31 +53,9 @@ func New(c Config) *Gateway {
 // public or within allowed; a host that is an address names itself. The error's
 // code is isle.Refused where no address may be dialed, isle.Unavailable where
 // the name does not resolve or nothing answers.
-func (g *Gateway) Dial(ctx context.Context, instance isle.ID, host string, port int, allowed []netip.Prefix) (net.Conn, error) {
+func (g *Gateway) Dial(ctx context.Context, _ isle.ID, host string, port int, allowed []netip.Prefix) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, g.config.Timeout)
 	defer cancel()
-	c, err := g.dial(ctx, host, port, allowed)
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	n := g.counts[instance]
-	if n == nil {
-		n = &Count{}
-		g.counts[instance] = n
-	}
-	switch {
-	case err == nil:
-		n.Dialed++
-		n.Active++
-		return &egress{TCPConn: c, ended: func() { g.ended(instance, c) }}, nil
-	case isle.CodeOf(err) == isle.Refused:
-		n.Refused++
-	default:
-		n.Failed++
-	}
-	return nil, err
-}
-
-func (g *Gateway) dial(ctx context.Context, host string, port int, allowed []netip.Prefix) (*net.TCPConn, error) {
 	addresses, err := g.resolve(ctx, host)
 	if err != nil {
 		return nil, err
@@ -116,7 +78,11 @@ func (g *Gateway) dial(ctx context.Context, host string, port int, allowed []net
 	if len(open) == 0 {
 		return nil, refusal
 	}
-	return dialFirst(ctx, host, port, open)
+	c, err := dialFirst(ctx, host, port, open)
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
 }
 
 // resolve returns at least one address, IPv4 first, none twice.
@@ -173,45 +139,4 @@ func dialFirst(ctx context.Context, host string, port int, addresses []netip.Add
 		}
 	}
 	return nil, isle.Errorf(isle.Unavailable, "egress to %s:%d: no connection: %w", host, port, failure)
-}
-
-// Count returns what an instance did.
-func (g *Gateway) Count(instance isle.ID) Count {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if n := g.counts[instance]; n != nil {
-		return *n
-	}
-	return Count{}
-}
-
-// Forget drops the count of an instance that is gone.
-func (g *Gateway) Forget(instance isle.ID) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	delete(g.counts, instance)
-}
-
-func (g *Gateway) ended(instance isle.ID, c *net.TCPConn) {
-	sent, received := transferred(c)
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if n := g.counts[instance]; n != nil {
-		n.Active--
-		n.Sent += sent
-		n.Received += received
-	}
-}
-
-// An egress is a connection that is counted until it is closed.
-type egress struct {
-	*net.TCPConn
-	once  sync.Once
-	ended func()
-}
-
-// Close closes the connection.
-func (e *egress) Close() error {
-	e.once.Do(e.ended)
-	return e.TCPConn.Close()
 }

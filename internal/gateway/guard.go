@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"errors"
-	"net"
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
@@ -91,19 +90,4 @@ func deliveredHere(a netip.Addr) (bool, error) {
 		}
 	}
 	return false, nil
-}
-
-// transferred is how many bytes a connection sent, that were acknowledged, and
-// received.
-func transferred(c *net.TCPConn) (sent, received int64) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return 0, 0
-	}
-	raw.Control(func(fd uintptr) {
-		if info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
-			sent, received = int64(info.Bytes_acked), int64(info.Bytes_received)
-		}
-	})
-	return sent, received
 }
