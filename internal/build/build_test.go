@@ -276,7 +276,7 @@ func TestAStepThatFailsSaysWhichAndIsNotCached(t *testing.T) {
 func TestAPanicInAStepEndsTheBuildAndNotTheServer(t *testing.T) {
 	b := newBench(t)
 	lock, _ := b.lock(shop(), nil, b.put(map[string]string{"shop.py": "code"}), LockOptions{})
-	b.sandbox.programs["compile"] = func(context.Context, Step) error { var m map[string]int; m["x"] = 1; return nil }
+	b.sandbox.programs["compile"] = func(context.Context, Step) error { panic("nil map") }
 	_, err := b.Build(t.Context(), shop(), lock, Options{}, b.say)
 	if isle.CodeOf(err) != isle.Internal || !strings.Contains(err.Error(), "nil map") {
 		t.Errorf("%v", err)

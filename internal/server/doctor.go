@@ -38,4 +38,3 @@ func checkKeyring() api.Check {
 		Remedy: "apt-get install debian-archive-keyring",
 	}
 }
-

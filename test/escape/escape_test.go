@@ -281,34 +281,28 @@ func machine(t *testing.T) map[string]string {
 	return is
 }
 
-// A siege is an attack that goes on until it is ended.
-type siege struct {
-	cmd *exec.Cmd
-	in  io.Closer
-	out bytes.Buffer
-}
-
 // besiege starts an attack that says "holding" once it is at its worst, and
 // returns then. It ends with the test.
 func besiege(t *testing.T, environment, service string, args ...string) map[string]string {
 	t.Helper()
-	s := &siege{cmd: server.Command(append([]string{"exec", environment, "-s", service, "--", "/attacker"}, args...)...)}
-	in, err := s.cmd.StdinPipe()
+	cmd := server.Command(append([]string{"exec", environment, "-s", service, "--", "/attacker"}, args...)...)
+	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := s.cmd.StdoutPipe()
+	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.cmd.Stderr = &s.out
-	if err := s.cmd.Start(); err != nil {
+	var complaint bytes.Buffer
+	cmd.Stderr = &complaint
+	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
 		in.Close()
-		s.cmd.Process.Kill()
-		s.cmd.Wait()
+		cmd.Process.Kill()
+		cmd.Wait()
 	})
 	var said []byte
 	buffer := make([]byte, 4096)
@@ -316,7 +310,7 @@ func besiege(t *testing.T, environment, service string, args ...string) map[stri
 		n, err := out.Read(buffer)
 		said = append(said, buffer[:n]...)
 		if err != nil {
-			t.Fatalf("the attack ended early: %v\n%s%s", err, said, s.out.String())
+			t.Fatalf("the attack ended early: %v\n%s%s", err, said, complaint.String())
 		}
 	}
 	return outcomes(string(said))

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -132,6 +133,7 @@ func memoryBomb(args []string) {
 	case "heap":
 		for all := [][]byte(nil); ; {
 			all = append(all, bytes.Repeat([]byte{1}, 1<<20))
+			runtime.KeepAlive(all)
 		}
 	case "file": // a file without a name, in memory
 		fd, err := unix.MemfdCreate("bomb", 0)
@@ -165,6 +167,7 @@ func memoryBomb(args []string) {
 				return
 			}
 			all = append(all, p)
+			runtime.KeepAlive(all)
 			for err == nil {
 				_, err = unix.Write(p[0], make([]byte, 1<<16))
 			}
