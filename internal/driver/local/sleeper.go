@@ -22,7 +22,9 @@ func cloneSleeper(flags, self uintptr) (pid int)
 //
 // The process is no copy of this one, as fork would make: to copy the page
 // tables of a server takes milliseconds, and every page that the server writes
-// to afterwards a fault.
+// to afterwards a fault. That it shares the server's memory gives nobody a way to
+// it: the process is gone before anything else has the uids of the namespace or
+// joins it, and no process of an environment sees the host's.
 func holdUserNamespace(fn func(pid int) error) error {
 	var all, before unix.Sigset_t
 	for i := range all.Val {
