@@ -94,31 +94,39 @@ func TestNoSignalFromInsideEndsPID1(t *testing.T) {
 }
 
 func TestAnImposterIsRefusedAndReported(t *testing.T) {
-	s := launch(t, nil)
-	s.line()
-	other := isle.NewID()
-	s.home.Expect(isle.NewID(), other, isle.DigestOf(s.boot.Secret), newEvents()) // of another instance
 	for _, c := range []struct {
-		launch isle.ID
-		secret string
 		reason string
+		claim  func(s *sandbox) (launch isle.ID, secret string)
 	}{
-		{s.boot.Launch, strings.Repeat("x", 32), "the secret is wrong"},
-		{other, string(s.boot.Secret), "another instance"},
-		{isle.NewID(), string(s.boot.Secret), "no such launch"},
+		{"the secret is wrong", func(s *sandbox) (isle.ID, string) { return s.boot.Launch, strings.Repeat("x", 32) }},
+		{"no such launch", func(s *sandbox) (isle.ID, string) { return isle.NewID(), string(s.boot.Secret) }},
+		{"another instance", func(s *sandbox) (isle.ID, string) {
+			other := isle.NewID()
+			s.home.Expect(isle.NewID(), other, isle.DigestOf(s.boot.Secret), newEvents())
+			return other, string(s.boot.Secret)
+		}},
 	} {
-		conn, err := net.Dial("tcp", s.address)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := initproto.NewConn(conn).Greet(initproto.KindWork, c.launch, []byte(c.secret)); err == nil {
-			t.Errorf("%s: was let in", c.reason)
-		}
-		conn.Close()
-		if r := <-s.refused; r.Instance != s.instance || r.Launch != c.launch || !strings.Contains(r.Reason, c.reason) || r.Count != 1 {
-			t.Errorf("%s: %+v", c.reason, r)
-		}
-		time.Sleep(1100 * time.Millisecond) // refusals are told once a second
+		t.Run(c.reason, func(t *testing.T) {
+			s := launch(t, nil) // one each: what an instance repeats is told ever more seldom
+			s.line()
+			id, secret := c.claim(s)
+			conn, err := net.Dial("tcp", s.address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			if err := initproto.NewConn(conn).Greet(initproto.KindWork, id, []byte(secret)); err == nil {
+				t.Error("was let in")
+			}
+			select {
+			case r := <-s.refused:
+				if r.Instance != s.instance || r.Launch != id || !strings.Contains(r.Reason, c.reason) || r.Count != 1 {
+					t.Errorf("%+v", r)
+				}
+			case <-time.After(30 * time.Second):
+				t.Error("nobody was told")
+			}
+		})
 	}
 }
 
