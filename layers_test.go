@@ -14,6 +14,7 @@ import (
 // so this list is the architecture: to move a line is to change the design.
 var rooms = []string{
 	".",
+	"internal/problem",
 	"internal/policy",
 	"internal/image",
 	"internal/audit",
