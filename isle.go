@@ -224,6 +224,10 @@ const (
 	ActionServerCollect     Action = "server:collect"
 	ActionServerReconcile   Action = "server:reconcile"
 	ActionServerStop        Action = "server:stop"
+	ActionPolicyRead        Action = "policy:read"
+	ActionPolicyApply       Action = "policy:apply"
+	ActionPostgresSelect    Action = "postgres:select"
+	ActionPostgresWrite     Action = "postgres:write"
 )
 
 // A Resource is what an action is done to: kind:name, in a stage.
@@ -231,6 +235,15 @@ type Resource struct {
 	Kind  string `json:"kind"` // "environment", "service", "volume", "image", "egress", "server", "audit"
 	Name  string `json:"name"`
 	Stage string `json:"stage,omitempty"`
+}
+
+// Staged reports whether resources of the kind belong to a stage.
+func Staged(kind string) bool {
+	switch kind {
+	case "environment", "service", "volume", "egress", "connection":
+		return true
+	}
+	return false
 }
 
 // String returns kind:name[@stage].

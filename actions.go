@@ -1,0 +1,55 @@
+package isle
+
+// An ActionInfo says what an Action is. docs/actions.md is made from these.
+type ActionInfo struct {
+	Action   Action
+	Resource string // the kind of resource it is done to
+	Does     string // one line, for people
+	// Inside says that it reaches into what runs, or takes data out of it. In a
+	// protected stage a role gives such an action only where its binding or
+	// resource names that stage.
+	Inside bool
+	// Own says that only the server itself or an environment does it: it is in
+	// the audit log, and no call asks for it.
+	Own bool
+	// Later says that roles and approvals may name it already, and nothing asks
+	// for it yet.
+	Later bool
+}
+
+// Actions lists every action, in the order of the reference.
+func Actions() []ActionInfo {
+	return []ActionInfo{
+		{Action: ActionEnvironmentLaunch, Resource: "environment", Does: "launch an environment, or replace what changed in it: isle up, isle run"},
+		{Action: ActionEnvironmentDown, Resource: "environment", Does: "tear an environment down: isle down"},
+		{Action: ActionEnvironmentRead, Resource: "environment", Does: "see an environment, in isle ls, isle status and isle doors"},
+		{Action: ActionEnvironmentExtend, Resource: "environment", Does: "move the end of an environment's life: isle ttl"},
+		{Action: ActionEnvironmentLogs, Resource: "environment", Does: "read what services wrote: isle logs"},
+		{Action: ActionEnvironmentExec, Resource: "environment", Does: "run a command inside: isle exec, isle shell, isle run", Inside: true},
+		{Action: ActionEnvironmentCopy, Resource: "environment", Does: "copy files in or out: isle cp", Inside: true},
+		{Action: ActionEnvironmentDiff, Resource: "environment", Does: "list what changed in volumes: isle diff", Inside: true},
+		{Action: ActionEnvironmentPort, Resource: "environment", Does: "connect to a port inside: isle port-forward", Inside: true},
+		{Action: ActionVolumeDelete, Resource: "volume", Does: "delete an environment's data: isle down --volumes"},
+		{Action: ActionEgressConnect, Resource: "egress", Does: "reach a destination outside; an environment asks for it with egress in its file"},
+		{Action: ActionEnvironmentList, Resource: "server", Does: "list environments: isle ls. It shows those that may be read"},
+		{Action: ActionImageLock, Resource: "image", Does: "resolve packages and lock them: isle lock"},
+		{Action: ActionImageBuild, Resource: "image", Does: "build images: isle build"},
+		{Action: ActionImageRead, Resource: "image", Does: "ask which files the server has: part of isle up and isle build"},
+		{Action: ActionImageImport, Resource: "image", Does: "send files or packages: part of isle up; isle lock import"},
+		{Action: ActionImageExport, Resource: "image", Does: "take locked packages out: isle lock export"},
+		{Action: ActionAuditRead, Resource: "audit", Does: "read the audit log: isle audit"},
+		{Action: ActionPolicyRead, Resource: "policy", Does: "read and explain the policy: isle policy, isle role"},
+		{Action: ActionPolicyApply, Resource: "policy", Does: "change the policy: isle apply"},
+		{Action: ActionServerRead, Resource: "server", Does: "see the server and what the machine lacks: isle version, isle doctor"},
+		{Action: ActionServerCollect, Resource: "server", Does: "free what nothing names: isle gc"},
+		{Action: ActionServerStop, Resource: "server", Does: "end the server; environments go on: isle server stop"},
+		{Action: ActionPostgresSelect, Resource: "connection", Does: "read from a PostgreSQL database", Later: true},
+		{Action: ActionPostgresWrite, Resource: "connection", Does: "change what is in a PostgreSQL database", Later: true},
+		{Action: ActionServiceStart, Resource: "service", Does: "start a service", Own: true},
+		{Action: ActionServiceReplace, Resource: "service", Does: "replace a service by a new launch", Own: true},
+		{Action: ActionServiceRestart, Resource: "service", Does: "start a service again that ended", Own: true},
+		{Action: ActionServiceExit, Resource: "service", Does: "a service ended", Own: true},
+		{Action: ActionVolumeCreate, Resource: "volume", Does: "make a volume, part of a launch", Own: true},
+		{Action: ActionServerReconcile, Resource: "server", Does: "make what is what should be, after a start", Own: true},
+	}
+}

@@ -1,0 +1,159 @@
+package policy
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"isle"
+)
+
+// A Change is what one subject gains or loses when a set replaces another.
+type Change struct {
+	Subject string // "group:devs"; "everyone" of hand-written Cedar
+	Gains   bool
+	What    string // "environment:exec, environment:logs on * in testing"
+}
+
+// String is the change for people.
+func (c Change) String() string {
+	if c.Gains {
+		return c.Subject + " gains " + c.What
+	}
+	return c.Subject + " loses " + c.What
+}
+
+// Diff says who gains and loses what when next replaces s. It compares what
+// bindings grant by then; of hand-written Cedar it says which policies come and go.
+func (s *Set) Diff(next *Set, now time.Time) (out []Change) {
+	before, after := s.granted(now), next.granted(now)
+	subjects := map[string]bool{}
+	for who := range before {
+		subjects[who] = true
+	}
+	for who := range after {
+		subjects[who] = true
+	}
+	for _, who := range slices.Sorted(maps.Keys(subjects)) {
+		out = append(out, compare(who, true, after[who], before[who])...)
+		out = append(out, compare(who, false, before[who], after[who])...)
+	}
+	was, is := s.handWritten(), next.handWritten()
+	for _, id := range slices.Sorted(maps.Keys(is)) {
+		if was[id] != is[id] {
+			out = append(out, Change{"everyone", true, "policy " + id})
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(was)) {
+		if was[id] != is[id] {
+			out = append(out, Change{"everyone", false, "policy " + id})
+		}
+	}
+	for _, stage := range next.protected {
+		if !s.Protected(stage) {
+			out = append(out, Change{"everyone", false, "launch and entry in stage " + stage + ", which becomes protected"})
+		}
+	}
+	for _, stage := range s.protected {
+		if !next.Protected(stage) {
+			out = append(out, Change{"everyone", true, "launch and entry in stage " + stage + " as roles say: it is protected no more"})
+		}
+	}
+	return out
+}
+
+// granted is, by subject and by where, which actions bindings grant.
+func (s *Set) granted(now time.Time) map[string]map[string]map[isle.Action]bool {
+	out := map[string]map[string]map[isle.Action]bool{}
+	for _, members := range s.members {
+		for _, m := range members {
+			if !m.active(now) {
+				continue
+			}
+			who := m.subject.String()
+			if out[who] == nil {
+				out[who] = map[string]map[isle.Action]bool{}
+			}
+			stages := m.binding.Stages
+			if len(stages) == 0 {
+				stages = []string{""}
+			}
+			for _, p := range m.role.Resources {
+				for _, stage := range stages {
+					where := p.String()
+					if where == "*" {
+						where = "everything"
+					}
+					if stage != "" {
+						where += " in " + stage
+					}
+					if out[who][where] == nil {
+						out[who][where] = map[isle.Action]bool{}
+					}
+					for _, a := range m.role.Actions {
+						out[who][where][a] = true
+					}
+				}
+			}
+		}
+	}
+	return out
+}
+
+// compare lists what a has and b has not.
+func compare(who string, gains bool, a, b map[string]map[isle.Action]bool) (out []Change) {
+	for _, where := range slices.Sorted(maps.Keys(a)) {
+		var actions []string
+		for _, i := range isle.Actions() {
+			if a[where][i.Action] && !b[where][i.Action] {
+				actions = append(actions, string(i.Action))
+			}
+		}
+		if len(actions) > 0 {
+			out = append(out, Change{who, gains, strings.Join(actions, ", ") + " on " + where})
+		}
+	}
+	return out
+}
+
+func (s *Set) handWritten() map[string]string {
+	out := map[string]string{}
+	for _, r := range s.rules {
+		if strings.HasPrefix(string(r.id), "cedar ") {
+			out[string(r.id)] = string(r.policy.MarshalCedar())
+		}
+	}
+	return out
+}
+
+// The resource of policy:read and policy:apply.
+var policyResource = isle.Resource{Kind: "policy", Name: "policy"}
+
+// Keepers are the subjects who may change the policy: people, groups and
+// machines that a binding names. A policy without any locks everyone out.
+func (s *Set) Keepers(now time.Time) (out []string) {
+	for key, members := range s.members {
+		if key.Kind == "workload" || key.Name == "*" {
+			continue
+		}
+		q := Query{Action: isle.ActionPolicyApply, Resource: policyResource, Now: now}
+		switch key.Kind {
+		case "group":
+			q.Actor, q.Groups = isle.Actor{Kind: isle.Human, Name: "a member of " + key.Name}, []string{key.Name}
+		default:
+			q.Actor = isle.Actor{Kind: isle.ActorKind(key.Kind), Name: key.Name}
+		}
+		if len(members) > 0 && s.Decide(q).Allowed() {
+			out = append(out, key.String())
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// Summary counts what a set is made of, for a log.
+func (s *Set) Summary() string {
+	return fmt.Sprintf("%d roles, %d bindings, %d policies", len(s.roles), len(s.bindings), len(s.rules))
+}
