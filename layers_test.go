@@ -18,6 +18,7 @@ var rooms = []string{
 	"internal/policy",
 	"internal/image",
 	"internal/audit",
+	"internal/authority",
 	"internal/spec",
 	"internal/initproto",
 	"internal/build",

@@ -1,0 +1,267 @@
+// Package authority keeps the policy in force.
+//
+// The documents of the policy are in a Store, every version of each. An
+// Authority holds the Set that they compile to, with the epoch that counts
+// changes: a decision reads both from memory without a lock. A change replaces
+// one document whole; it is durable with its audit entry before it counts, and
+// whoever waits on the State of before is woken, so that what is open can be
+// asked about again.
+package authority
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"isle"
+	"isle/internal/audit"
+	"isle/internal/policy"
+)
+
+// A Store keeps versions of documents.
+type Store interface {
+	// Policies returns the last version of each document, by name, and the
+	// epoch: 0 if there was never one.
+	Policies(ctx context.Context) (docs []Stored, epoch uint64, err error)
+	// PutPolicy adds a version under the epoch that it makes, in one transaction
+	// with its entry. It fails with Conflict if that epoch is there already.
+	PutPolicy(ctx context.Context, d Stored, epoch uint64) error
+}
+
+// A Stored is a version of a document with the audit entry of its change.
+type Stored struct {
+	policy.Document
+	Entry audit.Entry
+}
+
+// Config is what an Authority needs.
+type Config struct {
+	Store Store
+	Now   func() time.Time // default time.Now
+	Log   *slog.Logger     // nil discards
+	// Reset replaces whatever policy there is by the default one: the way back
+	// in for who has locked everyone out.
+	Reset bool
+}
+
+// An Authority answers by the policy in force. It is safe for concurrent use.
+type Authority struct {
+	cfg   Config
+	state atomic.Pointer[State]
+
+	mu   sync.Mutex // held over a change; guards docs
+	docs []Stored
+}
+
+// A State is the policy between two changes. It never changes.
+type State struct {
+	Epoch uint64
+	Set   *policy.Set
+
+	over chan struct{}
+}
+
+// Over is closed once another State is in force.
+func (s *State) Over() <-chan struct{} { return s.over }
+
+// Open loads the policy. Where there was never one it writes the default. It
+// fails where a document cannot be read or is not the one that its audit entry
+// names: a policy that is in doubt grants nothing.
+func Open(ctx context.Context, cfg Config) (*Authority, error) {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	a := &Authority{cfg: cfg}
+	docs, epoch, err := cfg.Store.Policies(ctx)
+	if err != nil {
+		return nil, err
+	}
+	a.docs = docs
+	if epoch == 0 || cfg.Reset {
+		return a, a.reset(ctx, epoch)
+	}
+	for _, d := range docs {
+		if want := d.Entry.Details["digest"]; want != string(isle.DigestOf(d.Body)) {
+			return nil, isle.Errorf(isle.Unavailable, "version %d of the policy document %s is not the one that the audit log names: it was changed behind it", d.Version, d.Name).
+				WithHint("restore the state folder, or start once with `isle server --default-policy`, which replaces the policy and says so in the log")
+		}
+	}
+	set, err := policy.Compile(plain(docs)...)
+	if err != nil {
+		flat := isle.Errorf(isle.CodeOf(err), "the policy cannot be read: %w", err)
+		return nil, flat.WithHint("start with the program that wrote it, or once with `isle server --default-policy`")
+	}
+	a.put(set, epoch)
+	return a, nil
+}
+
+func plain(docs []Stored) []policy.Document {
+	out := make([]policy.Document, len(docs))
+	for i, d := range docs {
+		out[i] = d.Document
+	}
+	return out
+}
+
+// put puts a set in force and wakes who waits on the one before.
+func (a *Authority) put(set *policy.Set, epoch uint64) {
+	old := a.state.Swap(&State{Epoch: epoch, Set: set, over: make(chan struct{})})
+	if old != nil {
+		close(old.over)
+	}
+}
+
+// reset writes the default document and empties the others.
+func (a *Authority) reset(ctx context.Context, epoch uint64) error {
+	actor := isle.Actor{Kind: isle.System, Name: "first-start"}
+	if a.cfg.Reset && epoch > 0 {
+		actor.Name = "default-policy"
+	}
+	docs := slices.DeleteFunc(slices.Clone(a.docs), func(d Stored) bool { return d.Name == policy.DefaultDocument })
+	for i := range docs {
+		docs[i].Body = empty(docs[i].Format)
+	}
+	docs = append(docs, Stored{Document: policy.Document{Name: policy.DefaultDocument, Format: policy.YAML, Body: []byte(policy.Default)}})
+	set, err := policy.Compile(plain(docs)...)
+	if err != nil {
+		return err
+	}
+	for _, d := range docs {
+		epoch++
+		if err := a.write(ctx, actor, d.Document, epoch, "the default policy"); err != nil {
+			return err
+		}
+	}
+	a.put(set, epoch)
+	return nil
+}
+
+func empty(format string) []byte {
+	if format == policy.Cedar {
+		return []byte("\n")
+	}
+	return []byte("{}\n")
+}
+
+// write makes a version durable. mu is held, or nobody else has a yet.
+func (a *Authority) write(ctx context.Context, actor isle.Actor, d policy.Document, epoch uint64, summary string) error {
+	i := slices.IndexFunc(a.docs, func(o Stored) bool { return o.Name == d.Name })
+	d.Version = 1
+	if i >= 0 {
+		d.Version = a.docs[i].Version + 1
+	}
+	e := audit.NewEvent(actor, isle.ActionPolicyApply, resource, isle.Allow, summary).
+		With("document", d.Name).With("version", strconv.Itoa(d.Version)).With("digest", string(isle.DigestOf(d.Body)))
+	stored := Stored{Document: d, Entry: e}
+	if err := a.cfg.Store.PutPolicy(ctx, stored, epoch); err != nil {
+		return err
+	}
+	if i >= 0 {
+		a.docs[i] = stored
+	} else {
+		a.docs = append(a.docs, stored)
+	}
+	return nil
+}
+
+// resource is the policy as a resource.
+var resource = isle.Resource{Kind: "policy", Name: "policy"}
+
+// State is the policy in force.
+func (a *Authority) State() *State { return a.state.Load() }
+
+// Decide answers a query by the policy in force; its time is now.
+func (a *Authority) Decide(q policy.Query) policy.Answer {
+	q.Now = a.cfg.Now()
+	return a.State().Set.Decide(q)
+}
+
+// A Request asks for a change.
+type Request struct {
+	Document policy.Document // Version counts for nothing
+	DryRun   bool
+	// Confirmations is how often somebody said that the change is meant
+	// although it locks everyone out.
+	Confirmations int
+}
+
+// lockOutConfirmations is how often a lock-out has to be confirmed.
+const lockOutConfirmations = 2
+
+// A Result is what a change comes to.
+type Result struct {
+	Changed  bool // false: the document is as it was
+	Version  int
+	Epoch    uint64
+	Changes  []policy.Change
+	Warnings []string
+	LocksOut bool // nobody could change the policy any more
+}
+
+// Apply replaces one document. It fails with Invalid, naming the place, where
+// the policy would not compile; with Refused where it would lock everyone out
+// and was not confirmed twice.
+func (a *Authority) Apply(ctx context.Context, actor isle.Actor, req Request) (Result, error) {
+	d := req.Document
+	if !isle.ValidName(d.Name) {
+		return Result{}, isle.Errorf(isle.Invalid, "%q is no name for a document: want lower-case letters, digits and dashes, at most 40, beginning with a letter", d.Name)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	state := a.State()
+	docs := plain(a.docs)
+	i := slices.IndexFunc(docs, func(o policy.Document) bool { return o.Name == d.Name })
+	switch {
+	case i < 0:
+		docs = append(docs, d)
+	case docs[i].Format != d.Format && len(strings.TrimSpace(string(docs[i].Body))) > 2:
+		return Result{}, isle.Errorf(isle.Conflict, "the document %s is %s, not %s", d.Name, docs[i].Format, d.Format).WithHint("choose another name with --document")
+	case string(docs[i].Body) == string(d.Body):
+		return Result{Version: docs[i].Version, Epoch: state.Epoch}, nil
+	default:
+		docs[i] = d
+	}
+	set, err := policy.Compile(docs...)
+	if err != nil {
+		return Result{}, err
+	}
+	now := a.cfg.Now()
+	r := Result{Changed: true, Epoch: state.Epoch, Changes: state.Set.Diff(set, now), LocksOut: len(set.Keepers(now)) == 0}
+	if keep := set.Keepers(now); !r.LocksOut && !slices.Contains(keep, actor.String()) && slices.Contains(state.Set.Keepers(now), actor.String()) {
+		r.Warnings = append(r.Warnings, "you, "+actor.String()+", could not change the policy any more; these could: "+strings.Join(keep, ", "))
+	}
+	if r.LocksOut {
+		r.Warnings = append(r.Warnings, "nobody could change the policy any more: nobody who is named would have policy:apply")
+	}
+	if req.DryRun {
+		return r, nil
+	}
+	if r.LocksOut && req.Confirmations < lockOutConfirmations {
+		return r, isle.Errorf(isle.Refused, "this policy would lock everyone out: nobody who is named would have policy:apply").
+			WithHint("keep a binding such as {role: admin, subjects: [human:root]}; if it is meant, say so twice: --lock-out --lock-out")
+	}
+	var lines []string
+	for _, c := range r.Changes {
+		lines = append(lines, c.String())
+	}
+	if err := a.write(ctx, actor, d, state.Epoch+1, strings.Join(lines, "; ")); err != nil {
+		return r, err
+	}
+	r.Epoch = state.Epoch + 1
+	for _, o := range a.docs {
+		if o.Name == d.Name {
+			r.Version = o.Version
+		}
+	}
+	a.put(set, r.Epoch)
+	a.cfg.Log.Info("policy changed", "epoch", r.Epoch, "document", d.Name, "by", actor, "now", set.Summary())
+	return r, nil
+}
