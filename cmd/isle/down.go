@@ -6,6 +6,7 @@ import (
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 
+	"isle"
 	"isle/internal/api"
 	islev1 "isle/internal/api/isle/v1"
 )
@@ -33,12 +34,55 @@ func newDown(a *app) *cobra.Command {
 			}
 			p := a.newProgress()
 			defer p.close()
-			return down(cmd.Context(), c, p, &islev1.DownRequest{Environments: given, All: all, Volumes: volumes})
+			if all {
+				if given, err = everyEnvironment(cmd.Context(), c); err != nil {
+					return err
+				}
+			}
+			var first error
+			for _, names := range byStage(given) {
+				if err := down(cmd.Context(), c, p, &islev1.DownRequest{Environments: names, Volumes: volumes}); err != nil && first == nil {
+					first = err
+				}
+			}
+			return first
 		},
 	}
 	cmd.Flags().BoolVar(&all, "all", false, "every environment")
 	cmd.Flags().BoolVar(&volumes, "volumes", false, "delete volumes too")
 	return cmd
+}
+
+// everyEnvironment is the names of those that may be seen.
+func everyEnvironment(ctx context.Context, c *api.Client) (names []string, err error) {
+	res, err := c.Environments.List(ctx, connect.NewRequest(&islev1.ListRequest{}))
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range res.Msg.GetEnvironments() {
+		names = append(names, refText(e))
+	}
+	return names, nil
+}
+
+// byStage puts the names of each stage together: a call is a session, and that
+// is in one stage.
+func byStage(names []string) (out [][]string) {
+	place := map[string]int{}
+	for _, n := range names {
+		ref, err := isle.ParseRef(n)
+		if err != nil {
+			continue // it was looked at before
+		}
+		i, ok := place[ref.Stage]
+		if !ok {
+			i = len(out)
+			place[ref.Stage] = i
+			out = append(out, nil)
+		}
+		out[i] = append(out[i], n)
+	}
+	return out
 }
 
 // down tears down and shows it.

@@ -56,6 +56,8 @@ that is installed now, without refusing a connection.`,
 	f.StringVar(&cfg.Init, "init", "", "path of isle-init (default: beside this program)")
 	f.StringVar(&cfg.Cgroup, "cgroup", "", "control group to make environments' below (default: one named for the state folder)")
 	f.StringVar(&cfg.Log, "log", "", "file to log to, rotated (default: standard error)")
+	f.StringVar(&cfg.Group, "group", "", "group whose members may connect (default: isle, if there is one)")
+	f.BoolVar(&cfg.DefaultPolicy, "default-policy", false, "replace the policy by the default one: the way back in for who is locked out")
 	f.StringVar(&level, "log-level", slog.LevelInfo.String(), "least level to log: debug, info, warn or error")
 	cmd.AddCommand(newServerStop(a), newServerReload(a))
 	return cmd

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"os/user"
+	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -13,38 +14,79 @@ import (
 
 type actorKey struct{}
 
-// WithActor returns a context that carries who acts.
-func WithActor(ctx context.Context, a isle.Actor) context.Context {
-	return context.WithValue(ctx, actorKey{}, a)
+// A caller is who is at the other end of a connection.
+type caller struct {
+	actor  isle.Actor
+	groups []string // of the operating system
+	member bool     // may speak to the server at all
+}
+
+// WithActor returns a context that carries who acts, and the groups of the
+// operating system that they are in.
+func WithActor(ctx context.Context, a isle.Actor, groups ...string) context.Context {
+	return context.WithValue(ctx, actorKey{}, caller{a, groups, true})
 }
 
 // ActorFrom returns who acts; ok is false if nobody was proven.
 func ActorFrom(ctx context.Context) (a isle.Actor, ok bool) {
-	a, ok = ctx.Value(actorKey{}).(isle.Actor)
-	return a, ok
+	c, ok := callerFrom(ctx)
+	return c.actor, ok
 }
 
-// ConnContext is an http.Server.ConnContext: it asks the kernel who is at the
-// other end of a unix socket (SO_PEERCRED, unix(7)) and puts that actor into
-// the context of every call on the connection. What the kernel does not vouch
-// for has no actor, and is refused by the guard.
-func ConnContext(ctx context.Context, conn net.Conn) context.Context {
-	uc, ok := conn.(*net.UnixConn)
-	if !ok {
-		return ctx
+func callerFrom(ctx context.Context) (c caller, ok bool) {
+	c, ok = ctx.Value(actorKey{}).(caller)
+	return c, ok
+}
+
+// ConnContext returns an http.Server.ConnContext: it asks the kernel who is at
+// the other end of a unix socket (SO_PEERCRED, unix(7)) and puts that actor into
+// the context of every call on the connection. Root and members of the group
+// may speak to the server. What the kernel does not vouch for has no actor, and
+// is refused by the guard.
+func ConnContext(group string) func(ctx context.Context, conn net.Conn) context.Context {
+	return func(ctx context.Context, conn net.Conn) context.Context {
+		uc, ok := conn.(*net.UnixConn)
+		if !ok {
+			return ctx
+		}
+		raw, err := uc.SyscallConn()
+		if err != nil {
+			return ctx
+		}
+		var cred *unix.Ucred
+		var credErr error
+		if err := raw.Control(func(fd uintptr) {
+			cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+		}); err != nil || credErr != nil {
+			return ctx
+		}
+		c := caller{actor: isle.Actor{Kind: isle.Human, Name: userName(cred.Uid)}}
+		c.groups = GroupsOf(c.actor.Name)
+		if g, err := user.LookupGroupId(strconv.FormatUint(uint64(cred.Gid), 10)); err == nil && !slices.Contains(c.groups, g.Name) {
+			c.groups = append(c.groups, g.Name)
+		}
+		c.member = cred.Uid == 0 || group != "" && slices.Contains(c.groups, group)
+		return context.WithValue(ctx, actorKey{}, c)
 	}
-	raw, err := uc.SyscallConn()
+}
+
+// GroupsOf are the groups of a user by the machine's files (passwd(5),
+// group(5)); none of a user who is unknown.
+func GroupsOf(name string) (groups []string) {
+	u, err := user.Lookup(name)
 	if err != nil {
-		return ctx
+		return nil
 	}
-	var cred *unix.Ucred
-	var credErr error
-	if err := raw.Control(func(fd uintptr) {
-		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	}); err != nil || credErr != nil {
-		return ctx
+	ids, err := u.GroupIds()
+	if err != nil {
+		return nil
 	}
-	return WithActor(ctx, isle.Actor{Kind: isle.Human, Name: userName(cred.Uid)})
+	for _, id := range ids {
+		if g, err := user.LookupGroupId(id); err == nil {
+			groups = append(groups, g.Name)
+		}
+	}
+	return groups
 }
 
 // userName is the operating system's name of a uid, "root" for 0 whatever the
@@ -60,18 +102,13 @@ func userName(uid uint32) string {
 	return "uid:" + id
 }
 
-// Root is the name of the only actor that may do anything until there are
-// roles.
+// Root is the name of whoever is uid 0.
 const Root = "root"
 
-// RootOnly is an Authorize that allows root everything and everybody else
-// nothing. It holds until there are roles.
-func RootOnly(_ context.Context, a isle.Actor, _ isle.Action, _ isle.Resource) (isle.Decision, string, error) {
-	if a.Kind == isle.Human && a.Name == Root {
-		return isle.Allow, "root may do everything", nil
-	}
-	return isle.Deny, OnlyRoot, nil
-}
+// Group is the operating system's group whose members may speak to the server.
+const Group = "isle"
 
-// OnlyRoot is what everybody who is not root is told.
-const OnlyRoot = "only root may speak to this server until there are roles"
+// OnlyMembers is what everybody else is told.
+const OnlyMembers = "only root and members of the group " + Group + " may speak to this server"
+
+const becomeMember = "run the command as root, for example with sudo, or have root add you with `usermod -aG " + Group + " NAME` and log in again"

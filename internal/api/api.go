@@ -127,15 +127,18 @@ type Config struct {
 	Blobs        Blobs
 	Audit        Audit
 	Host         Host
-	Authorize    Authorize // RootOnly until there are roles
-	Mirror       string    // of requests that name none; "" is the machine's
+	Policy       Policy
+	Mirror       string // of requests that name none; "" is the machine's
 	Log          *slog.Logger
+
+	guard *guard // made by New
 }
 
 // New returns the handler of all services. The http.Server it is given to uses
 // ConnContext, and speaks HTTP/2 without TLS for the bidirectional streams.
 func New(cfg Config) http.Handler {
-	g := &guard{authorize: cfg.Authorize, log: cfg.Audit, slog: cfg.Log, rules: rules()}
+	g := &guard{policy: cfg.Policy, log: cfg.Audit, slog: cfg.Log, rules: cfg.rules()}
+	cfg.guard = g
 	options := []connect.HandlerOption{
 		connect.WithInterceptors(g),
 		connect.WithReadMaxBytes(maxMessage),
@@ -148,6 +151,7 @@ func New(cfg Config) http.Handler {
 	mux.Handle(islev1connect.NewEnvironmentServiceHandler(&environments{cfg}, options...))
 	mux.Handle(islev1connect.NewBuildServiceHandler(&images{cfg}, options...))
 	mux.Handle(islev1connect.NewServerServiceHandler(&host{cfg}, options...))
+	mux.Handle(islev1connect.NewPolicyServiceHandler(&policies{cfg}, options...))
 	return impatient(mux)
 }
 
@@ -155,6 +159,12 @@ func New(cfg Config) http.Handler {
 func actorOf(ctx context.Context) isle.Actor {
 	a, _ := ActorFrom(ctx)
 	return a
+}
+
+// allowed asks about what a handler has found out to do beyond its call's rule.
+func (cfg Config) allowed(ctx context.Context, asks ...ask) error {
+	who, _ := callerFrom(ctx)
+	return cfg.guard.may(ctx, who, queriesOf(who, asks...), "")
 }
 
 // recorded does something between its intent and its outcome in the audit log.

@@ -23,6 +23,7 @@ type Client struct {
 	Environments islev1connect.EnvironmentServiceClient
 	Images       islev1connect.BuildServiceClient
 	Server       islev1connect.ServerServiceClient
+	Policy       islev1connect.PolicyServiceClient
 
 	address   string
 	transport *http.Transport
@@ -52,6 +53,7 @@ func NewClient(address string) *Client {
 	c.Environments = islev1connect.NewEnvironmentServiceClient(client, base, options...)
 	c.Images = islev1connect.NewBuildServiceClient(client, base, options...)
 	c.Server = islev1connect.NewServerServiceClient(client, base, options...)
+	c.Policy = islev1connect.NewPolicyServiceClient(client, base, options...)
 	return c
 }
 
@@ -77,7 +79,7 @@ func (c *Client) Answers(ctx context.Context) error {
 func dialError(address string, err error) error {
 	switch {
 	case errors.Is(err, os.ErrPermission):
-		return isle.Errorf(isle.Refused, "%s", OnlyRoot).WithHint("run the command as root, for example with sudo")
+		return isle.Errorf(isle.Refused, "%s", OnlyMembers).WithHint(becomeMember)
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.ECONNREFUSED):
 		return isle.Errorf(isle.NotFound, "no server answers at %s", address).WithHint("start one with `isle server`, or see `isle doctor`")
 	default:

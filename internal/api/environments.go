@@ -18,8 +18,12 @@ func (s *environments) List(ctx context.Context, _ *connect.Request[islev1.ListR
 		return nil, err
 	}
 	res := &islev1.ListResponse{}
+	who, _ := callerFrom(ctx)
 	for _, e := range list {
-		res.Environments = append(res.Environments, environmentMessage(e))
+		q := queriesOf(who, ask{isle.ActionEnvironmentRead, isle.Resource{Kind: "environment", Name: e.Ref.Name, Stage: e.Ref.Stage}, e.Project})
+		if s.Policy.Decide(q[0]).Allowed() {
+			res.Environments = append(res.Environments, environmentMessage(e))
+		}
 	}
 	return connect.NewResponse(res), nil
 }

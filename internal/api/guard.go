@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -12,103 +13,158 @@ import (
 	islev1 "isle/internal/api/isle/v1"
 	"isle/internal/api/isle/v1/islev1connect"
 	"isle/internal/audit"
+	"isle/internal/authority"
+	"isle/internal/policy"
 	"isle/internal/spec"
 )
 
-// Authorize answers whether an actor may do an action to a resource, and names
-// the rule that decided.
-type Authorize func(ctx context.Context, a isle.Actor, action isle.Action, r isle.Resource) (d isle.Decision, rule string, err error)
+// Policy is the policy in force; *authority.Authority implements it.
+type Policy interface {
+	// Decide answers a query by the policy in force, for now.
+	Decide(q policy.Query) policy.Answer
+	// State is the policy in force. Its Over says when another one is.
+	State() *authority.State
+	Apply(ctx context.Context, actor isle.Actor, req authority.Request) (authority.Result, error)
+}
+
+// An ask is one thing that a call does to one resource.
+type ask struct {
+	action   isle.Action
+	resource isle.Resource
+	project  string // of the resource, where it has one
+}
 
 // A rule says what a procedure does and to what, from its first message.
-type rule struct {
-	action    isle.Action
-	resources func(msg any) []isle.Resource
-}
+type rule func(ctx context.Context, msg any) []ask
 
 // rules has one entry for each procedure. A procedure without one is refused,
 // so a new call cannot be served before it is said what it does.
-func rules() map[string]rule {
-	server := func(any) []isle.Resource { return []isle.Resource{{Kind: "server", Name: "server"}} }
-	images := func(any) []isle.Resource { return []isle.Resource{{Kind: "image", Name: "*"}} }
-	all := func(any) []isle.Resource { return []isle.Resource{{Kind: "environment", Name: "*"}} }
-	source := func(msg any) []isle.Resource {
-		m := msg.(interface{ GetSource() *islev1.Source })
-		return []isle.Resource{{Kind: "image", Name: projectOf(m.GetSource())}}
+func (cfg Config) rules() map[string]rule {
+	always := func(action isle.Action, kind, name string) rule {
+		return func(context.Context, any) []ask { return []ask{{action, isle.Resource{Kind: kind, Name: name}, ""}} }
 	}
-	named := func(msg any) []isle.Resource {
-		return []isle.Resource{environmentResource(msg.(interface{ GetEnvironment() string }).GetEnvironment())}
+	server := func(action isle.Action) rule { return always(action, "server", "server") }
+	images := func(action isle.Action) rule { return always(action, "image", "*") }
+	source := func(action isle.Action) rule {
+		return func(_ context.Context, msg any) []ask {
+			project := projectOf(msg.(interface{ GetSource() *islev1.Source }).GetSource())
+			return []ask{{action, isle.Resource{Kind: "image", Name: project}, project}}
+		}
 	}
+	in := func(action isle.Action, of func(msg any) string) rule {
+		return func(ctx context.Context, msg any) []ask { return []ask{cfg.onEnvironment(ctx, action, of(msg))} }
+	}
+	named := func(msg any) string { return msg.(interface{ GetEnvironment() string }).GetEnvironment() }
 	return map[string]rule{
-		islev1connect.EnvironmentServiceUpProcedure: {isle.ActionEnvironmentLaunch, func(msg any) []isle.Resource {
-			m := msg.(*islev1.UpRequest)
-			name, stage := m.GetName(), m.GetStage()
-			if name == "" {
-				name = projectOf(m.GetSource())
-			}
-			if stage == "" {
-				stage = isle.DefaultStage
-			}
-			return []isle.Resource{{Kind: "environment", Name: name, Stage: stage}}
-		}},
-		islev1connect.EnvironmentServiceDownProcedure: {isle.ActionEnvironmentDown, func(msg any) []isle.Resource {
-			m := msg.(*islev1.DownRequest)
-			if m.GetAll() {
-				return all(msg)
-			}
-			var rs []isle.Resource
-			for _, e := range m.GetEnvironments() {
-				rs = append(rs, environmentResource(e))
-			}
-			if rs == nil { // nothing named: still somebody asked
-				return all(msg)
-			}
-			return rs
-		}},
-		islev1connect.EnvironmentServiceListProcedure:   {isle.ActionEnvironmentList, all},
-		islev1connect.EnvironmentServiceGetProcedure:    {isle.ActionEnvironmentRead, named},
-		islev1connect.EnvironmentServiceExtendProcedure: {isle.ActionEnvironmentExtend, named},
-		islev1connect.EnvironmentServiceExecProcedure: {isle.ActionEnvironmentExec, func(msg any) []isle.Resource {
-			return named(msg.(*islev1.ExecInput).GetStart())
-		}},
-		islev1connect.EnvironmentServiceLogsProcedure: {isle.ActionEnvironmentLogs, named},
-		islev1connect.EnvironmentServiceCopyInProcedure: {isle.ActionEnvironmentCopy, func(msg any) []isle.Resource {
-			return named(msg.(*islev1.CopyInRequest).GetStart())
-		}},
-		islev1connect.EnvironmentServiceCopyOutProcedure: {isle.ActionEnvironmentCopy, named},
-		islev1connect.EnvironmentServiceDiffProcedure:    {isle.ActionEnvironmentDiff, named},
-		islev1connect.EnvironmentServicePortForwardProcedure: {isle.ActionEnvironmentPort, func(msg any) []isle.Resource {
-			return named(msg.(*islev1.PortInput).GetStart())
-		}},
-		islev1connect.EnvironmentServiceDoorsProcedure: {isle.ActionEnvironmentRead, named},
+		islev1connect.EnvironmentServiceUpProcedure:      cfg.asksOfUp,
+		islev1connect.EnvironmentServiceDownProcedure:    cfg.asksOfDown,
+		islev1connect.EnvironmentServiceListProcedure:    server(isle.ActionEnvironmentList),
+		islev1connect.EnvironmentServiceGetProcedure:     in(isle.ActionEnvironmentRead, named),
+		islev1connect.EnvironmentServiceExtendProcedure:  in(isle.ActionEnvironmentExtend, named),
+		islev1connect.EnvironmentServiceLogsProcedure:    in(isle.ActionEnvironmentLogs, named),
+		islev1connect.EnvironmentServiceCopyOutProcedure: in(isle.ActionEnvironmentCopy, named),
+		islev1connect.EnvironmentServiceDiffProcedure:    in(isle.ActionEnvironmentDiff, named),
+		islev1connect.EnvironmentServiceDoorsProcedure:   in(isle.ActionEnvironmentRead, named),
+		islev1connect.EnvironmentServiceExecProcedure: in(isle.ActionEnvironmentExec, func(msg any) string {
+			return msg.(*islev1.ExecInput).GetStart().GetEnvironment()
+		}),
+		islev1connect.EnvironmentServiceCopyInProcedure: in(isle.ActionEnvironmentCopy, func(msg any) string {
+			return msg.(*islev1.CopyInRequest).GetStart().GetEnvironment()
+		}),
+		islev1connect.EnvironmentServicePortForwardProcedure: in(isle.ActionEnvironmentPort, func(msg any) string {
+			return msg.(*islev1.PortInput).GetStart().GetEnvironment()
+		}),
 
-		islev1connect.BuildServiceLockProcedure:    {isle.ActionImageLock, source},
-		islev1connect.BuildServiceBuildProcedure:   {isle.ActionImageBuild, source},
-		islev1connect.BuildServiceMissingProcedure: {isle.ActionImageRead, images},
-		islev1connect.BuildServicePutProcedure:     {isle.ActionImageImport, images},
-		islev1connect.BuildServiceExportProcedure:  {isle.ActionImageExport, images},
-		islev1connect.BuildServiceImportProcedure:  {isle.ActionImageImport, images},
+		islev1connect.BuildServiceLockProcedure:    source(isle.ActionImageLock),
+		islev1connect.BuildServiceBuildProcedure:   source(isle.ActionImageBuild),
+		islev1connect.BuildServiceMissingProcedure: images(isle.ActionImageRead),
+		islev1connect.BuildServicePutProcedure:     images(isle.ActionImageImport),
+		islev1connect.BuildServiceExportProcedure:  images(isle.ActionImageExport),
+		islev1connect.BuildServiceImportProcedure:  images(isle.ActionImageImport),
 
-		islev1connect.ServerServiceInfoProcedure:    {isle.ActionServerRead, server},
-		islev1connect.ServerServiceDoctorProcedure:  {isle.ActionServerRead, server},
-		islev1connect.ServerServiceCollectProcedure: {isle.ActionServerCollect, server},
-		islev1connect.ServerServiceAuditProcedure: {isle.ActionAuditRead, func(any) []isle.Resource {
-			return []isle.Resource{{Kind: "audit", Name: "log"}}
-		}},
-		islev1connect.ServerServiceStopProcedure: {isle.ActionServerStop, server},
+		islev1connect.ServerServiceInfoProcedure:    server(isle.ActionServerRead),
+		islev1connect.ServerServiceDoctorProcedure:  server(isle.ActionServerRead),
+		islev1connect.ServerServiceCollectProcedure: server(isle.ActionServerCollect),
+		islev1connect.ServerServiceAuditProcedure:   always(isle.ActionAuditRead, "audit", "log"),
+		islev1connect.ServerServiceStopProcedure:    server(isle.ActionServerStop),
+
+		islev1connect.PolicyServiceShowProcedure:    always(isle.ActionPolicyRead, "policy", "policy"),
+		islev1connect.PolicyServiceExplainProcedure: always(isle.ActionPolicyRead, "policy", "policy"),
+		islev1connect.PolicyServiceRolesProcedure:   always(isle.ActionPolicyRead, "policy", "policy"),
+		islev1connect.PolicyServiceApplyProcedure: func(_ context.Context, msg any) []ask {
+			action := isle.ActionPolicyApply
+			if msg.(*islev1.ApplyRequest).GetDryRun() {
+				action = isle.ActionPolicyRead
+			}
+			return []ask{{action, isle.Resource{Kind: "policy", Name: "policy"}, ""}}
+		},
 	}
 }
 
-// environmentResource names NAME[@STAGE] as it was asked for; a reference that
-// cannot be read is refused or found wrong later, under the name given.
-func environmentResource(s string) isle.Resource {
-	ref, err := isle.ParseRef(s)
-	if err != nil {
-		if len(s) > 100 {
-			s = s[:100]
+// asksOfUp is the launch of the environment that is meant: a derived name is
+// settled first, as the handler does.
+func (cfg Config) asksOfUp(ctx context.Context, msg any) []ask {
+	m := msg.(*islev1.UpRequest)
+	project := projectOf(m.GetSource())
+	ref, err := (&environments{cfg}).refOf(ctx, m, project)
+	if err != nil { // found wrong by the handler, under the name given
+		ref = isle.Ref{Name: m.GetName(), Stage: m.GetStage()}
+		if ref.Stage == "" {
+			ref.Stage = isle.DefaultStage
 		}
-		return isle.Resource{Kind: "environment", Name: s}
 	}
-	return isle.Resource{Kind: "environment", Name: ref.Name, Stage: ref.Stage}
+	return []ask{launchOf(ref, project)}
+}
+
+func launchOf(ref isle.Ref, project string) ask {
+	return ask{isle.ActionEnvironmentLaunch, isle.Resource{Kind: "environment", Name: ref.Name, Stage: ref.Stage}, project}
+}
+
+// asksOfDown is the teardown of each environment, and of its data where that is
+// to go too.
+func (cfg Config) asksOfDown(ctx context.Context, msg any) (out []ask) {
+	m := msg.(*islev1.DownRequest)
+	names := m.GetEnvironments()
+	if m.GetAll() {
+		list, err := cfg.Environments.List(ctx)
+		if err != nil {
+			return []ask{{isle.ActionEnvironmentDown, isle.Resource{Kind: "environment", Name: "*"}, ""}}
+		}
+		for _, e := range list {
+			names = append(names, e.Ref.String())
+		}
+	}
+	for _, name := range names {
+		out = append(out, cfg.asksToEnd(ctx, name, m.GetVolumes())...)
+	}
+	if out == nil { // nothing is there, or named: still somebody asked
+		out = []ask{{isle.ActionEnvironmentList, isle.Resource{Kind: "server", Name: "server"}, ""}}
+	}
+	return out
+}
+
+func (cfg Config) asksToEnd(ctx context.Context, name string, volumes bool) []ask {
+	a := cfg.onEnvironment(ctx, isle.ActionEnvironmentDown, name)
+	if !volumes {
+		return []ask{a}
+	}
+	v := a
+	v.action, v.resource.Kind = isle.ActionVolumeDelete, "volume"
+	return []ask{a, v}
+}
+
+// onEnvironment is an action on NAME[@STAGE]. A reference that cannot be read is
+// refused, or found wrong later, under the name given.
+func (cfg Config) onEnvironment(ctx context.Context, action isle.Action, name string) ask {
+	ref, err := isle.ParseRef(name)
+	if err != nil {
+		return ask{action, isle.Resource{Kind: "environment", Name: name[:min(len(name), 100)], Stage: isle.DefaultStage}, ""}
+	}
+	a := ask{action, isle.Resource{Kind: "environment", Name: ref.Name, Stage: ref.Stage}, ""}
+	if e, err := cfg.Environments.Get(ctx, ref); err == nil {
+		a.project = e.Project
+	}
+	return a
 }
 
 // projectOf is the project that a source is of, "?" where it cannot be read.
@@ -121,13 +177,13 @@ func projectOf(s *islev1.Source) string {
 }
 
 // A guard is the interceptor that every call passes: it gives errors their
-// form on the wire, sets the deadline of unary calls, and lets nothing through
-// that was not authorized.
+// form on the wire, sets the deadline of unary calls, lets nothing through that
+// was not authorized, and ends what is no longer.
 type guard struct {
-	authorize Authorize
-	log       Log
-	slog      *slog.Logger
-	rules     map[string]rule
+	policy Policy
+	log    Log
+	slog   *slog.Logger
+	rules  map[string]rule
 }
 
 // Log is where audit entries go.
@@ -140,46 +196,119 @@ type Log interface {
 // store, hence minutes.
 const unaryTimeout = 5 * time.Minute
 
-// check asks whether the call may go on.
-func (g *guard) check(ctx context.Context, procedure string, msg any) error {
-	actor, ok := ActorFrom(ctx)
+// check asks whether the call may go on. It returns what was asked, for calls
+// that last longer than the answer.
+func (g *guard) check(ctx context.Context, procedure string, msg any) ([]policy.Query, error) {
+	who, ok := callerFrom(ctx)
 	if !ok {
-		return isle.Errorf(isle.Refused, "nobody is known at the other end of this connection").WithHint("use the server's unix socket")
+		return nil, isle.Errorf(isle.Refused, "nobody is known at the other end of this connection").WithHint("use the server's unix socket")
 	}
 	r, ok := g.rules[procedure]
 	if !ok {
-		return isle.Errorf(isle.Refused, "%s has no rule that says what it does", procedure)
+		return nil, isle.Errorf(isle.Refused, "%s has no rule that says what it does", procedure)
 	}
-	for _, res := range r.resources(msg) {
-		decision, name, err := g.authorize(ctx, actor, r.action, res)
-		if err != nil {
-			return isle.Errorf(isle.Internal, "cannot decide whether %s may %s %s: %w", actor, r.action, res, err)
+	queries := queriesOf(who, r(ctx, msg)...)
+	return queries, g.may(ctx, who, queries, "")
+}
+
+// queriesOf are the questions of one call. Its session is in the stage of the
+// first resource that has one.
+func queriesOf(who caller, asks ...ask) []policy.Query {
+	stage := ""
+	for _, a := range asks {
+		if stage == "" {
+			stage = a.resource.Stage
 		}
-		if decision == isle.Allow {
-			continue
+	}
+	out := make([]policy.Query, len(asks))
+	for i, a := range asks {
+		out[i] = policy.Query{Actor: who.actor, Groups: who.groups, Stage: stage, Action: a.action, Resource: a.resource, Project: a.project}
+	}
+	return out
+}
+
+// may asks all of the queries, and refuses at the first that is not allowed.
+// doing says what is cut short by that, "" if nothing.
+func (g *guard) may(ctx context.Context, who caller, queries []policy.Query, doing string) error {
+	for _, q := range queries {
+		a := policy.Answer{Decision: isle.Deny, Rule: strangers, Final: true}
+		if who.member {
+			if a = g.policy.Decide(q); a.Allowed() {
+				continue
+			}
 		}
-		entry := audit.Entry{
-			Version: audit.Version, ID: isle.NewID(), Kind: audit.Event, Actor: actor, Action: r.action, Resource: res,
-			Decision: decision, Rule: name, Result: string(isle.Refused),
-		}
-		if res.Kind == "environment" && res.Stage != "" {
-			entry.Environment = res.Name + "@" + res.Stage
-		}
-		if err := g.log.Append(ctx, entry); err != nil {
-			g.slog.Error("a refusal could not be recorded", "actor", actor, "action", r.action, "resource", res, "err", err)
-		}
-		if name == OnlyRoot {
-			return isle.Errorf(isle.Refused, "%s; you are %s", OnlyRoot, actor.Name).WithHint("run the command as root, for example with sudo")
-		}
-		return isle.Errorf(isle.Refused, "%s may not %s %s: %s", actor, r.action, res, name).WithHint("ask whoever owns the policy")
+		return g.refuse(ctx, q, a, doing)
 	}
 	return nil
 }
 
+// strangers is the rule that keeps out who may not speak to the server at all.
+const strangers = "built in: members only"
+
+// refuse records a refusal and says it.
+func (g *guard) refuse(ctx context.Context, q policy.Query, a policy.Answer, doing string) error {
+	e := audit.NewEvent(q.Actor, q.Action, q.Resource, a.Decision, doing)
+	e.Rule = a.Rule
+	if q.Resource.Kind == "environment" && q.Resource.Stage != "" {
+		e.Environment = q.Resource.Name + "@" + q.Resource.Stage
+	}
+	if err := g.log.Append(context.WithoutCancel(ctx), e); err != nil {
+		g.slog.Error("a refusal could not be recorded", "actor", q.Actor, "action", q.Action, "resource", q.Resource, "err", err)
+	}
+	if a.Rule == strangers {
+		return isle.Errorf(isle.Refused, "%s; you are %s", OnlyMembers, q.Actor.Name).WithHint(becomeMember)
+	}
+	text := q.Actor.String() + " may not " + string(q.Action) + " " + q.Resource.String()
+	if doing != "" {
+		text = doing + ": " + text + " any more"
+	}
+	err := isle.Errorf(isle.Refused, "%s: %s", text, a.Rule)
+	switch {
+	case a.Message != "":
+		return err.WithHint("%s", a.Message)
+	case a.Final:
+		return err.WithHint("no role lifts this; see `isle policy explain %s %s %s`", q.Actor, q.Action, q.Resource)
+	}
+	q.Now = time.Now()
+	if grant := g.policy.State().Set.Grant(q); grant != "" {
+		return err.WithHint("ask whoever keeps the policy for the binding %s", grant)
+	}
+	return err.WithHint("ask whoever keeps the policy; see `isle policy explain %s %s %s`", q.Actor, q.Action, q.Resource)
+}
+
+// watch asks again whenever the policy changes or a grant ends, until ctx does,
+// and cancels a call that is allowed no longer.
+func (g *guard) watch(ctx context.Context, who caller, queries []policy.Query, cancel context.CancelCauseFunc) {
+	for {
+		state := g.policy.State()
+		if err := g.may(ctx, who, queries, "ended by a change of policy"); err != nil {
+			cancel(revoked{err})
+			return
+		}
+		var expires <-chan time.Time
+		if next := state.Set.NextExpiry(time.Now()); !next.IsZero() {
+			t := time.NewTimer(time.Until(next))
+			defer t.Stop()
+			expires = t.C
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-state.Over():
+		case <-expires:
+		}
+	}
+}
+
+// revoked is why a call was cut short.
+type revoked struct{ error }
+
+func (r revoked) Unwrap() error { return r.error }
+
 // WrapUnary implements connect.Interceptor.
 func (g *guard) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
-		if err := g.check(ctx, req.Spec().Procedure, req.Any()); err != nil {
+		if _, err := g.check(ctx, req.Spec().Procedure, req.Any()); err != nil {
 			return nil, toWire(err)
 		}
 		ctx, cancel := context.WithTimeout(ctx, unaryTimeout)
@@ -201,7 +330,12 @@ func (g *guard) WrapStreamingClient(next connect.StreamingClientFunc) connect.St
 // WrapStreamingHandler implements connect.Interceptor.
 func (g *guard) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
 	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
-		err := next(ctx, &guardedConn{StreamingHandlerConn: conn, ctx: ctx, guard: g})
+		ctx, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil) // ends the watch
+		err := next(ctx, &guardedConn{StreamingHandlerConn: conn, ctx: ctx, cancel: cancel, guard: g})
+		if r, ok := errors.AsType[revoked](context.Cause(ctx)); ok {
+			err = r.error
+		}
 		if err != nil {
 			g.note(conn.Spec().Procedure, err)
 		}
@@ -220,8 +354,9 @@ func (g *guard) note(procedure string, err error) {
 // and sends nothing before that.
 type guardedConn struct {
 	connect.StreamingHandlerConn
-	ctx   context.Context // of the call, which the connection belongs to
-	guard *guard
+	ctx    context.Context // of the call, which the connection belongs to
+	cancel context.CancelCauseFunc
+	guard  *guard
 
 	mu      sync.Mutex // guards what follows
 	checked bool
@@ -237,7 +372,11 @@ func (c *guardedConn) Receive(msg any) error {
 	defer c.mu.Unlock()
 	if !c.checked {
 		c.checked = true
-		c.err = c.guard.check(c.ctx, c.Spec().Procedure, msg)
+		var queries []policy.Query
+		if queries, c.err = c.guard.check(c.ctx, c.Spec().Procedure, msg); c.err == nil {
+			who, _ := callerFrom(c.ctx)
+			go c.guard.watch(c.ctx, who, queries, c.cancel) // ends with the call
+		}
 	}
 	return c.err
 }

@@ -27,6 +27,9 @@ func (s *environments) Up(ctx context.Context, req *connect.Request[islev1.UpReq
 	if err != nil {
 		return err
 	}
+	if err := s.allowed(ctx, launchOf(ref, r.file.Name)); err != nil { // a derived name may be another by now
+		return err
+	}
 	if m.GetOneShot() {
 		if _, err := s.Environments.Get(ctx, ref); err == nil {
 			return isle.Errorf(isle.Conflict, "environment %s is there already", ref).WithHint("choose another --name, or end it with: isle down %s", ref)
@@ -122,6 +125,9 @@ func (s *environments) Down(ctx context.Context, req *connect.Request[islev1.Dow
 			return err
 		}
 		for _, e := range list {
+			if err := s.allowed(ctx, s.asksToEnd(ctx, e.Ref.String(), req.Msg.GetVolumes())...); err != nil { // it may be new
+				return err
+			}
 			refs = append(refs, e.Ref)
 		}
 		if req.Msg.GetVolumes() {

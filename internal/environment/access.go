@@ -218,5 +218,5 @@ func (m *Manager) Doors(_ context.Context, _ isle.Actor, ref isle.Ref) ([]Door, 
 	if err != nil {
 		return nil, err
 	}
-	return m.cfg.Network.Doors(l.instance), nil
+	return m.withPolicy(m.cfg.Network.Doors(l.instance), l.snapshot()), nil
 }

@@ -131,7 +131,7 @@ func (m *Manager) dismantle(ctx context.Context, l *live, e Environment, say fun
 		say(Progress{Service: name, Step: "stop", State: "start"})
 	})
 	m.fault("down.stopped")
-	closed := m.cfg.Network.Close(ctx, l.instance)
+	closed := m.closeNetwork(ctx, l)
 	m.fault("down.network")
 	if err := m.cfg.Driver.Remove(ctx, l.instance); err != nil {
 		return errors.Join(err, closed)

@@ -25,6 +25,11 @@ type live struct {
 	stored  uint64     // version of the record in the store
 	gone    bool       // the record is removed; nothing writes it again
 
+	opening sync.Mutex      // held over a change of the airlock, so that they are in order
+	granted []spec.Egress   // what it was last opened for
+	told    map[string]bool // refused destinations that are in the audit log
+	shut    bool            // removed for good
+
 	mu          sync.Mutex
 	rec         Environment // its slices are never changed in place
 	version     uint64      // grows with every change of rec
@@ -46,7 +51,7 @@ type live struct {
 func (m *Manager) newLive(e Environment) *live {
 	l := &live{
 		m: m, ref: e.Ref, instance: e.Instance, uids: e.UIDBase, rec: e, changed: make(chan struct{}),
-		supervisors: map[string]*supervisor{}, published: map[portKey]*publisher{}, logs: map[string]*serviceLog{},
+		supervisors: map[string]*supervisor{}, published: map[portKey]*publisher{}, logs: map[string]*serviceLog{}, told: map[string]bool{},
 		idleSince: m.cfg.Now(), connections: make(chan struct{}, maxConnections),
 	}
 	l.specJSON = encodeSpec(e.Spec)

@@ -25,6 +25,8 @@ type Config struct {
 	Volumes Volumes
 	Lines   Lines
 	Images  Images
+	// Policy grants what files ask for; nil grants all of it.
+	Policy Policy
 	// Init is the path of the isle-init binary.
 	Init string
 	// Logs is the folder for what services write, LOGS/<instance>/<service>.log,

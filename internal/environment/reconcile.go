@@ -224,7 +224,7 @@ func (m *Manager) adopt(ctx context.Context, o *op, l *live, f *found) error {
 			m.supervise(l, svc, s, nil)
 		}
 	}
-	netOpen := m.open(ctx, l)
+	netOpen := m.open(ctx, l, func(Progress) {})
 	o.abandon()
 	if !m.spawn(func() {
 		defer o.release()

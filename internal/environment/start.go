@@ -115,20 +115,20 @@ func (m *Manager) volume(ref isle.Ref, service, path string) (Volume, bool) {
 }
 
 // open makes what the services share: the airlock and, meanwhile, the control
-// group.
-func (m *Manager) open(ctx context.Context, l *live) error {
+// group. It says what policy refuses of what the file asks for.
+func (m *Manager) open(ctx context.Context, l *live, say func(Progress)) error {
 	rec := l.snapshot()
 	prepared := make(chan error, 1)
 	go func() { prepared <- m.cfg.Driver.Prepare(ctx, Shared{Instance: rec.Instance, Limits: rec.Spec.Limits}) }()
-	netns, err := m.cfg.Network.Open(ctx, rec.Instance, rec.Spec.Egress)
+	refused, err := m.openNetwork(ctx, l)
 	groupErr := <-prepared
 	if err != nil {
 		return err
 	}
+	for _, a := range refused {
+		say(Progress{Step: "egress", State: "log", Message: "warning: " + a.destination + " is " + a.reason()})
+	}
 	m.fault("up.network")
-	l.mu.Lock()
-	l.netns = netns
-	l.mu.Unlock()
 	if groupErr != nil {
 		return groupErr
 	}

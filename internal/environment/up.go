@@ -240,7 +240,7 @@ func (m *Manager) carryOut(ctx context.Context, l *live, secrets map[string][]by
 			}
 		})
 	}
-	if err := m.open(ctx, l); err != nil {
+	if err := m.open(ctx, l, say); err != nil {
 		l.update(func(e *Environment) {
 			for i := range e.Services {
 				if s := &e.Services[i]; s.Phase == Pending {

@@ -52,7 +52,7 @@ func (s *Set) Replay(cases []Case, now time.Time) (failures []Failure) {
 
 // ParseCases reads a file of cases, a list of
 //
-//	- {actor: human:ann, groups: [devs], action: environment:exec, resource: environment:shop@production, expect: deny}
+//   - {actor: human:ann, groups: [devs], action: environment:exec, resource: environment:shop@production, expect: deny}
 //
 // The session is in the resource's stage unless `stage` says another; `project`
 // is the resource's, `at` the time to ask for, `rule` what has to decide. A

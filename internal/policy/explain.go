@@ -63,7 +63,8 @@ func (s *Set) grants(q Query) (out []Grant) {
 	var fit []*Role
 	for _, name := range slices.Sorted(maps.Keys(s.roles)) {
 		r := s.roles[name]
-		if !r.Expires.IsZero() && !q.Now.Before(r.Expires) {
+		if !r.Expires.IsZero() && !q.Now.Before(r.Expires) || !slices.Contains(r.Actions, q.Action) ||
+			!slices.ContainsFunc(r.Resources, func(p Pattern) bool { return s.matches(p, q) }) {
 			continue
 		}
 		if a := s.decide(q, []string{name}); a.Allowed() || a.Decision == isle.Hold {

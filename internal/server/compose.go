@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -17,6 +18,7 @@ import (
 	"isle/internal/airlock"
 	"isle/internal/api"
 	"isle/internal/audit"
+	"isle/internal/authority"
 	"isle/internal/build"
 	"isle/internal/build/debian"
 	"isle/internal/driver/local"
@@ -31,6 +33,7 @@ import (
 type rooms struct {
 	server   *Server
 	store    *sqlite.Store
+	policy   *authority.Authority
 	images   *image.Store
 	builder  *build.Builder
 	driver   *local.Driver
@@ -38,6 +41,9 @@ type rooms struct {
 	home     *initproto.Home
 	manager  *environment.Manager
 	handler  http.Handler
+
+	stopFollow context.CancelFunc
+	following  sync.WaitGroup
 }
 
 // compose constructs every room and wires it. What was opened before an error
@@ -52,6 +58,10 @@ func compose(s *Server) (r *rooms, err error) {
 		}
 	}()
 	if r.store, err = sqlite.Open(at("isle.db"), sqlite.Config{}); err != nil {
+		return r, err
+	}
+	r.policy, err = authority.Open(context.Background(), authority.Config{Store: r.store, Log: s.log, Reset: cfg.DefaultPolicy})
+	if err != nil {
 		return r, err
 	}
 	if r.images, err = image.Open(at("images")); err != nil {
@@ -81,13 +91,13 @@ func compose(s *Server) (r *rooms, err error) {
 	}
 	r.manager = environment.New(environment.Config{
 		Store: r.store, Ports: r.store, Driver: r.driver, Network: r.airlocks, Volumes: r.driver.Volumes(), Lines: r.home,
-		Images: r.images, Init: cfg.Init, Logs: at("logs"), HTTP: names, Log: s.log, Fault: cfg.fault(),
+		Images: r.images, Policy: r, Init: cfg.Init, Logs: at("logs"), HTTP: names, Log: s.log, Fault: cfg.fault(),
 		Listen: func(key, network, address string) (net.Listener, error) {
 			return s.handover.Listen(key, func() (net.Listener, error) { return net.Listen(network, address) })
 		},
 	})
 	r.handler = api.New(api.Config{
-		Environments: r.manager, Builder: r.builder, Blobs: r.images, Audit: r.store, Host: r, Authorize: api.RootOnly,
+		Environments: r.manager, Builder: r.builder, Blobs: r.images, Audit: r.store, Host: r, Policy: r.policy,
 		Mirror: cfg.Mirror, Log: s.log,
 	})
 	return r, nil
@@ -132,7 +142,15 @@ func tracePoint(file, point string) {
 }
 
 // reconcile makes what is what should be.
-func (r *rooms) reconcile(ctx context.Context) error { return r.manager.Reconcile(ctx) }
+func (r *rooms) reconcile(ctx context.Context) error {
+	if err := r.manager.Reconcile(ctx); err != nil {
+		return err
+	}
+	follow, cancel := context.WithCancel(context.Background())
+	r.stopFollow = cancel
+	r.following.Go(func() { r.followPolicy(follow) }) // ends with close
+	return nil
+}
 
 // drain lets connections to published ports end, for a moment.
 func (r *rooms) drain() {
@@ -148,6 +166,10 @@ func (r *rooms) export() (map[string]*os.File, error) { return r.airlocks.Export
 // folder free. Environments run on.
 func (r *rooms) close(successor bool) error {
 	var errs []error
+	if r.stopFollow != nil {
+		r.stopFollow()
+		r.following.Wait()
+	}
 	if r.manager != nil {
 		errs = append(errs, r.manager.Close())
 	}

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"isle"
+	"isle/internal/api"
 )
 
 // DefaultState is the state folder of an installed server.
@@ -38,8 +39,8 @@ type Config struct {
 	// nothing of each other. Default /var/lib/isle.
 	State string
 
-	// Socket is the path of the unix socket that is served, for root only
-	// (0600). Default: SocketPath(State).
+	// Socket is the path of the unix socket that is served: for root and the
+	// group (0660) where there is that group, else for root only (0600). Default: SocketPath(State).
 	Socket string
 
 	// Names is the TCP address, on loopback, at which published HTTP ports are
@@ -64,6 +65,15 @@ type Config struct {
 	// Cgroup is the control group below which every environment's is made.
 	// Default: one named for the state folder, below the root.
 	Cgroup string
+
+	// Group is the group of the operating system whose members may connect to
+	// the socket; what they may do is up to the policy. Where there is no such
+	// group only root may connect. Default isle.
+	Group string
+
+	// DefaultPolicy replaces the policy by the one that a first start writes:
+	// the way back in where nobody may change it any more.
+	DefaultPolicy bool
 
 	// Log is a file to write the log to, kept below 16 MiB by rotation to
 	// Log.1. Default: standard error.
@@ -130,6 +140,9 @@ func (c Config) withDefaults() (Config, error) {
 		if c.State == DefaultState {
 			c.Names = DefaultNames
 		}
+	}
+	if c.Group == "" {
+		c.Group = api.Group
 	}
 	if c.Init == "" {
 		c.Init, err = findInit()

@@ -9,7 +9,9 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"os/user"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -240,7 +242,7 @@ func (s *Server) replace(srv *http.Server, cutOff context.CancelFunc) error {
 	return isle.Errorf(isle.Internal, "cannot start %s: %w", s.exe, unix.Exec(s.exe, os.Args, environ))
 }
 
-// listen opens the unix socket, for root only.
+// listen opens the unix socket, for root and, if there is one, the group.
 func (s *Server) listen() (net.Listener, error) {
 	return s.handover.Listen("api", func() (net.Listener, error) {
 		dir := filepath.Dir(s.cfg.Socket)
@@ -268,8 +270,32 @@ func (s *Server) listen() (net.Listener, error) {
 		if err != nil {
 			return nil, isle.Errorf(isle.Unavailable, "cannot listen on %s: %w", s.cfg.Socket, err)
 		}
+		if err := s.admitGroup(); err != nil {
+			l.Close()
+			return nil, err
+		}
 		return l, nil
 	})
+}
+
+// admitGroup lets members of the group connect to the socket, if there is the
+// group: they are asked who they are, and the policy what they may.
+func (s *Server) admitGroup() error {
+	g, err := user.LookupGroup(s.cfg.Group)
+	if err != nil {
+		return nil // root only
+	}
+	gid, err := strconv.Atoi(g.Gid)
+	if err == nil {
+		err = os.Chown(s.cfg.Socket, 0, gid)
+	}
+	if err == nil {
+		err = os.Chmod(s.cfg.Socket, 0o660)
+	}
+	if err != nil {
+		return isle.Errorf(isle.Unavailable, "cannot let the group %s connect to %s: %w", s.cfg.Group, s.cfg.Socket, err)
+	}
+	return nil
 }
 
 // httpServer bounds what a connection may do.
@@ -277,7 +303,7 @@ func (s *Server) httpServer(calls context.Context) *http.Server {
 	srv := &http.Server{
 		Handler:           s.rooms.handler,
 		BaseContext:       func(net.Listener) context.Context { return calls },
-		ConnContext:       api.ConnContext,
+		ConnContext:       api.ConnContext(s.cfg.Group),
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
