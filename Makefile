@@ -21,6 +21,7 @@ install: build ## install into DESTDIR and PREFIX, with a systemd unit
 	install -d -m 0755 $(DESTDIR)/etc/systemd/system
 	sed 's#@PREFIX@#$(PREFIX)#g' packaging/isle.service > $(DESTDIR)/etc/systemd/system/isle.service
 	install -d -m 0700 $(DESTDIR)/var/lib/isle
+	@[ -n '$(DESTDIR)' ] || getent group isle >/dev/null || groupadd --system isle
 	@[ -n '$(DESTDIR)' ] || [ ! -d /run/systemd/system ] || systemctl daemon-reload
 	@echo 'installed; start it with: systemctl enable --now isle'
 

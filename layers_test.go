@@ -49,6 +49,7 @@ var confined = []struct {
 	{"k8s.io/", "Kubernetes lives only in driver/kubernetes", []string{"internal/driver/kubernetes"}},
 	{"connectrpc.com/", "the wire API lives at the edges", []string{"internal/api", "internal/server", "cmd"}},
 	{"google.golang.org/protobuf", "the wire API lives at the edges", []string{"internal/api", "internal/server", "cmd"}},
+	{"github.com/cedar-policy/", "authorization is asked of policy", []string{"internal/policy"}},
 	{"github.com/spf13/", "command lines live in cmd", []string{"cmd"}},
 	{"unsafe", "memory safety is part of the sandbox", []string{"internal/driver/local", "internal/airlock", "cmd/isle-init", "internal/api/isle"}},
 }

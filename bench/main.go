@@ -24,13 +24,20 @@ import (
 func main() {
 	runs := flag.Int("n", 30, "counted runs of each command")
 	fleet := flag.Int("fleet", 100, "environments up and down in parallel")
-	only := flag.String("only", "", "one of launch, where, run, exec, noop, fleet")
+	only := flag.String("only", "", "one of policy, launch, where, run, exec, noop, fleet")
 	bin := flag.String("bin", "bin", "folder of isle and isle-init")
 	inner := flag.String("inner", "", "internal: the state folder, in the private mount namespace")
 	flag.Parse()
 	var err error
-	if *inner == "" {
-		err = outer(*bin)
+	if *only == "policy" {
+		err = policies(*runs)
+	} else if *inner == "" {
+		if *only == "" {
+			err = policies(*runs)
+		}
+		if err == nil {
+			err = outer(*bin)
+		}
 	} else {
 		err = measure(*inner, *bin, *only, *runs, *fleet)
 	}

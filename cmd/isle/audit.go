@@ -73,6 +73,9 @@ func (a *app) showEntry(e audit.Entry) {
 	if e.Count > 1 {
 		line += fmt.Sprintf(" ×%d", e.Count)
 	}
+	if e.Decision != isle.Allow && e.Rule != "" {
+		line += " by " + e.Rule
+	}
 	if e.Summary != "" {
 		line += "  " + e.Summary
 	}

@@ -368,6 +368,9 @@ func (c *guardedConn) Receive(msg any) error {
 	if err := c.StreamingHandlerConn.Receive(msg); err != nil {
 		return err
 	}
+	if r, ok := errors.AsType[revoked](context.Cause(c.ctx)); ok {
+		return r.error // what comes after the end of a grant counts for nothing
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.checked {
@@ -388,6 +391,9 @@ func (c *guardedConn) Send(msg any) error {
 	c.mu.Unlock()
 	if !checked {
 		err = isle.Errorf(isle.Internal, "%s answers before it was authorized", c.Spec().Procedure)
+	}
+	if r, ok := errors.AsType[revoked](context.Cause(c.ctx)); ok {
+		err = r.error
 	}
 	if err != nil {
 		return err

@@ -86,6 +86,7 @@ func TestPromises(t *testing.T) {
 			"flip":   flip,
 			"tty":    terminal,
 			"post":   post,
+			"member": member,
 		},
 	})
 }

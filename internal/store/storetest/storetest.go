@@ -1,5 +1,5 @@
-// Package storetest is the conformance suite of environment.Store and
-// environment.Ports: every store runs it.
+// Package storetest is the conformance suite of environment.Store,
+// environment.Ports and authority.Store: every store runs it.
 package storetest
 
 import (
@@ -12,8 +12,10 @@ import (
 
 	"isle"
 	"isle/internal/audit"
+	"isle/internal/authority"
 	"isle/internal/environment"
 	"isle/internal/image"
+	"isle/internal/policy"
 	"isle/internal/spec"
 )
 
@@ -21,6 +23,7 @@ import (
 type Store interface {
 	environment.Store
 	environment.Ports
+	authority.Store
 	// Entries returns up to limit audit entries from a sequence number on.
 	Entries(ctx context.Context, from uint64, limit int) ([]audit.Entry, error)
 	Close() error
@@ -41,11 +44,55 @@ func Run(t *testing.T, fresh func(t *testing.T) Open) {
 		"parallel_callers_lose_nothing":              parallel,
 		"intents_stay_open_until_their_outcome":      intents,
 		"ports_are_remembered_and_belong_to_one":     ports,
+		"policies_keep_versions_and_their_entries":   policies,
 		"a_caller_that_has_left_changes_nothing":     left,
 		"what_was_acknowledged_is_there_after_close": reopened,
 	}
 	for name, f := range tests {
 		t.Run(name, func(t *testing.T) { f(t, fresh(t)) })
+	}
+}
+
+func policies(t *testing.T, open Open) {
+	s, ctx := opened(t, open)
+	if docs, epoch, err := s.Policies(ctx); err != nil || epoch != 0 || len(docs) != 0 {
+		t.Fatalf("%v %d %v", docs, epoch, err)
+	}
+	put := func(name string, version int, epoch uint64, body string) error {
+		e := audit.NewEvent(root, isle.ActionPolicyApply, isle.Resource{Kind: "policy", Name: "policy"}, isle.Allow, body)
+		return s.PutPolicy(ctx, authority.Stored{Document: policy.Document{Name: name, Format: policy.YAML, Version: version, Body: []byte(body)}, Entry: e}, epoch)
+	}
+	for i, c := range []struct {
+		name    string
+		version int
+	}{{"main", 1}, {"orders", 1}, {"main", 2}} {
+		if err := put(c.name, c.version, uint64(i+1), fmt.Sprintf("body %d", i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before, err := s.Entries(ctx, 0, 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := put("main", 3, 3, "too late"); isle.CodeOf(err) != isle.Conflict {
+		t.Errorf("an epoch is used twice: %v", err)
+	}
+	if err := put("main", 3, 9, "a gap"); err == nil {
+		t.Error("epochs have a gap")
+	}
+	if after, err := s.Entries(ctx, 0, 100); err != nil || len(after) != len(before) {
+		t.Errorf("a change that failed left an entry: %v", err)
+	}
+	s.Close()
+	s, ctx = opened(t, open)
+	docs, epoch, err := s.Policies(ctx)
+	if err != nil || epoch != 3 || len(docs) != 2 {
+		t.Fatalf("%v %d %v", docs, epoch, err)
+	}
+	for i, want := range []struct{ name, body string }{{"main", "body 2"}, {"orders", "body 1"}} {
+		if d := docs[i]; d.Name != want.name || string(d.Body) != want.body || d.Entry.Summary != want.body || d.Entry.Actor != root {
+			t.Errorf("%+v", d)
+		}
 	}
 }
 

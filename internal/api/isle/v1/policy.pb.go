@@ -9,7 +9,6 @@ package islev1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
-	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -28,8 +27,6 @@ type PolicyDocument struct {
 	Format        string                 `protobuf:"bytes,2,opt,name=format,proto3" json:"format,omitempty"` // "yaml" or "cedar"
 	Version       int32                  `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
 	Body          []byte                 `protobuf:"bytes,4,opt,name=body,proto3" json:"body,omitempty"`
-	By            string                 `protobuf:"bytes,5,opt,name=by,proto3" json:"by,omitempty"` // who applied it
-	Applied       *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=applied,proto3" json:"applied,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -88,20 +85,6 @@ func (x *PolicyDocument) GetVersion() int32 {
 func (x *PolicyDocument) GetBody() []byte {
 	if x != nil {
 		return x.Body
-	}
-	return nil
-}
-
-func (x *PolicyDocument) GetBy() string {
-	if x != nil {
-		return x.By
-	}
-	return ""
-}
-
-func (x *PolicyDocument) GetApplied() *timestamppb.Timestamp {
-	if x != nil {
-		return x.Applied
 	}
 	return nil
 }
@@ -858,14 +841,12 @@ var File_isle_v1_policy_proto protoreflect.FileDescriptor
 
 const file_isle_v1_policy_proto_rawDesc = "" +
 	"\n" +
-	"\x14isle/v1/policy.proto\x12\aisle.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb0\x01\n" +
+	"\x14isle/v1/policy.proto\x12\aisle.v1\"j\n" +
 	"\x0ePolicyDocument\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06format\x18\x02 \x01(\tR\x06format\x12\x18\n" +
 	"\aversion\x18\x03 \x01(\x05R\aversion\x12\x12\n" +
-	"\x04body\x18\x04 \x01(\fR\x04body\x12\x0e\n" +
-	"\x02by\x18\x05 \x01(\tR\x02by\x124\n" +
-	"\aapplied\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\aapplied\"#\n" +
+	"\x04body\x18\x04 \x01(\fR\x04body\"#\n" +
 	"\vShowRequest\x12\x14\n" +
 	"\x05cedar\x18\x01 \x01(\bR\x05cedar\"q\n" +
 	"\fShowResponse\x125\n" +
@@ -942,39 +923,37 @@ func file_isle_v1_policy_proto_rawDescGZIP() []byte {
 
 var file_isle_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_isle_v1_policy_proto_goTypes = []any{
-	(*PolicyDocument)(nil),        // 0: isle.v1.PolicyDocument
-	(*ShowRequest)(nil),           // 1: isle.v1.ShowRequest
-	(*ShowResponse)(nil),          // 2: isle.v1.ShowResponse
-	(*ApplyRequest)(nil),          // 3: isle.v1.ApplyRequest
-	(*ApplyResponse)(nil),         // 4: isle.v1.ApplyResponse
-	(*PolicyChange)(nil),          // 5: isle.v1.PolicyChange
-	(*ExplainRequest)(nil),        // 6: isle.v1.ExplainRequest
-	(*ExplainResponse)(nil),       // 7: isle.v1.ExplainResponse
-	(*PolicyGrant)(nil),           // 8: isle.v1.PolicyGrant
-	(*RolesRequest)(nil),          // 9: isle.v1.RolesRequest
-	(*RolesResponse)(nil),         // 10: isle.v1.RolesResponse
-	(*RoleInfo)(nil),              // 11: isle.v1.RoleInfo
-	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
+	(*PolicyDocument)(nil),  // 0: isle.v1.PolicyDocument
+	(*ShowRequest)(nil),     // 1: isle.v1.ShowRequest
+	(*ShowResponse)(nil),    // 2: isle.v1.ShowResponse
+	(*ApplyRequest)(nil),    // 3: isle.v1.ApplyRequest
+	(*ApplyResponse)(nil),   // 4: isle.v1.ApplyResponse
+	(*PolicyChange)(nil),    // 5: isle.v1.PolicyChange
+	(*ExplainRequest)(nil),  // 6: isle.v1.ExplainRequest
+	(*ExplainResponse)(nil), // 7: isle.v1.ExplainResponse
+	(*PolicyGrant)(nil),     // 8: isle.v1.PolicyGrant
+	(*RolesRequest)(nil),    // 9: isle.v1.RolesRequest
+	(*RolesResponse)(nil),   // 10: isle.v1.RolesResponse
+	(*RoleInfo)(nil),        // 11: isle.v1.RoleInfo
 }
 var file_isle_v1_policy_proto_depIdxs = []int32{
-	12, // 0: isle.v1.PolicyDocument.applied:type_name -> google.protobuf.Timestamp
-	0,  // 1: isle.v1.ShowResponse.documents:type_name -> isle.v1.PolicyDocument
-	5,  // 2: isle.v1.ApplyResponse.changes:type_name -> isle.v1.PolicyChange
-	8,  // 3: isle.v1.ExplainResponse.grants:type_name -> isle.v1.PolicyGrant
-	11, // 4: isle.v1.RolesResponse.roles:type_name -> isle.v1.RoleInfo
-	1,  // 5: isle.v1.PolicyService.Show:input_type -> isle.v1.ShowRequest
-	3,  // 6: isle.v1.PolicyService.Apply:input_type -> isle.v1.ApplyRequest
-	6,  // 7: isle.v1.PolicyService.Explain:input_type -> isle.v1.ExplainRequest
-	9,  // 8: isle.v1.PolicyService.Roles:input_type -> isle.v1.RolesRequest
-	2,  // 9: isle.v1.PolicyService.Show:output_type -> isle.v1.ShowResponse
-	4,  // 10: isle.v1.PolicyService.Apply:output_type -> isle.v1.ApplyResponse
-	7,  // 11: isle.v1.PolicyService.Explain:output_type -> isle.v1.ExplainResponse
-	10, // 12: isle.v1.PolicyService.Roles:output_type -> isle.v1.RolesResponse
-	9,  // [9:13] is the sub-list for method output_type
-	5,  // [5:9] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	0,  // 0: isle.v1.ShowResponse.documents:type_name -> isle.v1.PolicyDocument
+	5,  // 1: isle.v1.ApplyResponse.changes:type_name -> isle.v1.PolicyChange
+	8,  // 2: isle.v1.ExplainResponse.grants:type_name -> isle.v1.PolicyGrant
+	11, // 3: isle.v1.RolesResponse.roles:type_name -> isle.v1.RoleInfo
+	1,  // 4: isle.v1.PolicyService.Show:input_type -> isle.v1.ShowRequest
+	3,  // 5: isle.v1.PolicyService.Apply:input_type -> isle.v1.ApplyRequest
+	6,  // 6: isle.v1.PolicyService.Explain:input_type -> isle.v1.ExplainRequest
+	9,  // 7: isle.v1.PolicyService.Roles:input_type -> isle.v1.RolesRequest
+	2,  // 8: isle.v1.PolicyService.Show:output_type -> isle.v1.ShowResponse
+	4,  // 9: isle.v1.PolicyService.Apply:output_type -> isle.v1.ApplyResponse
+	7,  // 10: isle.v1.PolicyService.Explain:output_type -> isle.v1.ExplainResponse
+	10, // 11: isle.v1.PolicyService.Roles:output_type -> isle.v1.RolesResponse
+	8,  // [8:12] is the sub-list for method output_type
+	4,  // [4:8] is the sub-list for method input_type
+	4,  // [4:4] is the sub-list for extension type_name
+	4,  // [4:4] is the sub-list for extension extendee
+	0,  // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_isle_v1_policy_proto_init() }
