@@ -287,7 +287,7 @@ func (s *Set) compileRole(r *Role) {
 			policy = scopeOf(policy.ActionInSet(set...), p)
 			if part.guarded {
 				policy = policy.When(ast.Resource().Has("protected").And(ast.Resource().Access("protected").Equal(ast.False())).
-					Or(ast.Principal().In(ast.EntityUID(typeNamed, types.String(r.Name)))))
+					Or(ast.Principal().In(ast.Value(uid(typeNamed, r.Name)))))
 			}
 			s.add(&rule{id: cedar.PolicyID(id), policy: cedar.NewPolicyFromAST(policy), role: r})
 		}
