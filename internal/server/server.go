@@ -244,6 +244,19 @@ func (s *Server) replace(srv *http.Server, cutOff context.CancelFunc) error {
 
 // listen opens the unix socket, for root and, if there is one, the group.
 func (s *Server) listen() (net.Listener, error) {
+	l, err := s.bind()
+	if err != nil {
+		return nil, err
+	}
+	if err := s.admitGroup(); err != nil { // a socket that was handed over too: the group may be new
+		l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// bind opens the socket, for root only.
+func (s *Server) bind() (net.Listener, error) {
 	return s.handover.Listen("api", func() (net.Listener, error) {
 		dir := filepath.Dir(s.cfg.Socket)
 		if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -269,10 +282,6 @@ func (s *Server) listen() (net.Listener, error) {
 		syscall.Umask(old)
 		if err != nil {
 			return nil, isle.Errorf(isle.Unavailable, "cannot listen on %s: %w", s.cfg.Socket, err)
-		}
-		if err := s.admitGroup(); err != nil {
-			l.Close()
-			return nil, err
 		}
 		return l, nil
 	})
