@@ -35,9 +35,7 @@ func newDown(a *app) *cobra.Command {
 			p := a.newProgress()
 			defer p.close()
 			if all {
-				if given, err = everyEnvironment(cmd.Context(), c); err != nil {
-					return err
-				}
+				return down(cmd.Context(), c, p, &islev1.DownRequest{All: true, Volumes: volumes})
 			}
 			var first error
 			for _, names := range byStage(given) {
@@ -51,18 +49,6 @@ func newDown(a *app) *cobra.Command {
 	cmd.Flags().BoolVar(&all, "all", false, "every environment")
 	cmd.Flags().BoolVar(&volumes, "volumes", false, "delete volumes too")
 	return cmd
-}
-
-// everyEnvironment is the names of those that may be seen.
-func everyEnvironment(ctx context.Context, c *api.Client) (names []string, err error) {
-	res, err := c.Environments.List(ctx, connect.NewRequest(&islev1.ListRequest{}))
-	if err != nil {
-		return nil, err
-	}
-	for _, e := range res.Msg.GetEnvironments() {
-		names = append(names, refText(e))
-	}
-	return names, nil
 }
 
 // byStage puts the names of each stage together: a call is a session, and that

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -124,23 +125,35 @@ func launchOf(ref isle.Ref, project string) ask {
 // to go too.
 func (cfg Config) asksOfDown(ctx context.Context, msg any) (out []ask) {
 	m := msg.(*islev1.DownRequest)
-	names := m.GetEnvironments()
-	if m.GetAll() {
-		list, err := cfg.Environments.List(ctx)
-		if err != nil {
-			return []ask{{isle.ActionEnvironmentDown, isle.Resource{Kind: "environment", Name: "*"}, ""}}
-		}
-		for _, e := range list {
-			names = append(names, e.Ref.String())
-		}
-	}
-	for _, name := range names {
+	for _, name := range m.GetEnvironments() {
 		out = append(out, cfg.asksToEnd(ctx, name, m.GetVolumes())...)
 	}
-	if out == nil { // nothing is there, or named: still somebody asked
-		out = []ask{{isle.ActionEnvironmentList, isle.Resource{Kind: "server", Name: "server"}, ""}}
+	if m.GetAll() || out == nil {
+		// Which ones those are, and whether they may be ended, the handler finds
+		// out: they are of several stages, each of them a session of its own.
+		out = append(out, ask{isle.ActionEnvironmentList, isle.Resource{Kind: "server", Name: "server"}, ""})
 	}
 	return out
+}
+
+// visible are the environments that the caller may see, and with kept those of
+// which only volumes are left.
+func (cfg Config) visible(ctx context.Context, kept bool) (refs []isle.Ref, err error) {
+	list, err := cfg.Environments.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range list {
+		refs = append(refs, e.Ref)
+	}
+	if kept {
+		refs = append(refs, cfg.Environments.Kept(ctx)...)
+	}
+	who, _ := callerFrom(ctx)
+	return slices.DeleteFunc(refs, func(ref isle.Ref) bool {
+		q := queriesOf(who, cfg.onEnvironment(ctx, isle.ActionEnvironmentRead, ref.String()))
+		return !cfg.Policy.Decide(q[0]).Allowed()
+	}), nil
 }
 
 func (cfg Config) asksToEnd(ctx context.Context, name string, volumes bool) []ask {

@@ -15,6 +15,7 @@ import (
 
 	"isle"
 	islev1 "isle/internal/api/isle/v1"
+	"isle/internal/api/isle/v1/islev1connect"
 	"isle/internal/authority"
 	"isle/internal/environment"
 	"isle/internal/policy"
@@ -235,5 +236,51 @@ func TestAnExpiredGrantEndsWhatIsOpen(t *testing.T) {
 	}
 	if _, err := s.Receive(); isle.CodeOf(err) != isle.Refused {
 		t.Fatalf("%v", err)
+	}
+}
+
+func TestDownOfAllEndsWhatTheCallerMaySeeAndOnlyIfTheyMay(t *testing.T) {
+	granted := strings.Replace(policy.Default, "bindings:", "bindings:\n  - {role: ROLE, subjects: [human:ann]STAGES}", 1)
+	for _, c := range []struct {
+		role, stages string
+		want         isle.Code
+		reached      bool
+	}{
+		{"developer", ", stages: [testing]", "", true},
+		{"auditor", "", isle.Refused, false},            // sees it and may not end it
+		{"developer", ", stages: [staging]", "", false}, // sees nothing
+	} {
+		r := &rooms{envs: map[isle.Ref]environment.Environment{{Name: "shop", Stage: "testing"}: {}}}
+		a := newPolicy(t)
+		apply(t, a, strings.NewReplacer("ROLE", c.role, "STAGES", c.stages).Replace(granted))
+		stream, err := serveAs(t, r, a, "ann").Environments.Down(t.Context(), connect.NewRequest(&islev1.DownRequest{All: true, Volumes: true}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for stream.Receive() {
+		}
+		if err := stream.Err(); c.want == "" && err != nil || c.want != "" && isle.CodeOf(err) != c.want || r.seen("Down") != c.reached {
+			t.Errorf("%s%s: %v, reached %v", c.role, c.stages, err, r.reached)
+		}
+	}
+}
+
+// The kernel may vouch for somebody who is neither root nor in the group: the
+// file mode keeps them out, and the guard does if it does not.
+func TestAStrangerIsToldSoAndWrittenDown(t *testing.T) {
+	r := &rooms{}
+	a := newPolicy(t)
+	apply(t, a, "bindings:\n  - {role: admin, subjects: [human:root, human:eve]}\n")
+	g := &guard{policy: a, log: r, slog: slog.New(slog.DiscardHandler), rules: Config{Environments: r}.rules()}
+	ctx := context.WithValue(t.Context(), actorKey{}, caller{actor: isle.Actor{Kind: isle.Human, Name: "eve"}})
+	_, err := g.check(ctx, islev1connect.ServerServiceInfoProcedure, &islev1.InfoRequest{})
+	if isle.CodeOf(err) != isle.Refused || !strings.Contains(err.Error(), OnlyMembers+"; you are eve") {
+		t.Error(err)
+	}
+	if len(r.entries) != 1 || r.entries[0].Rule != strangers {
+		t.Errorf("%+v", r.entries)
+	}
+	if _, err := g.check(WithActor(t.Context(), isle.Actor{Kind: isle.Human, Name: "eve"}), islev1connect.ServerServiceInfoProcedure, &islev1.InfoRequest{}); err != nil {
+		t.Errorf("a member with a role: %v", err)
 	}
 }

@@ -120,19 +120,16 @@ func (s *environments) refOf(ctx context.Context, m *islev1.UpRequest, project s
 func (s *environments) Down(ctx context.Context, req *connect.Request[islev1.DownRequest], stream *connect.ServerStream[islev1.ProgressEvent]) error {
 	var refs []isle.Ref
 	if req.Msg.GetAll() {
-		list, err := s.Environments.List(ctx)
+		all, err := s.visible(ctx, req.Msg.GetVolumes())
 		if err != nil {
 			return err
 		}
-		for _, e := range list {
-			if err := s.allowed(ctx, s.asksToEnd(ctx, e.Ref.String(), req.Msg.GetVolumes())...); err != nil { // it may be new
+		for _, ref := range all {
+			if err := s.allowed(ctx, s.asksToEnd(ctx, ref.String(), req.Msg.GetVolumes())...); err != nil { // it may be new
 				return err
 			}
-			refs = append(refs, e.Ref)
 		}
-		if req.Msg.GetVolumes() {
-			refs = append(refs, s.Environments.Kept(ctx)...)
-		}
+		refs = all
 	}
 	for _, name := range req.Msg.GetEnvironments() {
 		ref, err := isle.ParseRef(name)
