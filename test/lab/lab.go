@@ -17,6 +17,11 @@ import (
 type Server struct {
 	Bin   string // folder of isle and isle-init
 	State string
+
+	// Runtime is the OCI runtime that ISLE_TEST_RUNTIME names; "" is the
+	// server's own choice.
+	Runtime string
+	process *exec.Cmd
 }
 
 // New makes a state folder with what earlier runs have downloaded. The binaries
@@ -37,13 +42,39 @@ func New(bin string) (*Server, error) {
 		return nil, err
 	}
 	SeedDownloads(state)
-	return &Server{Bin: bin, State: state}, nil
+	s := &Server{Bin: bin, State: state, Runtime: os.Getenv("ISLE_TEST_RUNTIME")}
+	if s.Runtime != "" {
+		if err := s.start(); err != nil {
+			s.Close()
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// start starts a server that the command line would not start by itself.
+func (s *Server) start() error {
+	s.process = s.Command("server", "--runtime", s.Runtime)
+	s.process.Stderr = os.Stderr
+	if err := s.process.Start(); err != nil {
+		return err
+	}
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if _, err := os.Stat(filepath.Join(s.State, "isle.sock")); err == nil {
+			return nil
+		} else if time.Now().After(end) {
+			return fmt.Errorf("the server does not listen: %w", err)
+		}
+	}
 }
 
 // Close tears everything down, and keeps what was downloaded for later runs.
 func (s *Server) Close() {
 	s.Isle("down", "--all", "--volumes")
 	s.Isle("server", "stop")
+	if s.process != nil {
+		s.process.Wait()
+	}
 	KeepDownloads(s.State)
 	os.RemoveAll(s.State)
 }
