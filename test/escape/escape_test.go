@@ -250,13 +250,18 @@ func machine(t *testing.T) map[string]string {
 	is := map[string]string{}
 	for _, p := range []string{"/proc/sys/kernel/core_pattern", "/proc/sys/kernel/hostname", "/proc/sys/kernel/domainname", "/proc/sys/kernel/sysrq",
 		"/proc/sys/kernel/randomize_va_space", "/proc/sys/kernel/panic", "/proc/sys/kernel/pid_max", "/proc/sys/fs/suid_dumpable", "/proc/sys/fs/file-max",
-		"/proc/sys/net/ipv4/ip_forward", "/proc/sys/vm/overcommit_memory", "/proc/swaps", "/proc/sys/kernel/random/boot_id", "/etc/passwd", "/etc/hostname"} {
+		"/proc/sys/net/ipv4/ip_forward", "/proc/sys/vm/overcommit_memory", "/proc/swaps", "/proc/sys/kernel/random/boot_id", "/etc/hosts", "/etc/hostname"} {
 		b, err := os.ReadFile(p)
 		is[p] = string(b)
 		if err != nil {
 			is[p] = err.Error()
 		}
 	}
+	users, err := os.ReadFile("/etc/passwd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	is["root in /etc/passwd"], _, _ = strings.Cut(string(users), "\n") // other tests add users of their own meanwhile
 	programs := []string{filepath.Join(server.Bin, "isle"), filepath.Join(server.Bin, "isle-init")}
 	for _, name := range []string{"crun", "runc", "sh"} {
 		if p, err := exec.LookPath(name); err == nil {
