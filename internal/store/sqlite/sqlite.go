@@ -6,53 +6,59 @@
 // a savepoint of its own. Readers have connections of their own (write-ahead
 // log). The audit log is numbered from 0 without gaps, its time never goes
 // back, its bytes are kept as they were appended, and triggers refuse to
-// change them.
+// change them. The hashes of its Merkle tree stand beside the entries, in the
+// same rows, so that the tree is always that of the entries.
 package sqlite
 
 import (
 	"context"
 	"database/sql"
-	"embed"
 	"errors"
-	"fmt"
 	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 	"modernc.org/sqlite"
 
 	"isle"
+	"isle/internal/audit"
 	"isle/internal/environment"
 )
-
-//go:embed *.sql
-var migrations embed.FS
 
 // Config configures a Store.
 type Config struct {
 	Now environment.Clock // nil: time.Now
+	// Synced is told of each head of the audit log that is durable, before
+	// whoever appended the last of its entries is answered. It is called by one
+	// goroutine, must be quick, and must not call the store; nil: nobody is.
+	Synced func(audit.Head)
 }
 
 // A Store keeps the state. Its methods may be called from any goroutine.
 type Store struct {
-	path  string
-	now   environment.Clock
-	lock  *os.File
-	write *sql.Conn // used by the writer goroutine alone
-	wdb   *sql.DB
-	read  *sql.DB
+	path string
+	now  environment.Clock
+
+	synced func(audit.Head)
+	lock   *os.File
+	write  *sql.Conn // used by the writer goroutine alone
+	wdb    *sql.DB
+	read   *sql.DB
 
 	ops  chan *op
 	quit chan struct{} // closed by Close
 	done chan struct{} // closed when the writer has ended
 	once sync.Once
+
+	head    atomic.Pointer[audit.Head] // of the entries that are durable
+	failure atomic.Pointer[error]      // of the last transaction; nil if it went well
 }
 
 var (
@@ -71,7 +77,10 @@ func Open(path string, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{path: path, now: cfg.Now, lock: lock, ops: make(chan *op, maxBatch), quit: make(chan struct{}), done: make(chan struct{})}
+	if cfg.Synced == nil {
+		cfg.Synced = func(audit.Head) {}
+	}
+	s := &Store{path: path, now: cfg.Now, synced: cfg.Synced, lock: lock, ops: make(chan *op, maxBatch), quit: make(chan struct{}), done: make(chan struct{})}
 	if err := s.open(); err != nil {
 		s.closeFiles()
 		return nil, err
@@ -135,35 +144,6 @@ func (s *Store) open() error {
 		return s.mapError("open", err)
 	}
 	s.read.SetMaxOpenConns(4)
-	return nil
-}
-
-// migrate applies the numbered migrations that the file lacks, each in a
-// transaction with its number.
-func (s *Store) migrate(ctx context.Context) error {
-	var have int
-	if err := s.write.QueryRowContext(ctx, "PRAGMA user_version").Scan(&have); err != nil {
-		return s.mapError("open", err)
-	}
-	names, err := fs.Glob(migrations, "*.sql")
-	if err != nil {
-		return isle.Errorf(isle.Internal, "migrations: %w", err)
-	}
-	slices.Sort(names)
-	if have > len(names) {
-		return isle.Errorf(isle.Invalid, "%s was written by a newer isle: its schema is version %d, this program knows up to %d", s.path, have, len(names)).
-			WithHint("run the newer isle, or choose another state folder with --state")
-	}
-	for i, name := range names[have:] {
-		b, err := migrations.ReadFile(name)
-		if err != nil {
-			return isle.Errorf(isle.Internal, "migrations: %w", err)
-		}
-		script := fmt.Sprintf("BEGIN IMMEDIATE;\n%s\nPRAGMA user_version = %d;\nCOMMIT;", b, have+i+1)
-		if _, err := s.write.ExecContext(ctx, script); err != nil {
-			return s.mapError("migrate to "+name, err)
-		}
-	}
 	return nil
 }
 

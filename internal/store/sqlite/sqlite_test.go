@@ -62,9 +62,10 @@ func TestTheLogCannotBeChanged(t *testing.T) {
 		"UPDATE audit SET entry = x'00' WHERE seq = 0",
 		"DELETE FROM audit WHERE seq = 1",
 		"DELETE FROM audit",
-		"INSERT OR REPLACE INTO audit (seq, time, id, entry) VALUES (1, 9e15, 'x', x'00')",
-		"INSERT INTO audit (seq, time, id, entry) VALUES (3, 9000000000000000, 'gap', x'00')",
-		"INSERT INTO audit (seq, time, id, entry) VALUES (2, 1, 'back in time', x'00')",
+		"INSERT OR REPLACE INTO audit (seq, time, id, entry, hashes) VALUES (1, 9e15, 'x', x'00', zeroblob(32))",
+		"INSERT INTO audit (seq, time, id, entry, hashes) VALUES (3, 9000000000000000, 'gap', x'00', zeroblob(32))",
+		"INSERT INTO audit (seq, time, id, entry, hashes) VALUES (2, 1, 'back in time', x'00', zeroblob(32))",
+		"INSERT INTO audit (seq, time, id, entry) VALUES (2, 9000000000000000, 'no hash', x'00')",
 	} {
 		if _, err := s.wdb.ExecContext(t.Context(), q); err == nil {
 			t.Errorf("%s: allowed", q)

@@ -5,8 +5,13 @@ import (
 	"database/sql"
 	"encoding/json"
 	"errors"
+	"io/fs"
+	"os"
+	"slices"
 	"time"
 
+	"golang.org/x/mod/sumdb/tlog"
+	"golang.org/x/sys/unix"
 	"modernc.org/sqlite"
 
 	"isle"
@@ -23,6 +28,7 @@ type op struct {
 	doing   string
 	do      func(ctx context.Context, w *writer) error
 	entries []audit.Entry
+	lazy    bool       // synced soon, not before the answer
 	result  chan error // buffered
 }
 
@@ -30,20 +36,32 @@ type op struct {
 // log, so that appending reads nothing.
 type writer struct {
 	s     *Store
-	next  uint64 // sequence of the next entry
-	last  int64  // Unix microseconds of the last entry
+	tree  audit.Tree // over the entries, the next one's sequence is its size
+	last  int64      // Unix microseconds of the last entry
 	stmts map[string]*sql.Stmt
+
+	full    bool        // the connection syncs each commit
+	unsaved *time.Timer // runs out when what was not synced has to be; nil: all is
 }
 
 func newWriter(s *Store) (*writer, error) {
-	w := &writer{s: s, stmts: map[string]*sql.Stmt{}}
-	return w, w.findEnd()
+	w := &writer{s: s, stmts: map[string]*sql.Stmt{}, full: true}
+	if err := w.findEnd(); err != nil {
+		return nil, err
+	}
+	// A process that was killed may have left what was not synced yet.
+	return w, w.sync()
 }
 
 // findEnd reads where the audit log ends.
 func (w *writer) findEnd() error {
-	w.next, w.last = 0, 0
-	err := w.s.write.QueryRowContext(context.Background(), "SELECT seq + 1, time FROM audit ORDER BY seq DESC LIMIT 1").Scan(&w.next, &w.last)
+	ctx := context.Background()
+	var size uint64
+	w.tree, w.last = audit.Tree{}, 0
+	err := w.s.write.QueryRowContext(ctx, "SELECT seq + 1, time FROM audit ORDER BY seq DESC LIMIT 1").Scan(&size, &w.last)
+	if err == nil {
+		w.tree, err = audit.NewTree(size, hashReader{ctx, w.s.write.QueryContext, func(err error) error { return err }})
+	}
 	if errors.Is(err, sql.ErrNoRows) {
 		err = nil
 	}
@@ -63,10 +81,20 @@ func (w *writer) loop() {
 		select {
 		case first = <-w.s.ops:
 		default:
+			var due <-chan time.Time
+			if w.unsaved != nil {
+				due = w.unsaved.C
+			}
 			select {
 			case first = <-w.s.ops:
+			case <-due:
+				w.saveNow()
+				continue
 			case <-w.s.quit:
 				w.refuse()
+				if w.unsaved != nil {
+					w.saveNow()
+				}
 				return
 			}
 		}
@@ -99,11 +127,12 @@ func (w *writer) refuse() {
 func errClosed() error { return isle.Errorf(isle.Unavailable, "the store is closed") }
 
 // commit does a batch in one transaction and answers each caller once the
-// transaction is durable.
+// transaction is durable; one of lazy ops alone once it is written.
 func (w *writer) commit(batch []*op) {
 	ctx := context.Background() // a caller that leaves must not undo the others' work
 	results := make([]error, len(batch))
-	err := w.exec(ctx, "BEGIN IMMEDIATE")
+	lazy := !slices.ContainsFunc(batch, func(o *op) bool { return !o.lazy })
+	err := w.begin(ctx, !lazy)
 	if err == nil {
 		for i, o := range batch {
 			if results[i], err = w.one(ctx, o); err != nil {
@@ -121,6 +150,14 @@ func (w *writer) commit(batch []*op) {
 			}
 		}
 	}
+	switch {
+	case err != nil:
+	case lazy && w.unsaved == nil:
+		w.unsaved = time.NewTimer(syncWithin)
+	case !lazy:
+		w.saved()
+	}
+	w.s.note(err)
 	for i, o := range batch {
 		if err != nil {
 			o.result <- w.s.mapError(o.doing, err)
@@ -128,6 +165,63 @@ func (w *writer) commit(batch []*op) {
 		}
 		o.result <- w.s.mapError(o.doing, results[i])
 	}
+}
+
+// syncWithin is how long what is appended lazily may stay unsynced.
+const syncWithin = 80 * time.Millisecond
+
+// begin begins a transaction whose commit syncs, or does not. In write-ahead
+// mode a commit that syncs makes those before it durable too.
+func (w *writer) begin(ctx context.Context, full bool) error {
+	if full != w.full {
+		mode := "PRAGMA synchronous = NORMAL"
+		if full {
+			mode = "PRAGMA synchronous = FULL"
+		}
+		if err := w.exec(ctx, mode); err != nil {
+			return err
+		}
+		w.full = full
+	}
+	return w.exec(ctx, "BEGIN IMMEDIATE")
+}
+
+// sync makes durable whatever is written: it syncs the write-ahead log, which
+// SQLite keeps for as long as the file is open. Where there is none all is in
+// the file, which SQLite synced.
+func (w *writer) sync() error {
+	f, err := os.OpenFile(w.s.path+"-wal", os.O_RDWR, 0)
+	if err == nil {
+		err = errors.Join(unix.Fdatasync(int(f.Fd())), f.Close())
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return isle.Errorf(isle.Unavailable, "%s: cannot sync the audit log: %w", w.s.path, err)
+	}
+	w.saved()
+	return nil
+}
+
+// saveNow syncs what was appended lazily, and tries again later if it cannot.
+func (w *writer) saveNow() {
+	err := w.sync()
+	w.s.note(err)
+	if err != nil {
+		w.unsaved = time.NewTimer(syncWithin)
+	}
+}
+
+// saved says that all that is written is durable.
+func (w *writer) saved() {
+	if w.unsaved != nil {
+		w.unsaved.Stop()
+		w.unsaved = nil
+	}
+	if h := w.s.head.Load(); h != nil && h.Size == w.tree.Size() {
+		return // nothing was appended
+	}
+	h := w.tree.Head()
+	w.s.head.Store(&h)
+	w.s.synced(h)
 }
 
 // one does one op in a savepoint. The first result is the op's own failure,
@@ -139,7 +233,7 @@ func (w *writer) one(ctx context.Context, o *op) (own, whole error) {
 	if err := w.exec(ctx, "SAVEPOINT op"); err != nil {
 		return nil, err
 	}
-	next, last := w.next, w.last
+	tree, last := w.tree, w.last
 	own = o.do(ctx, w)
 	if own == nil {
 		own = w.append(ctx, o.entries)
@@ -147,7 +241,7 @@ func (w *writer) one(ctx context.Context, o *op) (own, whole error) {
 	if own == nil {
 		return nil, w.exec(ctx, "RELEASE op")
 	}
-	w.next, w.last = next, last
+	w.tree, w.last = tree, last
 	if err := w.exec(ctx, "ROLLBACK TO op"); err != nil {
 		return nil, errors.Join(own, err)
 	}
@@ -157,13 +251,15 @@ func (w *writer) one(ctx context.Context, o *op) (own, whole error) {
 // append numbers, dates, encodes and writes entries.
 func (w *writer) append(ctx context.Context, entries []audit.Entry) error {
 	for _, e := range entries {
-		e.Sequence = w.next
+		e.Sequence = w.tree.Size()
 		e.Time = time.UnixMicro(max(w.last, w.s.now().UnixMicro())).UTC()
 		b, err := e.Encode()
 		if err != nil {
 			return err
 		}
-		if err := w.exec(ctx, "INSERT INTO audit (seq, time, id, entry) VALUES (?, ?, ?, ?)", int64(e.Sequence), e.Time.UnixMicro(), string(e.ID), b); err != nil {
+		tree, completed := w.tree.Add(tlog.RecordHash(b))
+		if err := w.exec(ctx, "INSERT INTO audit (seq, time, id, entry, hashes, link) VALUES (?, ?, ?, ?, ?, ?)",
+			int64(e.Sequence), e.Time.UnixMicro(), string(e.ID), b, join(completed), string(e.Link)); err != nil {
 			return err
 		}
 		switch e.Kind {
@@ -175,7 +271,7 @@ func (w *writer) append(ctx context.Context, entries []audit.Entry) error {
 		if err != nil {
 			return err
 		}
-		w.next, w.last = e.Sequence+1, e.Time.UnixMicro()
+		w.tree, w.last = tree, e.Time.UnixMicro()
 	}
 	return nil
 }
@@ -197,7 +293,11 @@ func (w *writer) exec(ctx context.Context, query string, args ...any) error {
 // run hands an op to the writer and waits for its end. Once begun it is
 // waited for, so that the answer is always the truth.
 func (s *Store) run(ctx context.Context, doing string, entries []audit.Entry, do func(context.Context, *writer) error) error {
-	o := &op{ctx: ctx, doing: doing, do: do, entries: entries, result: make(chan error, 1)}
+	return s.wait(&op{ctx: ctx, doing: doing, do: do, entries: entries, result: make(chan error, 1)})
+}
+
+func (s *Store) wait(o *op) error {
+	ctx := o.ctx
 	select {
 	case s.ops <- o:
 	case <-s.quit:
@@ -283,7 +383,44 @@ func (s *Store) Append(ctx context.Context, entries ...audit.Entry) error {
 	if len(entries) == 0 {
 		return nil
 	}
-	return s.run(ctx, "append to the audit log", entries, func(context.Context, *writer) error { return nil })
+	return s.run(ctx, appending, entries, func(context.Context, *writer) error { return nil })
+}
+
+const appending = "append to the audit log"
+
+// AppendSoon appends entries of what changes nothing. They are written when it
+// returns, and synced within 100 ms or with the next Append: a process that is
+// killed keeps them, a machine that loses power within that time may not.
+func (s *Store) AppendSoon(ctx context.Context, entries ...audit.Entry) error {
+	if len(entries) == 0 {
+		return nil
+	}
+	return s.wait(&op{
+		ctx: ctx, doing: appending, entries: entries, lazy: true, result: make(chan error, 1),
+		do: func(context.Context, *writer) error { return nil },
+	})
+}
+
+// Head is that of the entries that are durable. Checkpoints are made of it and
+// of nothing later: what they cover is never lost.
+func (s *Store) Head() audit.Head { return *s.head.Load() }
+
+// Failure is why the last transaction failed, nil if it went well.
+func (s *Store) Failure() error {
+	if err := s.failure.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// note remembers how the last transaction went.
+func (s *Store) note(err error) {
+	if err == nil {
+		s.failure.Store(nil)
+		return
+	}
+	err = s.mapError("write", err)
+	s.failure.Store(&err)
 }
 
 // SetPort implements environment.Ports.
