@@ -75,11 +75,13 @@ type Blobs interface {
 // Audit is the log as the API writes and reads it.
 type Audit interface {
 	Log
-	// Encoded returns the canonical encodings of up to limit entries from a
-	// sequence number on; there are no more if it returns fewer.
-	Encoded(ctx context.Context, from uint64, limit int) ([][]byte, error)
+	Tree
 	// Next is the sequence number that the next entry will have.
 	Next(ctx context.Context) (uint64, error)
+	// FirstSince is the sequence number of the first entry not from before t.
+	FirstSince(ctx context.Context, t time.Time) (uint64, error)
+	// ByID returns the sequence number of an entry, and of those that link to it.
+	ByID(ctx context.Context, id isle.ID) (sequence uint64, links []uint64, err error)
 }
 
 // Host is the server itself.
@@ -126,6 +128,7 @@ type Config struct {
 	Builder      Builder
 	Blobs        Blobs
 	Audit        Audit
+	Signer       *audit.Signer // of the log's checkpoints
 	Host         Host
 	Policy       Policy
 	Mirror       string // of requests that name none; "" is the machine's
@@ -152,6 +155,7 @@ func New(cfg Config) http.Handler {
 	mux.Handle(islev1connect.NewBuildServiceHandler(&images{cfg}, options...))
 	mux.Handle(islev1connect.NewServerServiceHandler(&host{cfg}, options...))
 	mux.Handle(islev1connect.NewPolicyServiceHandler(&policies{cfg}, options...))
+	mux.Handle("/", tilesMux(&tiles{cfg.Audit, cfg.Signer, cfg.Log, g.mayReadLog}))
 	return impatient(mux)
 }
 
@@ -164,7 +168,7 @@ func actorOf(ctx context.Context) isle.Actor {
 // allowed asks about what a handler has found out to do beyond its call's rule.
 func (cfg Config) allowed(ctx context.Context, asks ...ask) error {
 	who, _ := callerFrom(ctx)
-	return cfg.guard.may(ctx, who, queriesOf(who, asks...), "")
+	return cfg.guard.may(ctx, who, queriesOf(who, asks...), "", false)
 }
 
 // recorded does something between its intent and its outcome in the audit log.

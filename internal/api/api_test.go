@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"golang.org/x/mod/sumdb/tlog"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"isle"
@@ -32,6 +33,7 @@ type rooms struct {
 	mu      sync.Mutex
 	reached []string
 	entries []audit.Entry
+	read    []audit.Entry // those of reads
 
 	up      func(ctx context.Context, req environment.UpRequest) (environment.UpResult, error)
 	build   func(ctx context.Context, p build.Progress) (build.Result, error)
@@ -185,6 +187,19 @@ func (r *rooms) Encoded(context.Context, uint64, int) ([][]byte, error) {
 	return [][]byte{[]byte(`{}`)}, nil
 }
 func (r *rooms) Next(context.Context) (uint64, error) { return 1, nil }
+func (r *rooms) AppendSoon(_ context.Context, es ...audit.Entry) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.read = append(r.read, es...)
+	return nil
+}
+func (r *rooms) Head() audit.Head {
+	r.reach("Head")
+	return audit.Head{}
+}
+func (r *rooms) Hashes(context.Context) tlog.HashReader                  { return nil }
+func (r *rooms) FirstSince(context.Context, time.Time) (uint64, error)   { return 0, nil }
+func (r *rooms) ByID(context.Context, isle.ID) (uint64, []uint64, error) { return 0, nil, nil }
 
 func (r *rooms) Info() Info                     { r.reach("Info"); return Info{Version: "test", PID: 1} }
 func (r *rooms) Doctor(context.Context) []Check { r.reach("Doctor"); return nil }
@@ -238,6 +253,15 @@ func (s endingStdin) Close() error {
 	return nil
 }
 
+func signer(t *testing.T) *audit.Signer {
+	t.Helper()
+	s, err := audit.OpenSigner(filepath.Join(t.TempDir(), "key"), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
 // serve starts a server with the rooms behind it and returns its socket.
 func serve(t *testing.T, r *rooms, p Policy) string {
 	t.Helper()
@@ -254,7 +278,7 @@ func serve(t *testing.T, r *rooms, p Policy) string {
 	}
 	srv := &http.Server{
 		Handler: New(Config{
-			Environments: r, Builder: r, Blobs: r, Audit: r, Host: r, Policy: p, Log: slog.New(slog.DiscardHandler),
+			Environments: r, Builder: r, Blobs: r, Audit: r, Signer: signer(t), Host: r, Policy: p, Log: slog.New(slog.DiscardHandler),
 		}),
 		ConnContext: ConnContext(""), Protocols: new(http.Protocols),
 	}
@@ -395,6 +419,10 @@ func calls(ctx context.Context, c *Client) map[string]func() error {
 			_, err := c.Server.Collect(ctx, connect.NewRequest(&islev1.CollectRequest{}))
 			return err
 		},
+		"ServerService/Checkpoint": func() error {
+			_, err := c.Server.Checkpoint(ctx, connect.NewRequest(&islev1.CheckpointRequest{}))
+			return err
+		},
 		"ServerService/Audit": func() error {
 			s, err := c.Server.Audit(ctx, connect.NewRequest(&islev1.AuditRequest{}))
 			if err != nil {
@@ -498,7 +526,7 @@ func TestUsersHaveTheNamesOfTheMachine(t *testing.T) {
 
 func TestAConnectionThatNobodyVouchesForIsRefused(t *testing.T) {
 	r := &rooms{envs: map[isle.Ref]environment.Environment{}}
-	h := New(Config{Environments: r, Builder: r, Blobs: r, Audit: r, Host: r, Policy: newPolicy(t), Log: slog.New(slog.DiscardHandler)})
+	h := New(Config{Environments: r, Builder: r, Blobs: r, Audit: r, Signer: signer(t), Host: r, Policy: newPolicy(t), Log: slog.New(slog.DiscardHandler)})
 	srv := &http.Server{Handler: h} // without ConnContext, and over TCP
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 
 	"isle"
 	"isle/internal/api/isle/v1/islev1connect"
+	"isle/internal/audit"
 )
 
 // A Client speaks to a server. Its errors are *isle.Error, as the server made
@@ -27,6 +28,7 @@ type Client struct {
 
 	address   string
 	transport *http.Transport
+	http      *http.Client
 }
 
 // NewClient makes a client for the server at address: the path of a unix
@@ -44,17 +46,53 @@ func NewClient(address string) *Client {
 	}
 	c.transport.Protocols.SetUnencryptedHTTP2(true)
 	client := &http.Client{Transport: c.transport}
+	c.http = client
 	options := []connect.ClientOption{
 		connect.WithInterceptors(decoder{address}),
 		connect.WithReadMaxBytes(maxMessage),
 		connect.WithAcceptCompression("gzip", nil, nil), // the socket is local: compressing costs more than it saves
 	}
-	const base = "http://isle"
 	c.Environments = islev1connect.NewEnvironmentServiceClient(client, base, options...)
 	c.Images = islev1connect.NewBuildServiceClient(client, base, options...)
 	c.Server = islev1connect.NewServerServiceClient(client, base, options...)
 	c.Policy = islev1connect.NewPolicyServiceClient(client, base, options...)
 	return c
+}
+
+// base is the URL that every request is below; the transport dials the socket.
+const base = "http://isle"
+
+// maxFetch bounds what is fetched in bytes: 256 entries of the largest size.
+const maxFetch = audit.TileWidth * (2 + audit.MaxSize)
+
+// Fetch is an audit.Fetch from the server.
+func (c *Client) Fetch(ctx context.Context, path string) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+"/"+path, nil)
+	if err != nil {
+		return nil, isle.Errorf(isle.Internal, "%s: %w", path, err)
+	}
+	res, err := c.http.Do(req)
+	if err != nil {
+		if op := new(net.OpError); errors.As(err, &op) && op.Op == "dial" {
+			return nil, dialError(c.address, op.Err)
+		}
+		return nil, isle.Errorf(isle.Unavailable, "cannot read %s of the server's log: %w", path, err).WithHint("see `isle doctor`")
+	}
+	defer res.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(res.Body, maxFetch+1))
+	switch {
+	case err != nil:
+		return nil, isle.Errorf(isle.Unavailable, "cannot read %s of the server's log: %w", path, err)
+	case len(b) > maxFetch:
+		return nil, isle.Errorf(isle.Invalid, "%s of the server's log is larger than it may be", path)
+	case res.StatusCode == http.StatusForbidden:
+		return nil, isle.Errorf(isle.Refused, "%s", strings.TrimSpace(string(b)))
+	case res.StatusCode == http.StatusNotFound:
+		return nil, isle.Errorf(isle.NotFound, "the server's log has no %s", path)
+	case res.StatusCode != http.StatusOK:
+		return nil, isle.Errorf(isle.Unavailable, "cannot read %s of the server's log: %s", path, strings.TrimSpace(string(b)))
+	}
+	return b, nil
 }
 
 // Address is where the server is.

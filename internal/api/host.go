@@ -74,6 +74,13 @@ const (
 
 // Audit implements the RPC.
 func (s *host) Audit(ctx context.Context, req *connect.Request[islev1.AuditRequest], stream *connect.ServerStream[islev1.AuditEntry]) error {
+	if id := isle.ID(req.Msg.GetId()); id != "" {
+		return s.related(ctx, id, stream)
+	}
+	filter, err := filterOf(req.Msg)
+	if err != nil {
+		return err
+	}
 	from := req.Msg.GetFrom()
 	if tail := req.Msg.GetTail(); tail > 0 {
 		next, err := s.Config.Audit.Next(ctx)
@@ -82,17 +89,23 @@ func (s *host) Audit(ctx context.Context, req *connect.Request[islev1.AuditReque
 		}
 		from = max(from, next-min(next, uint64(tail)))
 	}
+	if !filter.Since.IsZero() {
+		first, err := s.Config.Audit.FirstSince(ctx, filter.Since)
+		if err != nil {
+			return err
+		}
+		from = max(from, first)
+	}
 	for {
 		page, err := s.Config.Audit.Encoded(ctx, from, auditPage)
 		if err != nil {
 			return err
 		}
-		for _, b := range page {
-			if err := stream.Send(&islev1.AuditEntry{Sequence: from, Json: string(b)}); err != nil {
-				return err
-			}
-			from++
+		over, err := sendMatching(stream, filter, from, page)
+		if err != nil || over {
+			return err
 		}
+		from += uint64(len(page))
 		if len(page) == auditPage {
 			continue
 		}
@@ -105,4 +118,97 @@ func (s *host) Audit(ctx context.Context, req *connect.Request[islev1.AuditReque
 		case <-time.After(auditPoll):
 		}
 	}
+}
+
+// sendMatching sends those of a page that the filter selects. It is over once
+// an entry is from after all that it can select.
+func sendMatching(stream *connect.ServerStream[islev1.AuditEntry], filter audit.Filter, from uint64, page [][]byte) (over bool, err error) {
+	for i, b := range page {
+		if filter != (audit.Filter{}) {
+			e, err := audit.Decode(b)
+			if err != nil {
+				return false, isle.Errorf(isle.Internal, "audit entry %d cannot be read: %w", from+uint64(i), err).WithHint("see `isle audit verify`")
+			}
+			if !filter.Until.IsZero() && !e.Time.Before(filter.Until) {
+				return true, nil
+			}
+			if !filter.Match(e) {
+				continue
+			}
+		}
+		if err := stream.Send(&islev1.AuditEntry{Sequence: from + uint64(i), Json: string(b)}); err != nil {
+			return false, err
+		}
+	}
+	return false, nil
+}
+
+// filterOf is what a request selects.
+func filterOf(m *islev1.AuditRequest) (audit.Filter, error) {
+	f := audit.Filter{
+		Actor: m.GetActor(), Action: m.GetAction(), Environment: m.GetEnvironment(), Instance: isle.ID(m.GetInstance()),
+		Resource: m.GetResource(), Decision: isle.Decision(m.GetDecision()),
+	}
+	switch f.Decision {
+	case "", isle.Allow, isle.Deny, isle.Hold:
+	default:
+		return f, isle.Errorf(isle.Invalid, "decision %q: want %s, %s or %s", f.Decision, isle.Allow, isle.Deny, isle.Hold)
+	}
+	if m.GetSince() != nil {
+		f.Since = m.GetSince().AsTime()
+	}
+	if m.GetUntil() != nil {
+		f.Until = m.GetUntil().AsTime()
+	}
+	return f, nil
+}
+
+// related sends an entry, the intent that it is the outcome of, and its
+// outcomes, in the log's order.
+func (s *host) related(ctx context.Context, id isle.ID, stream *connect.ServerStream[islev1.AuditEntry]) error {
+	log := s.Config.Audit
+	seq, links, err := log.ByID(ctx, id)
+	if err != nil {
+		return err
+	}
+	all := []uint64{seq}
+	one, err := log.Encoded(ctx, seq, 1)
+	if err != nil {
+		return err
+	}
+	if len(one) == 1 {
+		if e, err := audit.Decode(one[0]); err == nil && e.Link != "" {
+			if of, _, err := log.ByID(ctx, e.Link); err == nil {
+				all = []uint64{of, seq}
+			}
+		}
+	}
+	for _, n := range append(all, links...) {
+		page, err := log.Encoded(ctx, n, 1)
+		if err != nil {
+			return err
+		}
+		if _, err := sendMatching(stream, audit.Filter{}, n, page); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Checkpoint implements the RPC.
+func (s *host) Checkpoint(ctx context.Context, req *connect.Request[islev1.CheckpointRequest]) (*connect.Response[islev1.CheckpointResponse], error) {
+	head := s.Config.Audit.Head()
+	c, err := s.Signer.Sign(head)
+	if err != nil {
+		return nil, err
+	}
+	proof, err := audit.ProveExtends(req.Msg.GetSince(), head.Size, s.Config.Audit.Hashes(ctx))
+	if err != nil {
+		return nil, err
+	}
+	res := &islev1.CheckpointResponse{Note: c.Note, Key: s.Signer.Key()}
+	for _, h := range proof {
+		res.Proof = append(res.Proof, h[:])
+	}
+	return connect.NewResponse(res), nil
 }

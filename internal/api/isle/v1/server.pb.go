@@ -395,10 +395,20 @@ func (x *CollectResponse) GetFreed() int64 {
 }
 
 type AuditRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	From          uint64                 `protobuf:"varint,1,opt,name=from,proto3" json:"from,omitempty"` // sequence number
-	Tail          int32                  `protobuf:"varint,2,opt,name=tail,proto3" json:"tail,omitempty"` // only the last so many
-	Follow        bool                   `protobuf:"varint,3,opt,name=follow,proto3" json:"follow,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	From   uint64                 `protobuf:"varint,1,opt,name=from,proto3" json:"from,omitempty"` // sequence number
+	Tail   int32                  `protobuf:"varint,2,opt,name=tail,proto3" json:"tail,omitempty"` // only the last so many
+	Follow bool                   `protobuf:"varint,3,opt,name=follow,proto3" json:"follow,omitempty"`
+	Id     string                 `protobuf:"bytes,4,opt,name=id,proto3" json:"id,omitempty"` // only the entry of this ID, its intent and its outcomes
+	// What follows selects; an empty field selects all.
+	Actor         string                 `protobuf:"bytes,5,opt,name=actor,proto3" json:"actor,omitempty"`             // KIND:NAME, or NAME of any kind
+	Action        string                 `protobuf:"bytes,6,opt,name=action,proto3" json:"action,omitempty"`           // NOUN:VERB, or NOUN for all of its verbs
+	Environment   string                 `protobuf:"bytes,7,opt,name=environment,proto3" json:"environment,omitempty"` // NAME[@STAGE]
+	Instance      string                 `protobuf:"bytes,8,opt,name=instance,proto3" json:"instance,omitempty"`
+	Resource      string                 `protobuf:"bytes,9,opt,name=resource,proto3" json:"resource,omitempty"`  // KIND:NAME[@STAGE], or KIND for all of them
+	Decision      string                 `protobuf:"bytes,10,opt,name=decision,proto3" json:"decision,omitempty"` // allow, deny, hold
+	Since         *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=since,proto3" json:"since,omitempty"`
+	Until         *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=until,proto3" json:"until,omitempty"` // and not at it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -454,6 +464,69 @@ func (x *AuditRequest) GetFollow() bool {
 	return false
 }
 
+func (x *AuditRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *AuditRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *AuditRequest) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
+func (x *AuditRequest) GetEnvironment() string {
+	if x != nil {
+		return x.Environment
+	}
+	return ""
+}
+
+func (x *AuditRequest) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
+}
+
+func (x *AuditRequest) GetResource() string {
+	if x != nil {
+		return x.Resource
+	}
+	return ""
+}
+
+func (x *AuditRequest) GetDecision() string {
+	if x != nil {
+		return x.Decision
+	}
+	return ""
+}
+
+func (x *AuditRequest) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *AuditRequest) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
 type AuditEntry struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Sequence      uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
@@ -506,6 +579,110 @@ func (x *AuditEntry) GetJson() string {
 	return ""
 }
 
+type CheckpointRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Since         uint64                 `protobuf:"varint,1,opt,name=since,proto3" json:"since,omitempty"` // the size of the checkpoint seen last
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckpointRequest) Reset() {
+	*x = CheckpointRequest{}
+	mi := &file_isle_v1_server_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckpointRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckpointRequest) ProtoMessage() {}
+
+func (x *CheckpointRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_server_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckpointRequest.ProtoReflect.Descriptor instead.
+func (*CheckpointRequest) Descriptor() ([]byte, []int) {
+	return file_isle_v1_server_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *CheckpointRequest) GetSince() uint64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+type CheckpointResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Note          []byte                 `protobuf:"bytes,1,opt,name=note,proto3" json:"note,omitempty"`   // c2sp.org/tlog-checkpoint
+	Key           string                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`     // the verifier key, for who has none yet
+	Proof         [][]byte               `protobuf:"bytes,3,rep,name=proof,proto3" json:"proof,omitempty"` // RFC 6962, section 2.1.2; empty if since is 0 or not before note
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckpointResponse) Reset() {
+	*x = CheckpointResponse{}
+	mi := &file_isle_v1_server_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckpointResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckpointResponse) ProtoMessage() {}
+
+func (x *CheckpointResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_server_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckpointResponse.ProtoReflect.Descriptor instead.
+func (*CheckpointResponse) Descriptor() ([]byte, []int) {
+	return file_isle_v1_server_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *CheckpointResponse) GetNote() []byte {
+	if x != nil {
+		return x.Note
+	}
+	return nil
+}
+
+func (x *CheckpointResponse) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *CheckpointResponse) GetProof() [][]byte {
+	if x != nil {
+		return x.Proof
+	}
+	return nil
+}
+
 type StopRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -514,7 +691,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_isle_v1_server_proto_msgTypes[9]
+	mi := &file_isle_v1_server_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -526,7 +703,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_server_proto_msgTypes[9]
+	mi := &file_isle_v1_server_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -539,7 +716,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_server_proto_rawDescGZIP(), []int{9}
+	return file_isle_v1_server_proto_rawDescGZIP(), []int{11}
 }
 
 type StopResponse struct {
@@ -550,7 +727,7 @@ type StopResponse struct {
 
 func (x *StopResponse) Reset() {
 	*x = StopResponse{}
-	mi := &file_isle_v1_server_proto_msgTypes[10]
+	mi := &file_isle_v1_server_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -562,7 +739,7 @@ func (x *StopResponse) String() string {
 func (*StopResponse) ProtoMessage() {}
 
 func (x *StopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_server_proto_msgTypes[10]
+	mi := &file_isle_v1_server_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -575,7 +752,7 @@ func (x *StopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopResponse.ProtoReflect.Descriptor instead.
 func (*StopResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_server_proto_rawDescGZIP(), []int{10}
+	return file_isle_v1_server_proto_rawDescGZIP(), []int{12}
 }
 
 var File_isle_v1_server_proto protoreflect.FileDescriptor
@@ -604,22 +781,40 @@ const file_isle_v1_server_proto_rawDesc = "" +
 	"\x06layers\x18\x01 \x01(\x05R\x06layers\x12\x14\n" +
 	"\x05blobs\x18\x02 \x01(\x05R\x05blobs\x12\x18\n" +
 	"\avolumes\x18\x03 \x01(\x05R\avolumes\x12\x14\n" +
-	"\x05freed\x18\x04 \x01(\x03R\x05freed\"N\n" +
+	"\x05freed\x18\x04 \x01(\x03R\x05freed\"\xe6\x02\n" +
 	"\fAuditRequest\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\x04R\x04from\x12\x12\n" +
 	"\x04tail\x18\x02 \x01(\x05R\x04tail\x12\x16\n" +
-	"\x06follow\x18\x03 \x01(\bR\x06follow\"<\n" +
+	"\x06follow\x18\x03 \x01(\bR\x06follow\x12\x0e\n" +
+	"\x02id\x18\x04 \x01(\tR\x02id\x12\x14\n" +
+	"\x05actor\x18\x05 \x01(\tR\x05actor\x12\x16\n" +
+	"\x06action\x18\x06 \x01(\tR\x06action\x12 \n" +
+	"\venvironment\x18\a \x01(\tR\venvironment\x12\x1a\n" +
+	"\binstance\x18\b \x01(\tR\binstance\x12\x1a\n" +
+	"\bresource\x18\t \x01(\tR\bresource\x12\x1a\n" +
+	"\bdecision\x18\n" +
+	" \x01(\tR\bdecision\x120\n" +
+	"\x05since\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
+	"\x05until\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"<\n" +
 	"\n" +
 	"AuditEntry\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x12\n" +
-	"\x04json\x18\x02 \x01(\tR\x04json\"\r\n" +
+	"\x04json\x18\x02 \x01(\tR\x04json\")\n" +
+	"\x11CheckpointRequest\x12\x14\n" +
+	"\x05since\x18\x01 \x01(\x04R\x05since\"P\n" +
+	"\x12CheckpointResponse\x12\x12\n" +
+	"\x04note\x18\x01 \x01(\fR\x04note\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\tR\x03key\x12\x14\n" +
+	"\x05proof\x18\x03 \x03(\fR\x05proof\"\r\n" +
 	"\vStopRequest\"\x0e\n" +
-	"\fStopResponse2\xa9\x02\n" +
+	"\fStopResponse2\xf0\x02\n" +
 	"\rServerService\x123\n" +
 	"\x04Info\x12\x14.isle.v1.InfoRequest\x1a\x15.isle.v1.InfoResponse\x129\n" +
 	"\x06Doctor\x12\x16.isle.v1.DoctorRequest\x1a\x17.isle.v1.DoctorResponse\x12<\n" +
 	"\aCollect\x12\x17.isle.v1.CollectRequest\x1a\x18.isle.v1.CollectResponse\x125\n" +
-	"\x05Audit\x12\x15.isle.v1.AuditRequest\x1a\x13.isle.v1.AuditEntry0\x01\x123\n" +
+	"\x05Audit\x12\x15.isle.v1.AuditRequest\x1a\x13.isle.v1.AuditEntry0\x01\x12E\n" +
+	"\n" +
+	"Checkpoint\x12\x1a.isle.v1.CheckpointRequest\x1a\x1b.isle.v1.CheckpointResponse\x123\n" +
 	"\x04Stop\x12\x14.isle.v1.StopRequest\x1a\x15.isle.v1.StopResponseB\"Z isle/internal/api/isle/v1;islev1b\x06proto3"
 
 var (
@@ -634,7 +829,7 @@ func file_isle_v1_server_proto_rawDescGZIP() []byte {
 	return file_isle_v1_server_proto_rawDescData
 }
 
-var file_isle_v1_server_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_isle_v1_server_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_isle_v1_server_proto_goTypes = []any{
 	(*InfoRequest)(nil),           // 0: isle.v1.InfoRequest
 	(*InfoResponse)(nil),          // 1: isle.v1.InfoResponse
@@ -645,28 +840,34 @@ var file_isle_v1_server_proto_goTypes = []any{
 	(*CollectResponse)(nil),       // 6: isle.v1.CollectResponse
 	(*AuditRequest)(nil),          // 7: isle.v1.AuditRequest
 	(*AuditEntry)(nil),            // 8: isle.v1.AuditEntry
-	(*StopRequest)(nil),           // 9: isle.v1.StopRequest
-	(*StopResponse)(nil),          // 10: isle.v1.StopResponse
-	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
+	(*CheckpointRequest)(nil),     // 9: isle.v1.CheckpointRequest
+	(*CheckpointResponse)(nil),    // 10: isle.v1.CheckpointResponse
+	(*StopRequest)(nil),           // 11: isle.v1.StopRequest
+	(*StopResponse)(nil),          // 12: isle.v1.StopResponse
+	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
 }
 var file_isle_v1_server_proto_depIdxs = []int32{
-	11, // 0: isle.v1.InfoResponse.started:type_name -> google.protobuf.Timestamp
+	13, // 0: isle.v1.InfoResponse.started:type_name -> google.protobuf.Timestamp
 	4,  // 1: isle.v1.DoctorResponse.checks:type_name -> isle.v1.Check
-	0,  // 2: isle.v1.ServerService.Info:input_type -> isle.v1.InfoRequest
-	2,  // 3: isle.v1.ServerService.Doctor:input_type -> isle.v1.DoctorRequest
-	5,  // 4: isle.v1.ServerService.Collect:input_type -> isle.v1.CollectRequest
-	7,  // 5: isle.v1.ServerService.Audit:input_type -> isle.v1.AuditRequest
-	9,  // 6: isle.v1.ServerService.Stop:input_type -> isle.v1.StopRequest
-	1,  // 7: isle.v1.ServerService.Info:output_type -> isle.v1.InfoResponse
-	3,  // 8: isle.v1.ServerService.Doctor:output_type -> isle.v1.DoctorResponse
-	6,  // 9: isle.v1.ServerService.Collect:output_type -> isle.v1.CollectResponse
-	8,  // 10: isle.v1.ServerService.Audit:output_type -> isle.v1.AuditEntry
-	10, // 11: isle.v1.ServerService.Stop:output_type -> isle.v1.StopResponse
-	7,  // [7:12] is the sub-list for method output_type
-	2,  // [2:7] is the sub-list for method input_type
-	2,  // [2:2] is the sub-list for extension type_name
-	2,  // [2:2] is the sub-list for extension extendee
-	0,  // [0:2] is the sub-list for field type_name
+	13, // 2: isle.v1.AuditRequest.since:type_name -> google.protobuf.Timestamp
+	13, // 3: isle.v1.AuditRequest.until:type_name -> google.protobuf.Timestamp
+	0,  // 4: isle.v1.ServerService.Info:input_type -> isle.v1.InfoRequest
+	2,  // 5: isle.v1.ServerService.Doctor:input_type -> isle.v1.DoctorRequest
+	5,  // 6: isle.v1.ServerService.Collect:input_type -> isle.v1.CollectRequest
+	7,  // 7: isle.v1.ServerService.Audit:input_type -> isle.v1.AuditRequest
+	9,  // 8: isle.v1.ServerService.Checkpoint:input_type -> isle.v1.CheckpointRequest
+	11, // 9: isle.v1.ServerService.Stop:input_type -> isle.v1.StopRequest
+	1,  // 10: isle.v1.ServerService.Info:output_type -> isle.v1.InfoResponse
+	3,  // 11: isle.v1.ServerService.Doctor:output_type -> isle.v1.DoctorResponse
+	6,  // 12: isle.v1.ServerService.Collect:output_type -> isle.v1.CollectResponse
+	8,  // 13: isle.v1.ServerService.Audit:output_type -> isle.v1.AuditEntry
+	10, // 14: isle.v1.ServerService.Checkpoint:output_type -> isle.v1.CheckpointResponse
+	12, // 15: isle.v1.ServerService.Stop:output_type -> isle.v1.StopResponse
+	10, // [10:16] is the sub-list for method output_type
+	4,  // [4:10] is the sub-list for method input_type
+	4,  // [4:4] is the sub-list for extension type_name
+	4,  // [4:4] is the sub-list for extension extendee
+	0,  // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_isle_v1_server_proto_init() }
@@ -680,7 +881,7 @@ func file_isle_v1_server_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isle_v1_server_proto_rawDesc), len(file_isle_v1_server_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

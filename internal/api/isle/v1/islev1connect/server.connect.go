@@ -41,6 +41,9 @@ const (
 	ServerServiceCollectProcedure = "/isle.v1.ServerService/Collect"
 	// ServerServiceAuditProcedure is the fully-qualified name of the ServerService's Audit RPC.
 	ServerServiceAuditProcedure = "/isle.v1.ServerService/Audit"
+	// ServerServiceCheckpointProcedure is the fully-qualified name of the ServerService's Checkpoint
+	// RPC.
+	ServerServiceCheckpointProcedure = "/isle.v1.ServerService/Checkpoint"
 	// ServerServiceStopProcedure is the fully-qualified name of the ServerService's Stop RPC.
 	ServerServiceStopProcedure = "/isle.v1.ServerService/Stop"
 )
@@ -54,6 +57,9 @@ type ServerServiceClient interface {
 	Collect(context.Context, *connect.Request[v1.CollectRequest]) (*connect.Response[v1.CollectResponse], error)
 	// Audit returns audit entries, as JSON, oldest first.
 	Audit(context.Context, *connect.Request[v1.AuditRequest]) (*connect.ServerStreamForClient[v1.AuditEntry], error)
+	// Checkpoint returns the audit log's, and the proof that it goes on from the
+	// one that the caller saw last.
+	Checkpoint(context.Context, *connect.Request[v1.CheckpointRequest]) (*connect.Response[v1.CheckpointResponse], error)
 	// Stop ends the server; environments run on.
 	Stop(context.Context, *connect.Request[v1.StopRequest]) (*connect.Response[v1.StopResponse], error)
 }
@@ -93,6 +99,12 @@ func NewServerServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(serverServiceMethods.ByName("Audit")),
 			connect.WithClientOptions(opts...),
 		),
+		checkpoint: connect.NewClient[v1.CheckpointRequest, v1.CheckpointResponse](
+			httpClient,
+			baseURL+ServerServiceCheckpointProcedure,
+			connect.WithSchema(serverServiceMethods.ByName("Checkpoint")),
+			connect.WithClientOptions(opts...),
+		),
 		stop: connect.NewClient[v1.StopRequest, v1.StopResponse](
 			httpClient,
 			baseURL+ServerServiceStopProcedure,
@@ -104,11 +116,12 @@ func NewServerServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 
 // serverServiceClient implements ServerServiceClient.
 type serverServiceClient struct {
-	info    *connect.Client[v1.InfoRequest, v1.InfoResponse]
-	doctor  *connect.Client[v1.DoctorRequest, v1.DoctorResponse]
-	collect *connect.Client[v1.CollectRequest, v1.CollectResponse]
-	audit   *connect.Client[v1.AuditRequest, v1.AuditEntry]
-	stop    *connect.Client[v1.StopRequest, v1.StopResponse]
+	info       *connect.Client[v1.InfoRequest, v1.InfoResponse]
+	doctor     *connect.Client[v1.DoctorRequest, v1.DoctorResponse]
+	collect    *connect.Client[v1.CollectRequest, v1.CollectResponse]
+	audit      *connect.Client[v1.AuditRequest, v1.AuditEntry]
+	checkpoint *connect.Client[v1.CheckpointRequest, v1.CheckpointResponse]
+	stop       *connect.Client[v1.StopRequest, v1.StopResponse]
 }
 
 // Info calls isle.v1.ServerService.Info.
@@ -131,6 +144,11 @@ func (c *serverServiceClient) Audit(ctx context.Context, req *connect.Request[v1
 	return c.audit.CallServerStream(ctx, req)
 }
 
+// Checkpoint calls isle.v1.ServerService.Checkpoint.
+func (c *serverServiceClient) Checkpoint(ctx context.Context, req *connect.Request[v1.CheckpointRequest]) (*connect.Response[v1.CheckpointResponse], error) {
+	return c.checkpoint.CallUnary(ctx, req)
+}
+
 // Stop calls isle.v1.ServerService.Stop.
 func (c *serverServiceClient) Stop(ctx context.Context, req *connect.Request[v1.StopRequest]) (*connect.Response[v1.StopResponse], error) {
 	return c.stop.CallUnary(ctx, req)
@@ -145,6 +163,9 @@ type ServerServiceHandler interface {
 	Collect(context.Context, *connect.Request[v1.CollectRequest]) (*connect.Response[v1.CollectResponse], error)
 	// Audit returns audit entries, as JSON, oldest first.
 	Audit(context.Context, *connect.Request[v1.AuditRequest], *connect.ServerStream[v1.AuditEntry]) error
+	// Checkpoint returns the audit log's, and the proof that it goes on from the
+	// one that the caller saw last.
+	Checkpoint(context.Context, *connect.Request[v1.CheckpointRequest]) (*connect.Response[v1.CheckpointResponse], error)
 	// Stop ends the server; environments run on.
 	Stop(context.Context, *connect.Request[v1.StopRequest]) (*connect.Response[v1.StopResponse], error)
 }
@@ -180,6 +201,12 @@ func NewServerServiceHandler(svc ServerServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(serverServiceMethods.ByName("Audit")),
 		connect.WithHandlerOptions(opts...),
 	)
+	serverServiceCheckpointHandler := connect.NewUnaryHandler(
+		ServerServiceCheckpointProcedure,
+		svc.Checkpoint,
+		connect.WithSchema(serverServiceMethods.ByName("Checkpoint")),
+		connect.WithHandlerOptions(opts...),
+	)
 	serverServiceStopHandler := connect.NewUnaryHandler(
 		ServerServiceStopProcedure,
 		svc.Stop,
@@ -196,6 +223,8 @@ func NewServerServiceHandler(svc ServerServiceHandler, opts ...connect.HandlerOp
 			serverServiceCollectHandler.ServeHTTP(w, r)
 		case ServerServiceAuditProcedure:
 			serverServiceAuditHandler.ServeHTTP(w, r)
+		case ServerServiceCheckpointProcedure:
+			serverServiceCheckpointHandler.ServeHTTP(w, r)
 		case ServerServiceStopProcedure:
 			serverServiceStopHandler.ServeHTTP(w, r)
 		default:
@@ -221,6 +250,10 @@ func (UnimplementedServerServiceHandler) Collect(context.Context, *connect.Reque
 
 func (UnimplementedServerServiceHandler) Audit(context.Context, *connect.Request[v1.AuditRequest], *connect.ServerStream[v1.AuditEntry]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("isle.v1.ServerService.Audit is not implemented"))
+}
+
+func (UnimplementedServerServiceHandler) Checkpoint(context.Context, *connect.Request[v1.CheckpointRequest]) (*connect.Response[v1.CheckpointResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("isle.v1.ServerService.Checkpoint is not implemented"))
 }
 
 func (UnimplementedServerServiceHandler) Stop(context.Context, *connect.Request[v1.StopRequest]) (*connect.Response[v1.StopResponse], error) {
