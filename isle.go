@@ -220,6 +220,7 @@ const (
 	ActionVolumeDelete      Action = "volume:delete"
 	ActionEgressConnect     Action = "egress:connect"
 	ActionAuditRead         Action = "audit:read"
+	ActionAuditAccept       Action = "audit:accept-rollback" // a log that does not go on from the kept checkpoint
 	ActionServerRead        Action = "server:read"
 	ActionServerCollect     Action = "server:collect"
 	ActionServerReconcile   Action = "server:reconcile"

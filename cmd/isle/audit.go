@@ -1,12 +1,16 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"isle"
 	islev1 "isle/internal/api/isle/v1"
@@ -14,51 +18,125 @@ import (
 )
 
 func newAudit(a *app) *cobra.Command {
-	var lines int32
-	var follow bool
-	var from uint64
 	cmd := &cobra.Command{
 		Use:   "audit",
-		Short: "Show the audit log: who did what to what, and how it ended",
-		Example: `  isle audit -n 20
-  isle audit --from 0 -o json      all of it, the canonical encoding, one entry per line`,
+		Short: "Read, prove and verify the audit log: who did what to what, and how it ended",
+		Long: `The audit log has an entry for everything that is done, refused and read. It is a
+Merkle tree that standard tools can follow and verify: nothing in it can be changed or
+taken out unnoticed by who has seen it before. docs/audit.md says how.`,
+		Example: `  isle audit tail -n 20
+  isle audit search --environment shop --decision deny --since 1h
+  isle audit verify`,
+		Args: args(0, 0, "a subcommand"),
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(newAuditTail(a), newAuditSearch(a), newAuditShow(a), newAuditProve(a), newAuditVerify(a), newAuditExport(a), newAuditKey(a), newAuditAccept(a))
+	return cmd
+}
+
+func newAuditTail(a *app) *cobra.Command {
+	var lines int32
+	var follow bool
+	cmd := &cobra.Command{
+		Use:   "tail",
+		Short: "Show the last entries",
+		Example: `  isle audit tail -n 20
+  isle audit tail -f -o json     as they come, the canonical encoding, one entry per line`,
 		Args: args(0, 0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.connect(cmd.Context())
-			if err != nil {
-				return err
+			if lines < 1 {
+				return usagef("-n %d: want at least 1", lines)
 			}
-			req := &islev1.AuditRequest{Tail: lines, Follow: follow}
-			if cmd.Flags().Changed("from") {
-				req.From, req.Tail = from, 0
-			}
-			stream, err := c.Server.Audit(cmd.Context(), connect.NewRequest(req))
-			if err != nil {
-				return err
-			}
-			defer stream.Close()
-			for stream.Receive() {
-				if a.output == "json" {
-					fmt.Fprintf(a.stdout, "%s\n", stream.Msg().GetJson())
+			return a.entries(cmd.Context(), &islev1.AuditRequest{Tail: lines, Follow: follow})
+		},
+	}
+	cmd.Flags().Int32VarP(&lines, "lines", "n", 50, "only the last so many entries")
+	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on as more is written")
+	return cmd
+}
+
+func newAuditSearch(a *app) *cobra.Command {
+	var req islev1.AuditRequest
+	var since, until string
+	cmd := &cobra.Command{
+		Use:   "search",
+		Short: "Show the entries that are about something, oldest first",
+		Example: `  isle audit search --actor root --action environment:launch
+  isle audit search --environment shop --decision deny --since 24h
+  isle audit search --resource volume --since 2026-01-31 --until 2026-02-01T12:00:00Z
+  isle audit search -o json                    all of it, one entry per line`,
+		Args: args(0, 0, "no arguments"),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			for _, bound := range []struct {
+				flag, value string
+				to          **timestamppb.Timestamp
+			}{{"since", since, &req.Since}, {"until", until, &req.Until}} {
+				if bound.value == "" {
 					continue
 				}
-				var e audit.Entry
-				if err := json.Unmarshal([]byte(stream.Msg().GetJson()), &e); err != nil {
-					return isle.Errorf(isle.Internal, "entry %d cannot be read: %w", stream.Msg().GetSequence(), err)
+				t, err := moment(bound.value, time.Now())
+				if err != nil {
+					return usagef("--%s %s: %v", bound.flag, bound.value, err)
 				}
-				a.showEntry(e)
+				*bound.to = timestamppb.New(t)
 			}
-			if follow && cmd.Context().Err() != nil {
-				return nil
-			}
-			return stream.Err()
+			return a.entries(cmd.Context(), &req)
 		},
 	}
 	f := cmd.Flags()
-	f.Int32VarP(&lines, "lines", "n", 50, "only the last so many entries")
-	f.Uint64Var(&from, "from", 0, "every entry from this sequence number on")
-	f.BoolVarP(&follow, "follow", "f", false, "go on as more is written")
+	f.StringVar(&req.Actor, "actor", "", "of this actor: KIND:NAME or NAME")
+	f.StringVar(&req.Action, "action", "", "of this action: NOUN:VERB or NOUN")
+	f.StringVar(&req.Environment, "environment", "", "about this environment: NAME[@STAGE]")
+	f.StringVar(&req.Instance, "instance", "", "about this launch of one: an ID")
+	f.StringVar(&req.Resource, "resource", "", "about this resource: KIND:NAME[@STAGE] or KIND")
+	f.StringVar(&req.Decision, "decision", "", "allow, deny or hold")
+	f.StringVar(&since, "since", "", "from then on: a time (RFC 3339), a day, or how long ago (24h)")
+	f.StringVar(&until, "until", "", "before then")
+	f.Uint64Var(&req.From, "from", 0, "from this sequence number on")
+	f.BoolVarP(&req.Follow, "follow", "f", false, "go on as more is written")
 	return cmd
+}
+
+// moment reads a time, a day, or how long ago.
+func moment(s string, now time.Time) (time.Time, error) {
+	if t, err := time.Parse(time.RFC3339Nano, s); err == nil {
+		return t, nil
+	}
+	if t, err := time.ParseInLocation(time.DateOnly, s, time.Local); err == nil {
+		return t, nil
+	}
+	if d, err := time.ParseDuration(s); err == nil {
+		return now.Add(-d), nil
+	}
+	return time.Time{}, errors.New("want 2026-01-31T12:00:00Z, 2026-01-31, or how long ago, such as 24h")
+}
+
+// entries shows what a request selects, as it comes.
+func (a *app) entries(ctx context.Context, req *islev1.AuditRequest) error {
+	c, err := a.connect(ctx)
+	if err != nil {
+		return err
+	}
+	stream, err := c.Server.Audit(ctx, connect.NewRequest(req))
+	if err != nil {
+		return err
+	}
+	defer stream.Close()
+	for stream.Receive() {
+		if a.output == "json" {
+			fmt.Fprintf(a.stdout, "%s\n", stream.Msg().GetJson())
+			continue
+		}
+		var e audit.Entry
+		if err := json.Unmarshal([]byte(stream.Msg().GetJson()), &e); err != nil {
+			return isle.Errorf(isle.Internal, "entry %d cannot be read: %w", stream.Msg().GetSequence(), err)
+		}
+		a.showEntry(e)
+	}
+	if req.Follow && ctx.Err() != nil {
+		return nil
+	}
+	return stream.Err()
 }
 
 func (a *app) showEntry(e audit.Entry) {
@@ -80,4 +158,127 @@ func (a *app) showEntry(e audit.Entry) {
 		line += "  " + e.Summary
 	}
 	fmt.Fprintln(a.stdout, clean(line))
+}
+
+func newAuditShow(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "show SEQ|ID",
+		Short: "Show an entry in full, with its intent or outcome",
+		Example: `  isle audit show 1234
+  isle audit show 06j8ae3v1qk0g6mqk4v3hd2b5o`,
+		Args: args(1, 1, "the sequence number or ID of an entry"),
+		RunE: func(cmd *cobra.Command, given []string) error {
+			ctx := cmd.Context()
+			id := isle.ID(given[0])
+			if seq, err := strconv.ParseUint(given[0], 10, 62); err == nil && !id.Valid() {
+				e, err := a.entryAt(ctx, seq)
+				if err != nil {
+					return err
+				}
+				id = e.ID
+			}
+			if !id.Valid() {
+				return usagef("%q is neither a sequence number nor an ID", given[0])
+			}
+			related, err := a.collect(ctx, &islev1.AuditRequest{Id: string(id)})
+			if err != nil {
+				return err
+			}
+			if a.output == "json" {
+				for i, e := range related {
+					if e.ID == id { // it, and beside it what belongs to it
+						return a.json(map[string]any{"entry": e, "related": append(related[:i:i], related[i+1:]...)})
+					}
+				}
+			}
+			for i, e := range related {
+				if i > 0 {
+					fmt.Fprintln(a.stdout)
+				}
+				a.showWhole(e)
+			}
+			return nil
+		},
+	}
+}
+
+// entryAt returns the entry of a sequence number.
+func (a *app) entryAt(ctx context.Context, seq uint64) (audit.Entry, error) {
+	c, err := a.connect(ctx)
+	if err != nil {
+		return audit.Entry{}, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := c.Server.Audit(ctx, connect.NewRequest(&islev1.AuditRequest{From: seq}))
+	if err != nil {
+		return audit.Entry{}, err
+	}
+	defer stream.Close()
+	if !stream.Receive() {
+		if err := stream.Err(); err != nil {
+			return audit.Entry{}, err
+		}
+		return audit.Entry{}, isle.Errorf(isle.NotFound, "the audit log has no entry %d", seq)
+	}
+	return audit.Decode([]byte(stream.Msg().GetJson()))
+}
+
+// collect returns all that a request selects.
+func (a *app) collect(ctx context.Context, req *islev1.AuditRequest) ([]audit.Entry, error) {
+	c, err := a.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	stream, err := c.Server.Audit(ctx, connect.NewRequest(req))
+	if err != nil {
+		return nil, err
+	}
+	defer stream.Close()
+	var out []audit.Entry
+	for stream.Receive() {
+		e, err := audit.Decode([]byte(stream.Msg().GetJson()))
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, e)
+	}
+	return out, stream.Err()
+}
+
+// showWhole writes every field of an entry that is not empty.
+func (a *app) showWhole(e audit.Entry) {
+	line := func(name, value string) {
+		if value != "" {
+			fmt.Fprintf(a.stdout, "%-14s %s\n", name, clean(value))
+		}
+	}
+	line("entry", strconv.FormatUint(e.Sequence, 10))
+	line("id", string(e.ID))
+	line("time", e.Time.Format(time.RFC3339Nano))
+	line("kind", string(e.Kind))
+	line("actor", e.Actor.String())
+	for _, o := range e.OnBehalfOf {
+		line("on behalf of", o.String())
+	}
+	for _, s := range e.Sessions {
+		line("session", string(s))
+	}
+	line("environment", e.Environment)
+	line("instance", string(e.Instance))
+	line("release", string(e.Release))
+	line("action", string(e.Action))
+	line("resource", e.Resource.String())
+	line("decision", string(e.Decision))
+	line("rule", e.Rule)
+	line("result", e.Result)
+	line("summary", e.Summary)
+	for _, k := range sortedKeys(e.Details) {
+		line("  "+k, e.Details[k])
+	}
+	line("link", string(e.Link))
+	line("recording", string(e.Recording))
+	if e.Count > 0 {
+		line("count", strconv.Itoa(e.Count))
+	}
 }

@@ -43,6 +43,9 @@ func (a *app) connect(ctx context.Context) (*api.Client, error) {
 	if isle.CodeOf(err) == isle.NotFound && err != nil && a.address == "" {
 		err = a.start(ctx, c)
 	}
+	if err == nil {
+		err = a.recognise(ctx, c)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -50,7 +53,8 @@ func (a *app) connect(ctx context.Context) (*api.Client, error) {
 	return c, nil
 }
 
-// existing is like connect, but starts nothing.
+// existing is like connect, but starts nothing, and speaks to a server whose
+// log is not the one that it was, too: to stop it, or to see what is wrong.
 func (a *app) existing(ctx context.Context) (*api.Client, error) {
 	c := api.NewClient(a.socket())
 	if err := c.Answers(ctx); err != nil {

@@ -58,6 +58,9 @@ that is installed now, without refusing a connection.`,
 	f.StringVar(&cfg.Log, "log", "", "file to log to, rotated (default: standard error)")
 	f.StringVar(&cfg.Group, "group", "", "group whose members may connect (default: isle, if there is one)")
 	f.BoolVar(&cfg.DefaultPolicy, "default-policy", false, "replace the policy by the default one: the way back in for who is locked out")
+	f.StringVar(&cfg.Checkpoints, "checkpoints", environ("ISLE_CHECKPOINTS", server.DefaultCheckpoints), "folder, outside of the state, that keeps the audit log's last checkpoint (ISLE_CHECKPOINTS)")
+	f.BoolVar(&cfg.AcceptRollback, "accept-rollback", false, "serve a state that is older or another than its kept checkpoint, and record that")
+	f.StringVar(&cfg.AuditListen, "audit-listen", "", "TCP address at which anybody may follow the audit log (default: none)")
 	f.StringVar(&level, "log-level", slog.LevelInfo.String(), "least level to log: debug, info, warn or error")
 	cmd.AddCommand(newServerStop(a), newServerReload(a))
 	return cmd

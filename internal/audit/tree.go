@@ -158,7 +158,7 @@ func RangeRoot(size, from uint64, leaves, proof []tlog.Hash) (tlog.Hash, error) 
 	if to < from || to > size || size > 1<<62 {
 		return tlog.Hash{}, isle.Errorf(isle.Invalid, "entries %d to %d of a log of %d", from, to, size)
 	}
-	if size == 0 {
+	if size == 0 && len(proof) == 0 {
 		return emptyRoot(), nil
 	}
 	short := false
@@ -180,7 +180,10 @@ func RangeRoot(size, from uint64, leaves, proof []tlog.Hash) (tlog.Hash, error) 
 		left := root(lo, lo+k)
 		return tlog.NodeHash(left, root(lo+k, hi))
 	}
-	h := root(0, size)
+	var h tlog.Hash
+	if size > 0 {
+		h = root(0, size)
+	}
 	if short || len(proof) > 0 {
 		return tlog.Hash{}, isle.Errorf(isle.Invalid, "the proof of entries %d to %d has not the hashes that a log of %d needs", from, to, size)
 	}

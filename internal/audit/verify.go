@@ -311,3 +311,57 @@ func decoded(rows iter.Seq2[Row, error]) iter.Seq2[decodedRow, error] {
 		}
 	}
 }
+
+// VerifyRange checks the entries [from, to) of a store: by themselves, and
+// against checkpoints from elsewhere with the hashes that the store has of the
+// rest of the tree.
+func VerifyRange(rows iter.Seq2[Row, error], from, to uint64, refs []Reference, r tlog.HashReader) (Report, error) {
+	report := Report{From: from, To: from}
+	if from > to {
+		return report, isle.Errorf(isle.Invalid, "entries %d to %d: the end is before the beginning", from, to)
+	}
+	check := checker{report: &report, whole: from == 0, intents: map[isle.ID]intent{}}
+	var stored, have []tlog.Hash
+	for d, err := range decoded(rows) {
+		if err != nil {
+			return report, err
+		}
+		if d.row.Sequence != report.To {
+			report.add(report.To, Missing, "%s missing", span(report.To, d.row.Sequence))
+		}
+		report.To = d.row.Sequence + 1
+		have = append(have, d.leaf)
+		if beside := splitHashes(d.row.Hashes); len(beside) > 0 {
+			stored = append(stored, beside[0])
+		}
+		if d.err != nil {
+			report.add(d.row.Sequence, Changed, "entry %d cannot be read: %s", d.row.Sequence, d.err)
+			continue
+		}
+		check.check(d.row.Sequence, d.entry)
+	}
+	if report.To < to {
+		report.add(report.To, Truncated, "%s missing at the end", span(report.To, to))
+	}
+	align(&report, from, stored, have)
+	report.Open = len(check.intents)
+	for _, ref := range refs {
+		if !report.OK() || ref.Size < to {
+			continue // it says nothing of the range, or the range is broken already
+		}
+		proof, err := ProveRange(ref.Size, from, to, r)
+		if isle.CodeOf(err) == isle.NotFound && err != nil {
+			report.add(to, Truncated, "the log is shorter than the checkpoint %s, which is of %d entries", ref.Source, ref.Size)
+			continue
+		}
+		if err != nil {
+			return report, err
+		}
+		if root, err := RangeRoot(ref.Size, from, have, proof); err != nil || root != ref.Root {
+			report.add(from, Rewritten, "the entries are not in the log that the checkpoint %s is of", ref.Source)
+			continue
+		}
+		report.Proven = append(report.Proven, ref.Source)
+	}
+	return report, nil
+}

@@ -32,7 +32,9 @@ import (
 // rooms are what the server is made of.
 type rooms struct {
 	server   *Server
-	store    *sqlite.Store
+	book     *logbook
+	store    *sqlite.Store // the logbook's
+	refusals *refusals
 	policy   *authority.Authority
 	images   *image.Store
 	builder  *build.Builder
@@ -57,9 +59,15 @@ func compose(s *Server) (r *rooms, err error) {
 			err = errors.Join(err, r.close(false))
 		}
 	}()
-	if r.store, err = sqlite.Open(at("isle.db"), sqlite.Config{}); err != nil {
+	book, err := openLogbook(cfg)
+	if err != nil {
 		return r, err
 	}
+	r.book = book
+	r.store = r.book.store
+	r.refusals = newRefusals(r.store, s.log, func(ctx context.Context, ref isle.Ref) error {
+		return r.manager.Down(ctx, isle.Actor{Kind: isle.System, Name: "log"}, ref, false, func(environment.Progress) {})
+	})
 	r.policy, err = authority.Open(context.Background(), authority.Config{Store: r.store, Log: s.log, Reset: cfg.DefaultPolicy})
 	if err != nil {
 		return r, err
@@ -97,7 +105,7 @@ func compose(s *Server) (r *rooms, err error) {
 		},
 	})
 	r.handler = api.New(api.Config{
-		Environments: r.manager, Builder: r.builder, Blobs: r.images, Audit: r.store, Host: r, Policy: r.policy,
+		Environments: r.manager, Builder: r.builder, Blobs: r.images, Audit: r.store, Signer: r.book.signer, Host: r, Policy: r.policy,
 		Mirror: cfg.Mirror, Log: s.log,
 	})
 	return r, nil
@@ -179,11 +187,14 @@ func (r *rooms) close(successor bool) error {
 	if r.home != nil {
 		errs = append(errs, r.home.Close())
 	}
+	if r.refusals != nil { // the airlocks told of their last ones as they stopped
+		r.refusals.close()
+	}
 	if r.driver != nil {
 		errs = append(errs, r.driver.Close())
 	}
-	if r.store != nil {
-		errs = append(errs, r.store.Close())
+	if r.book != nil {
+		errs = append(errs, r.book.close())
 	}
 	if !successor {
 		errs = append(errs, r.server.lock.Close())
@@ -193,40 +204,29 @@ func (r *rooms) close(successor bool) error {
 
 // refused records what an environment tried to reach and may not.
 func (r *rooms) refused(f airlock.Refusal) {
-	actor := isle.Actor{Kind: isle.Workload, Name: string(f.Instance)}
-	e, known := r.manager.ByInstance(f.Instance)
-	if known {
-		actor.Name = e.Ref.Name + "@" + e.Ref.Stage
-	}
-	entry := audit.NewEvent(actor, isle.ActionEgressConnect, isle.Resource{Kind: "egress", Name: f.Destination}, isle.Deny, f.Protocol)
-	entry.Rule, entry.Count = f.Reason, f.Count
-	r.append(entry, e, known, f.Instance)
+	r.record(f.Instance, f.Destination, f.Protocol, f.Reason, f.Count)
 }
 
 // impostor records what called home without being an isle-init.
 func (r *rooms) impostor(f initproto.Refusal) {
-	actor := isle.Actor{Kind: isle.Workload, Name: string(f.Instance)}
-	e, known := r.manager.ByInstance(f.Instance)
+	r.record(f.Instance, "home", "", f.Reason, f.Count)
+}
+
+func (r *rooms) record(instance isle.ID, destination, protocol, reason string, count int) {
+	if r.manager == nil {
+		return // it is not composed yet; nothing runs
+	}
+	actor := isle.Actor{Kind: isle.Workload, Name: string(instance)}
+	e, known := r.manager.ByInstance(instance)
 	if known {
 		actor.Name = e.Ref.Name + "@" + e.Ref.Stage
 	}
-	entry := audit.NewEvent(actor, isle.ActionEgressConnect, isle.Resource{Kind: "egress", Name: "home"}, isle.Deny, "")
-	entry.Rule, entry.Count = f.Reason, f.Count
-	r.append(entry, e, known, f.Instance)
-}
-
-// append writes an entry about an instance that nobody waits for.
-func (r *rooms) append(entry audit.Entry, e environment.Environment, known bool, instance isle.ID) {
+	entry := audit.NewEvent(actor, isle.ActionEgressConnect, isle.Resource{Kind: "egress", Name: destination}, isle.Deny, protocol)
+	entry.Rule, entry.Count, entry.Instance = reason, count, instance
 	if known {
 		entry = entry.In(e.Ref, instance)
-	} else {
-		entry.Instance = instance
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	if err := r.store.Append(ctx, entry); err != nil {
-		r.server.log.Error("a refusal could not be recorded", "instance", instance, "what", entry.Resource, "err", err)
-	}
+	r.refusals.add(entry, e.Ref)
 }
 
 // Info implements api.Host.
@@ -236,7 +236,9 @@ func (r *rooms) Info() api.Info {
 }
 
 // Doctor implements api.Host.
-func (r *rooms) Doctor(context.Context) []api.Check { return Doctor(r.server.cfg) }
+func (r *rooms) Doctor(context.Context) []api.Check {
+	return append(Doctor(r.server.cfg), r.book.check())
+}
 
 // Stop implements api.Host.
 func (r *rooms) Stop() { r.server.Stop() }

@@ -85,6 +85,20 @@ type Config struct {
 	// Version is what the program calls itself.
 	Version string
 
+	// Checkpoints is a folder outside the state folder, in which the last
+	// checkpoint of its audit log is kept: a state that is older or another than
+	// that is not served. Default /var/lib/isle-checkpoints.
+	Checkpoints string
+
+	// AcceptRollback serves a state that does not go on from the kept
+	// checkpoint, and records in the audit log that it was accepted.
+	AcceptRollback bool
+
+	// AuditListen is a TCP address at which the audit log is served to whoever
+	// can reach it, without a question, for monitors and witnesses: the paths of
+	// c2sp.org/tlog-tiles. Default: none.
+	AuditListen string
+
 	// Fault is for tests: the name of a point at which the server kills itself
 	// (SIGKILL), as if the machine had, or @ and the path of a file that has the
 	// name, and is removed when it happens; or, for measurements, + and the path
@@ -134,6 +148,9 @@ func (c Config) withDefaults() (Config, error) {
 	c.State = abs
 	if c.Socket == "" {
 		c.Socket = SocketPath(c.State)
+	}
+	if c.Checkpoints == "" {
+		c.Checkpoints = DefaultCheckpoints
 	}
 	if c.Names == "" {
 		c.Names = "127.0.0.1:0"

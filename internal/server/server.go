@@ -164,7 +164,16 @@ func (s *Server) Run(ctx context.Context) error {
 	srv := s.httpServer(calls)
 	bounded := newLimit(l, maxConnections)
 	srv.ConnState = bounded.state
-	served := make(chan error, 1)
+	served := make(chan error, 2)
+	followers, err := s.serveLog(served)
+	if err != nil {
+		s.ready.say(err)
+		l.Close()
+		return errors.Join(err, s.rooms.close(false))
+	}
+	if followers != nil {
+		defer followers.Close()
+	}
 	go func() { served <- srv.Serve(bounded) }() // ends with Shutdown or Close, which every way out of here calls
 	s.ready.say(nil)
 	s.log.Info("serving", "version", s.cfg.Version, "pid", os.Getpid(), "state", s.cfg.State, "socket", s.cfg.Socket)
@@ -179,7 +188,7 @@ func (s *Server) Run(ctx context.Context) error {
 				s.log.Error("the installed program does not run; going on with this one", "program", s.exe, "err", err)
 				continue
 			}
-			return s.replace(srv, cutOff)
+			return s.replace(srv, followers, cutOff)
 		case <-ctx.Done():
 		case <-s.stop:
 		}
@@ -221,7 +230,7 @@ func (s *Server) checkSuccessor(ctx context.Context) error {
 
 // replace becomes the program that is installed now, with the same process ID
 // and the listening sockets. It returns only if that fails.
-func (s *Server) replace(srv *http.Server, cutOff context.CancelFunc) error {
+func (s *Server) replace(srv, followers *http.Server, cutOff context.CancelFunc) error {
 	s.log.Info("handing over", "program", s.exe)
 	s.ready.systemd("RELOADING=1")
 	s.handover.keep()
@@ -305,6 +314,42 @@ func (s *Server) admitGroup() error {
 		return isle.Errorf(isle.Unavailable, "cannot let the group %s connect to %s: %w", s.cfg.Group, s.cfg.Socket, err)
 	}
 	return nil
+}
+
+// maxFollowers bounds the connections that follow the audit log over TCP.
+const maxFollowers = 64
+
+// serveLog serves the audit log over TCP, where that is wanted. What it fails
+// with later is sent on failed.
+func (s *Server) serveLog(failed chan<- error) (*http.Server, error) {
+	if s.cfg.AuditListen == "" {
+		return nil, nil
+	}
+	l, err := s.handover.Listen("audit", func() (net.Listener, error) {
+		l, err := net.Listen("tcp", s.cfg.AuditListen)
+		if err != nil {
+			return nil, isle.Errorf(isle.Unavailable, "cannot serve the audit log: %w", err).WithHint("choose another address with --audit-listen")
+		}
+		return l, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	bounded := newLimit(l, maxFollowers)
+	srv := &http.Server{
+		Handler:           api.NewTiles(s.rooms.store, s.rooms.book.signer, s.log),
+		ConnState:         bounded.state,
+		ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: time.Minute, IdleTimeout: time.Minute,
+		MaxHeaderBytes: 16 << 10,
+		ErrorLog:       slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+	}
+	go func() { // ends with Close, which every way out of Run calls
+		if err := srv.Serve(bounded); !errors.Is(err, http.ErrServerClosed) {
+			failed <- err
+		}
+	}()
+	s.log.Info("serving the audit log to whoever can reach it", "address", l.Addr())
+	return srv, nil
 }
 
 // httpServer bounds what a connection may do.

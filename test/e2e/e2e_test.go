@@ -40,6 +40,10 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(state)
+	// What servers and clients remember of logs goes with the state.
+	os.Setenv("ISLE_CHECKPOINTS", filepath.Join(state, "..", filepath.Base(state)+".checkpoints"))
+	defer os.RemoveAll(os.Getenv("ISLE_CHECKPOINTS"))
+	os.Setenv("XDG_STATE_HOME", os.Getenv("ISLE_CHECKPOINTS"))
 	seedDownloads(state)
 	defer keepDownloads(state)
 	defer func() {

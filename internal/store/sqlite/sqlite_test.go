@@ -184,7 +184,11 @@ func child(path string) {
 		go func() {
 			for {
 				e := event(fmt.Sprint(i))
-				if err := s.Append(context.Background(), e, event("second")); err != nil {
+				appendBoth := s.Append
+				if i%2 == 0 { // a killed process keeps these too
+					appendBoth = s.AppendSoon
+				}
+				if err := appendBoth(context.Background(), e, event("second")); err != nil {
 					fmt.Println(err)
 					os.Exit(1)
 				}
@@ -195,31 +199,41 @@ func child(path string) {
 	select {}
 }
 
+// killChild runs a child on the file, kills it once it has acknowledged so many
+// entries, and returns those.
+func killChild(t *testing.T, path string, after int) (acknowledged []isle.ID) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), childPath+"="+path)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(out)
+	for n := 0; lines.Scan(); n++ {
+		id := isle.ID(lines.Text())
+		if !id.Valid() {
+			t.Fatalf("the child says: %s", lines.Text())
+		}
+		acknowledged = append(acknowledged, id)
+		if n == after {
+			cmd.Process.Kill()
+		}
+	}
+	cmd.Wait()
+	return acknowledged
+}
+
 func TestKilledAtAnyMomentNothingAcknowledgedIsLost(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state.db")
 	acknowledged := map[isle.ID]bool{}
 	for round := range 5 {
-		cmd := exec.Command(os.Args[0])
-		cmd.Env = append(os.Environ(), childPath+"="+path)
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		lines := bufio.NewScanner(out)
-		for n := 0; lines.Scan(); n++ {
-			id := isle.ID(lines.Text())
-			if !id.Valid() {
-				t.Fatalf("the child says: %s", lines.Text())
-			}
+		for _, id := range killChild(t, path, 20+37*round) {
 			acknowledged[id] = true
-			if n == 20+37*round {
-				cmd.Process.Kill()
-			}
 		}
-		cmd.Wait()
 	}
 	s := open(t, path)
 	all, err := s.Entries(t.Context(), 0, 1_000_000)

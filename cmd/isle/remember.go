@@ -1,0 +1,65 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/user"
+	"path/filepath"
+
+	"connectrpc.com/connect"
+
+	"isle"
+	"isle/internal/api"
+	islev1 "isle/internal/api/isle/v1"
+	"isle/internal/audit"
+)
+
+// memory is where the last checkpoint of each server's log is remembered:
+// isle/checkpoints below XDG_STATE_HOME, which is ~/.local/state by default.
+func memory() audit.Memory {
+	dir := os.Getenv("XDG_STATE_HOME")
+	if !filepath.IsAbs(dir) {
+		home, err := os.UserHomeDir()
+		if err != nil {
+			if u, uerr := user.Current(); uerr == nil {
+				home = u.HomeDir
+			}
+		}
+		dir = filepath.Join(home, ".local", "state")
+	}
+	return audit.Memory{Dir: filepath.Join(dir, "isle", "checkpoints")}
+}
+
+// recognise sees that the server's log goes on from what was seen of it last,
+// and remembers what it is now. A server that is not known yet is believed.
+func (a *app) recognise(ctx context.Context, c *api.Client) error {
+	m := memory()
+	address, err := filepath.Abs(c.Address())
+	if err != nil {
+		return isle.Errorf(isle.Invalid, "--server %s: %w", c.Address(), err)
+	}
+	seen, err := m.Last(address)
+	if err != nil {
+		return err
+	}
+	res, err := c.Server.Checkpoint(ctx, connect.NewRequest(&islev1.CheckpointRequest{Since: seen.Size()}))
+	if err != nil {
+		if seen == nil { // it may not let us, or be older; the call itself will say
+			return nil
+		}
+		return err
+	}
+	now, err := seen.Check(res.Msg.GetKey(), res.Msg.GetNote(), res.Msg.GetProof())
+	if err != nil {
+		return isle.Errorf(isle.Refused, "the server at %s is not the one it was, or its log was tampered with: %s", address, api.Flatten(err).Message).
+			WithHint("if its state was put back from a backup or made anew, accept that with `isle audit accept`; what was seen before is in %s", m.Path(address))
+	}
+	if seen != nil && now.Size == seen.Size() {
+		return nil
+	}
+	if err := m.Remember(audit.Seen{Server: address, Key: res.Msg.GetKey(), Checkpoint: string(now.Note)}); err != nil {
+		fmt.Fprintf(a.stderr, "isle: warning: %s\n", clean(err.Error()))
+	}
+	return nil
+}

@@ -1,0 +1,137 @@
+package server
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"path/filepath"
+	"strconv"
+
+	"isle"
+	"isle/internal/api"
+	"isle/internal/audit"
+	"isle/internal/store/sqlite"
+)
+
+// DefaultCheckpoints is the folder that holds, for each state folder, the last
+// checkpoint of its audit log.
+const DefaultCheckpoints = "/var/lib/isle-checkpoints"
+
+// keyFile is the log's key, in the state folder.
+const keyFile = "audit.key"
+
+// KeyPath is where the key of a state folder's audit log is.
+func KeyPath(state string) string { return filepath.Join(state, keyFile) }
+
+// LogPath is where the audit log of a state folder is.
+func LogPath(state string) string { return filepath.Join(state, "isle.db") }
+
+// KeptPath is where the last checkpoint of a state folder's audit log is kept,
+// below the folder of checkpoints ("" for the default one).
+func KeptPath(checkpoints, state string) string {
+	if checkpoints == "" {
+		checkpoints = DefaultCheckpoints
+	}
+	if abs, err := filepath.Abs(state); err == nil {
+		state = abs
+	}
+	sum := sha256.Sum256([]byte(state))
+	return filepath.Join(checkpoints, filepath.Base(state)+"-"+hex.EncodeToString(sum[:6]))
+}
+
+// A logbook is the audit log's store with what stands around it: the key, and
+// the checkpoint that is kept outside the state folder.
+type logbook struct {
+	store  *sqlite.Store
+	signer *audit.Signer
+	keep   *audit.Keep
+}
+
+// openLogbook opens the state's records and audit log. It refuses a log that does
+// not go on from the checkpoint that is kept outside, unless the operator
+// accepts that; then it records it.
+func openLogbook(cfg Config) (b *logbook, err error) {
+	b = &logbook{}
+	defer func() {
+		if err != nil {
+			b.close()
+		}
+	}()
+	path := KeptPath(cfg.Checkpoints, cfg.State)
+	keep, kept, err := audit.OpenKeep(path)
+	if err != nil && cfg.AcceptRollback && isle.CodeOf(err) == isle.Invalid {
+		keep, kept, err = audit.OpenKeepAnew(path)
+	}
+	if err != nil {
+		return b, err
+	}
+	b.keep = keep
+	if b.store, err = sqlite.Open(LogPath(cfg.State), sqlite.Config{Synced: keep.Put}); err != nil {
+		return b, err
+	}
+	head := b.store.Head()
+	var broken error
+	if kept != nil {
+		broken = audit.GoesOn(*kept, head, b.store.Hashes(context.Background()))
+	}
+	if broken != nil && !cfg.AcceptRollback {
+		flat := api.Flatten(broken)
+		return b, isle.Errorf(isle.Refused, "the state folder %s is not what it was: %s", cfg.State, flat.Message).
+			WithHint("if you put it back from a backup, accept that with `isle server --accept-rollback --state %s`; if not, see `isle audit verify --state %s`", cfg.State, cfg.State)
+	}
+	if b.signer, err = audit.OpenSigner(KeyPath(cfg.State), kept == nil || cfg.AcceptRollback); err != nil {
+		return b, err
+	}
+	if kept != nil && broken == nil {
+		if _, err := audit.ParseCheckpoint(kept.Note, b.signer.Key()); err != nil {
+			if broken = err; !cfg.AcceptRollback {
+				return b, isle.Errorf(isle.Refused, "the audit log of %s has another key than it had: %w", cfg.State, err).
+					WithHint("put %s back from a backup, or accept the new key with `isle server --accept-rollback --state %s`", KeyPath(cfg.State), cfg.State)
+			}
+		}
+	}
+	keep.Arm(b.signer)
+	if broken != nil {
+		return b, b.accepted(*kept, head, broken)
+	}
+	keep.Put(head)
+	return b, nil
+}
+
+// accepted records that the operator took a log that does not go on from the
+// kept checkpoint.
+func (b *logbook) accepted(kept audit.Checkpoint, head audit.Head, why error) error {
+	e := audit.NewEvent(isle.Actor{Kind: isle.System, Name: "server"}, isle.ActionAuditAccept, isle.Resource{Kind: "audit", Name: "log"}, isle.Allow, why.Error()).
+		With("kept_size", strconv.FormatUint(kept.Size, 10)).With("kept_root", kept.Root.String()).With("kept_origin", kept.Origin).
+		With("size", strconv.FormatUint(head.Size, 10)).With("root", head.Root.String())
+	return b.store.Append(context.Background(), e)
+}
+
+// check says whether the log can be written.
+func (b *logbook) check() api.Check {
+	c := api.Check{Name: "audit log", State: api.CheckOK}
+	head := b.store.Head()
+	c.Message = strconv.FormatUint(head.Size, 10) + " entries, of " + b.signer.Origin()
+	err := b.store.Failure()
+	if err == nil {
+		err = b.keep.Failure()
+	}
+	if err != nil {
+		flat := api.Flatten(err)
+		c.State, c.Message, c.Remedy = api.CheckMissing, "nothing is done, because what is done cannot be recorded: "+flat.Message, flat.Hint
+	}
+	return c
+}
+
+func (b *logbook) close() error {
+	var first error
+	if b.store != nil {
+		first = b.store.Close()
+	}
+	if b.keep != nil {
+		if err := b.keep.Close(); first == nil {
+			first = err
+		}
+	}
+	return first
+}
