@@ -43,6 +43,7 @@ test: setup build ## everything, with real parts; needs root
 	@scripts/setup.sh runc erofs-utils qemu-system-x86 protobuf-compiler
 	scripts/check.sh
 	$(GO) test -timeout 40m ./...
+	cd test/follow && $(GO) test ./...
 
 demo: setup build ## bring up examples/shop and show what it means
 	scripts/demo.sh

@@ -159,8 +159,6 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 		return errors.Join(err, s.rooms.close(false))
 	}
-	s.handover.discard()
-
 	srv := s.httpServer(calls)
 	bounded := newLimit(l, maxConnections)
 	srv.ConnState = bounded.state
@@ -174,6 +172,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if followers != nil {
 		defer followers.Close()
 	}
+	s.handover.discard()
 	go func() { served <- srv.Serve(bounded) }() // ends with Shutdown or Close, which every way out of here calls
 	s.ready.say(nil)
 	s.log.Info("serving", "version", s.cfg.Version, "pid", os.Getpid(), "state", s.cfg.State, "socket", s.cfg.Socket)

@@ -1,0 +1,106 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"testing"
+	"time"
+
+	"isle"
+	"isle/internal/audit"
+)
+
+// notebook is a log in memory.
+type notebook struct {
+	mu      sync.Mutex
+	entries []audit.Entry
+}
+
+func (n *notebook) Append(_ context.Context, list ...audit.Entry) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.entries = append(n.entries, list...)
+	return nil
+}
+
+func (n *notebook) of(instance isle.ID, action isle.Action) (list []audit.Entry, count int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, e := range n.entries {
+		if e.Instance == instance && e.Action == action {
+			list, count = append(list, e), count+e.Count
+		}
+	}
+	return list, count
+}
+
+func refusal(instance isle.ID, to string, count int) audit.Entry {
+	e := audit.NewEvent(isle.Actor{Kind: isle.Workload, Name: "a@testing"}, isle.ActionEgressConnect, isle.Resource{Kind: "egress", Name: to}, isle.Deny, "tcp")
+	e.Instance, e.Count = instance, count
+	return e
+}
+
+func TestRefusalsBeyondARateAreToldOfTogetherAndNoneIsLost(t *testing.T) {
+	log := &notebook{}
+	r := newRefusals(log, slog.New(slog.DiscardHandler), func(context.Context, isle.Ref) error { t.Error("stopped"); return nil })
+	now := time.Unix(1000, 0)
+	r.now = func() time.Time { return now }
+	loud, quiet := isle.NewID(), isle.NewID()
+	const n = 5000
+	for i := range n {
+		r.add(refusal(loud, fmt.Sprintf("192.0.2.%d:443", i%200), 1), isle.Ref{Name: "loud", Stage: "testing"})
+	}
+	r.add(refusal(quiet, "192.0.2.1:443", 1), isle.Ref{Name: "quiet", Stage: "testing"})
+	if list, _ := log.of(loud, isle.ActionEgressConnect); len(list) != refusalBurst {
+		t.Errorf("%d entries of one that is loud", len(list))
+	}
+	if list, _ := log.of(quiet, isle.ActionEgressConnect); len(list) != 1 {
+		t.Errorf("%d entries of one that is not", len(list))
+	}
+	now = now.Add(2 * refusalEvery) // two more of its own
+	for range 5 {
+		r.add(refusal(loud, "192.0.2.1:443", 1), isle.Ref{Name: "loud", Stage: "testing"})
+	}
+	r.flush(r.shares[loud]) // as its timer does
+	list, count := log.of(loud, isle.ActionEgressConnect)
+	if len(list) != refusalBurst+2+1 || count != n+5 {
+		t.Errorf("%d entries of %d refusals", len(list), count)
+	}
+	last := list[len(list)-1]
+	if b, err := last.Encode(); err != nil || last.Count != n+5-refusalBurst-2 || len(last.Details) != togetherNamed+1 {
+		t.Errorf("%+v %s %v", last, b, err)
+	}
+	for range 3 {
+		r.add(refusal(loud, "192.0.2.1:443", 1), isle.Ref{})
+	}
+	r.close()
+	if _, count := log.of(loud, isle.ActionEgressConnect); count != n+8 {
+		t.Errorf("closing lost some: %d", count)
+	}
+	r.add(refusal(loud, "192.0.2.1:443", 1), isle.Ref{}) // too late, and harmless
+}
+
+func TestAnEnvironmentThatUsesUpItsShareIsStoppedAndTheOthersGoOn(t *testing.T) {
+	log := &notebook{}
+	stopped := make(chan isle.Ref, 10)
+	r := newRefusals(log, slog.New(slog.DiscardHandler), func(_ context.Context, ref isle.Ref) error { stopped <- ref; return nil })
+	now := time.Unix(1000, 0)
+	r.now = func() time.Time { return now }
+	flood, other := isle.NewID(), isle.NewID()
+	for range 100 { // at the rate at which it is refilled: for ever
+		now = now.Add(time.Hour)
+		r.add(refusal(other, "192.0.2.1:443", 3600*refusalRefill), isle.Ref{Name: "other", Stage: "testing"})
+	}
+	for range 20 {
+		r.add(refusal(flood, "others", refusalShare/10), isle.Ref{Name: "flood", Stage: "testing"})
+	}
+	r.close()
+	if len(stopped) != 1 || (<-stopped).Name != "flood" {
+		t.Fatalf("%d were stopped", len(stopped))
+	}
+	if list, _ := log.of(flood, isle.ActionEnvironmentDown); len(list) != 1 || list[0].Actor.Name != "log" {
+		t.Errorf("it is not recorded why: %+v", list)
+	}
+}
