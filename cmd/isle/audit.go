@@ -18,40 +18,54 @@ import (
 )
 
 func newAudit(a *app) *cobra.Command {
+	var tail tailOptions
 	cmd := &cobra.Command{
 		Use:   "audit",
 		Short: "Read, prove and verify the audit log: who did what to what, and how it ended",
 		Long: `The audit log has an entry for everything that is done, refused and read. It is a
 Merkle tree that standard tools can follow and verify: nothing in it can be changed or
-taken out unnoticed by who has seen it before. docs/audit.md says how.`,
+taken out unnoticed by who has seen it before. docs/audit.md says how.
+
+Without a subcommand it is "isle audit tail".`,
 		Example: `  isle audit tail -n 20
   isle audit search --environment shop --decision deny --since 1h
   isle audit verify`,
 		Args: args(0, 0, "a subcommand"),
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.tail(cmd.Context(), tail) },
 	}
+	tail.flags(cmd)
 	cmd.AddCommand(newAuditTail(a), newAuditSearch(a), newAuditShow(a), newAuditProve(a), newAuditVerify(a), newAuditExport(a), newAuditKey(a), newAuditAccept(a))
 	return cmd
 }
 
+type tailOptions struct {
+	lines  int32
+	follow bool
+}
+
+func (o *tailOptions) flags(cmd *cobra.Command) {
+	cmd.Flags().Int32VarP(&o.lines, "lines", "n", 50, "only the last so many entries")
+	cmd.Flags().BoolVarP(&o.follow, "follow", "f", false, "go on as more is written")
+}
+
+func (a *app) tail(ctx context.Context, o tailOptions) error {
+	if o.lines < 1 {
+		return usagef("-n %d: want at least 1", o.lines)
+	}
+	return a.entries(ctx, &islev1.AuditRequest{Tail: o.lines, Follow: o.follow})
+}
+
 func newAuditTail(a *app) *cobra.Command {
-	var lines int32
-	var follow bool
+	var o tailOptions
 	cmd := &cobra.Command{
 		Use:   "tail",
 		Short: "Show the last entries",
 		Example: `  isle audit tail -n 20
   isle audit tail -f -o json     as they come, the canonical encoding, one entry per line`,
 		Args: args(0, 0, "no arguments"),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if lines < 1 {
-				return usagef("-n %d: want at least 1", lines)
-			}
-			return a.entries(cmd.Context(), &islev1.AuditRequest{Tail: lines, Follow: follow})
-		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.tail(cmd.Context(), o) },
 	}
-	cmd.Flags().Int32VarP(&lines, "lines", "n", 50, "only the last so many entries")
-	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on as more is written")
+	o.flags(cmd)
 	return cmd
 }
 

@@ -56,7 +56,9 @@ func compose(s *Server) (r *rooms, err error) {
 	r = &rooms{server: s}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, r.close(false))
+			if cerr := r.close(false); cerr != nil {
+				err = errors.Join(err, cerr)
+			} // alone it keeps its hint
 		}
 	}()
 	book, err := openLogbook(cfg)

@@ -134,7 +134,7 @@ func (w *world) isle(args ...string) (string, error) {
 
 func (w *world) isleContext(ctx context.Context, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, filepath.Join(w.Bin, "isle"), args...)
-	cmd.Env = append(os.Environ(), "ISLE_STATE="+w.State, "ISLE_FAULT=@"+w.faultFile())
+	cmd.Env = append(append(os.Environ(), lab.Environ(w.State)...), "ISLE_FAULT=@"+w.faultFile())
 	cmd.WaitDelay = patience
 	var out, said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &said

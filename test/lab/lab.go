@@ -68,6 +68,13 @@ func (s *Server) start() error {
 	}
 }
 
+// Environ is what makes a command speak to the server of a state folder. What
+// it and its clients remember of the audit log is kept beside the folder.
+func Environ(state string) []string {
+	seen := state + ".seen"
+	return []string{"ISLE_STATE=" + state, "ISLE_CHECKPOINTS=" + seen, "XDG_STATE_HOME=" + seen}
+}
+
 // Close tears everything down, and keeps what was downloaded for later runs.
 func (s *Server) Close() {
 	s.Isle("down", "--all", "--volumes")
@@ -77,12 +84,13 @@ func (s *Server) Close() {
 	}
 	KeepDownloads(s.State)
 	os.RemoveAll(s.State)
+	os.RemoveAll(s.State + ".seen")
 }
 
 // Command is the command line, not started yet.
 func (s *Server) Command(args ...string) *exec.Cmd {
 	cmd := exec.Command(filepath.Join(s.Bin, "isle"), args...)
-	cmd.Env = append(os.Environ(), "ISLE_STATE="+s.State)
+	cmd.Env = append(os.Environ(), Environ(s.State)...)
 	cmd.WaitDelay = 10 * time.Second
 	return cmd
 }
