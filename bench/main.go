@@ -24,22 +24,28 @@ import (
 func main() {
 	runs := flag.Int("n", 30, "counted runs of each command")
 	fleet := flag.Int("fleet", 100, "environments up and down in parallel")
-	only := flag.String("only", "", "one of policy, launch, where, run, exec, noop, fleet")
+	only := flag.String("only", "", "one of policy, launch, where, run, exec, noop, fleet, log")
+	entries := flag.Int("entries", 1_000_000, "entries of the audit log that is verified")
 	bin := flag.String("bin", "bin", "folder of isle and isle-init")
 	inner := flag.String("inner", "", "internal: the state folder, in the private mount namespace")
 	flag.Parse()
 	var err error
-	if *only == "policy" {
+	switch {
+	case *inner != "":
+		err = measure(*inner, *bin, *only, *runs, *fleet)
+	case *only == "policy":
 		err = policies(*runs)
-	} else if *inner == "" {
-		if *only == "" {
-			err = policies(*runs)
+	case *only == "log":
+		err = benchLog(*runs, *entries)
+	case *only != "":
+		err = outer(*bin)
+	default:
+		if err = policies(*runs); err == nil {
+			err = benchLog(*runs, *entries)
 		}
 		if err == nil {
 			err = outer(*bin)
 		}
-	} else {
-		err = measure(*inner, *bin, *only, *runs, *fleet)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)

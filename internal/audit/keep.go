@@ -85,15 +85,40 @@ func (k *Keep) Arm(s *Signer) {
 	k.mu.Unlock()
 }
 
+// Prepare begins to sign a head, and returns what puts it: signing takes the
+// time that the disk takes anyway.
+func (k *Keep) Prepare(h Head) (put func()) {
+	k.mu.Lock()
+	signer := k.signer
+	k.mu.Unlock()
+	if signer == nil {
+		return func() {}
+	}
+	type signed struct {
+		c   Checkpoint
+		err error
+	}
+	done := make(chan signed, 1)
+	go func() { // ends by itself
+		c, err := signer.Sign(h)
+		done <- signed{c, err}
+	}()
+	return func() {
+		s := <-done
+		k.write(s.c, s.err)
+	}
+}
+
 // Put replaces the kept checkpoint. It does not wait for the disk: what guards
 // against is somebody who takes the folder back, not a power cut.
-func (k *Keep) Put(h Head) {
+func (k *Keep) Put(h Head) { k.Prepare(h)() }
+
+func (k *Keep) write(c Checkpoint, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.signer == nil {
-		return
+		return // closed
 	}
-	c, err := k.signer.Sign(h)
 	if err == nil {
 		b := c.Note
 		for len(b) < keptSize {

@@ -17,3 +17,12 @@ BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END;
 CREATE TRIGGER audit_has_its_hashes BEFORE INSERT ON audit
 WHEN length(NEW.hashes) < 32 OR length(NEW.hashes) % 32 <> 0
 BEGIN SELECT RAISE(ABORT, 'an audit entry has its hashes beside it'); END;
+
+-- One tree instead of two: it is written with every intent.
+CREATE TABLE open_intents_2 (
+	id  TEXT PRIMARY KEY,
+	seq INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+INSERT INTO open_intents_2 SELECT id, seq FROM open_intents;
+DROP TABLE open_intents;
+ALTER TABLE open_intents_2 RENAME TO open_intents;

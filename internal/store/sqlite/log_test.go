@@ -116,7 +116,7 @@ func TestTheTreeIsAlwaysThatOfTheEntries(t *testing.T) {
 
 func TestReadsAreWrittenAtOnceAndCoveredSoon(t *testing.T) {
 	heads := make(chan audit.Head, 100)
-	s, err := Open(filepath.Join(t.TempDir(), "state.db"), Config{Synced: func(h audit.Head) { heads <- h }})
+	s, err := Open(filepath.Join(t.TempDir(), "state.db"), Config{Commits: func(h audit.Head) func() { return func() { heads <- h } }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -144,7 +144,7 @@ func TestReadsAreWrittenAtOnceAndCoveredSoon(t *testing.T) {
 
 func TestWhoeverIsAnsweredIsInTheHeadThatWasToldOf(t *testing.T) {
 	var told uint64
-	s, err := Open(filepath.Join(t.TempDir(), "state.db"), Config{Synced: func(h audit.Head) { told = h.Size }})
+	s, err := Open(filepath.Join(t.TempDir(), "state.db"), Config{Commits: func(h audit.Head) func() { return func() { told = h.Size } }})
 	if err != nil {
 		t.Fatal(err)
 	}

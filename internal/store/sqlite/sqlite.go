@@ -35,10 +35,11 @@ import (
 // Config configures a Store.
 type Config struct {
 	Now environment.Clock // nil: time.Now
-	// Synced is told of each head of the audit log that is durable, before
-	// whoever appended the last of its entries is answered. It is called by one
-	// goroutine, must be quick, and must not call the store; nil: nobody is.
-	Synced func(audit.Head)
+	// Commits is told of each head of the audit log that is about to be durable,
+	// and returns at once what to call when it is: before whoever appended the
+	// last of its entries is answered. One goroutine calls both; what they do
+	// must be quick and must not call the store. nil: nobody is told.
+	Commits func(audit.Head) (durable func())
 }
 
 // A Store keeps the state. Its methods may be called from any goroutine.
@@ -46,11 +47,11 @@ type Store struct {
 	path string
 	now  environment.Clock
 
-	synced func(audit.Head)
-	lock   *os.File
-	write  *sql.Conn // used by the writer goroutine alone
-	wdb    *sql.DB
-	read   *sql.DB
+	commits func(audit.Head) (durable func())
+	lock    *os.File
+	write   *sql.Conn // used by the writer goroutine alone
+	wdb     *sql.DB
+	read    *sql.DB
 
 	ops  chan *op
 	quit chan struct{} // closed by Close
@@ -77,10 +78,10 @@ func Open(path string, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	if cfg.Synced == nil {
-		cfg.Synced = func(audit.Head) {}
+	if cfg.Commits == nil {
+		cfg.Commits = func(audit.Head) func() { return func() {} }
 	}
-	s := &Store{path: path, now: cfg.Now, synced: cfg.Synced, lock: lock, ops: make(chan *op, maxBatch), quit: make(chan struct{}), done: make(chan struct{})}
+	s := &Store{path: path, now: cfg.Now, commits: cfg.Commits, lock: lock, ops: make(chan *op, maxBatch), quit: make(chan struct{}), done: make(chan struct{})}
 	if err := s.open(); err != nil {
 		s.closeFiles()
 		return nil, err

@@ -132,30 +132,18 @@ func (w *writer) commit(batch []*op) {
 	ctx := context.Background() // a caller that leaves must not undo the others' work
 	results := make([]error, len(batch))
 	lazy := !slices.ContainsFunc(batch, func(o *op) bool { return !o.lazy })
-	err := w.begin(ctx, !lazy)
-	if err == nil {
-		for i, o := range batch {
-			if results[i], err = w.one(ctx, o); err != nil {
-				break
-			}
-		}
-		if err == nil {
-			err = w.exec(ctx, "COMMIT")
-		}
-		if err != nil {
-			// SQLite may have rolled back by itself; then this one fails, rightly.
-			_ = w.exec(ctx, "ROLLBACK")
-			if end := w.findEnd(); end != nil {
-				err = errors.Join(err, end)
-			}
-		}
+	// Most batches go through whole, so they are tried without a savepoint for
+	// each op; where one op fails, all is undone and done again with them.
+	again, durable, err := w.attempt(ctx, batch, results, lazy, false)
+	if again {
+		_, durable, err = w.attempt(ctx, batch, results, lazy, true)
 	}
 	switch {
 	case err != nil:
 	case lazy && w.unsaved == nil:
 		w.unsaved = time.NewTimer(syncWithin)
 	case !lazy:
-		w.saved()
+		w.saved(durable)
 	}
 	w.s.note(err)
 	for i, o := range batch {
@@ -165,6 +153,46 @@ func (w *writer) commit(batch []*op) {
 		}
 		o.result <- w.s.mapError(o.doing, results[i])
 	}
+}
+
+// attempt does a batch in one transaction. It says to do it again where an op
+// failed and there was no savepoint to go back to. durable is to be called once
+// the commit is; it is not nil where the commit syncs.
+func (w *writer) attempt(ctx context.Context, batch []*op, results []error, lazy, savepoints bool) (again bool, durable func(), err error) {
+	err = w.begin(ctx, !lazy)
+	for i := 0; i < len(batch) && err == nil && !again; i++ {
+		if results[i] = batch[i].ctx.Err(); results[i] != nil {
+			continue // it left before anything was done
+		}
+		if savepoints {
+			results[i], err = w.one(ctx, batch[i])
+		} else {
+			results[i] = w.bare(ctx, batch[i])
+			again = results[i] != nil
+		}
+	}
+	if err == nil && !again {
+		if !lazy {
+			durable = w.s.commits(w.tree.Head()) // works while the disk does
+		}
+		err = w.exec(ctx, "COMMIT")
+	}
+	if err != nil || again {
+		// SQLite may have rolled back by itself; then this one fails, rightly.
+		_ = w.exec(ctx, "ROLLBACK")
+		if end := w.findEnd(); end != nil {
+			err, again = errors.Join(err, end), false
+		}
+	}
+	return again, durable, err
+}
+
+// bare does one op.
+func (w *writer) bare(ctx context.Context, o *op) error {
+	if err := o.do(ctx, w); err != nil {
+		return err
+	}
+	return w.append(ctx, o.entries)
 }
 
 // syncWithin is how long what is appended lazily may stay unsynced.
@@ -197,7 +225,7 @@ func (w *writer) sync() error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return isle.Errorf(isle.Unavailable, "%s: cannot sync the audit log: %w", w.s.path, err)
 	}
-	w.saved()
+	w.saved(w.s.commits(w.tree.Head()))
 	return nil
 }
 
@@ -211,34 +239,24 @@ func (w *writer) saveNow() {
 }
 
 // saved says that all that is written is durable.
-func (w *writer) saved() {
+func (w *writer) saved(durable func()) {
 	if w.unsaved != nil {
 		w.unsaved.Stop()
 		w.unsaved = nil
 	}
-	if h := w.s.head.Load(); h != nil && h.Size == w.tree.Size() {
-		return // nothing was appended
-	}
 	h := w.tree.Head()
 	w.s.head.Store(&h)
-	w.s.synced(h)
+	durable()
 }
 
 // one does one op in a savepoint. The first result is the op's own failure,
 // the second one that ends the whole transaction.
 func (w *writer) one(ctx context.Context, o *op) (own, whole error) {
-	if err := o.ctx.Err(); err != nil {
-		return err, nil // it left before anything was done
-	}
 	if err := w.exec(ctx, "SAVEPOINT op"); err != nil {
 		return nil, err
 	}
 	tree, last := w.tree, w.last
-	own = o.do(ctx, w)
-	if own == nil {
-		own = w.append(ctx, o.entries)
-	}
-	if own == nil {
+	if own = w.bare(ctx, o); own == nil {
 		return nil, w.exec(ctx, "RELEASE op")
 	}
 	w.tree, w.last = tree, last
