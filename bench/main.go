@@ -59,6 +59,14 @@ func outer(bin string) error {
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("needs root, as the peers do")
 	}
+	// What servers and clients remember of audit logs goes with the states.
+	seen, err := os.MkdirTemp("", "isle-bench-seen-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(seen)
+	os.Setenv("ISLE_CHECKPOINTS", seen)
+	os.Setenv("XDG_STATE_HOME", seen)
 	s, err := startServer(bin)
 	if err != nil {
 		return err

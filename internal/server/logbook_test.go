@@ -6,7 +6,10 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"isle"
+	"isle/internal/api"
 	"isle/internal/audit"
 )
 
@@ -140,9 +143,39 @@ func TestAnotherHistoryOrKeyIsRefused(t *testing.T) {
 
 func TestTheDoctorSaysWhyNothingIsDone(t *testing.T) {
 	dir := t.TempDir()
-	b := mustOpen(t, Config{State: filepath.Join(dir, "state"), Checkpoints: filepath.Join(dir, "kept")})
+	state := filepath.Join(dir, "state")
+	if err := os.Mkdir(state, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", state, "tmpfs", 0, "size=512k"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(state, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	b := mustOpen(t, Config{State: state, Checkpoints: filepath.Join(dir, "kept")})
 	defer b.close()
-	if c := b.check(); c.State != "ok" {
+	if c := b.check(); c.State != api.CheckOK {
 		t.Fatalf("%+v", c)
+	}
+	var err error
+	for i := 0; i < 10_000 && err == nil; i++ {
+		e := audit.NewEvent(isle.Actor{Kind: isle.System, Name: "test"}, isle.ActionServiceExit, isle.Resource{Kind: "service", Name: "a"}, isle.Allow, "")
+		err = b.store.Append(t.Context(), e.With("fill", strings.Repeat("x", 2000)))
+	}
+	if err == nil {
+		t.Fatal("it never fills up")
+	}
+	if c := b.check(); c.State != api.CheckMissing || !strings.Contains(c.Message, "nothing is done") || c.Remedy == "" {
+		t.Fatalf("the disk is full: %+v", c)
+	}
+	if err := unix.Mount("tmpfs", state, "tmpfs", unix.MS_REMOUNT, "size=8m"); err != nil {
+		t.Fatal(err)
+	}
+	logged(t, b, 1)
+	if c := b.check(); c.State != api.CheckOK {
+		t.Fatalf("with space again: %+v", c)
 	}
 }
