@@ -128,7 +128,10 @@ func Bundle(entries [][]byte) ([]byte, error) {
 
 // ParseBundle takes a bundle of so many entries apart.
 func ParseBundle(b []byte, entries int) ([][]byte, error) {
-	out := make([][]byte, 0, min(entries, TileWidth))
+	if entries < 0 || entries > TileWidth {
+		return nil, isle.Errorf(isle.Invalid, "an entry bundle of %d entries, at most %d", entries, TileWidth)
+	}
+	out := make([][]byte, 0, entries)
 	for range entries {
 		if len(b) < 2 || len(b)-2 < int(binary.BigEndian.Uint16(b)) {
 			return nil, isle.Errorf(isle.Invalid, "the entry bundle ends before its %d entries do", entries)

@@ -71,6 +71,8 @@ func TestPromises(t *testing.T) {
 			}
 			env.Setenv("PATH", bin+":"+os.Getenv("PATH"))
 			env.Setenv("ISLE_STATE", state)
+			env.Setenv("ISLE_CHECKPOINTS", os.Getenv("ISLE_CHECKPOINTS"))
+			env.Setenv("XDG_STATE_HOME", os.Getenv("XDG_STATE_HOME"))
 			env.Setenv("EXAMPLES", example)
 			env.Setenv("HOME", env.WorkDir)
 			env.Setenv("BIN", bin)

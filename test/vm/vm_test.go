@@ -161,6 +161,8 @@ func exportPackages(t *testing.T, bin, work string) string {
 	}
 	isle := filepath.Join(bin, "isle")
 	state := filepath.Join(work, "state")
+	t.Setenv("ISLE_CHECKPOINTS", filepath.Join(work, "seen"))
+	t.Setenv("XDG_STATE_HOME", filepath.Join(work, "seen"))
 	defer run(t, isle, "--state", state, "server", "stop")
 	run(t, isle, "--state", state, "build", project)
 	run(t, isle, "--state", state, "lock", "export", "--dir", project, filepath.Join(project, "packages.tar"))
