@@ -14,6 +14,7 @@ import (
 
 	"isle"
 	"isle/internal/audit"
+	"isle/internal/policy"
 )
 
 // tree is a log in memory.
@@ -122,12 +123,12 @@ func TestTheLogIsServedAsTheSpecificationSays(t *testing.T) {
 
 func TestTheLogOnTheSocketIsForWhoMayReadIt(t *testing.T) {
 	r := &rooms{}
-	c := NewClient(serve(t, r, func(_ context.Context, _ isle.Actor, action isle.Action, _ isle.Resource) (isle.Decision, string, error) {
-		if action == isle.ActionAuditRead {
-			return isle.Deny, "auditors only", nil
+	c := NewClient(serve(t, r, &decider{newPolicy(t), func(q policy.Query) policy.Answer {
+		if q.Action == isle.ActionAuditRead {
+			return policy.Answer{Decision: isle.Deny, Rule: "auditors only"}
 		}
-		return isle.Allow, "", nil
-	}))
+		return policy.Answer{Decision: isle.Allow}
+	}}))
 	defer c.Close()
 	for _, path := range []string{"checkpoint", "tile/0/000.p/1", "tile/entries/000.p/1"} {
 		if _, err := c.Fetch(t.Context(), path); isle.CodeOf(err) != isle.Refused {
@@ -144,7 +145,7 @@ func TestTheLogOnTheSocketIsForWhoMayReadIt(t *testing.T) {
 
 func TestAReadIsRecordedBeforeItIsDone(t *testing.T) {
 	r := &rooms{}
-	c := NewClient(serve(t, r, nil))
+	c := NewClient(serve(t, r, newPolicy(t)))
 	defer c.Close()
 	for _, name := range []string{"EnvironmentService/List", "EnvironmentService/Doors", "EnvironmentService/Logs", "ServerService/Audit", "ServerService/Info"} {
 		calls(t.Context(), c)[name]()
