@@ -87,9 +87,9 @@ func (cfg Config) rules() map[string]rule {
 		islev1connect.ServerServiceDoctorProcedure:  server(isle.ActionServerRead),
 		islev1connect.ServerServiceCollectProcedure: server(isle.ActionServerCollect),
 		islev1connect.ServerServiceAuditProcedure:   always(isle.ActionAuditRead, "audit", "log"),
+		islev1connect.ServerServiceStopProcedure:    server(isle.ActionServerStop),
 		// What clients need to see that the server is the one they know: hashes.
 		islev1connect.ServerServiceCheckpointProcedure: server(isle.ActionServerRead),
-		islev1connect.ServerServiceStopProcedure:       server(isle.ActionServerStop),
 
 		islev1connect.PolicyServiceShowProcedure:    always(isle.ActionPolicyRead, "policy", "policy"),
 		islev1connect.PolicyServiceExplainProcedure: always(isle.ActionPolicyRead, "policy", "policy"),
@@ -195,10 +195,11 @@ func projectOf(s *islev1.Source) string {
 // form on the wire, sets the deadline of unary calls, lets nothing through that
 // was not authorized, and ends what is no longer.
 type guard struct {
-	policy  Policy
-	log     Log
-	slog    *slog.Logger
-	rules   map[string]rule
+	policy Policy
+	log    Log
+	slog   *slog.Logger
+	rules  map[string]rule
+
 	reading reading
 }
 
@@ -216,7 +217,7 @@ type Log interface {
 // needs to speak to the server at all, and every command begins with it.
 func reads(a isle.Action) bool {
 	switch a {
-	case isle.ActionImageRead, isle.ActionEnvironmentList, isle.ActionEnvironmentRead, isle.ActionEnvironmentLogs, isle.ActionAuditRead:
+	case isle.ActionImageRead, isle.ActionEnvironmentList, isle.ActionEnvironmentRead, isle.ActionEnvironmentLogs, isle.ActionAuditRead, isle.ActionPolicyRead:
 		return true
 	}
 	return false
@@ -238,7 +239,47 @@ func (g *guard) check(ctx context.Context, procedure string, msg any) ([]policy.
 		return nil, isle.Errorf(isle.Refused, "%s has no rule that says what it does", procedure)
 	}
 	queries := queriesOf(who, r(ctx, msg)...)
-	return queries, g.may(ctx, who, queries, "", true)
+	if err := g.may(ctx, who, queries, ""); err != nil {
+		return nil, err
+	}
+	return queries, g.recordReads(ctx, queries)
+}
+
+// recordReads writes what is read, before it is.
+func (g *guard) recordReads(ctx context.Context, queries []policy.Query) error {
+	var entries []audit.Entry
+	for _, q := range queries {
+		if reads(q.Action) {
+			entries = append(entries, entryOf(q, g.policy.Decide(q), ""))
+		}
+	}
+	return g.log.AppendSoon(ctx, entries...)
+}
+
+// entryOf is what is recorded of a query.
+func entryOf(q policy.Query, a policy.Answer, summary string) audit.Entry {
+	e := audit.NewEvent(q.Actor, q.Action, q.Resource, a.Decision, summary)
+	e.Rule = a.Rule
+	if q.Resource.Kind == "environment" && q.Resource.Stage != "" {
+		e.Environment = q.Resource.Name + "@" + q.Resource.Stage
+	}
+	return e
+}
+
+// mayReadLog is check for the log's tiles, which are no procedures.
+func (g *guard) mayReadLog(ctx context.Context, entries bool) error {
+	who, ok := callerFrom(ctx)
+	if !ok {
+		return isle.Errorf(isle.Refused, "nobody is known at the other end of this connection").WithHint("use the server's unix socket")
+	}
+	queries := queriesOf(who, ask{isle.ActionAuditRead, isle.Resource{Kind: "audit", Name: "log"}, ""})
+	if err := g.may(ctx, who, queries, ""); err != nil {
+		return err
+	}
+	if !entries || !g.reading.due(who.actor, time.Now()) {
+		return nil
+	}
+	return g.recordReads(ctx, queries)
 }
 
 // queriesOf are the questions of one call. Its session is in the stage of the
@@ -258,18 +299,12 @@ func queriesOf(who caller, asks ...ask) []policy.Query {
 }
 
 // may asks all of the queries, and refuses at the first that is not allowed.
-// doing says what is cut short by that, "" if nothing. With record, a read that
-// is allowed is written to the log before it is done.
-func (g *guard) may(ctx context.Context, who caller, queries []policy.Query, doing string, record bool) error {
+// doing says what is cut short by that, "" if nothing.
+func (g *guard) may(ctx context.Context, who caller, queries []policy.Query, doing string) error {
 	for _, q := range queries {
 		a := policy.Answer{Decision: isle.Deny, Rule: strangers, Final: true}
 		if who.member {
 			if a = g.policy.Decide(q); a.Allowed() {
-				if record && reads(q.Action) {
-					if err := g.log.AppendSoon(ctx, decided(q, a, "")); err != nil {
-						return err
-					}
-				}
 				continue
 			}
 		}
@@ -281,29 +316,9 @@ func (g *guard) may(ctx context.Context, who caller, queries []policy.Query, doi
 // strangers is the rule that keeps out who may not speak to the server at all.
 const strangers = "built in: members only"
 
-// decided is the log's entry of a decision.
-func decided(q policy.Query, a policy.Answer, doing string) audit.Entry {
-	e := audit.NewEvent(q.Actor, q.Action, q.Resource, a.Decision, doing)
-	e.Rule = a.Rule
-	if q.Resource.Kind == "environment" && q.Resource.Stage != "" {
-		e.Environment = q.Resource.Name + "@" + q.Resource.Stage
-	}
-	return e
-}
-
-// mayReadLog is check for the log's tiles, which are no procedures.
-func (g *guard) mayReadLog(ctx context.Context, entries bool) error {
-	who, ok := callerFrom(ctx)
-	if !ok {
-		return isle.Errorf(isle.Refused, "nobody is known at the other end of this connection").WithHint("use the server's unix socket")
-	}
-	record := entries && g.reading.due(who.actor, time.Now())
-	return g.may(ctx, who, queriesOf(who, ask{isle.ActionAuditRead, isle.Resource{Kind: "audit", Name: "log"}, ""}), "", record)
-}
-
 // refuse records a refusal and says it.
 func (g *guard) refuse(ctx context.Context, q policy.Query, a policy.Answer, doing string) error {
-	if err := g.log.Append(context.WithoutCancel(ctx), decided(q, a, doing)); err != nil {
+	if err := g.log.Append(context.WithoutCancel(ctx), entryOf(q, a, doing)); err != nil {
 		g.slog.Error("a refusal could not be recorded", "actor", q.Actor, "action", q.Action, "resource", q.Resource, "err", err)
 	}
 	if a.Rule == strangers {
@@ -332,7 +347,7 @@ func (g *guard) refuse(ctx context.Context, q policy.Query, a policy.Answer, doi
 func (g *guard) watch(ctx context.Context, who caller, queries []policy.Query, cancel context.CancelCauseFunc) {
 	for {
 		state := g.policy.State()
-		if err := g.may(ctx, who, queries, "ended by a change of policy", false); err != nil {
+		if err := g.may(ctx, who, queries, "ended by a change of policy"); err != nil {
 			cancel(revoked{err})
 			return
 		}

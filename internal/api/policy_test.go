@@ -75,7 +75,7 @@ func serveAs(t *testing.T, r *rooms, p Policy, name string, groups ...string) *C
 		t.Fatal(err)
 	}
 	srv := &http.Server{
-		Handler: New(Config{Environments: r, Builder: r, Blobs: r, Audit: r, Signer: signer(t), Host: r, Policy: p, Log: slog.New(slog.DiscardHandler)}),
+		Handler: New(Config{Environments: r, Builder: r, Blobs: r, Audit: r, Host: r, Policy: p, Log: slog.New(slog.DiscardHandler)}),
 		ConnContext: func(ctx context.Context, _ net.Conn) context.Context {
 			return WithActor(ctx, isle.Actor{Kind: isle.Human, Name: name}, groups...)
 		},

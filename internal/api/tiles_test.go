@@ -123,11 +123,12 @@ func TestTheLogIsServedAsTheSpecificationSays(t *testing.T) {
 
 func TestTheLogOnTheSocketIsForWhoMayReadIt(t *testing.T) {
 	r := &rooms{}
-	c := NewClient(serve(t, r, &decider{newPolicy(t), func(q policy.Query) policy.Answer {
+	allowed := newPolicy(t)
+	c := NewClient(serve(t, r, &decider{allowed, func(q policy.Query) policy.Answer {
 		if q.Action == isle.ActionAuditRead {
 			return policy.Answer{Decision: isle.Deny, Rule: "auditors only"}
 		}
-		return policy.Answer{Decision: isle.Allow}
+		return allowed.Decide(q)
 	}}))
 	defer c.Close()
 	for _, path := range []string{"checkpoint", "tile/0/000.p/1", "tile/entries/000.p/1"} {
@@ -145,7 +146,7 @@ func TestTheLogOnTheSocketIsForWhoMayReadIt(t *testing.T) {
 
 func TestAReadIsRecordedBeforeItIsDone(t *testing.T) {
 	r := &rooms{}
-	c := NewClient(serve(t, r, newPolicy(t)))
+	c := NewClient(serve(t, r, nil))
 	defer c.Close()
 	for _, name := range []string{"EnvironmentService/List", "EnvironmentService/Doors", "EnvironmentService/Logs", "ServerService/Audit", "ServerService/Info"} {
 		calls(t.Context(), c)[name]()

@@ -295,26 +295,6 @@ func (s *Server) bind() (net.Listener, error) {
 	})
 }
 
-// admitGroup lets members of the group connect to the socket, if there is the
-// group: they are asked who they are, and the policy what they may.
-func (s *Server) admitGroup() error {
-	g, err := user.LookupGroup(s.cfg.Group)
-	if err != nil {
-		return nil // root only
-	}
-	gid, err := strconv.Atoi(g.Gid)
-	if err == nil {
-		err = os.Chown(s.cfg.Socket, 0, gid)
-	}
-	if err == nil {
-		err = os.Chmod(s.cfg.Socket, 0o660)
-	}
-	if err != nil {
-		return isle.Errorf(isle.Unavailable, "cannot let the group %s connect to %s: %w", s.cfg.Group, s.cfg.Socket, err)
-	}
-	return nil
-}
-
 // maxFollowers bounds the connections that follow the audit log over TCP.
 const maxFollowers = 64
 
@@ -349,6 +329,26 @@ func (s *Server) serveLog(failed chan<- error) (*http.Server, error) {
 	}()
 	s.log.Info("serving the audit log to whoever can reach it", "address", l.Addr())
 	return srv, nil
+}
+
+// admitGroup lets members of the group connect to the socket, if there is the
+// group: they are asked who they are, and the policy what they may.
+func (s *Server) admitGroup() error {
+	g, err := user.LookupGroup(s.cfg.Group)
+	if err != nil {
+		return nil // root only
+	}
+	gid, err := strconv.Atoi(g.Gid)
+	if err == nil {
+		err = os.Chown(s.cfg.Socket, 0, gid)
+	}
+	if err == nil {
+		err = os.Chmod(s.cfg.Socket, 0o660)
+	}
+	if err != nil {
+		return isle.Errorf(isle.Unavailable, "cannot let the group %s connect to %s: %w", s.cfg.Group, s.cfg.Socket, err)
+	}
+	return nil
 }
 
 // httpServer bounds what a connection may do.

@@ -64,6 +64,9 @@ func (s *Store) FirstSince(ctx context.Context, t time.Time) (uint64, error) {
 	return uint64(at), s.mapError("read the audit log", err)
 }
 
+// treeVersion is the version of the schema that brought the tree.
+const treeVersion = 3
+
 // A Reader reads the audit log of a file that a server may have open, or that
 // lies somewhere, without changing anything of it.
 type Reader struct {
@@ -89,7 +92,7 @@ func OpenReader(path string) (*Reader, error) {
 		db.Close()
 		return nil, r.s.mapError("open", err)
 	}
-	if have < 2 {
+	if have < treeVersion {
 		db.Close()
 		return nil, isle.Errorf(isle.Invalid, "%s is from before the log was a Merkle tree", path).WithHint("start this server on it once")
 	}
