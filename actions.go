@@ -38,6 +38,7 @@ func Actions() []ActionInfo {
 		{Action: ActionImageImport, Resource: "image", Does: "send files or packages: part of isle up; isle lock import"},
 		{Action: ActionImageExport, Resource: "image", Does: "take locked packages out: isle lock export"},
 		{Action: ActionAuditRead, Resource: "audit", Does: "read the audit log: isle audit"},
+		{Action: ActionAuditAccept, Resource: "audit", Does: "go on with a log that is older or another than its kept checkpoint: isle server --accept-rollback", Own: true},
 		{Action: ActionPolicyRead, Resource: "policy", Does: "read and explain the policy: isle policy, isle role"},
 		{Action: ActionPolicyApply, Resource: "policy", Does: "change the policy: isle apply"},
 		{Action: ActionServerRead, Resource: "server", Does: "see the server and what the machine lacks: isle version, isle doctor"},

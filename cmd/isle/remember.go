@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -40,6 +42,10 @@ func (a *app) recognise(ctx context.Context, c *api.Client) error {
 		return isle.Errorf(isle.Invalid, "--server %s: %w", c.Address(), err)
 	}
 	seen, err := m.Last(address)
+	if errors.Is(err, fs.ErrPermission) { // another user's home
+		fmt.Fprintf(a.stderr, "isle: warning: the server's log is not compared with what was seen of it before: %s\n", clean(api.Flatten(err).Message))
+		return nil
+	}
 	if err != nil {
 		return err
 	}
