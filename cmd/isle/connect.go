@@ -94,6 +94,8 @@ func (a *app) start(ctx context.Context, c *api.Client) error {
 		return nil // somebody else started it while we waited
 	}
 
+	_, missing := os.Lstat(server.LogPath(state))
+	begun := errors.Is(missing, os.ErrNotExist)
 	exe, err := os.Executable()
 	if err != nil {
 		return isle.Errorf(isle.Internal, "cannot find my own executable: %w", err)
@@ -121,7 +123,13 @@ func (a *app) start(ctx context.Context, c *api.Client) error {
 		return isle.Errorf(isle.Unavailable, "cannot start a server: %w", err)
 	}
 	defer cmd.Process.Release()
-	return awaitReady(ctx, r, logName)
+	if err := awaitReady(ctx, r, logName); err != nil {
+		return err
+	}
+	if begun {
+		return a.forget(c.Address())
+	}
+	return nil
 }
 
 // serverVariables are those of a caller's variables that a server uses. The

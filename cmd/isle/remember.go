@@ -33,6 +33,20 @@ func memory() audit.Memory {
 	return audit.Memory{Dir: filepath.Join(dir, "isle", "checkpoints")}
 }
 
+// forget drops what was seen of the server at the address: this command has just
+// begun its state, where there was none, and with it another log.
+func (a *app) forget(address string) error {
+	address, err := filepath.Abs(address)
+	if err != nil {
+		return isle.Errorf(isle.Invalid, "--server %s: %w", address, err)
+	}
+	forgot, err := memory().Forget(address)
+	if forgot {
+		fmt.Fprintf(a.stderr, "isle: the state folder %s is new, and so is its audit log; the one that was seen there before is gone\n", clean(a.state))
+	}
+	return err
+}
+
 // recognise sees that the server's log goes on from what was seen of it last,
 // and remembers what it is now. A server that is not known yet is believed.
 func (a *app) recognise(ctx context.Context, c *api.Client) error {

@@ -102,6 +102,20 @@ func (m Memory) Accept(seen Seen) error {
 	return m.locked(func() error { return m.write(seen) })
 }
 
+// Forget drops what was seen of a server, and reports whether there was
+// something.
+func (m Memory) Forget(server string) (forgot bool, err error) {
+	err = m.locked(func() error {
+		err := os.Remove(m.Path(server))
+		forgot = err == nil
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	})
+	return forgot, err
+}
+
 func (m Memory) write(seen Seen) error {
 	b, err := json.MarshalIndent(seen, "", "  ")
 	if err != nil {

@@ -4,6 +4,9 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"strconv"
 
@@ -70,21 +73,24 @@ func openLogbook(cfg Config) (b *logbook, err error) {
 		return b, err
 	}
 	head := b.store.Head()
+	// A state that was made just now is not one that was put back: no earlier
+	// credential comes to life in it. That another stood here is recorded.
+	accept := cfg.AcceptRollback || head.Size == 0 && missing(KeyPath(cfg.State))
 	var broken error
 	if kept != nil {
 		broken = audit.GoesOn(*kept, head, b.store.Hashes(context.Background()))
 	}
-	if broken != nil && !cfg.AcceptRollback {
+	if broken != nil && !accept {
 		flat := api.Flatten(broken)
 		return b, isle.Errorf(isle.Refused, "the state folder %s is not what it was: %s", cfg.State, flat.Message).
 			WithHint("if you put it back from a backup, accept that with `isle server --accept-rollback --state %s`; if not, see `isle audit verify --state %s`", cfg.State, cfg.State)
 	}
-	if b.signer, err = audit.OpenSigner(KeyPath(cfg.State), kept == nil || cfg.AcceptRollback); err != nil {
+	if b.signer, err = audit.OpenSigner(KeyPath(cfg.State), kept == nil || accept); err != nil {
 		return b, err
 	}
 	if kept != nil && broken == nil {
 		if _, err := audit.ParseCheckpoint(kept.Note, b.signer.Key()); err != nil {
-			if broken = err; !cfg.AcceptRollback {
+			if broken = err; !accept {
 				return b, isle.Errorf(isle.Refused, "the audit log of %s has another key than it had: %w", cfg.State, err).
 					WithHint("put %s back from a backup, or accept the new key with `isle server --accept-rollback --state %s`", KeyPath(cfg.State), cfg.State)
 			}
@@ -98,8 +104,13 @@ func openLogbook(cfg Config) (b *logbook, err error) {
 	return b, nil
 }
 
-// accepted records that the operator took a log that does not go on from the
-// kept checkpoint.
+func missing(path string) bool {
+	_, err := os.Lstat(path)
+	return errors.Is(err, fs.ErrNotExist)
+}
+
+// accepted records that a log is begun, or taken by the operator, that does not
+// go on from the kept checkpoint.
 func (b *logbook) accepted(kept audit.Checkpoint, head audit.Head, why error) error {
 	e := audit.NewEvent(isle.Actor{Kind: isle.System, Name: "server"}, isle.ActionAuditAccept, isle.Resource{Kind: "audit", Name: "log"}, isle.Allow, why.Error()).
 		With("kept_size", strconv.FormatUint(kept.Size, 10)).With("kept_root", kept.Root.String()).With("kept_origin", kept.Origin).
