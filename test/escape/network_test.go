@@ -220,7 +220,7 @@ func TestNobodyIsTakenForAnotherServicesInit(t *testing.T) {
 		t.Errorf("the services are %v and were %v (%v)", after.Services, e.Services, err)
 	}
 	eventually(t, "audit", func() error {
-		out, err := server.Isle("audit", "-o", "json")
+		out, err := server.Isle("audit", "search", "--since", "1h", "-o", "json")
 		if err != nil || !strings.Contains(out, "no such launch is expected") && !strings.Contains(out, "the secret is wrong") {
 			return fmt.Errorf("no entry says that somebody posed as an isle-init (%v)", err)
 		}
