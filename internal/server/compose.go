@@ -211,24 +211,35 @@ func (r *rooms) refused(f airlock.Refusal) {
 
 // impostor records what called home without being an isle-init.
 func (r *rooms) impostor(f initproto.Refusal) {
-	r.record(f.Instance, "home", "", f.Reason, f.Count)
+	if entry, _, ok := r.refusal(f.Instance, "home", "", f.Reason, f.Count); ok {
+		// Never counted together with a flood of others, which could hide it:
+		// the line home tells of them ever more seldom by itself.
+		r.refusals.append(entry)
+	}
 }
 
 func (r *rooms) record(instance isle.ID, destination, protocol, reason string, count int) {
+	if entry, ref, ok := r.refusal(instance, destination, protocol, reason, count); ok {
+		r.refusals.add(entry, ref)
+	}
+}
+
+// refusal is the entry of something that an instance was refused.
+func (r *rooms) refusal(instance isle.ID, destination, protocol, reason string, count int) (entry audit.Entry, ref isle.Ref, ok bool) {
 	if r.manager == nil {
-		return // it is not composed yet; nothing runs
+		return entry, ref, false // it is not composed yet; nothing runs
 	}
 	actor := isle.Actor{Kind: isle.Workload, Name: string(instance)}
 	e, known := r.manager.ByInstance(instance)
 	if known {
 		actor.Name = e.Ref.Name + "@" + e.Ref.Stage
 	}
-	entry := audit.NewEvent(actor, isle.ActionEgressConnect, isle.Resource{Kind: "egress", Name: destination}, isle.Deny, protocol)
+	entry = audit.NewEvent(actor, isle.ActionEgressConnect, isle.Resource{Kind: "egress", Name: destination}, isle.Deny, protocol)
 	entry.Rule, entry.Count, entry.Instance = reason, count, instance
 	if known {
 		entry = entry.In(e.Ref, instance)
 	}
-	r.refusals.add(entry, e.Ref)
+	return entry, e.Ref, true
 }
 
 // Info implements api.Host.
