@@ -4,6 +4,7 @@
 package e2e
 
 import (
+	"encoding/json"
 	"fmt"
 	"net"
 	"net/http"
@@ -16,6 +17,8 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"isle/test/lab"
 )
 
 // bin is the folder of isle and isle-init; state is shared by the scripts, so
@@ -44,8 +47,8 @@ func run(m *testing.M) int {
 	os.Setenv("ISLE_CHECKPOINTS", filepath.Join(state, "..", filepath.Base(state)+".checkpoints"))
 	defer os.RemoveAll(os.Getenv("ISLE_CHECKPOINTS"))
 	os.Setenv("XDG_STATE_HOME", os.Getenv("ISLE_CHECKPOINTS"))
-	seedDownloads(state)
-	defer keepDownloads(state)
+	lab.SeedDownloads(state)
+	defer lab.KeepDownloads(state)
 	defer func() {
 		isle("down", "--all", "--volumes")
 		isle("server", "stop")
@@ -104,7 +107,9 @@ func httpGet(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	out, err := output(ts, "isle", "status", args[0], "-o", "json")
 	ts.Check(err)
-	port := hostPort(out, args[1])
+	var e lab.Environment
+	ts.Check(json.Unmarshal([]byte(out), &e))
+	port := e.Port(args[1])
 	if port == 0 {
 		ts.Fatalf("%s publishes no port %s:\n%s", args[0], args[1], out)
 	}
@@ -199,7 +204,7 @@ func listen(ts *testscript.TestScript, neg bool, args []string) {
 func ownState(ts *testscript.TestScript, neg bool, args []string) {
 	dir, err := os.MkdirTemp("", "isle-e2e-own-")
 	ts.Check(err)
-	seedFrom(state, dir)
+	lab.Seed(state, dir)
 	ts.Setenv("ISLE_STATE", dir)
 	ts.Defer(func() {
 		endServer(dir)

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"isle/test/lab"
 )
 
 // member makes a group and a user in it, who go with the script, and a server of
@@ -20,12 +22,12 @@ func member(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	ts.Check(os.Chmod(dir, 0o755))
 	program := filepath.Join(dir, "isle")
-	copyFile(filepath.Join(bin, "isle"), program)
+	ts.Check(lab.CopyFile(filepath.Join(bin, "isle"), program))
 	ts.Check(os.Chmod(program, 0o755))
 	user, group := fmt.Sprintf("isle-u%d", os.Getpid()), fmt.Sprintf("isle-g%d", os.Getpid())
 	state := filepath.Join(dir, "state")
 	ts.Check(os.Mkdir(state, 0o700))
-	seedFrom(cacheFolder(), state)
+	lab.SeedDownloads(state)
 	socket := filepath.Join(dir, "isle.sock")
 	system := func(argv ...string) {
 		if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {

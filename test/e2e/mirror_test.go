@@ -13,6 +13,8 @@ import (
 	"sync"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"isle/test/lab"
 )
 
 // A debianMirror serves what the machine's own mirror does, except for files
@@ -31,7 +33,7 @@ func mirror(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 1 {
 		ts.Fatalf("usage: mirror VAR [gone:PART] [altered:PART]")
 	}
-	m := &debianMirror{bases: map[string]string{}, dir: filepath.Join(filepath.Dir(cacheFolder()), "mirror")}
+	m := &debianMirror{bases: map[string]string{}, dir: lab.Cache("mirror")}
 	ts.Check(os.MkdirAll(m.dir, 0o755))
 	for _, a := range args[1:] {
 		if part, ok := strings.CutPrefix(a, "gone:"); ok {

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"errors"
 	"io"
 	"io/fs"
 	"os"
@@ -11,22 +12,25 @@ import (
 // all of it named by hash: they may be shared between states.
 var downloads = []string{"images/blobs", "debian/lists"}
 
-func cacheFolder() string {
-	if dir := os.Getenv("ISLE_TEST_CACHE"); dir != "" {
-		return filepath.Join(dir, "downloads")
+// Cache is the folder, outside the checkout, that keeps what tests download: of
+// one kind, for later runs. ISLE_TEST_CACHE moves it.
+func Cache(kind string) string {
+	dir := os.Getenv("ISLE_TEST_CACHE")
+	if dir == "" {
+		base, err := os.UserCacheDir()
+		if err != nil {
+			base = os.TempDir()
+		}
+		dir = filepath.Join(base, "isle-test")
 	}
-	base, err := os.UserCacheDir()
-	if err != nil {
-		base = os.TempDir()
-	}
-	return filepath.Join(base, "isle-test", "downloads")
+	return filepath.Join(dir, kind)
 }
 
 // SeedDownloads gives a state folder what earlier runs have downloaded.
-func SeedDownloads(state string) { Seed(cacheFolder(), state) }
+func SeedDownloads(state string) { Seed(Cache("downloads"), state) }
 
 // KeepDownloads keeps what a state folder has downloaded for later runs.
-func KeepDownloads(state string) { Seed(state, cacheFolder()) }
+func KeepDownloads(state string) { Seed(state, Cache("downloads")) }
 
 // Seed gives to what from has downloaded, by copying: a store must not share
 // an inode with another one. What fails is downloaded again.
@@ -46,29 +50,32 @@ func Seed(from, to string) {
 				return nil
 			}
 			os.MkdirAll(filepath.Dir(target), 0o700)
-			copyFile(path, target)
+			CopyFile(path, target) // what fails is downloaded again
 			return nil
 		})
 	}
 }
 
-func copyFile(from, to string) {
+// CopyFile copies a file and its permissions; what is at to is replaced whole.
+func CopyFile(from, to string) error {
 	in, err := os.Open(from)
 	if err != nil {
-		return
+		return err
 	}
 	defer in.Close()
-	out, err := os.CreateTemp(filepath.Dir(to), ".seed-")
+	info, err := in.Stat()
 	if err != nil {
-		return
+		return err
 	}
+	out, err := os.CreateTemp(filepath.Dir(to), ".copy-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(out.Name())
 	_, err = io.Copy(out, in)
-	if info, e := in.Stat(); e == nil {
-		out.Chmod(info.Mode().Perm())
+	err = errors.Join(err, out.Chmod(info.Mode().Perm()), out.Close())
+	if err != nil {
+		return err
 	}
-	if out.Close() != nil || err != nil {
-		os.Remove(out.Name())
-		return
-	}
-	os.Rename(out.Name(), to)
+	return os.Rename(out.Name(), to)
 }

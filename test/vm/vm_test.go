@@ -18,6 +18,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"isle/test/lab"
 )
 
 const kernelPackage = "linux-image-cloud-amd64"
@@ -107,17 +109,10 @@ func run(t *testing.T, name string, args ...string) string {
 	return string(out)
 }
 
-// cache returns a folder for downloads that outlives the test.
+// cache returns a folder for packages that outlives the test.
 func cache(t *testing.T) string {
 	t.Helper()
-	dir := os.Getenv("ISLE_TEST_CACHE")
-	if dir == "" {
-		base, err := os.UserCacheDir()
-		if err != nil {
-			base = os.TempDir()
-		}
-		dir = filepath.Join(base, "isle-test")
-	}
+	dir := lab.Cache("packages")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
