@@ -32,15 +32,15 @@ setup: ## install the Debian packages that are missing
 	@scripts/setup.sh
 
 generate: ## generate Go from the API's definition
-	@scripts/setup.sh protobuf-compiler
+	@scripts/setup.sh protobuf-compiler libprotobuf-dev
 	scripts/generate.sh .
 
 check: ## format, vet, staticcheck, layers, generated code, links, unit tests
-	@scripts/setup.sh protobuf-compiler
+	@scripts/setup.sh protobuf-compiler libprotobuf-dev
 	scripts/check.sh
 
 test: setup build ## everything, with real parts; needs root
-	@scripts/setup.sh runc erofs-utils qemu-system-x86 protobuf-compiler
+	@scripts/setup.sh runc erofs-utils qemu-system-x86 protobuf-compiler libprotobuf-dev
 	scripts/check.sh
 	$(GO) test -timeout 40m ./...
 	cd test/follow && $(GO) test ./...
