@@ -227,6 +227,23 @@ const (
 	ActionServerStop        Action = "server:stop"
 	ActionPolicyRead        Action = "policy:read"
 	ActionPolicyApply       Action = "policy:apply"
+	ActionIdentityCreate    Action = "identity:create"
+	ActionIdentityRead      Action = "identity:read"
+	ActionIdentityRotate    Action = "identity:rotate"
+	ActionIdentityRevoke    Action = "identity:revoke"
+	ActionIdentityTransfer  Action = "identity:transfer"
+	ActionIdentityUse       Action = "identity:authenticate" // a credential was shown
+	ActionIdentityEndAll    Action = "identity:end-all"      // every credential of before ends
+	ActionTokenCreate       Action = "token:create"
+	ActionTokenRead         Action = "token:read"
+	ActionTokenRevoke       Action = "token:revoke"
+	ActionTokenIssue        Action = "token:issue" // an access token for a machine's key
+	ActionSVIDIssue         Action = "svid:issue"  // to a workload
+	ActionIssuerRotate      Action = "issuer:rotate"
+	ActionSecretSet         Action = "secret:set"
+	ActionSecretRead        Action = "secret:read"
+	ActionSecretCheck       Action = "secret:check"
+	ActionSecretDelete      Action = "secret:delete"
 	ActionPostgresSelect    Action = "postgres:select"
 	ActionPostgresWrite     Action = "postgres:write"
 )

@@ -18,6 +18,7 @@ var rooms = []string{
 	"internal/policy",
 	"internal/image",
 	"internal/audit",
+	"internal/ledger",
 	"internal/authority",
 	"internal/spec",
 	"internal/initproto",

@@ -56,6 +56,15 @@ type Entry struct {
 	Link        isle.ID           `json:"link,omitempty"`    // an outcome's intent
 	Recording   isle.Digest       `json:"recording,omitempty"`
 	Count       int               `json:"count,omitempty"` // of aggregated refusals
+	Bound       *Bound            `json:"bound,omitempty"` // of the change of a ledger
+}
+
+// A Bound says what a table of records holds after the change that its entry
+// describes, so that the log vouches for the table. Room ledger makes them.
+type Bound struct {
+	Ledger string      `json:"ledger"`
+	Epoch  uint64      `json:"epoch"` // the number of the change, from 1
+	State  isle.Digest `json:"state"` // over all of the records
 }
 
 // MaxSize bounds an encoded entry in bytes: the entry bundles of C2SP
@@ -153,7 +162,7 @@ func Result(err error) string {
 func (e Entry) Outcome(err error) Entry {
 	o := e
 	o.ID, o.Link, o.Kind = isle.NewID(), e.ID, Outcome
-	o.Sequence, o.Time, o.Details = 0, time.Time{}, nil
+	o.Sequence, o.Time, o.Details, o.Bound = 0, time.Time{}, nil, nil
 	o.Result, o.Summary = Result(err), ""
 	if err != nil {
 		o.Summary = clip(err.Error(), maxSummary)
