@@ -350,6 +350,12 @@ func (a *app) verifyState(ctx context.Context, o verifyOptions) error {
 	if err != nil {
 		return err
 	}
+	if !o.part {
+		edited := func(err error) { report.Edited(errors.New(api.Flatten(err).Message)) }
+		if err := log.Vouched(ctx, edited); err != nil {
+			return err
+		}
+	}
 	note := ""
 	if len(refs) == 0 {
 		note = "there is no checkpoint from elsewhere to compare with: this says only that the log agrees with itself"

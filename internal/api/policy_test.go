@@ -16,6 +16,7 @@ import (
 	"isle"
 	islev1 "isle/internal/api/isle/v1"
 	"isle/internal/api/isle/v1/islev1connect"
+	"isle/internal/audit"
 	"isle/internal/authority"
 	"isle/internal/environment"
 	"isle/internal/policy"
@@ -28,7 +29,10 @@ type versions struct {
 	last uint64
 }
 
-func (v *versions) Policies(context.Context) ([]authority.Stored, uint64, error) { return nil, 0, nil }
+func (v *versions) Policies(context.Context) (docs []authority.Stored, epoch uint64, last audit.Entry, err error) {
+	return nil, 0, last, nil
+}
+
 func (v *versions) PutPolicy(_ context.Context, d authority.Stored, epoch uint64) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()

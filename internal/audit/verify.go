@@ -29,6 +29,7 @@ const (
 	Rewritten = "rewritten" // a whole history that is another than the one that was signed
 	Unlinked  = "unlinked"  // an outcome without its intent
 	Backwards = "backwards" // from before the entry before it
+	Edited    = "edited"    // a ledger, which is beside the log, is not what the log says
 )
 
 // maxFindings bounds a report; what is beyond it is counted.
@@ -46,6 +47,9 @@ type Report struct {
 
 // OK says that nothing was found.
 func (r *Report) OK() bool { return len(r.Findings) == 0 }
+
+// Edited adds that a ledger is not what the log vouches for.
+func (r *Report) Edited(why error) { r.add(r.To, Edited, "%s", why) }
 
 func (r *Report) add(seq uint64, kind, format string, args ...any) {
 	if len(r.Findings) >= maxFindings {
@@ -67,6 +71,8 @@ type Row struct {
 	Time     int64  // Unix microseconds
 	ID       string // the entry's
 	Link     string // the entry's
+	Ledger   string // that the entry is bound to
+	Epoch    uint64 // of the change
 	Entry    []byte
 	Hashes   []byte // those that the entry completes, upwards, joined
 }
@@ -131,6 +137,13 @@ func (v *rowVerifier) row(d decodedRow) {
 	v.check(r.Sequence, d.entry)
 	if e := d.entry; r.ID != string(e.ID) || r.Time != e.Time.UnixMicro() || r.Link != string(e.Link) {
 		v.report.add(r.Sequence, Changed, "entry %d is listed under another ID, time or link than it has", r.Sequence)
+	}
+	var b Bound
+	if d.entry.Bound != nil {
+		b = *d.entry.Bound
+	}
+	if r.Ledger != b.Ledger || r.Epoch != b.Epoch {
+		v.report.add(r.Sequence, Changed, "entry %d is listed for another ledger, or change of it, than it speaks of", r.Sequence)
 	}
 }
 

@@ -35,7 +35,7 @@ func (m *memoryLog) rows(t testing.TB) []Row {
 		}
 		var completed []tlog.Hash
 		tree, completed = tree.Add(tlog.RecordHash(b))
-		out = append(out, Row{uint64(i), e.Time.UnixMicro(), string(e.ID), string(e.Link), b, bytes.Join(toBytes(completed), nil)})
+		out = append(out, Row{Sequence: uint64(i), Time: e.Time.UnixMicro(), ID: string(e.ID), Link: string(e.Link), Entry: b, Hashes: bytes.Join(toBytes(completed), nil)})
 	}
 	return out
 }

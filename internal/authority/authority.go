@@ -20,14 +20,16 @@ import (
 
 	"isle"
 	"isle/internal/audit"
+	"isle/internal/ledger"
 	"isle/internal/policy"
 )
 
 // A Store keeps versions of documents.
 type Store interface {
-	// Policies returns the last version of each document, by name, and the
-	// epoch: 0 if there was never one.
-	Policies(ctx context.Context) (docs []Stored, epoch uint64, err error)
+	// Policies returns the last version of each document, by name, the epoch (0
+	// if there was never one) and the last audit entry that is bound to the
+	// policy, the zero Entry if there is none.
+	Policies(ctx context.Context) (docs []Stored, epoch uint64, last audit.Entry, err error)
 	// PutPolicy adds a version under the epoch that it makes, in one transaction
 	// with its entry. It fails with Conflict if that epoch is there already.
 	PutPolicy(ctx context.Context, d Stored, epoch uint64) error
@@ -80,19 +82,20 @@ func Open(ctx context.Context, cfg Config) (*Authority, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	a := &Authority{cfg: cfg}
-	docs, epoch, err := cfg.Store.Policies(ctx)
+	docs, epoch, last, err := cfg.Store.Policies(ctx)
 	if err != nil {
 		return nil, err
 	}
 	a.docs = docs
-	if epoch == 0 || cfg.Reset {
-		return a, a.reset(ctx, epoch)
+	next := epoch
+	if last.Bound != nil {
+		next = max(epoch, last.Bound.Epoch) // a version that was taken away is not written again
 	}
-	for _, d := range docs {
-		if want := d.Entry.Details["digest"]; want != string(isle.DigestOf(d.Body)) {
-			return nil, isle.Errorf(isle.Unavailable, "version %d of the policy document %s is not the one that the audit log names: it was changed behind it", d.Version, d.Name).
-				WithHint("restore the state folder, or start once with `isle server --default-policy`, which replaces the policy and says so in the log")
-		}
+	if next == 0 || cfg.Reset {
+		return a, a.reset(ctx, next)
+	}
+	if err := Check(docs, epoch, last); err != nil {
+		return nil, err
 	}
 	set, err := policy.Compile(plain(docs)...)
 	if err != nil {
@@ -101,6 +104,40 @@ func Open(ctx context.Context, cfg Config) (*Authority, error) {
 	}
 	a.put(set, epoch)
 	return a, nil
+}
+
+// Ledger is what the entries of the policy's changes are bound to.
+const Ledger = "policy"
+
+// Check says whether documents are those that the audit log vouches for: each
+// the one that its own entry names, and together those of the last entry that
+// is bound to the policy.
+func Check(docs []Stored, epoch uint64, last audit.Entry) error {
+	behind := func(format string, args ...any) error {
+		return isle.Errorf(isle.Unavailable, format+": it was changed behind the audit log", args...).
+			WithHint("restore the state folder, or start once with `isle server --default-policy`, which replaces the policy and says so in the log")
+	}
+	for _, d := range docs {
+		if want := d.Entry.Details["digest"]; want != string(isle.DigestOf(d.Body)) {
+			return behind("version %d of the policy document %s is not the one that the audit log names", d.Version, d.Name)
+		}
+	}
+	switch b := last.Bound; {
+	case b == nil: // it was last changed before entries were bound
+	case b.Ledger != Ledger || b.Epoch != epoch:
+		return behind("the policy has had %d changes, and the audit log knows of %d", epoch, b.Epoch)
+	case b.State != stateOf(docs):
+		return behind("the policy's documents are not those that the audit log names")
+	}
+	return nil
+}
+
+func stateOf(docs []Stored) isle.Digest {
+	records := make([]ledger.Record, len(docs))
+	for i, d := range docs {
+		records[i] = ledger.Record{Key: d.Name, Body: d.Body}
+	}
+	return ledger.StateOf(Ledger, records)
 }
 
 func plain(docs []Stored) []policy.Document {
@@ -161,14 +198,17 @@ func (a *Authority) write(ctx context.Context, actor isle.Actor, d policy.Docume
 	e := audit.NewEvent(actor, isle.ActionPolicyApply, resource, isle.Allow, summary).
 		With("document", d.Name).With("version", strconv.Itoa(d.Version)).With("digest", string(isle.DigestOf(d.Body)))
 	stored := Stored{Document: d, Entry: e}
+	docs := slices.Clone(a.docs)
+	if i >= 0 {
+		docs[i] = stored
+	} else {
+		docs = append(docs, stored)
+	}
+	stored.Entry.Bound = &audit.Bound{Ledger: Ledger, Epoch: epoch, State: stateOf(docs)}
 	if err := a.cfg.Store.PutPolicy(ctx, stored, epoch); err != nil {
 		return err
 	}
-	if i >= 0 {
-		a.docs[i] = stored
-	} else {
-		a.docs = append(a.docs, stored)
-	}
+	a.docs = docs
 	return nil
 }
 

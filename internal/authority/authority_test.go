@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"isle"
+	"isle/internal/audit"
 	"isle/internal/policy"
 )
 
@@ -18,13 +19,16 @@ type memory struct {
 	all   []Stored
 }
 
-func (m *memory) Policies(context.Context) (docs []Stored, epoch uint64, err error) {
+func (m *memory) Policies(context.Context) (docs []Stored, epoch uint64, last audit.Entry, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, d := range m.docs {
 		docs = append(docs, d)
 	}
-	return docs, m.epoch, nil
+	if len(m.all) > 0 {
+		last = m.all[len(m.all)-1].Entry
+	}
+	return docs, m.epoch, last, nil
 }
 
 func (m *memory) PutPolicy(_ context.Context, d Stored, epoch uint64) error {

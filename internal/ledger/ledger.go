@@ -18,8 +18,8 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
-	"maps"
 	"slices"
+	"strings"
 	"sync"
 
 	"isle"
@@ -66,8 +66,27 @@ type Ledger struct {
 	name  string
 
 	mu    sync.Mutex // held over a change; guards what follows
-	sums  map[string][sha256.Size]byte
+	sums  []sum
 	epoch uint64
+}
+
+// A sum is what the state says of a record. Sums are sorted by their keys.
+type sum struct {
+	key  string
+	body [sha256.Size]byte
+}
+
+func sumsOf(records []Record) []sum {
+	out := make([]sum, len(records))
+	for i, r := range records {
+		out[i] = sum{r.Key, sha256.Sum256(r.Body)}
+	}
+	slices.SortFunc(out, func(a, b sum) int { return strings.Compare(a.key, b.key) })
+	return out
+}
+
+func find(sums []sum, key string) (int, bool) {
+	return slices.BinarySearchFunc(sums, key, func(s sum, key string) int { return strings.Compare(s.key, key) })
 }
 
 // Open reads a ledger. It fails with Unavailable where the store does not hold
@@ -77,10 +96,7 @@ func Open(ctx context.Context, store Store, name string) (*Ledger, []Record, err
 	if err != nil {
 		return nil, nil, err
 	}
-	l := &Ledger{store: store, name: name, sums: make(map[string][sha256.Size]byte, len(records))}
-	for _, r := range records {
-		l.sums[r.Key] = sha256.Sum256(r.Body)
-	}
+	l := &Ledger{store: store, name: name, sums: sumsOf(records)}
 	if err := Check(name, records, last); err != nil {
 		return nil, nil, err
 	}
@@ -131,12 +147,18 @@ func (l *Ledger) Change(ctx context.Context, put []Record, remove []string, entr
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	sums := maps.Clone(l.sums)
+	sums := slices.Clone(l.sums)
 	for _, k := range remove {
-		delete(sums, k)
+		if i, ok := find(sums, k); ok {
+			sums = slices.Delete(sums, i, i+1)
+		}
 	}
 	for _, r := range put {
-		sums[r.Key] = sha256.Sum256(r.Body)
+		i, ok := find(sums, r.Key)
+		if !ok {
+			sums = slices.Insert(sums, i, sum{key: r.Key})
+		}
+		sums[i].body = sha256.Sum256(r.Body)
 	}
 	entries = slices.Clone(entries)
 	last := &entries[len(entries)-1]
@@ -151,24 +173,17 @@ func (l *Ledger) Change(ctx context.Context, put []Record, remove []string, entr
 // StateOf is the digest of a ledger that holds the records: SHA-256 over a
 // heading with the ledger's name and, in the order of the keys, each key's
 // length (big-endian uint32), the key and the SHA-256 of the body.
-func StateOf(name string, records []Record) isle.Digest {
-	sums := make(map[string][sha256.Size]byte, len(records))
-	for _, r := range records {
-		sums[r.Key] = sha256.Sum256(r.Body)
-	}
-	return state(name, sums)
-}
+func StateOf(name string, records []Record) isle.Digest { return state(name, sumsOf(records)) }
 
-func state(name string, sums map[string][sha256.Size]byte) isle.Digest {
+func state(name string, sums []sum) isle.Digest {
+	b := []byte("isle ledger v1\n" + name + "\n")
 	h := sha256.New()
-	h.Write([]byte("isle ledger v1\n" + name + "\n"))
-	var n [4]byte
-	for _, k := range slices.Sorted(maps.Keys(sums)) {
-		binary.BigEndian.PutUint32(n[:], uint32(len(k)))
-		h.Write(n[:])
-		h.Write([]byte(k))
-		s := sums[k]
-		h.Write(s[:])
+	for _, s := range sums {
+		b = binary.BigEndian.AppendUint32(b, uint32(len(s.key)))
+		b = append(append(b, s.key...), s.body[:]...)
+		h.Write(b)
+		b = b[:0]
 	}
+	h.Write(b) // the heading of an empty ledger
 	return isle.DigestFromSum(h.Sum(nil))
 }

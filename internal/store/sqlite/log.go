@@ -64,8 +64,8 @@ func (s *Store) FirstSince(ctx context.Context, t time.Time) (uint64, error) {
 	return uint64(at), s.mapError("read the audit log", err)
 }
 
-// treeVersion is the version of the schema that brought the tree.
-const treeVersion = 3
+// readable is the first version of the schema that a Reader reads.
+const readable = 4
 
 // A Reader reads the audit log of a file that a server may have open, or that
 // lies somewhere, without changing anything of it.
@@ -92,9 +92,9 @@ func OpenReader(path string) (*Reader, error) {
 		db.Close()
 		return nil, r.s.mapError("open", err)
 	}
-	if have < treeVersion {
+	if have < readable {
 		db.Close()
-		return nil, isle.Errorf(isle.Invalid, "%s is from before the log was a Merkle tree", path).WithHint("start this server on it once")
+		return nil, isle.Errorf(isle.Invalid, "%s was written by an older isle", path).WithHint("start this server on it once")
 	}
 	return r, nil
 }
@@ -111,7 +111,7 @@ func (r *Reader) Next(ctx context.Context) (n uint64, err error) {
 // Rows returns the entries [from, to), as one state of the file has them.
 func (r *Reader) Rows(ctx context.Context, from, to uint64) iter.Seq2[audit.Row, error] {
 	return func(yield func(audit.Row, error) bool) {
-		rows, err := r.db.QueryContext(ctx, "SELECT seq, time, id, link, entry, hashes FROM audit WHERE seq >= ? AND seq < ? ORDER BY seq", int64(from), int64(min(to, 1<<62)))
+		rows, err := r.db.QueryContext(ctx, "SELECT seq, time, id, link, ledger, epoch, entry, hashes FROM audit WHERE seq >= ? AND seq < ? ORDER BY seq", int64(from), int64(min(to, 1<<62)))
 		if err != nil {
 			yield(audit.Row{}, r.s.mapError("read the audit log", err))
 			return
@@ -119,7 +119,7 @@ func (r *Reader) Rows(ctx context.Context, from, to uint64) iter.Seq2[audit.Row,
 		defer rows.Close()
 		for rows.Next() {
 			var row audit.Row
-			if err := rows.Scan(&row.Sequence, &row.Time, &row.ID, &row.Link, &row.Entry, &row.Hashes); err != nil {
+			if err := rows.Scan(&row.Sequence, &row.Time, &row.ID, &row.Link, &row.Ledger, &row.Epoch, &row.Entry, &row.Hashes); err != nil {
 				yield(audit.Row{}, r.s.mapError("read the audit log", err))
 				return
 			}

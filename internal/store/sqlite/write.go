@@ -276,8 +276,16 @@ func (w *writer) append(ctx context.Context, entries []audit.Entry) error {
 			return err
 		}
 		tree, completed := w.tree.Add(tlog.RecordHash(b))
-		if err := w.exec(ctx, "INSERT INTO audit (seq, time, id, entry, hashes, link) VALUES (?, ?, ?, ?, ?, ?)",
-			int64(e.Sequence), e.Time.UnixMicro(), string(e.ID), b, join(completed), string(e.Link)); err != nil {
+		var bound audit.Bound
+		if e.Bound != nil {
+			bound = *e.Bound
+		}
+		err = w.exec(ctx, "INSERT INTO audit (seq, time, id, entry, hashes, link, ledger, epoch) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+			int64(e.Sequence), e.Time.UnixMicro(), string(e.ID), b, join(completed), string(e.Link), bound.Ledger, int64(bound.Epoch))
+		if isConstraint(err) && bound.Ledger != "" {
+			return isle.Errorf(isle.Conflict, "the %s ledger was changed by somebody else meanwhile: change %d is not the next one", bound.Ledger, bound.Epoch).WithHint("look at what is there now, then try again")
+		}
+		if err != nil {
 			return err
 		}
 		switch e.Kind {

@@ -1,9 +1,10 @@
 // Package storetest is the conformance suite of environment.Store,
-// environment.Ports and authority.Store: every store runs it.
+// environment.Ports, authority.Store and ledger.Store: every store runs it.
 package storetest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"reflect"
 	"sync"
@@ -15,6 +16,7 @@ import (
 	"isle/internal/authority"
 	"isle/internal/environment"
 	"isle/internal/image"
+	"isle/internal/ledger"
 	"isle/internal/policy"
 	"isle/internal/spec"
 )
@@ -24,6 +26,7 @@ type Store interface {
 	environment.Store
 	environment.Ports
 	authority.Store
+	ledger.Store
 	// Entries returns up to limit audit entries from a sequence number on.
 	Entries(ctx context.Context, from uint64, limit int) ([]audit.Entry, error)
 	Close() error
@@ -45,6 +48,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Open) {
 		"intents_stay_open_until_their_outcome":      intents,
 		"ports_are_remembered_and_belong_to_one":     ports,
 		"policies_keep_versions_and_their_entries":   policies,
+		"a_ledger_is_what_the_log_says":              ledgers,
 		"a_caller_that_has_left_changes_nothing":     left,
 		"what_was_acknowledged_is_there_after_close": reopened,
 	}
@@ -55,11 +59,12 @@ func Run(t *testing.T, fresh func(t *testing.T) Open) {
 
 func policies(t *testing.T, open Open) {
 	s, ctx := opened(t, open)
-	if docs, epoch, err := s.Policies(ctx); err != nil || epoch != 0 || len(docs) != 0 {
+	if docs, epoch, last, err := s.Policies(ctx); err != nil || epoch != 0 || len(docs) != 0 || last.Bound != nil {
 		t.Fatalf("%v %d %v", docs, epoch, err)
 	}
 	put := func(name string, version int, epoch uint64, body string) error {
 		e := audit.NewEvent(root, isle.ActionPolicyApply, isle.Resource{Kind: "policy", Name: "policy"}, isle.Allow, body)
+		e.Bound = &audit.Bound{Ledger: authority.Ledger, Epoch: epoch, State: isle.DigestOf([]byte(body))}
 		return s.PutPolicy(ctx, authority.Stored{Document: policy.Document{Name: name, Format: policy.YAML, Version: version, Body: []byte(body)}, Entry: e}, epoch)
 	}
 	for i, c := range []struct {
@@ -85,8 +90,8 @@ func policies(t *testing.T, open Open) {
 	}
 	s.Close()
 	s, ctx = opened(t, open)
-	docs, epoch, err := s.Policies(ctx)
-	if err != nil || epoch != 3 || len(docs) != 2 {
+	docs, epoch, last, err := s.Policies(ctx)
+	if err != nil || epoch != 3 || len(docs) != 2 || last.Bound == nil || last.Bound.Epoch != 3 || last.Summary != "body 2" {
 		t.Fatalf("%v %d %v", docs, epoch, err)
 	}
 	for i, want := range []struct{ name, body string }{{"main", "body 2"}, {"orders", "body 1"}} {
@@ -367,5 +372,65 @@ func reopened(t *testing.T, open Open) {
 	check(t, err)
 	if len(envs) != 1 || !reflect.DeepEqual(envs[0], a) || len(sound(t, s)) != 1 {
 		t.Fatalf("%+v", envs)
+	}
+}
+
+func ledgers(t *testing.T, open Open) {
+	s, ctx := opened(t, open)
+	of := func(name string) *ledger.Ledger {
+		t.Helper()
+		l, _, err := ledger.Open(ctx, s, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	entry := func() audit.Entry {
+		return audit.NewEvent(root, isle.ActionSecretSet, isle.Resource{Kind: "secret", Name: "x"}, isle.Allow, "")
+	}
+	keys, others := of("keys"), of("others")
+	put := func(l *ledger.Ledger, key, body string) error {
+		return l.Change(ctx, []ledger.Record{{Key: key, Body: []byte(body)}}, nil, entry())
+	}
+	stale := of("keys")
+	for i := range 3 {
+		if err := errors.Join(put(keys, fmt.Sprint("k", i), "body"), put(keys, "k0", fmt.Sprint(i)), put(others, "k0", "theirs")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before, err := s.Entries(ctx, 0, 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := put(stale, "k0", "late"); isle.CodeOf(err) != isle.Conflict {
+		t.Errorf("who does not know of a change makes one: %v", err)
+	}
+	gap := entry()
+	gap.Bound = &audit.Bound{Ledger: "keys", Epoch: 99, State: isle.DigestOf(nil)}
+	if err := s.ChangeLedger(ctx, ledger.Change{Ledger: "keys", Put: []ledger.Record{{Key: "k9"}}, Entries: []audit.Entry{gap}}); isle.CodeOf(err) != isle.Conflict {
+		t.Errorf("epochs have a gap: %v", err)
+	}
+	if err := s.ChangeLedger(ctx, ledger.Change{Ledger: "keys", Put: []ledger.Record{{Key: "k9"}}, Entries: []audit.Entry{entry()}}); err == nil {
+		t.Error("a change is not bound to an entry")
+	}
+	gone, cancel := context.WithCancel(ctx)
+	cancel()
+	if err := keys.Change(gone, []ledger.Record{{Key: "k9"}}, nil, entry()); err == nil {
+		t.Error("a caller that has left changes a ledger")
+	}
+	if err := keys.Change(ctx, nil, []string{"k1"}, entry()); err != nil {
+		t.Fatal(err)
+	}
+	if after, err := s.Entries(ctx, 0, 100); err != nil || len(after) != len(before)+1 {
+		t.Errorf("a change that failed left an entry: %v", err)
+	}
+	s.Close()
+	s, ctx = opened(t, open)
+	l, records, err := ledger.Open(ctx, s, "keys")
+	if err != nil || l.Epoch() != 7 || len(records) != 2 || records[0].Key != "k0" || string(records[0].Body) != "2" || records[1].Key != "k2" {
+		t.Fatalf("%v %v", records, err)
+	}
+	if _, records, err = ledger.Open(ctx, s, "others"); err != nil || len(records) != 1 || string(records[0].Body) != "theirs" {
+		t.Errorf("%v %v", records, err)
 	}
 }
