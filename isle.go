@@ -291,7 +291,8 @@ const (
 	Invalid     Code = "invalid"     // the input is wrong: say what, where, and what to do
 	NotFound    Code = "not_found"   // there is no such thing
 	Conflict    Code = "conflict"    // it is there already, or something else has it
-	Refused     Code = "refused"     // policy says no
+	Refused     Code = "refused"     // policy says no, or the operating system does
+	Untrusted   Code = "untrusted"   // it is not what it was, or not from whom it must be: a wrong signature, a log that was tampered with
 	Unavailable Code = "unavailable" // something needed is missing or away; may work later
 	Exhausted   Code = "exhausted"   // no space, or a limit is reached
 	Failed      Code = "failed"      // what was asked ran and failed (a build step, a health check)

@@ -72,7 +72,7 @@ func openFolder(dir string) (*os.Root, error) {
 	defer f.Close()
 	if kernelFiles(int(f.Fd())) {
 		r.Close()
-		return nil, isle.Errorf(isle.Refused, "%s in the service shows the kernel and has no files to copy", dir)
+		return nil, isle.Errorf(isle.Invalid, "%s in the service shows the kernel and has no files to copy", dir)
 	}
 	return r, nil
 }
@@ -153,7 +153,7 @@ func (x *extraction) fail(name string, err error) error {
 	case errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT):
 		return isle.Errorf(isle.Exhausted, "no space is left in %s of the service", x.dir).WithHint("give its volume a larger size in isle.yaml")
 	case errors.Is(err, syscall.EROFS):
-		return isle.Errorf(isle.Refused, "%s of the service is read-only", x.dir).WithHint("copy into a volume; an image changes by a new build only")
+		return isle.Errorf(isle.Invalid, "%s of the service is read-only", x.dir).WithHint("copy into a volume; an image changes by a new build only")
 	case errors.Is(err, tar.ErrHeader) || errors.Is(err, io.ErrUnexpectedEOF):
 		return isle.Errorf(isle.Invalid, "the stream of files is damaged or incomplete")
 	}
@@ -166,7 +166,7 @@ func (x *extraction) entry(h *tar.Header, content io.Reader) error {
 	name := path.Clean("/" + h.Name)[1:]
 	for part := range strings.SplitSeq(h.Name, "/") {
 		if part == ".." {
-			return isle.Errorf(isle.Refused, "%q leads out of the folder it is copied to", h.Name)
+			return isle.Errorf(isle.Invalid, "%q leads out of the folder it is copied to", h.Name)
 		}
 	}
 	if name == "" {
@@ -197,7 +197,7 @@ func (x *extraction) entry(h *tar.Header, content io.Reader) error {
 		// It keeps its owner: what it names may have been there before.
 		return x.replace(name, func(temp string) error { return x.root.Link(target, temp) })
 	}
-	return isle.Errorf(isle.Refused, "%q is a device, a pipe or something else that is not copied", h.Name)
+	return isle.Errorf(isle.Invalid, "%q is a device, a pipe or something else that is not copied", h.Name)
 }
 
 // parents makes the folders above name.

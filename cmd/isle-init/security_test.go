@@ -74,7 +74,7 @@ func TestRootInsideCannotReadTheSecret(t *testing.T) {
 	}
 	// Neither does the server's own way in lead there.
 	for _, p := range []string{"/proc/1/environ", "/proc/self/mem", "/proc/1/fd/3", "/proc/1"} {
-		if err := s.line().CopyOut(t.Context(), p, io.Discard); isle.CodeOf(err) != isle.Refused && isle.CodeOf(err) != isle.NotFound {
+		if err := s.line().CopyOut(t.Context(), p, io.Discard); isle.CodeOf(err) != isle.Invalid && isle.CodeOf(err) != isle.NotFound {
 			t.Errorf("copy of %s: %v", p, err)
 		}
 	}
@@ -268,8 +268,8 @@ func TestCopyInGivesFilesToTheirOwner(t *testing.T) {
 		want       isle.Code
 	}{
 		{"/tmp", "nonsuch", stream(t, tar.Header{Name: "x"}), isle.Invalid},
-		{"/proc/1", "", stream(t, tar.Header{Name: "x"}), isle.Refused},
-		{"/proc/self/fd", "", stream(t, tar.Header{Name: "x"}), isle.Refused},
+		{"/proc/1", "", stream(t, tar.Header{Name: "x"}), isle.Invalid},
+		{"/proc/self/fd", "", stream(t, tar.Header{Name: "x"}), isle.Invalid},
 		{"/tmp/other/x", "", stream(t, tar.Header{Name: "x"}), isle.Invalid},
 		{"/tmp", "", strings.NewReader(strings.Repeat("junk", 1000)), isle.Invalid},
 		{"/tmp", "", io.LimitReader(stream(t, tar.Header{Name: "half"}), 514), isle.Invalid},
@@ -343,7 +343,7 @@ func TestCopyOutAndListLeaveOutWhatIsNoFile(t *testing.T) {
 		t.Errorf("of a file: %+v, %v", tree, err)
 	}
 	for _, p := range []string{"/nonsuch", "/proc/1/environ", "/tmp/d/out/root/proc/1"} {
-		if _, err := s.line().List(t.Context(), p); isle.CodeOf(err) != isle.NotFound && isle.CodeOf(err) != isle.Refused {
+		if _, err := s.line().List(t.Context(), p); isle.CodeOf(err) != isle.NotFound && isle.CodeOf(err) != isle.Invalid {
 			t.Errorf("%s: %v", p, err)
 		}
 	}

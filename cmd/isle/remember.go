@@ -72,7 +72,7 @@ func (a *app) recognise(ctx context.Context, c *api.Client) error {
 	}
 	now, err := seen.Check(res.Msg.GetKey(), res.Msg.GetNote(), res.Msg.GetProof())
 	if err != nil {
-		return isle.Errorf(isle.Refused, "the server at %s is not the one it was, or its log was tampered with: %s", address, api.Flatten(err).Message).
+		return isle.Errorf(isle.Untrusted, "the server at %s is not the one it was, or its log was tampered with: %s", address, api.Flatten(err).Message).
 			WithHint("if its state was put back from a backup or made anew, accept that with `isle audit accept`; what was seen before is in %s", m.Path(address))
 	}
 	if seen != nil && now.Size == seen.Size() {

@@ -26,7 +26,7 @@ func connectCode(c isle.Code) connect.Code {
 		return connect.CodeUnavailable
 	case isle.Exhausted:
 		return connect.CodeResourceExhausted
-	case isle.Failed:
+	case isle.Failed, isle.Untrusted:
 		return connect.CodeFailedPrecondition
 	default:
 		return connect.CodeInternal

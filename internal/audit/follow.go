@@ -208,14 +208,14 @@ func ProveExtends(old, now uint64, r tlog.HashReader) ([]tlog.Hash, error) {
 func Extends(old, now Head, proof []tlog.Hash) error {
 	switch {
 	case now.Size < old.Size:
-		return isle.Errorf(isle.Refused, "its log has %d entries, and had %d: the last %d are gone", now.Size, old.Size, old.Size-now.Size)
+		return isle.Errorf(isle.Untrusted, "its log has %d entries, and had %d: the last %d are gone", now.Size, old.Size, old.Size-now.Size)
 	case now.Size == old.Size && now.Root != old.Root:
-		return isle.Errorf(isle.Refused, "its log of %d entries is not the one that it was: an entry in it was changed", now.Size)
+		return isle.Errorf(isle.Untrusted, "its log of %d entries is not the one that it was: an entry in it was changed", now.Size)
 	case now.Size == old.Size || old.Size == 0:
 		return nil
 	}
 	if err := tlog.CheckTree(proof, int64(now.Size), now.Root, int64(old.Size), old.Root); err != nil {
-		return isle.Errorf(isle.Refused, "its log of %d entries does not begin with the %d that were there: an entry before was changed", now.Size, old.Size)
+		return isle.Errorf(isle.Untrusted, "its log of %d entries does not begin with the %d that were there: an entry before was changed", now.Size, old.Size)
 	}
 	return nil
 }

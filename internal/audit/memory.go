@@ -60,7 +60,7 @@ func (s *Seen) Check(key string, note []byte, proof [][]byte) (Checkpoint, error
 		return ParseCheckpoint(note, key)
 	}
 	if key != s.Key {
-		return Checkpoint{}, isle.Errorf(isle.Refused, "its log has another key than it had")
+		return Checkpoint{}, isle.Errorf(isle.Untrusted, "its log has another key than it had")
 	}
 	now, err := ParseCheckpoint(note, key)
 	if err != nil {

@@ -82,7 +82,7 @@ func openLogbook(cfg Config) (b *logbook, err error) {
 	}
 	if broken != nil && !accept {
 		flat := api.Flatten(broken)
-		return b, isle.Errorf(isle.Refused, "the state folder %s is not what it was: %s", cfg.State, flat.Message).
+		return b, isle.Errorf(isle.Untrusted, "the state folder %s is not what it was: %s", cfg.State, flat.Message).
 			WithHint("if you put it back from a backup, accept that with `isle server --accept-rollback --state %s`; if not, see `isle audit verify --state %s`", cfg.State, cfg.State)
 	}
 	if b.signer, err = audit.OpenSigner(KeyPath(cfg.State), kept == nil || accept); err != nil {
@@ -91,7 +91,7 @@ func openLogbook(cfg Config) (b *logbook, err error) {
 	if kept != nil && broken == nil {
 		if _, err := audit.ParseCheckpoint(kept.Note, b.signer.Key()); err != nil {
 			if broken = err; !accept {
-				return b, isle.Errorf(isle.Refused, "the audit log of %s has another key than it had: %w", cfg.State, err).
+				return b, isle.Errorf(isle.Untrusted, "the audit log of %s has another key than it had: %w", cfg.State, err).
 					WithHint("put %s back from a backup, or accept the new key with `isle server --accept-rollback --state %s`", KeyPath(cfg.State), cfg.State)
 			}
 		}

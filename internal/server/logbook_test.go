@@ -68,10 +68,10 @@ func TestAStateThatWentBackIsRefusedUntilItIsAccepted(t *testing.T) {
 
 	copyFolder(t, backup, cfg.State)
 	_, err = openLogbook(cfg)
-	if isle.CodeOf(err) != isle.Refused || !strings.Contains(err.Error(), "the last 1 are gone") || !strings.Contains(err.Error(), "--accept-rollback") {
+	if isle.CodeOf(err) != isle.Untrusted || !strings.Contains(err.Error(), "the last 1 are gone") || !strings.Contains(err.Error(), "--accept-rollback") {
 		t.Fatalf("an older state: %v", err)
 	}
-	if _, err = openLogbook(cfg); isle.CodeOf(err) != isle.Refused {
+	if _, err = openLogbook(cfg); isle.CodeOf(err) != isle.Untrusted {
 		t.Fatalf("the second time: %v", err)
 	}
 	accepting := cfg
@@ -105,7 +105,7 @@ func TestAnotherHistoryOrKeyIsRefused(t *testing.T) {
 	copyFolder(t, cfg.State, original)
 
 	copyFolder(t, other.State, cfg.State)
-	if _, err := openLogbook(cfg); isle.CodeOf(err) != isle.Refused {
+	if _, err := openLogbook(cfg); isle.CodeOf(err) != isle.Untrusted {
 		t.Errorf("another log in its place: %v", err)
 	}
 	copyFolder(t, original, cfg.State)
@@ -116,7 +116,7 @@ func TestAnotherHistoryOrKeyIsRefused(t *testing.T) {
 	if err := os.WriteFile(KeyPath(cfg.State), key, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := openLogbook(cfg); isle.CodeOf(err) != isle.Refused {
+	if _, err := openLogbook(cfg); isle.CodeOf(err) != isle.Untrusted {
 		t.Errorf("another key: %v", err)
 	}
 	if err := os.Remove(KeyPath(cfg.State)); err != nil {

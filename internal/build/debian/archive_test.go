@@ -287,11 +287,11 @@ func TestReleaseThatCannotBeTrustedIsRefused(t *testing.T) {
 		code   isle.Code
 		words  string
 	}{
-		"signed by another key": {func(a *archive) { a.publish("/debian", "trial", "", other, basePackages()...) }, isle.Refused, "signed by a key"},
+		"signed by another key": {func(a *archive) { a.publish("/debian", "trial", "", other, basePackages()...) }, isle.Untrusted, "signed by a key"},
 		"changed after signing": {func(a *archive) {
 			f := "/debian/dists/trial/InRelease"
 			a.put(f, bytes.Replace(a.files[f], []byte("Origin: Test"), []byte("Origin: Evil"), 1))
-		}, isle.Refused, "wrong signature"},
+		}, isle.Untrusted, "wrong signature"},
 		"unsigned": {func(a *archive) { a.put("/debian/dists/trial/InRelease", []byte("Suite: trial\n")) }, isle.Invalid, "no signed release"},
 		"text behind the signature": {func(a *archive) {
 			f := "/debian/dists/trial/InRelease"
@@ -299,11 +299,11 @@ func TestReleaseThatCannotBeTrustedIsRefused(t *testing.T) {
 		}, isle.Invalid, "no signed release"},
 		"expired": {func(a *archive) {
 			a.publish("/debian", "trial", "Valid-Until: Sun, 31 May 2026 00:00:00 UTC\n", a.key, basePackages()...)
-		}, isle.Refused, "expired on 2026-05-31"},
+		}, isle.Untrusted, "expired on 2026-05-31"},
 		"another suite": {func(a *archive) {
 			a.publish("/debian", "other", "", a.key, basePackages()...)
 			a.put("/debian/dists/trial/InRelease", a.files["/debian/dists/other/InRelease"])
-		}, isle.Refused, "not of trial"},
+		}, isle.Untrusted, "not of trial"},
 		"missing":                            {func(a *archive) { delete(a.files, "/debian/dists/trial/InRelease") }, isle.Invalid, `no suite "trial"`},
 		"security missing though configured": {func(a *archive) { delete(a.files, "/debian-security/dists/trial-security/InRelease") }, isle.Invalid, "trial-security"},
 	} {
@@ -389,7 +389,7 @@ func TestMirrorWithoutSecurityArchiveSaysSo(t *testing.T) {
 	a.serve = nil
 	a.publish("/m-security", "trial-security", "", newKey(t))
 	_, _, err = d.Resolve(context.Background(), "trial", nil, ResolveOptions{Mirror: a.server.URL + "/m"}, nil)
-	wantError(t, err, isle.Refused, "signed by a key")
+	wantError(t, err, isle.Untrusted, "signed by a key")
 }
 
 func TestBadRequestsSayWhatToDo(t *testing.T) {

@@ -110,10 +110,10 @@ func verifyRelease(where string, data []byte, keys openpgp.EntityList, files []s
 			continue
 		}
 		if errors.Is(err, pgperrors.ErrUnknownIssuer) {
-			return nil, isle.Errorf(isle.Refused, "%s is signed by a key that is not in %s", where, strings.Join(files, ", ")).
+			return nil, isle.Errorf(isle.Untrusted, "%s is signed by a key that is not in %s", where, strings.Join(files, ", ")).
 				WithHint("if the mirror is right, update the package debian-archive-keyring")
 		}
-		return nil, isle.Errorf(isle.Refused, "%s has a wrong signature: %w", where, err).
+		return nil, isle.Errorf(isle.Untrusted, "%s has a wrong signature: %w", where, err).
 			WithHint("the mirror or the network changed it: nothing was taken from it")
 	}
 }

@@ -191,7 +191,7 @@ func (rel *release) parse(address string, text []byte, now time.Time, expires bo
 	}
 	suite, codename := p.get("Suite"), p.get("Codename")
 	if rel.repo.suite != suite && rel.repo.suite != codename {
-		return isle.Errorf(isle.Refused, "%s is the release file of %s (%s), not of %s", address, codename, suite, rel.repo.suite).
+		return isle.Errorf(isle.Untrusted, "%s is the release file of %s (%s), not of %s", address, codename, suite, rel.repo.suite).
 			WithHint("the mirror is broken or answers with another suite's file")
 	}
 	if until := p.get("Valid-Until"); until != "" && expires {
@@ -200,7 +200,7 @@ func (rel *release) parse(address string, text []byte, now time.Time, expires bo
 			return isle.Errorf(isle.Invalid, "%s has no valid Valid-Until: %w", address, err)
 		}
 		if now.After(t) {
-			return isle.Errorf(isle.Refused, "%s expired on %s: the mirror is out of date, or someone holds back updates", address, t.UTC().Format(time.RFC3339)).
+			return isle.Errorf(isle.Untrusted, "%s expired on %s: the mirror is out of date, or someone holds back updates", address, t.UTC().Format(time.RFC3339)).
 				WithHint("use another mirror; for a snapshot of the past set Acquire::Check-Valid-Until \"false\" in apt.conf")
 		}
 	}

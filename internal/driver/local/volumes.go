@@ -130,7 +130,7 @@ func (v *Volumes) open(id isle.ID) (*os.File, error) {
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Uid != 0 || st.Nlink != 1 || st.Mode&0o022 != 0 {
 		f.Close()
-		return nil, isle.Errorf(isle.Refused, "volume %s: %s is not a file that Isle made; it is not mounted", id, v.Path(id))
+		return nil, isle.Errorf(isle.Untrusted, "volume %s: %s is not a file that Isle made; it is not mounted", id, v.Path(id))
 	}
 	return f, nil
 }
