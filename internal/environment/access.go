@@ -3,6 +3,7 @@ package environment
 import (
 	"context"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -96,12 +97,66 @@ func (m *Manager) enter(ctx context.Context, actor isle.Actor, ref isle.Ref, ser
 		leave()
 		return nil, err
 	}
+	if action == isle.ActionEnvironmentExec {
+		leave = l.inside(intent.ID, leave)
+	}
 	w := &entered{m: m, l: l, service: service, intent: intent, leave: leave}
 	if w.line, err = l.line(ctx, service); err != nil {
 		w.exit(err)
 		return nil, err
 	}
 	return w, nil
+}
+
+// A visit is an exec session by its audit entry.
+type visit struct {
+	id    isle.ID
+	ended time.Time // zero: it is open
+}
+
+// Bounds of what is known of visits.
+const (
+	maxVisits  = 16          // that an entry names
+	keepVisits = time.Minute // after their end, for what is told of later
+)
+
+// inside notes an exec session, by its entry, until leave is called.
+func (l *live) inside(id isle.ID, leave func()) func() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.execs = append(l.execs, visit{id: id})
+	return func() {
+		l.mu.Lock()
+		now := l.m.cfg.Now()
+		l.execs = slices.DeleteFunc(l.execs, func(v visit) bool { return !v.ended.IsZero() && now.Sub(v.ended) > keepVisits })
+		for i := range l.execs {
+			if l.execs[i].id == id {
+				l.execs[i].ended = now
+			}
+		}
+		l.mu.Unlock()
+		leave()
+	}
+}
+
+// Inside are the exec sessions of an instance that are open, or were at a time of
+// up to a minute ago, by their audit entries: the oldest first, at most 16. What a
+// workload does while somebody is inside may be that person's doing, and the log
+// says so.
+func (m *Manager) Inside(instance isle.ID, at time.Time) (entries []isle.ID) {
+	for _, l := range m.all() {
+		if l.instance != instance {
+			continue
+		}
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		for _, v := range l.execs {
+			if (v.ended.IsZero() || v.ended.After(at)) && len(entries) < maxVisits {
+				entries = append(entries, v.id)
+			}
+		}
+	}
+	return entries
 }
 
 // entered is open work in a service. exit is called once it is over; only the

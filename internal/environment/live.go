@@ -41,7 +41,8 @@ type live struct {
 	logs        map[string]*serviceLog
 	logged      chan struct{} // nil while nobody follows
 	oomSeen     int
-	sessions    int // open exec, copy, forward and log sessions
+	sessions    int     // open exec, copy, forward and log sessions
+	execs       []visit // exec sessions, oldest first; those that ended a while ago are forgotten
 	idleSince   time.Time
 
 	connections chan struct{} // bounds connections to published ports

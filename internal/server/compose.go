@@ -206,26 +206,26 @@ func (r *rooms) close(successor bool) error {
 
 // refused records what an environment tried to reach and may not.
 func (r *rooms) refused(f airlock.Refusal) {
-	r.record(f.Instance, f.Destination, f.Protocol, f.Reason, f.Count)
+	r.record(f.Instance, f.Destination, f.Protocol, f.Reason, f.Count, f.First)
 }
 
 // impostor records what called home without being an isle-init.
 func (r *rooms) impostor(f initproto.Refusal) {
-	if entry, _, ok := r.refusal(f.Instance, "home", "", f.Reason, f.Count); ok {
+	if entry, _, ok := r.refusal(f.Instance, "home", "", f.Reason, f.Count, f.At); ok {
 		// Never counted together with a flood of others, which could hide it:
 		// the line home tells of them ever more seldom by itself.
 		r.refusals.append(entry)
 	}
 }
 
-func (r *rooms) record(instance isle.ID, destination, protocol, reason string, count int) {
-	if entry, ref, ok := r.refusal(instance, destination, protocol, reason, count); ok {
+func (r *rooms) record(instance isle.ID, destination, protocol, reason string, count int, first time.Time) {
+	if entry, ref, ok := r.refusal(instance, destination, protocol, reason, count, first); ok {
 		r.refusals.add(entry, ref)
 	}
 }
 
 // refusal is the entry of something that an instance was refused.
-func (r *rooms) refusal(instance isle.ID, destination, protocol, reason string, count int) (entry audit.Entry, ref isle.Ref, ok bool) {
+func (r *rooms) refusal(instance isle.ID, destination, protocol, reason string, count int, first time.Time) (entry audit.Entry, ref isle.Ref, ok bool) {
 	if r.manager == nil {
 		return entry, ref, false // it is not composed yet; nothing runs
 	}
@@ -238,6 +238,7 @@ func (r *rooms) refusal(instance isle.ID, destination, protocol, reason string, 
 	entry.Rule, entry.Count, entry.Instance = reason, count, instance
 	if known {
 		entry = entry.In(e.Ref, instance)
+		entry.Sessions = r.manager.Inside(instance, first)
 	}
 	return entry, e.Ref, true
 }
