@@ -28,7 +28,7 @@ func (c Change) String() string {
 // Diff says who gains and loses what when next replaces s. It compares what
 // bindings grant by then; of hand-written Cedar it says which policies come and go.
 func (s *Set) Diff(next *Set, now time.Time) (out []Change) {
-	before, after := s.granted(now), next.granted(now)
+	before, after := s.bySubject(now), next.bySubject(now)
 	subjects := map[string]bool{}
 	for who := range before {
 		subjects[who] = true
@@ -36,9 +36,10 @@ func (s *Set) Diff(next *Set, now time.Time) (out []Change) {
 	for who := range after {
 		subjects[who] = true
 	}
-	for _, who := range slices.Sorted(maps.Keys(subjects)) {
-		out = append(out, compare(who, true, after[who], before[who])...)
-		out = append(out, compare(who, false, before[who], after[who])...)
+	for _, who := range slices.Sorted(maps.Keys(subjects)) { // one at a time: a policy may say much
+		was, is := granted(before[who]), granted(after[who])
+		out = append(out, compare(who, true, is, was)...)
+		out = append(out, compare(who, false, was, is)...)
 	}
 	was, is := s.handWritten(), next.handWritten()
 	for _, id := range slices.Sorted(maps.Keys(is)) {
@@ -64,37 +65,42 @@ func (s *Set) Diff(next *Set, now time.Time) (out []Change) {
 	return out
 }
 
-// granted is, by subject and by where, which actions bindings grant.
-func (s *Set) granted(now time.Time) map[string]map[string]map[isle.Action]bool {
-	out := map[string]map[string]map[isle.Action]bool{}
+// bySubject is by which bindings that hold at a time a subject has roles.
+func (s *Set) bySubject(now time.Time) map[string][]member {
+	out := map[string][]member{}
 	for _, members := range s.members {
 		for _, m := range members {
-			if !m.active(now) {
-				continue
+			if m.active(now) {
+				who := m.subject.String()
+				out[who] = append(out[who], m)
 			}
-			who := m.subject.String()
-			if out[who] == nil {
-				out[who] = map[string]map[isle.Action]bool{}
-			}
-			stages := m.binding.Stages
-			if len(stages) == 0 {
-				stages = []string{""}
-			}
-			for _, p := range m.role.Resources {
-				for _, stage := range stages {
-					where := p.String()
-					if where == "*" {
-						where = "everything"
-					}
-					if stage != "" {
-						where += " in " + stage
-					}
-					if out[who][where] == nil {
-						out[who][where] = map[isle.Action]bool{}
-					}
-					for _, a := range m.role.Actions {
-						out[who][where][a] = true
-					}
+		}
+	}
+	return out
+}
+
+// granted is, by where, which actions a subject's memberships grant.
+func granted(members []member) map[string]map[isle.Action]bool {
+	out := map[string]map[isle.Action]bool{}
+	for _, m := range members {
+		stages := m.binding.Stages
+		if len(stages) == 0 {
+			stages = []string{""}
+		}
+		for _, p := range m.role.Resources {
+			for _, stage := range stages {
+				where := p.String()
+				if where == "*" {
+					where = "everything"
+				}
+				if stage != "" {
+					where += " in " + stage
+				}
+				if out[where] == nil {
+					out[where] = map[isle.Action]bool{}
+				}
+				for _, a := range m.role.Actions {
+					out[where][a] = true
 				}
 			}
 		}

@@ -32,6 +32,7 @@ type Set struct {
 	shapes  []Subject // which fields workload subjects have set, each once
 	index   map[cedar.EntityUID]map[cedar.EntityUID][]*rule
 	rules   []*rule
+	byID    map[cedar.PolicyID]*rule
 }
 
 // A member is what one binding makes of a subject.
@@ -86,7 +87,7 @@ func kindType(kind string) string { return strings.ToUpper(kind[:1]) + kind[1:] 
 func Compile(documents ...Document) (*Set, error) {
 	s := &Set{
 		documents: documents, roles: map[string]*Role{}, connections: map[string]Connection{},
-		members: map[Subject][]member{}, index: map[cedar.EntityUID]map[cedar.EntityUID][]*rule{},
+		members: map[Subject][]member{}, index: map[cedar.EntityUID]map[cedar.EntityUID][]*rule{}, byID: map[cedar.PolicyID]*rule{},
 	}
 	for _, r := range builtinRoles() {
 		s.roles[r.Name] = &r
@@ -119,6 +120,14 @@ func Compile(documents ...Document) (*Set, error) {
 	s.merge(files, wrong)
 	for _, name := range slices.Sorted(maps.Keys(wrong)) {
 		return nil, &problem.FileError{File: name, Problems: wrong[name]}
+	}
+	total := 0
+	for i := range s.bindings {
+		b := &s.bindings[i]
+		if total += b.grants(s.roles[b.Role]); total > maxGrants {
+			return nil, isle.Errorf(isle.Invalid, "%s: the bindings, with their stages and the resources of their roles, come to more than %d grants", b.At, maxGrants).
+				WithHint("bind groups instead of their members, and name projects instead of each resource")
+		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.roles)) {
 		s.compileRole(s.roles[name])
@@ -350,8 +359,8 @@ func (s *Set) addCedar(d Document) error {
 	if len(d.Body) > MaxDocument {
 		return isle.Errorf(isle.Invalid, "%s is %d bytes long; a policy has at most %d", name, len(d.Body), MaxDocument)
 	}
-	if depth(d.Body) > maxDepth {
-		return isle.Errorf(isle.Invalid, "%s nests brackets deeper than %d", name, maxDepth)
+	if err := bounded(name, d.Body); err != nil {
+		return err
 	}
 	list, err := cedar.NewPolicyListFromBytes(name, d.Body)
 	if err != nil {
@@ -359,17 +368,16 @@ func (s *Set) addCedar(d Document) error {
 		return &problem.FileError{File: name, Problems: []problem.Problem{{Line: line, Column: column, Message: "this is not Cedar: " + text}}}
 	}
 	var wrong []problem.Problem
-	seen := map[cedar.PolicyID]bool{}
 	for i, p := range list {
 		at := p.Position()
 		id := "cedar " + d.Name + "#" + strconv.Itoa(i+1)
 		if own := string(p.Annotations()["id"]); own != "" {
 			id = "cedar " + problem.Clip(own)
 		}
-		if seen[cedar.PolicyID(id)] {
+		// In another document too: an answer names what decided by its ID alone.
+		if s.byID[cedar.PolicyID(id)] != nil {
 			wrong = append(wrong, problem.Problem{Line: at.Line, Column: at.Column, Message: fmt.Sprintf("the id %q is there already", id)})
 		}
-		seen[cedar.PolicyID(id)] = true
 		for _, w := range checkScope(p) {
 			wrong = append(wrong, problem.Problem{Line: at.Line, Column: at.Column, Message: w})
 		}
@@ -379,24 +387,6 @@ func (s *Set) addCedar(d Document) error {
 		return &problem.FileError{File: name, Problems: wrong}
 	}
 	return nil
-}
-
-// maxDepth bounds how deep brackets nest: the parser calls itself for each.
-const maxDepth = 200
-
-// depth is at least how deep the brackets of a text nest.
-func depth(b []byte) (most int) {
-	n := 0
-	for _, c := range b {
-		switch c {
-		case '(', '[', '{':
-			n++
-			most = max(most, n)
-		case ')', ']', '}':
-			n = max(n-1, 0)
-		}
-	}
-	return most
 }
 
 var cedarPlace = regexp.MustCompile(`(?s)^(?:parser error: )?parse error at [^ ]*?:?(\d+):(\d+):? ?(.*)$`)
@@ -496,6 +486,7 @@ func keyOf(scope inner.IsScopeNode) cedar.EntityUID {
 // whose scope names others changes no decision.
 func (s *Set) add(r *rule) {
 	s.rules = append(s.rules, r)
+	s.byID[r.id] = r
 	tree := (*inner.Policy)(r.policy.AST())
 	if named := actionsOf(tree.Action); named != nil {
 		r.actions = map[isle.Action]bool{}

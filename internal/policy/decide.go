@@ -33,7 +33,7 @@ func (s *Set) decide(q Query, also []string) Answer {
 	})
 	a := Answer{Decision: isle.Deny, Rule: noGrant}
 	for _, e := range diagnostic.Errors {
-		r := c.rule(e.PolicyID)
+		r := s.byID[e.PolicyID]
 		if r != nil && r.policy.Effect() == cedar.Forbid {
 			name := string(e.PolicyID) + ", which cannot be evaluated"
 			a.Because = append(a.Because, name)
@@ -41,7 +41,7 @@ func (s *Set) decide(q Query, also []string) Answer {
 		}
 	}
 	for _, reason := range diagnostic.Reasons {
-		r := c.rule(reason.PolicyID)
+		r := s.byID[reason.PolicyID]
 		switch {
 		case r == nil:
 		case r.policy.Effect() == cedar.Forbid:
@@ -143,15 +143,6 @@ func (c *candidacy) Get(id cedar.EntityUID) (cedar.Entity, bool) {
 	return cedar.Entity{}, false
 }
 
-func (c *candidacy) rule(id cedar.PolicyID) *rule {
-	for _, r := range c.rules {
-		if r.id == id {
-			return r
-		}
-	}
-	return nil
-}
-
 // explain names a permit as it stands in the audit log.
 func (c *candidacy) explain(r *rule) string {
 	if r.role == nil {
@@ -221,8 +212,10 @@ func (s *Set) prepare(q Query, also []string) *candidacy {
 	of = append(of, c.resource.UID, anyone)
 	s.find(c, q.Action, anyone, of)
 	s.find(c, q.Action, id, of)
-	for i, p := range parents {
-		if !slices.Contains(parents[:i], p) { // a role that is bound twice
+	seen := make(map[cedar.EntityUID]bool, len(parents))
+	for _, p := range parents { // in order, so that the same rule is named each time; a role that is bound twice once
+		if !seen[p] {
+			seen[p] = true
 			s.find(c, q.Action, p, of)
 		}
 	}

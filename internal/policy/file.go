@@ -88,16 +88,19 @@ func (r *reader) needs(n *yaml.Node, l limit, wild string) {
 	r.problem(n, "the wildcard in %s needs a reason and an end: add `reason: …` and `expires: 2030-12-31`, or name what is meant", wild)
 }
 
-// parseTime reads a date, whose end is meant, or a time of RFC 3339.
+// parseTime reads a date, whose end is meant, or a time of RFC 3339. The zero
+// time would mean never: there is no way to write it.
 func parseTime(s string) (time.Time, error) {
-	if t, err := time.Parse(time.DateOnly, s); err == nil {
-		return t.AddDate(0, 0, 1), nil
+	t, err := time.Parse(time.DateOnly, s)
+	if err == nil {
+		t = t.AddDate(0, 0, 1)
+	} else if t, err = time.Parse(time.RFC3339, s); err != nil {
+		return time.Time{}, fmt.Errorf("%q is no date; want 2030-12-31 (to its end, UTC) or 2030-12-31T18:00:00Z", problem.Clip(s))
 	}
-	t, err := time.Parse(time.RFC3339, s)
-	if err != nil {
-		return t, fmt.Errorf("%q is no date; want 2030-12-31 (to its end, UTC) or 2030-12-31T18:00:00Z", problem.Clip(s))
+	if t = t.UTC(); t.Year() < 2000 {
+		return time.Time{}, fmt.Errorf("%q: want a year from 2000 on", problem.Clip(s))
 	}
-	return t.UTC(), nil
+	return t, nil
 }
 
 func (r *reader) readRole(name string, n *yaml.Node) Role {
