@@ -25,6 +25,10 @@ type Policy interface {
 	Decide(q policy.Query) policy.Answer
 	// State is the policy in force. Its Over says when another one is.
 	State() *authority.State
+	// Now is the time that Decide decides as of. It never goes back.
+	Now() time.Time
+	// Await waits until what was asked at a time may have another answer.
+	Await(ctx context.Context, s *authority.State, asked time.Time, also <-chan struct{}) bool
 	Apply(ctx context.Context, actor isle.Actor, req authority.Request) (authority.Result, error)
 }
 
@@ -335,7 +339,7 @@ func (g *guard) refuse(ctx context.Context, q policy.Query, a policy.Answer, doi
 	case a.Final:
 		return err.WithHint("no role lifts this; see `isle policy explain %s %s %s`", q.Actor, q.Action, q.Resource)
 	}
-	q.Now = time.Now()
+	q.Now = g.policy.Now()
 	if grant := g.policy.State().Set.Grant(q); grant != "" {
 		return err.WithHint("ask whoever keeps the policy for the binding %s", grant)
 	}
@@ -346,22 +350,13 @@ func (g *guard) refuse(ctx context.Context, q policy.Query, a policy.Answer, doi
 // and cancels a call that is allowed no longer.
 func (g *guard) watch(ctx context.Context, who caller, queries []policy.Query, cancel context.CancelCauseFunc) {
 	for {
-		state := g.policy.State()
+		state, asked := g.policy.State(), g.policy.Now() // before the question: what ends meanwhile is seen
 		if err := g.may(ctx, who, queries, "ended by a change of policy"); err != nil {
 			cancel(revoked{err})
 			return
 		}
-		var expires <-chan time.Time
-		if next := state.Set.NextExpiry(time.Now()); !next.IsZero() {
-			t := time.NewTimer(time.Until(next))
-			defer t.Stop()
-			expires = t.C
-		}
-		select {
-		case <-ctx.Done():
+		if !g.policy.Await(ctx, state, asked, nil) {
 			return
-		case <-state.Over():
-		case <-expires:
 		}
 	}
 }

@@ -2,7 +2,6 @@ package api
 
 import (
 	"context"
-	"time"
 
 	"connectrpc.com/connect"
 
@@ -58,7 +57,7 @@ func (s *policies) Apply(ctx context.Context, req *connect.Request[islev1.ApplyR
 // Explain implements the RPC.
 func (s *policies) Explain(ctx context.Context, req *connect.Request[islev1.ExplainRequest]) (*connect.Response[islev1.ExplainResponse], error) {
 	m := req.Msg
-	q := policy.Query{Now: time.Now(), Project: m.GetProject(), Stage: m.GetStage()}
+	q := policy.Query{Now: s.Policy.Now(), Project: m.GetProject(), Stage: m.GetStage()}
 	if err := policy.ParseActor(m.GetActor(), &q); err != nil {
 		return nil, err
 	}

@@ -45,7 +45,13 @@ type Stored struct {
 type Config struct {
 	Store Store
 	Now   func() time.Time // default time.Now
-	Log   *slog.Logger     // nil discards
+	// Since is a time that is past for sure, such as that of the audit log's last
+	// entry: nothing is decided as of one before it.
+	Since time.Time
+	Log   *slog.Logger // nil discards
+	// Reaches says whether a subject, as a binding has it ("group:ops"), is
+	// anybody who could call: who is nobody keeps no policy. nil believes all.
+	Reaches func(subject string) bool
 	// Reset replaces whatever policy there is by the default one: the way back
 	// in for who has locked everyone out.
 	Reset bool
@@ -53,8 +59,9 @@ type Config struct {
 
 // An Authority answers by the policy in force. It is safe for concurrent use.
 type Authority struct {
-	cfg   Config
-	state atomic.Pointer[State]
+	cfg    Config
+	state  atomic.Pointer[State]
+	latest atomic.Int64 // Unix nanoseconds: the latest time that was decided as of
 
 	mu   sync.Mutex // held over a change; guards docs
 	docs []Stored
@@ -82,6 +89,9 @@ func Open(ctx context.Context, cfg Config) (*Authority, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	a := &Authority{cfg: cfg}
+	if !cfg.Since.IsZero() {
+		a.latest.Store(cfg.Since.UnixNano())
+	}
 	docs, epoch, last, err := cfg.Store.Policies(ctx)
 	if err != nil {
 		return nil, err
@@ -218,9 +228,9 @@ var resource = isle.Resource{Kind: "policy", Name: "policy"}
 // State is the policy in force.
 func (a *Authority) State() *State { return a.state.Load() }
 
-// Decide answers a query by the policy in force; its time is now.
+// Decide answers a query by the policy in force; its time is Now.
 func (a *Authority) Decide(q policy.Query) policy.Answer {
-	q.Now = a.cfg.Now()
+	q.Now = a.Now()
 	return a.State().Set.Decide(q)
 }
 
@@ -273,19 +283,14 @@ func (a *Authority) Apply(ctx context.Context, actor isle.Actor, req Request) (R
 	if err != nil {
 		return Result{}, err
 	}
-	now := a.cfg.Now()
-	r := Result{Changed: true, Epoch: state.Epoch, Changes: state.Set.Diff(set, now), LocksOut: len(set.Keepers(now)) == 0}
-	if keep := set.Keepers(now); !r.LocksOut && !slices.Contains(keep, actor.String()) && slices.Contains(state.Set.Keepers(now), actor.String()) {
-		r.Warnings = append(r.Warnings, "you, "+actor.String()+", could not change the policy any more; these could: "+strings.Join(keep, ", "))
-	}
-	if r.LocksOut {
-		r.Warnings = append(r.Warnings, "nobody could change the policy any more: nobody who is named would have policy:apply")
-	}
+	now := a.Now()
+	r := Result{Changed: true, Epoch: state.Epoch, Changes: state.Set.Diff(set, now)}
+	r.Warnings, r.LocksOut = a.warnings(actor, state.Set, set, now)
 	if req.DryRun {
 		return r, nil
 	}
 	if r.LocksOut && req.Confirmations < lockOutConfirmations {
-		return r, isle.Errorf(isle.Refused, "this policy would lock everyone out: nobody who is named would have policy:apply").
+		return r, isle.Errorf(isle.Refused, "this policy would lock everyone out: %s", r.Warnings[0]).
 			WithHint("keep a binding such as {role: admin, subjects: [human:root]}; if it is meant, say so twice: --lock-out --lock-out")
 	}
 	var lines []string

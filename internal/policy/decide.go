@@ -284,5 +284,8 @@ func (s *Set) NextExpiry(now time.Time) (next time.Time) {
 // Protected reports whether a stage is protected.
 func (s *Set) Protected(stage string) bool { return slices.Contains(s.protected, stage) }
 
+// ProtectedStages are the stages that are protected.
+func (s *Set) ProtectedStages() []string { return slices.Clone(s.protected) }
+
 // Documents are what the set is made of.
 func (s *Set) Documents() []Document { return s.documents }

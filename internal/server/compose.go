@@ -70,7 +70,9 @@ func compose(s *Server) (r *rooms, err error) {
 	r.refusals = newRefusals(r.store, s.log, func(ctx context.Context, ref isle.Ref) error {
 		return r.manager.Down(ctx, isle.Actor{Kind: isle.System, Name: "log"}, ref, false, func(environment.Progress) {})
 	})
-	r.policy, err = authority.Open(context.Background(), authority.Config{Store: r.store, Log: s.log, Reset: cfg.DefaultPolicy})
+	r.policy, err = authority.Open(context.Background(), authority.Config{
+		Store: r.store, Since: r.book.latest(), Log: s.log, Reset: cfg.DefaultPolicy, Reaches: reaches(cfg.Group),
+	})
 	if err != nil {
 		return r, err
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"isle"
 	"isle/internal/api"
@@ -116,6 +117,23 @@ func (b *logbook) accepted(kept audit.Checkpoint, head audit.Head, why error) er
 		With("kept_size", strconv.FormatUint(kept.Size, 10)).With("kept_root", kept.Root.String()).With("kept_origin", kept.Origin).
 		With("size", strconv.FormatUint(head.Size, 10)).With("root", head.Root.String())
 	return b.store.Append(context.Background(), e)
+}
+
+// latest is the time of the last entry: it is past, whatever the clock says.
+func (b *logbook) latest() time.Time {
+	size := b.store.Head().Size
+	if size == 0 {
+		return time.Time{}
+	}
+	last, err := b.store.Encoded(context.Background(), size-1, 1)
+	if err != nil || len(last) == 0 {
+		return time.Time{}
+	}
+	e, err := audit.Decode(last[0])
+	if err != nil {
+		return time.Time{} // `isle audit verify` says what is wrong with it
+	}
+	return e.Time
 }
 
 // check says whether the log can be written.

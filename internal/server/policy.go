@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"time"
 
 	"isle"
 	"isle/internal/environment"
@@ -16,7 +15,7 @@ func (r *rooms) Egress(e environment.Environment, destination string) (allowed b
 		Place:    policy.Place{Project: e.Project, Stage: e.Ref.Stage, Environment: e.Ref.Name},
 		Action:   isle.ActionEgressConnect,
 		Resource: isle.Resource{Kind: "egress", Name: destination, Stage: e.Ref.Stage},
-		Now:      time.Now(),
+		Now:      r.policy.Now(),
 	}
 	set := r.policy.State().Set
 	a := set.Decide(q)
@@ -29,21 +28,10 @@ func (r *rooms) Egress(e environment.Environment, destination string) (allowed b
 // followPolicy opens and closes doors as the policy changes and grants end.
 func (r *rooms) followPolicy(ctx context.Context) {
 	for {
-		state := r.policy.State()
+		state, asked := r.policy.State(), r.policy.Now()
 		r.manager.PolicyChanged(ctx)
-		var expires <-chan time.Time
-		stop := func() bool { return true }
-		if next := state.Set.NextExpiry(time.Now()); !next.IsZero() {
-			t := time.NewTimer(time.Until(next))
-			expires, stop = t.C, t.Stop
-		}
-		select {
-		case <-ctx.Done():
-			stop()
+		if !r.policy.Await(ctx, state, asked, nil) {
 			return
-		case <-state.Over():
-		case <-expires:
 		}
-		stop()
 	}
 }
