@@ -41,6 +41,8 @@ type rooms struct {
 	envs    map[isle.Ref]environment.Environment
 	got     []byte
 	missing []isle.Digest
+	volumes []environment.Volume
+	full    error // of the log
 }
 
 func (r *rooms) reach(name string) {
@@ -102,9 +104,16 @@ func (r *rooms) Get(_ context.Context, ref isle.Ref) (environment.Environment, e
 func (r *rooms) Usage(context.Context, isle.Ref) (environment.Usage, error) {
 	return environment.Usage{}, nil
 }
-func (r *rooms) Kept(context.Context) []isle.Ref                                   { return nil }
-func (r *rooms) VolumesOf(context.Context, isle.Ref) ([]environment.Volume, error) { return nil, nil }
-func (r *rooms) VolumeUsed(isle.ID) (int64, error)                                 { return 0, nil }
+func (r *rooms) Kept(context.Context) []isle.Ref { return nil }
+func (r *rooms) VolumesOf(_ context.Context, ref isle.Ref) (out []environment.Volume, err error) {
+	for _, v := range r.volumes {
+		if v.Ref == ref {
+			out = append(out, v)
+		}
+	}
+	return out, nil
+}
+func (r *rooms) VolumeUsed(isle.ID) (int64, error) { return 0, nil }
 func (r *rooms) Doors(context.Context, isle.Actor, isle.Ref) ([]environment.Door, error) {
 	r.reach("Doors")
 	return nil, nil
@@ -179,6 +188,9 @@ func (r *rooms) Hold() func() { return func() {} }
 func (r *rooms) Append(_ context.Context, es ...audit.Entry) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.full != nil {
+		return r.full
+	}
 	r.entries = append(r.entries, es...)
 	return nil
 }
@@ -190,6 +202,9 @@ func (r *rooms) Next(context.Context) (uint64, error) { return 1, nil }
 func (r *rooms) AppendSoon(_ context.Context, es ...audit.Entry) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.full != nil && len(es) > 0 {
+		return r.full
+	}
 	r.read = append(r.read, es...)
 	return nil
 }

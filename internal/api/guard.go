@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -115,7 +116,7 @@ func (cfg Config) asksOfUp(ctx context.Context, msg any) []ask {
 	project := projectOf(m.GetSource())
 	ref, err := (&environments{cfg}).refOf(ctx, m, project)
 	if err != nil { // found wrong by the handler, under the name given
-		ref = isle.Ref{Name: m.GetName(), Stage: m.GetStage()}
+		ref = isle.Ref{Name: clipped(m.GetName()), Stage: clipped(m.GetStage())}
 		if ref.Stage == "" {
 			ref.Stage = isle.DefaultStage
 		}
@@ -177,14 +178,20 @@ func (cfg Config) asksToEnd(ctx context.Context, name string, volumes bool) []as
 func (cfg Config) onEnvironment(ctx context.Context, action isle.Action, name string) ask {
 	ref, err := isle.ParseRef(name)
 	if err != nil {
-		return ask{action, isle.Resource{Kind: "environment", Name: name[:min(len(name), 100)], Stage: isle.DefaultStage}, ""}
+		return ask{action, isle.Resource{Kind: "environment", Name: clipped(name), Stage: isle.DefaultStage}, ""}
 	}
 	a := ask{action, isle.Resource{Kind: "environment", Name: ref.Name, Stage: ref.Stage}, ""}
 	if e, err := cfg.Environments.Get(ctx, ref); err == nil {
 		a.project = e.Project
+	} else if kept, err := cfg.Environments.VolumesOf(ctx, ref); err == nil && len(kept) > 0 {
+		a.project = kept[0].Project // volumes outlive their environment, and stay its project's
 	}
 	return a
 }
+
+// clipped is a name that is none, as far as it is of use: what is refused is
+// written down, and an entry has a bound.
+func clipped(name string) string { return strings.ToValidUTF8(name[:min(len(name), 100)], "") }
 
 // projectOf is the project that a source is of, "?" where it cannot be read.
 func projectOf(s *islev1.Source) string {
@@ -265,7 +272,7 @@ func entryOf(q policy.Query, a policy.Answer, summary string) audit.Entry {
 	e := audit.NewEvent(q.Actor, q.Action, q.Resource, a.Decision, summary)
 	e.Rule = a.Rule
 	if q.Resource.Kind == "environment" && q.Resource.Stage != "" {
-		e.Environment = q.Resource.Name + "@" + q.Resource.Stage
+		e.Environment = e.Resource.Name + "@" + e.Resource.Stage
 	}
 	return e
 }
@@ -280,10 +287,10 @@ func (g *guard) mayReadLog(ctx context.Context, entries bool) error {
 	if err := g.may(ctx, who, queries, ""); err != nil {
 		return err
 	}
-	if !entries || !g.reading.due(who.actor, time.Now()) {
+	if !entries {
 		return nil
 	}
-	return g.recordReads(ctx, queries)
+	return g.reading.record(who.actor, time.Now(), func() error { return g.recordReads(ctx, queries) })
 }
 
 // queriesOf are the questions of one call. Its session is in the stage of the

@@ -81,11 +81,18 @@ func (s *images) Missing(_ context.Context, req *connect.Request[islev1.MissingR
 }
 
 // Put implements the RPC. Blobs are named by their content and do nothing
-// until a lock names them, so there is no audit entry for each.
+// until a lock names them, so there is no audit entry for each: there is one for
+// the call, and where it cannot be written nothing is stored.
 func (s *images) Put(ctx context.Context, stream *connect.ClientStream[islev1.PutRequest]) (*connect.Response[islev1.PutResponse], error) {
 	defer s.Blobs.Hold()()
 	var blobs int32
 	more := stream.Receive()
+	if more {
+		e := audit.NewEvent(actorOf(ctx), isle.ActionImageImport, isle.Resource{Kind: "image", Name: "*"}, isle.Allow, "files sent, the first of them "+clipped(stream.Msg().GetDigest()))
+		if err := s.Audit.AppendSoon(ctx, e); err != nil {
+			return nil, err
+		}
+	}
 	for more {
 		d := isle.Digest(stream.Msg().GetDigest())
 		if !d.Valid() {

@@ -162,16 +162,21 @@ type reading struct {
 	last map[isle.Actor]time.Time
 }
 
-// due says whether an actor's reading is to be recorded again.
-func (r *reading) due(a isle.Actor, now time.Time) bool {
+// record writes down that an actor reads the log, unless that was written a
+// moment ago. Nothing is read before it is written down: who comes while it is
+// being written waits, and where it cannot be the next one tries again.
+func (r *reading) record(a isle.Actor, now time.Time, write func() error) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if at, ok := r.last[a]; ok && now.Sub(at) < readEvery {
-		return false
+		return nil
+	}
+	if err := write(); err != nil {
+		return err
 	}
 	if r.last == nil || len(r.last) >= maxReaders {
 		r.last = map[isle.Actor]time.Time{}
 	}
 	r.last[a] = now
-	return true
+	return nil
 }

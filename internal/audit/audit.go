@@ -73,6 +73,7 @@ const MaxSize = 1<<16 - 1
 
 // Bounds of what the constructors keep of text that may come from outside.
 const (
+	maxName    = 512 // of actors and resources; no name that is valid is longer
 	maxSummary = 1 << 10
 	maxDetail  = 2 << 10
 	maxDetails = 12
@@ -126,6 +127,7 @@ func Decode(b []byte) (Entry, error) {
 
 // NewIntent returns the entry to append before an effect.
 func NewIntent(actor isle.Actor, action isle.Action, resource isle.Resource, summary string) Entry {
+	actor.Name, resource.Name, resource.Stage = clip(actor.Name, maxName), clip(resource.Name, maxName), clip(resource.Stage, maxName)
 	return Entry{
 		Version: Version, ID: isle.NewID(), Kind: Intent, Actor: actor, Action: action,
 		Resource: resource, Decision: isle.Allow, Summary: clip(summary, maxSummary),
