@@ -406,7 +406,10 @@ func (a *app) report(what string, r audit.Report, note string) error {
 		if r.Proven == nil {
 			r.Proven = []string{}
 		}
-		if err := json.NewEncoder(a.stdout).Encode(r); err != nil {
+		if err := json.NewEncoder(a.stdout).Encode(struct {
+			audit.Report
+			Note string `json:"note,omitempty"` // what was not compared or checked
+		}{r, note}); err != nil {
 			return err
 		}
 	} else {

@@ -129,14 +129,34 @@ func (k *Keep) write(c Checkpoint, err error) {
 	k.err = err
 }
 
-// Failure is why the last Put failed, nil if it did not.
+// Failure is why what was put last is not there: it could not be written, or the
+// file is another than the one that was opened. Nil if it is there.
 func (k *Keep) Failure() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.err == nil {
+	err := k.err
+	if err == nil {
+		err = k.gone()
+	}
+	if err == nil {
 		return nil
 	}
-	return isle.Errorf(isle.Unavailable, "cannot keep the audit log's checkpoint in %s: %w", k.path, k.err)
+	return isle.Errorf(isle.Unavailable, "cannot keep the audit log's checkpoint in %s: %w", k.path, err).
+		WithHint("see that the folder is there and has space, then start the server again")
+}
+
+// gone says whether the file was taken away or replaced: what is written to the
+// old one nobody will read. mu is held.
+func (k *Keep) gone() error {
+	there, err := os.Stat(k.path)
+	if err != nil {
+		return err
+	}
+	mine, err := k.file.Stat()
+	if err == nil && !os.SameFile(there, mine) {
+		err = errors.New("it was replaced by another file")
+	}
+	return err
 }
 
 // Close syncs and closes the file.

@@ -121,20 +121,26 @@ func (m Memory) write(seen Seen) error {
 	if err != nil {
 		return err
 	}
-	path := m.Path(seen.Server)
-	// Not synced: who loses power remembers a little less.
-	tmp := path + ".new"
-	if err := os.WriteFile(tmp, append(b, '\n'), 0o600); err != nil {
+	// Through a file of a name that nobody knows before: the folder may be below
+	// another user's home, where a link would lead root's writing elsewhere. Not
+	// synced: who loses power remembers a little less.
+	f, err := os.CreateTemp(m.Dir, ".seen-*")
+	if err != nil {
 		return err
 	}
-	return os.Rename(tmp, path)
+	defer os.Remove(f.Name())
+	_, err = f.Write(append(b, '\n'))
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), m.Path(seen.Server))
 }
 
 func (m Memory) locked(do func() error) error {
 	err := os.MkdirAll(m.Dir, 0o700)
 	var f *os.File
 	if err == nil {
-		f, err = os.OpenFile(filepath.Join(m.Dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+		f, err = os.OpenFile(filepath.Join(m.Dir, "lock"), os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
 	}
 	if err == nil {
 		defer f.Close()

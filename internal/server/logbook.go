@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -75,8 +76,9 @@ func openLogbook(cfg Config) (b *logbook, err error) {
 	}
 	head := b.store.Head()
 	// A state that was made just now is not one that was put back: no earlier
-	// credential comes to life in it. That another stood here is recorded.
-	accept := cfg.AcceptRollback || head.Size == 0 && missing(KeyPath(cfg.State))
+	// credential comes to life in it. That another stood here is recorded. One
+	// that has images or volumes and no log was not: its log was taken away.
+	accept := cfg.AcceptRollback || head.Size == 0 && missing(KeyPath(cfg.State)) && bare(cfg.State)
 	var broken error
 	if kept != nil {
 		broken = audit.GoesOn(*kept, head, b.store.Hashes(context.Background()))
@@ -103,6 +105,13 @@ func openLogbook(cfg Config) (b *logbook, err error) {
 	}
 	keep.Put(head)
 	return b, nil
+}
+
+// bare says whether a state folder has nothing yet but files: every folder in it
+// is made after the log.
+func bare(state string) bool {
+	list, err := os.ReadDir(state)
+	return err == nil && !slices.ContainsFunc(list, os.DirEntry.IsDir)
 }
 
 func missing(path string) bool {
@@ -141,13 +150,12 @@ func (b *logbook) check() api.Check {
 	c := api.Check{Name: "audit log", State: api.CheckOK}
 	head := b.store.Head()
 	c.Message = strconv.FormatUint(head.Size, 10) + " entries, of " + b.signer.Origin()
-	err := b.store.Failure()
-	if err == nil {
-		err = b.keep.Failure()
-	}
-	if err != nil {
+	if err := b.store.Failure(); err != nil {
 		flat := api.Flatten(err)
 		c.State, c.Message, c.Remedy = api.CheckMissing, "nothing is done, because what is done cannot be recorded: "+flat.Message, flat.Hint
+	} else if err := b.keep.Failure(); err != nil {
+		flat := api.Flatten(err)
+		c.State, c.Message, c.Remedy = api.CheckWarning, "it is written, and a state folder that is put back would not be seen: "+flat.Message, flat.Hint
 	}
 	return c
 }
