@@ -38,6 +38,7 @@ type world struct {
 	entries   []audit.Entry
 	ports     map[string]int
 	writes    int
+	full      error    // of the store: nothing is written
 	launched  []string // services, in order
 	inside    func(port int) (io.ReadWriteCloser, error)
 	tree      spec.Tree
@@ -153,6 +154,9 @@ func (l *life) Update(ctx context.Context, c Mutation) error {
 		return err
 	}
 	defer l.mu.Unlock()
+	if l.full != nil {
+		return l.full
+	}
 	for _, e := range c.PutEnvironments {
 		for _, other := range l.envs {
 			if other.Ref == e.Ref && other.Instance != e.Instance {
@@ -203,6 +207,13 @@ func (l *life) Volumes(context.Context) ([]Volume, error) {
 	}
 	defer l.mu.Unlock()
 	return slices.Collect(maps.Values(l.volumes)), nil
+}
+
+// fullLog lets the store take nothing more, until it is nil.
+func (w *world) fullLog(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.full = err
 }
 
 func (w *world) openIntents() (out []audit.Entry) {

@@ -25,6 +25,9 @@ type Config struct {
 	// Own reports whether an address is this machine's; default what its
 	// routing table says.
 	Own func(netip.Addr) (bool, error)
+	// Closed says why an instance may not reach an address, although a grant
+	// names it; "" if it may. Default: nothing is closed.
+	Closed func(instance isle.ID, to netip.AddrPort) string
 	// Timeout bounds a Dial, resolving included; default 10 seconds.
 	Timeout time.Duration
 }
@@ -42,6 +45,9 @@ func New(c Config) *Gateway {
 	if c.Own == nil {
 		c.Own = deliveredHere
 	}
+	if c.Closed == nil {
+		c.Closed = func(isle.ID, netip.AddrPort) string { return "" }
+	}
 	if c.Timeout <= 0 {
 		c.Timeout = 10 * time.Second
 	}
@@ -53,7 +59,7 @@ func New(c Config) *Gateway {
 // public or within allowed; a host that is an address names itself. The error's
 // code is isle.Refused where no address may be dialed, isle.Unavailable where
 // the name does not resolve or nothing answers.
-func (g *Gateway) Dial(ctx context.Context, _ isle.ID, host string, port int, allowed []netip.Prefix) (net.Conn, error) {
+func (g *Gateway) Dial(ctx context.Context, instance isle.ID, host string, port int, allowed []netip.Prefix) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, g.config.Timeout)
 	defer cancel()
 	addresses, err := g.resolve(ctx, host)
@@ -71,6 +77,10 @@ func (g *Gateway) Dial(ctx context.Context, _ isle.ID, host string, port int, al
 		if reason != "" && a != literal && !within(allowed, a) {
 			refusal = isle.Errorf(isle.Refused, "egress to %s:%d is refused: it resolves to %s, %s", host, port, a, reason).
 				WithHint("if that is meant, name it in the grant: {host: %s, port: %d, addresses: [%s/%d]}", host, port, a, a.BitLen())
+			continue
+		}
+		if reason := g.config.Closed(instance, netip.AddrPortFrom(a, uint16(port))); reason != "" {
+			refusal = isle.Errorf(isle.Refused, "egress to %s:%d is refused: it is %s, %s", host, port, a, reason)
 			continue
 		}
 		open = append(open, a)

@@ -144,3 +144,35 @@ func TestWhatDoesNotAnswerIsUnavailable(t *testing.T) {
 		t.Errorf("a port without a server: %v", err)
 	}
 }
+
+// What no role lifts, no grant lifts either: not the one that names the
+// address, nor the one whose host is the address, nor another form of it.
+func TestWhatIsClosedIsNotDialedWhateverTheGrantSays(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	port := l.Addr().(*net.TCPAddr).Port
+	me := isle.NewID()
+	closed := func(instance isle.ID, to netip.AddrPort) string {
+		if instance == me && to.Addr().IsLoopback() && int(to.Port()) == port {
+			return "of another stage"
+		}
+		return ""
+	}
+	for _, answer := range []string{"127.0.0.1", "::ffff:127.0.0.1"} {
+		g := New(Config{Resolve: resolver(answer), Closed: closed})
+		for _, host := range []string{"127.0.0.1", "any.example"} {
+			c, err := g.Dial(t.Context(), me, host, port, prefixes("127.0.0.0/8"))
+			if isle.CodeOf(err) != isle.Refused || !strings.Contains(err.Error(), "of another stage") {
+				t.Errorf("%s at %s: %v", host, answer, err)
+			}
+			if c, err = g.Dial(t.Context(), isle.NewID(), host, port, prefixes("127.0.0.0/8")); err != nil {
+				t.Errorf("somebody else: %v", err)
+				continue
+			}
+			c.Close()
+		}
+	}
+}

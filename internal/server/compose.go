@@ -91,7 +91,7 @@ func compose(s *Server) (r *rooms, err error) {
 	}
 	r.home = initproto.NewHome(initproto.HomeConfig{Log: s.log, Refused: r.impostor})
 	r.airlocks, err = airlock.New(airlock.Config{
-		Dir: at("airlocks"), Home: r.home.Serve, Egress: gateway.New(gateway.Config{}), Refused: r.refused,
+		Dir: at("airlocks"), Home: r.home.Serve, Egress: gateway.New(gateway.Config{Closed: r.closed}), Refused: r.refused,
 		Inherited: adoptFiles(), Log: s.log, Fault: cfg.fault(),
 	})
 	if err != nil {

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"net/netip"
 
 	"isle"
 	"isle/internal/environment"
@@ -23,6 +24,14 @@ func (r *rooms) Egress(e environment.Environment, destination string) (allowed b
 		grant = set.Grant(q)
 	}
 	return a.Allowed(), a.Rule, grant
+}
+
+// closed says what no grant opens to an environment.
+func (r *rooms) closed(instance isle.ID, to netip.AddrPort) string {
+	if r.manager == nil {
+		return "of a machine whose server is not there yet" // it is not composed; nobody dials
+	}
+	return r.manager.Closed(instance, to)
 }
 
 // followPolicy opens and closes doors as the policy changes and grants end.

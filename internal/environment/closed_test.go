@@ -1,0 +1,86 @@
+package environment
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"isle"
+	"isle/internal/spec"
+)
+
+// The way through the machine's loopback is no way to another stage: not to its
+// published ports, nor to the listener that knows them all by name.
+func TestNoWorkloadReachesAnotherStageThroughTheMachine(t *testing.T) {
+	w := newWorld(t)
+	m := w.serve(func(c *Config) { c.HTTP = "127.0.0.1:0" })
+	m.cfg.HTTP = "127.0.0.1:7480" // what it would be
+	published := shop("shop")
+	published.Ref.Stage = "staging"
+	published.Spec.Services[0].Ports = []spec.Port{{Name: "web", Number: 8080}}
+	staging := mustUp(t, m, published).Environment
+	port := uint16(staging.Services[1].Ports[0].Host)
+	testing := mustUp(t, m, shop("other")).Environment
+	for _, c := range []struct {
+		who     isle.ID
+		address string
+		port    uint16
+		why     string
+	}{
+		{testing.Instance, "127.0.0.1", port, "a published port of stage staging"},
+		{testing.Instance, "127.8.8.8", port, "a published port of stage staging"},
+		{testing.Instance, "0.0.0.0", port, "a published port of stage staging"},
+		{testing.Instance, "::ffff:127.0.0.1", port, "a published port of stage staging"},
+		{testing.Instance, "::1", port, "a published port of stage staging"},
+		{isle.NewID(), "127.0.0.1", port, "a published port of stage staging"}, // nobody
+		{staging.Instance, "127.0.0.1", port, ""},
+		{testing.Instance, "127.0.0.1", port + 1, ""},
+		{testing.Instance, "192.0.2.1", port, ""},
+		{testing.Instance, "127.0.0.1", 7480, "by name"},
+		{staging.Instance, "::", 7480, "by name"},
+	} {
+		why := m.Closed(c.who, netip.AddrPortFrom(netip.MustParseAddr(c.address), c.port))
+		if c.why == "" && why != "" || !strings.Contains(why, c.why) {
+			t.Errorf("%s %s:%d: %q, want %q", c.who, c.address, c.port, why, c.why)
+		}
+	}
+}
+
+// Nothing is done to an environment or in it that cannot be written down first.
+func TestNothingIsDoneWhereTheLogCannotBeWritten(t *testing.T) {
+	w := newWorld(t)
+	w.inside = echo
+	m := w.serve(nil)
+	e := mustUp(t, m, shop("shop")).Environment
+	w.fullLog(isle.Errorf(isle.Exhausted, "no space for the log"))
+	for name, do := range map[string]func() error{
+		"up":   func() error { _, err := m.Up(t.Context(), root, shop("new"), nil); return err },
+		"down": func() error { return m.Down(t.Context(), root, e.Ref, true, func(Progress) {}) },
+		"extend": func() error {
+			_, err := m.Extend(t.Context(), root, e.Ref, 0, true)
+			return err
+		},
+		"exec": func() error {
+			_, err := m.Exec(t.Context(), root, e.Ref, "web", Exec{Command: []string{"true"}, Session: isle.NewID()})
+			return err
+		},
+		"forward": func() error { _, err := m.Forward(t.Context(), root, e.Ref, "web", 80); return err },
+		"copy in": func() error { return m.CopyIn(t.Context(), root, e.Ref, "web", "/", false, strings.NewReader("")) },
+		"copy out": func() error {
+			return m.CopyOut(t.Context(), root, e.Ref, "web", "/etc", &strings.Builder{})
+		},
+		"diff": func() error { _, err := m.Diff(t.Context(), root, e.Ref, "db"); return err },
+	} {
+		if err := do(); isle.CodeOf(err) != isle.Exhausted {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	w.fullLog(nil)
+	if _, err := m.Get(t.Context(), isle.Ref{Name: "new", Stage: isle.DefaultStage}); isle.CodeOf(err) != isle.NotFound {
+		t.Errorf("an environment came up all the same: %v", err)
+	}
+	now, err := m.Get(t.Context(), e.Ref)
+	if err != nil || now.Desired != WantRunning || !now.Expires.Equal(e.Expires) {
+		t.Errorf("it is not as it was: %+v %v", now, err)
+	}
+}
