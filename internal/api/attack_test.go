@@ -124,3 +124,44 @@ func TestNothingHappensWhereTheLogCannotBeWritten(t *testing.T) {
 		}
 	}
 }
+
+// Up builds what is not built yet. Who may not build does not build by it, and
+// launches what is there.
+func TestALaunchIsNoWayToBuild(t *testing.T) {
+	r := &rooms{}
+	steps := 0
+	r.build = func(ctx context.Context, p build.Progress) (build.Result, error) {
+		for range steps {
+			p(build.Event{Step: "run", State: "start"})
+			if err := ctx.Err(); err != nil {
+				return build.Result{}, err
+			}
+		}
+		return build.Result{}, nil
+	}
+	a := newPolicy(t)
+	apply(t, a, strings.Replace(policy.Default, "bindings:", "bindings:\n  - {role: launcher, subjects: [human:ann]}", 1)+
+		"roles: {launcher: {actions: [environment:launch], resources: [\"environment:one@testing\"]}}\n")
+	c := serveAs(t, r, a, "ann")
+	up := func() error {
+		s, err := c.Environments.Up(t.Context(), connect.NewRequest(&islev1.UpRequest{Source: source(), Name: "one"}))
+		if err != nil {
+			return err
+		}
+		for s.Receive() {
+		}
+		return s.Err()
+	}
+	if err := up(); err != nil || !r.seen("Up") {
+		t.Fatalf("what is built already: %v", err)
+	}
+	r.reached, steps = nil, 2
+	if err := up(); isle.CodeOf(err) != isle.Refused || !strings.Contains(err.Error(), "image:build") || r.seen("Up") {
+		t.Errorf("%v", err)
+	}
+	for _, e := range r.entries {
+		if e.Action == isle.ActionImageBuild && e.Decision == isle.Allow {
+			t.Errorf("it is recorded as allowed: %+v", e)
+		}
+	}
+}

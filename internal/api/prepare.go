@@ -86,6 +86,11 @@ func (t *teller) build(e build.Event) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if e.State == "start" && !t.begun {
+		// Up builds too, and who may launch what is built may not be who may build.
+		if err := t.cfg.allowed(t.ctx, ask{t.intent.Action, t.intent.Resource, t.intent.Resource.Name}); err != nil {
+			t.cancel(err)
+			return
+		}
 		t.begun = true
 		if err := t.cfg.Audit.Append(t.ctx, t.intent); err != nil {
 			t.begun = false
