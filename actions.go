@@ -67,6 +67,7 @@ func Actions() []ActionInfo {
 		{Action: ActionIdentityEndAll, Resource: "identity", Does: "end every credential of before: part of accepting an older state", Own: true},
 		{Action: ActionTokenIssue, Resource: "identity", Does: "an access token was given for a machine's key", Own: true},
 		{Action: ActionSVIDIssue, Resource: "service", Does: "a service fetches the documents of its identity", Own: true},
+		{Action: ActionSecretKey, Resource: "server", Does: "seal secrets under another key than before: a first start, isle server --new-key", Own: true},
 		{Action: ActionIssuerRotate, Resource: "server", Does: "make new keys to sign identities with", Own: true},
 		{Action: ActionServerReconcile, Resource: "server", Does: "make what is what should be, after a start", Own: true},
 	}

@@ -244,6 +244,7 @@ const (
 	ActionSecretRead        Action = "secret:read"
 	ActionSecretCheck       Action = "secret:check"
 	ActionSecretDelete      Action = "secret:delete"
+	ActionSecretKey         Action = "secret:use-key" // another key seals from now on
 	ActionPostgresSelect    Action = "postgres:select"
 	ActionPostgresWrite     Action = "postgres:write"
 )
