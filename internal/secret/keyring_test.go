@@ -182,9 +182,12 @@ func TestEveryChangedByteOfWhatIsSealedIsFound(t *testing.T) {
 func TestAKeyringDoesNotPrintItsKey(t *testing.T) {
 	k := testKeyring(t)
 	held := struct{ ring *Keyring }{k}
-	for _, s := range []string{fmt.Sprint(k), fmt.Sprintf("%#v %+v %x %q %d", k, k, k, k, k), fmt.Sprintf("%v %+v %#v", held, held, held), fmt.Sprintf("%v", *k)} {
-		if strings.Contains(s, hex.EncodeToString(k.key.bytes[:4])) || strings.Contains(s, fmt.Sprint(k.key.bytes[0], " ", k.key.bytes[1], " ", k.key.bytes[2])) {
-			t.Errorf("printed its key: %s", s)
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d", "%08b"} {
+		all := fmt.Sprintf(verb, k) + fmt.Sprintf(verb, held) + fmt.Sprintf(verb, &held)
+		for _, as := range []string{"%x", "%X", "%d", "%08b", "%#v"} {
+			if needle := strings.Trim(fmt.Sprintf(as, k.key.bytes[:4]), "[]{}"); strings.Contains(all, needle) {
+				t.Errorf("%s prints its key: %s", verb, all)
+			}
 		}
 	}
 }

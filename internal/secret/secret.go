@@ -92,23 +92,23 @@ type Log interface {
 
 // A Value is a secret in the clear. Whatever prints, logs or encodes it gets
 // "[secret]".
-type Value struct{ v *value }
-
-// A value stands behind a pointer: what prints a struct with a Value in a field
-// that is not exported, past Format, prints an address.
-type value struct{ b []byte }
+type Value struct {
+	// A function, since package fmt prints a function's address and no more,
+	// also where it meets a Value in a field that is not exported, past Format.
+	bytes func() []byte
+}
 
 // redacted is what stands for a value.
 const redacted = "[secret]"
 
-func newValue(b []byte) Value { return Value{&value{b}} }
+func newValue(b []byte) Value { return Value{func() []byte { return b }} }
 
 // Reveal returns the value itself, not a copy: it is zeroes after Destroy.
 func (v Value) Reveal() []byte {
-	if v.v == nil {
+	if v.bytes == nil {
 		return nil
 	}
-	return v.v.b
+	return v.bytes()
 }
 
 // Destroy overwrites the value in memory. What was made of it in between (a

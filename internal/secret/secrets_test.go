@@ -204,7 +204,7 @@ func TestWhatIsNoSecretIsRefused(t *testing.T) {
 			t.Errorf("%q: %v", c.name, err)
 		}
 	}
-	for _, c := range [][2]string{{"stored", ""}, {"", "x"}, {"s3", "x"}, {Environment, "PATH"}, {Environment, "ISLE_SECRET_"}, {Environment, "ISLE_SECRET_a"}, {Environment, "ISLE_SECRET_A=B"}, {File, "relative"}, {File, w.cfg.Files[0] + "/../x"}, {File, w.cfg.Files[0]}, {File, ""}, {Vault, "kv/a#b"}, {Environment, strings.Repeat("A", 2000)}, {File, w.cfg.Files[0] + "/a\nb"}} {
+	for _, c := range [][2]string{{"stored", ""}, {"", "x"}, {"s3", "x"}, {Environment, "PATH"}, {Environment, "ISLE_SECRET_"}, {Environment, "ISLE_SECRET_a"}, {Environment, "ISLE_SECRET_A=B"}, {File, "relative"}, {File, w.cfg.Files[0] + "/../x"}, {File, ""}, {Vault, "kv/a#b"}, {Environment, strings.Repeat("A", 2000)}, {File, w.cfg.Files[0] + "/a\nb"}} {
 		if _, err := w.s.Refer(t.Context(), ann, "db", c[0], c[1]); isle.CodeOf(err) != isle.Invalid {
 			t.Errorf("%q: %v", c, err)
 		}
@@ -299,7 +299,7 @@ func TestASealedValueIsNoOtherSecretsAndNoOtherVersions(t *testing.T) {
 		moved := w.s.secrets["db"]
 		moved.Versions = slices.Clone(moved.Versions)
 		moved.Versions[1].sealed = from.sealed
-		if v, err := w.s.take(t.Context(), moved); isle.CodeOf(err) != isle.Unavailable || v.v != nil {
+		if v, err := w.s.take(t.Context(), moved); isle.CodeOf(err) != isle.Unavailable || v.Reveal() != nil {
 			t.Errorf("%s opened: %v", name, err)
 		}
 	}
