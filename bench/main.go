@@ -67,6 +67,7 @@ func outer(bin string) error {
 	defer os.RemoveAll(seen)
 	os.Setenv("ISLE_CHECKPOINTS", seen)
 	os.Setenv("XDG_STATE_HOME", seen)
+	os.Setenv("ISLE_KEYS", filepath.Join(seen, "keys"))
 	s, err := startServer(bin)
 	if err != nil {
 		return err

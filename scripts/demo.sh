@@ -8,10 +8,10 @@ ISLE_STATE=${ISLE_STATE:-${TMPDIR:-/tmp}/isle-demo}
 export ISLE_STATE
 PATH=$PWD/bin:$PATH
 work=$ISLE_STATE.shop
-# What the server and its clients remember of the audit log goes with the state.
-ISLE_CHECKPOINTS=$ISLE_STATE.seen XDG_STATE_HOME=$ISLE_STATE.seen
-export ISLE_CHECKPOINTS XDG_STATE_HOME
-[ -e "$ISLE_STATE" ] || rm -rf "$ISLE_STATE.seen"
+# What the server and its clients remember of the audit log, and the server's keys, go with the state.
+ISLE_CHECKPOINTS=$ISLE_STATE.seen XDG_STATE_HOME=$ISLE_STATE.seen ISLE_KEYS=$ISLE_STATE.keys
+export ISLE_CHECKPOINTS XDG_STATE_HOME ISLE_KEYS
+[ -e "$ISLE_STATE" ] || rm -rf "$ISLE_STATE.seen" "$ISLE_STATE.keys"
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 show() { printf '  $ %s\n' "$*"; }
@@ -85,7 +85,7 @@ cat <<END
 
 Where to go from here:
    KEEP=1 make demo                  leaves the shop running; then
-   export ISLE_STATE=$ISLE_STATE ISLE_CHECKPOINTS=$ISLE_CHECKPOINTS XDG_STATE_HOME=$XDG_STATE_HOME PATH=$PWD/bin:\$PATH
+   export ISLE_STATE=$ISLE_STATE ISLE_CHECKPOINTS=$ISLE_CHECKPOINTS ISLE_KEYS=$ISLE_KEYS XDG_STATE_HOME=$XDG_STATE_HOME PATH=$PWD/bin:\$PATH
    isle status shop                  what runs, from which image, using how much
    isle shell shop -s web            look around inside
    isle logs shop -f                 follow what the services say

@@ -53,6 +53,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv("HOME", env.WorkDir)
 			env.Setenv("ISLE_STATE", state)
 			env.Setenv("ISLE_CHECKPOINTS", filepath.Join(env.WorkDir, "checkpoints"))
+			env.Setenv("ISLE_KEYS", filepath.Join(env.WorkDir, "keys"))
 			env.Defer(func() {
 				stop := exec.Command(filepath.Join(bin, "isle"), "server", "stop", "--state", state)
 				if out, err := stop.CombinedOutput(); err != nil {

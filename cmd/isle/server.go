@@ -61,6 +61,13 @@ that is installed now, without refusing a connection.`,
 	f.StringVar(&cfg.Checkpoints, "checkpoints", environ("ISLE_CHECKPOINTS", server.DefaultCheckpoints), "folder, outside of the state, that keeps the audit log's last checkpoint (ISLE_CHECKPOINTS)")
 	f.BoolVar(&cfg.AcceptRollback, "accept-rollback", false, "serve a state that is older or another than its kept checkpoint, and record that")
 	f.StringVar(&cfg.AuditListen, "audit-listen", "", "TCP address at which anybody may follow the audit log (default: none)")
+	f.StringVar(&cfg.Keys, "keys", os.Getenv("ISLE_KEYS"), "folder, outside of the state, for the keys that secrets are sealed under (ISLE_KEYS; default "+server.DefaultKeys+")")
+	f.BoolVar(&cfg.NewKey, "new-key", false, "give up what the key of before has sealed, where that key is gone")
+	f.StringArrayVar(&cfg.SecretFiles, "secret-files", nil, "folder below which files may be named as secrets; may be given again (default "+server.DefaultSecretFiles+")")
+	f.StringVar(&cfg.Vault.Address, "vault-address", "", "URL of a Vault that secrets may be taken from, by the protocol of KV version 2")
+	f.StringVar(&cfg.Vault.TokenFile, "vault-token-file", "", "file with the token for Vault, read each time")
+	f.StringVar(&cfg.Vault.CA, "vault-ca", "", "PEM certificates that Vault's must be signed by (default: the machine's)")
+	f.StringVar(&cfg.Vault.Namespace, "vault-namespace", "", "namespace in Vault")
 	f.StringVar(&level, "log-level", slog.LevelInfo.String(), "least level to log: debug, info, warn or error")
 	cmd.AddCommand(newServerStop(a), newServerReload(a))
 	return cmd

@@ -131,6 +131,7 @@ type Config struct {
 	Signer       *audit.Signer // of the log's checkpoints
 	Host         Host
 	Policy       Policy
+	Secrets      Secrets
 	Mirror       string // of requests that name none; "" is the machine's
 	Log          *slog.Logger
 
@@ -155,6 +156,7 @@ func New(cfg Config) http.Handler {
 	mux.Handle(islev1connect.NewBuildServiceHandler(&images{cfg}, options...))
 	mux.Handle(islev1connect.NewServerServiceHandler(&host{cfg}, options...))
 	mux.Handle(islev1connect.NewPolicyServiceHandler(&policies{cfg}, options...))
+	mux.Handle(islev1connect.NewSecretServiceHandler(&secrets{cfg}, options...))
 	mux.Handle("/", tilesMux(&tiles{cfg.Audit, cfg.Signer, cfg.Log, g.mayReadLog}))
 	return impatient(mux)
 }

@@ -25,6 +25,7 @@ type Client struct {
 	Images       islev1connect.BuildServiceClient
 	Server       islev1connect.ServerServiceClient
 	Policy       islev1connect.PolicyServiceClient
+	Secrets      islev1connect.SecretServiceClient
 
 	address   string
 	transport *http.Transport
@@ -56,6 +57,7 @@ func NewClient(address string) *Client {
 	c.Images = islev1connect.NewBuildServiceClient(client, base, options...)
 	c.Server = islev1connect.NewServerServiceClient(client, base, options...)
 	c.Policy = islev1connect.NewPolicyServiceClient(client, base, options...)
+	c.Secrets = islev1connect.NewSecretServiceClient(client, base, options...)
 	return c
 }
 

@@ -61,6 +61,12 @@ func (cfg Config) rules() map[string]rule {
 		return func(ctx context.Context, msg any) []ask { return []ask{cfg.onEnvironment(ctx, action, of(msg))} }
 	}
 	named := func(msg any) string { return msg.(interface{ GetEnvironment() string }).GetEnvironment() }
+	secret := func(action isle.Action) rule {
+		return func(_ context.Context, msg any) []ask {
+			name := msg.(interface{ GetName() string }).GetName()
+			return []ask{{action, isle.Resource{Kind: "secret", Name: name[:min(len(name), 100)]}, ""}}
+		}
+	}
 	return map[string]rule{
 		islev1connect.EnvironmentServiceUpProcedure:      cfg.asksOfUp,
 		islev1connect.EnvironmentServiceDownProcedure:    cfg.asksOfDown,
@@ -95,6 +101,11 @@ func (cfg Config) rules() map[string]rule {
 		islev1connect.ServerServiceStopProcedure:    server(isle.ActionServerStop),
 		// What clients need to see that the server is the one they know: hashes.
 		islev1connect.ServerServiceCheckpointProcedure: server(isle.ActionServerRead),
+
+		islev1connect.SecretServiceSetSecretProcedure:    secret(isle.ActionSecretSet),
+		islev1connect.SecretServiceListSecretsProcedure:  always(isle.ActionSecretRead, "secret", "*"),
+		islev1connect.SecretServiceDeleteSecretProcedure: secret(isle.ActionSecretDelete),
+		islev1connect.SecretServiceCheckSecretProcedure:  secret(isle.ActionSecretCheck),
 
 		islev1connect.PolicyServiceShowProcedure:    always(isle.ActionPolicyRead, "policy", "policy"),
 		islev1connect.PolicyServiceExplainProcedure: always(isle.ActionPolicyRead, "policy", "policy"),
@@ -228,7 +239,7 @@ type Log interface {
 // needs to speak to the server at all, and every command begins with it.
 func reads(a isle.Action) bool {
 	switch a {
-	case isle.ActionImageRead, isle.ActionEnvironmentList, isle.ActionEnvironmentRead, isle.ActionEnvironmentLogs, isle.ActionAuditRead, isle.ActionPolicyRead:
+	case isle.ActionImageRead, isle.ActionEnvironmentList, isle.ActionEnvironmentRead, isle.ActionEnvironmentLogs, isle.ActionAuditRead, isle.ActionPolicyRead, isle.ActionSecretRead:
 		return true
 	}
 	return false

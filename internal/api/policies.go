@@ -47,6 +47,7 @@ func (s *policies) Apply(ctx context.Context, req *connect.Request[islev1.ApplyR
 	if err != nil {
 		return nil, err
 	}
+	r.Warnings = append(r.Warnings, s.unknownSecrets(d)...)
 	res := &islev1.ApplyResponse{Changed: r.Changed, Warnings: r.Warnings, Version: int32(r.Version), Epoch: r.Epoch, LocksOut: r.LocksOut}
 	for _, c := range r.Changes {
 		res.Changes = append(res.Changes, &islev1.PolicyChange{Subject: c.Subject, Gains: c.Gains, What: c.What})

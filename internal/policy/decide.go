@@ -2,6 +2,7 @@ package policy
 
 import (
 	"iter"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -286,6 +287,11 @@ func (s *Set) Protected(stage string) bool { return slices.Contains(s.protected,
 
 // ProtectedStages are the stages that are protected.
 func (s *Set) ProtectedStages() []string { return slices.Clone(s.protected) }
+
+// Connections returns those of all documents, by name.
+func (s *Set) Connections() []Connection {
+	return slices.SortedFunc(maps.Values(s.connections), func(a, b Connection) int { return strings.Compare(a.Name, b.Name) })
+}
 
 // Documents are what the set is made of.
 func (s *Set) Documents() []Document { return s.documents }

@@ -79,7 +79,7 @@ func (s *Secrets) below(path string) (folder, rest string, err error) {
 		where = "no folder"
 	}
 	return "", "", isle.Errorf(isle.Refused, "the file %s may not be named: only what is below %s", path, where).
-		WithHint("put it there, or start the server with --secret-files %s", filepath.Dir(path))
+		WithHint("put it there, or name another folder for secrets with `isle server --secret-files`")
 }
 
 // fromFile reads a file: one that nobody else may read, reached through no

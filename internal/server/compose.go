@@ -26,6 +26,7 @@ import (
 	"isle/internal/gateway"
 	"isle/internal/image"
 	"isle/internal/initproto"
+	"isle/internal/secret"
 	"isle/internal/store/sqlite"
 )
 
@@ -36,6 +37,8 @@ type rooms struct {
 	store    *sqlite.Store // the logbook's
 	refusals *refusals
 	policy   *authority.Authority
+	key      *secret.Keyring
+	secrets  *secret.Secrets
 	images   *image.Store
 	builder  *build.Builder
 	driver   *local.Driver
@@ -76,6 +79,9 @@ func compose(s *Server) (r *rooms, err error) {
 	if err != nil {
 		return r, err
 	}
+	if err = r.openSecrets(context.Background()); err != nil {
+		return r, err
+	}
 	if r.images, err = image.Open(at("images")); err != nil {
 		return r, err
 	}
@@ -110,7 +116,8 @@ func compose(s *Server) (r *rooms, err error) {
 	})
 	r.handler = api.New(api.Config{
 		Environments: r.manager, Builder: r.builder, Blobs: r.images, Audit: r.store, Signer: r.book.signer, Host: r, Policy: r.policy,
-		Mirror: cfg.Mirror, Log: s.log,
+		Secrets: r.secrets,
+		Mirror:  cfg.Mirror, Log: s.log,
 	})
 	return r, nil
 }
@@ -253,7 +260,7 @@ func (r *rooms) Info() api.Info {
 
 // Doctor implements api.Host.
 func (r *rooms) Doctor(context.Context) []api.Check {
-	return append(Doctor(r.server.cfg), r.book.check())
+	return append(Doctor(r.server.cfg), r.book.check(), r.checkSecrets())
 }
 
 // Stop implements api.Host.

@@ -18,6 +18,7 @@ import (
 
 	"isle"
 	"isle/internal/api"
+	"isle/internal/secret"
 )
 
 // DefaultState is the state folder of an installed server.
@@ -99,6 +100,22 @@ type Config struct {
 	// c2sp.org/tlog-tiles. Default: none.
 	AuditListen string
 
+	// Keys is a folder outside the state folder, for the keys that seal what is
+	// stored in the state: one file for each state folder. Default
+	// /var/lib/isle-keys, and then it must not be inside the state folder.
+	Keys string
+
+	// NewKey gives up what the key of before has sealed, where that key is gone:
+	// another one takes its place.
+	NewKey bool
+
+	// SecretFiles are the folders below which files may be named as secrets.
+	// Default /etc/isle/secrets.
+	SecretFiles []string
+
+	// Vault is asked for secrets that refer to it. Default: none.
+	Vault secret.VaultConfig
+
 	// Fault is for tests: the name of a point at which the server kills itself
 	// (SIGKILL), as if the machine had, or @ and the path of a file that has the
 	// name, and is removed when it happens; or, for measurements, + and the path
@@ -151,6 +168,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Checkpoints == "" {
 		c.Checkpoints = DefaultCheckpoints
+	}
+	if c.SecretFiles == nil {
+		c.SecretFiles = []string{DefaultSecretFiles}
 	}
 	if c.Names == "" {
 		c.Names = "127.0.0.1:0"

@@ -37,11 +37,16 @@ func KeptPath(checkpoints, state string) string {
 	if checkpoints == "" {
 		checkpoints = DefaultCheckpoints
 	}
+	return keptFor(checkpoints, state)
+}
+
+// keptFor is the file of a state folder in a folder for all of them.
+func keptFor(folder, state string) string {
 	if abs, err := filepath.Abs(state); err == nil {
 		state = abs
 	}
 	sum := sha256.Sum256([]byte(state))
-	return filepath.Join(checkpoints, filepath.Base(state)+"-"+hex.EncodeToString(sum[:6]))
+	return filepath.Join(folder, filepath.Base(state)+"-"+hex.EncodeToString(sum[:6]))
 }
 
 // A logbook is the audit log's store with what stands around it: the key, and

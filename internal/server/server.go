@@ -34,6 +34,8 @@ type Server struct {
 	started  time.Time
 	rooms    *rooms
 
+	variables variables
+
 	stop     chan struct{} // closed by Stop
 	stopOnce sync.Once
 }
@@ -62,7 +64,10 @@ func newServer(cfg Config, ready *readiness, handover *Handover) (*Server, error
 	// see says so, and a sandbox's files must be readable inside whatever umask
 	// whoever started this has.
 	syscall.Umask(0o022)
-	s := &Server{cfg: cfg, ready: ready, handover: handover, started: time.Now(), stop: make(chan struct{})}
+	if err := keepMemory(); err != nil {
+		return nil, err
+	}
+	s := &Server{cfg: cfg, variables: takeVariables(), ready: ready, handover: handover, started: time.Now(), stop: make(chan struct{})}
 	if s.exe, err = os.Executable(); err != nil {
 		return nil, isle.Errorf(isle.Internal, "cannot find my own executable: %w", err)
 	}
@@ -246,7 +251,7 @@ func (s *Server) replace(srv, followers *http.Server, cutOff context.CancelFunc)
 	if err != nil { // they too
 		s.log.Error("listeners are not handed over", "err", err)
 	}
-	environ := append(os.Environ(), listeners, passFiles(sockets))
+	environ := append(append(os.Environ(), listeners, passFiles(sockets)), s.variables.pass()...)
 	return isle.Errorf(isle.Internal, "cannot start %s: %w", s.exe, unix.Exec(s.exe, os.Args, environ))
 }
 

@@ -47,6 +47,8 @@ func run(m *testing.M) int {
 	os.Setenv("ISLE_CHECKPOINTS", filepath.Join(state, "..", filepath.Base(state)+".checkpoints"))
 	defer os.RemoveAll(os.Getenv("ISLE_CHECKPOINTS"))
 	os.Setenv("XDG_STATE_HOME", os.Getenv("ISLE_CHECKPOINTS"))
+	os.Setenv("ISLE_KEYS", state+".keys")
+	defer os.RemoveAll(state + ".keys")
 	lab.SeedDownloads(state)
 	defer lab.KeepDownloads(state)
 	defer func() {
@@ -75,6 +77,7 @@ func TestPromises(t *testing.T) {
 			env.Setenv("PATH", bin+":"+os.Getenv("PATH"))
 			env.Setenv("ISLE_STATE", state)
 			env.Setenv("ISLE_CHECKPOINTS", os.Getenv("ISLE_CHECKPOINTS"))
+			env.Setenv("ISLE_KEYS", os.Getenv("ISLE_KEYS"))
 			env.Setenv("XDG_STATE_HOME", os.Getenv("XDG_STATE_HOME"))
 			env.Setenv("EXAMPLES", example)
 			env.Setenv("HOME", env.WorkDir)

@@ -69,10 +69,11 @@ func (s *Server) start() error {
 }
 
 // Environ is what makes a command speak to the server of a state folder. What
-// it and its clients remember of the audit log is kept beside the folder.
+// it and its clients remember of the audit log, and its keys, are kept beside the
+// folder.
 func Environ(state string) []string {
 	seen := state + ".seen"
-	return []string{"ISLE_STATE=" + state, "ISLE_CHECKPOINTS=" + seen, "XDG_STATE_HOME=" + seen}
+	return []string{"ISLE_STATE=" + state, "ISLE_CHECKPOINTS=" + seen, "ISLE_KEYS=" + state + ".keys", "XDG_STATE_HOME=" + seen}
 }
 
 // Close tears everything down, and keeps what was downloaded for later runs.
@@ -85,6 +86,7 @@ func (s *Server) Close() {
 	KeepDownloads(s.State)
 	os.RemoveAll(s.State)
 	os.RemoveAll(s.State + ".seen")
+	os.RemoveAll(s.State + ".keys")
 }
 
 // Command is the command line, not started yet.

@@ -157,6 +157,7 @@ func exportPackages(t *testing.T, bin, work string) string {
 	isle := filepath.Join(bin, "isle")
 	state := filepath.Join(work, "state")
 	t.Setenv("ISLE_CHECKPOINTS", filepath.Join(work, "seen"))
+	t.Setenv("ISLE_KEYS", filepath.Join(work, "keys"))
 	t.Setenv("XDG_STATE_HOME", filepath.Join(work, "seen"))
 	defer run(t, isle, "--state", state, "server", "stop")
 	run(t, isle, "--state", state, "build", project)

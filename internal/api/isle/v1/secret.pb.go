@@ -112,6 +112,8 @@ type SecretVersion struct {
 	Created       *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=created,proto3" json:"created,omitempty"`
 	CreatedBy     string                 `protobuf:"bytes,3,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
 	Destroyed     bool                   `protobuf:"varint,4,opt,name=destroyed,proto3" json:"destroyed,omitempty"`
+	Backend       string                 `protobuf:"bytes,5,opt,name=backend,proto3" json:"backend,omitempty"`
+	Reference     string                 `protobuf:"bytes,6,opt,name=reference,proto3" json:"reference,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -172,6 +174,20 @@ func (x *SecretVersion) GetDestroyed() bool {
 		return x.Destroyed
 	}
 	return false
+}
+
+func (x *SecretVersion) GetBackend() string {
+	if x != nil {
+		return x.Backend
+	}
+	return ""
+}
+
+func (x *SecretVersion) GetReference() string {
+	if x != nil {
+		return x.Reference
+	}
+	return ""
 }
 
 type SetSecretRequest struct {
@@ -369,6 +385,7 @@ func (x *ListSecretsResponse) GetSecrets() []*Secret {
 type DeleteSecretRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Force         bool                   `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"` // although a connection names it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -408,6 +425,13 @@ func (x *DeleteSecretRequest) GetName() string {
 		return x.Name
 	}
 	return ""
+}
+
+func (x *DeleteSecretRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
 }
 
 type DeleteSecretResponse struct {
@@ -553,13 +577,15 @@ const file_isle_v1_secret_proto_rawDesc = "" +
 	"\treference\x18\x03 \x01(\tR\treference\x12\x18\n" +
 	"\aversion\x18\x04 \x01(\x05R\aversion\x122\n" +
 	"\bversions\x18\x05 \x03(\v2\x16.isle.v1.SecretVersionR\bversions\x12\x17\n" +
-	"\aused_by\x18\x06 \x03(\tR\x06usedBy\"\x9c\x01\n" +
+	"\aused_by\x18\x06 \x03(\tR\x06usedBy\"\xd4\x01\n" +
 	"\rSecretVersion\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x05R\aversion\x124\n" +
 	"\acreated\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12\x1d\n" +
 	"\n" +
 	"created_by\x18\x03 \x01(\tR\tcreatedBy\x12\x1c\n" +
-	"\tdestroyed\x18\x04 \x01(\bR\tdestroyed\"t\n" +
+	"\tdestroyed\x18\x04 \x01(\bR\tdestroyed\x12\x18\n" +
+	"\abackend\x18\x05 \x01(\tR\abackend\x12\x1c\n" +
+	"\treference\x18\x06 \x01(\tR\treference\"t\n" +
 	"\x10SetSecretRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\fR\x05value\x12\x18\n" +
@@ -569,9 +595,10 @@ const file_isle_v1_secret_proto_rawDesc = "" +
 	"\x06secret\x18\x01 \x01(\v2\x0f.isle.v1.SecretR\x06secret\"\x14\n" +
 	"\x12ListSecretsRequest\"@\n" +
 	"\x13ListSecretsResponse\x12)\n" +
-	"\asecrets\x18\x01 \x03(\v2\x0f.isle.v1.SecretR\asecrets\")\n" +
+	"\asecrets\x18\x01 \x03(\v2\x0f.isle.v1.SecretR\asecrets\"?\n" +
 	"\x13DeleteSecretRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\x16\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"\x16\n" +
 	"\x14DeleteSecretResponse\"(\n" +
 	"\x12CheckSecretRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"C\n" +
