@@ -65,8 +65,12 @@ func (s *secrets) ListSecrets(context.Context, *connect.Request[islev1.ListSecre
 // DeleteSecret implements the RPC.
 func (s *secrets) DeleteSecret(ctx context.Context, req *connect.Request[islev1.DeleteSecretRequest]) (*connect.Response[islev1.DeleteSecretResponse], error) {
 	name := req.Msg.GetName()
+	list, err := s.Secrets.List()
+	if err != nil {
+		return nil, err
+	}
 	used := s.usedBy(name)
-	if len(used) > 0 && !req.Msg.GetForce() {
+	if len(used) > 0 && !req.Msg.GetForce() && known(list, name) {
 		return nil, isle.Errorf(isle.Conflict, "the secret %s is used by %s", name, strings.Join(used, ", ")).
 			WithHint("take it out of the policy first, or remove it all the same with --force: what uses it then fails")
 	}
@@ -119,11 +123,15 @@ func (cfg Config) unknownSecrets(d policy.Document) (warnings []string) {
 		return nil
 	}
 	for _, c := range f.Connections {
-		if c.Credential != "" && !slices.ContainsFunc(list, func(s secret.Secret) bool { return s.Name == c.Credential }) {
+		if c.Credential != "" && !known(list, c.Credential) {
 			warnings = append(warnings, "connection "+c.Name+" names the secret "+c.Credential+", which is not there: isle secret set "+c.Credential)
 		}
 	}
 	return warnings
+}
+
+func known(list []secret.Secret, name string) bool {
+	return slices.ContainsFunc(list, func(s secret.Secret) bool { return s.Name == name })
 }
 
 var _ Secrets = (*secret.Secrets)(nil)
