@@ -2,10 +2,10 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -137,13 +137,13 @@ func (a *app) entries(ctx context.Context, req *islev1.AuditRequest) error {
 	}
 	defer stream.Close()
 	for stream.Receive() {
+		e, err := audit.Decode([]byte(stream.Msg().GetJson())) // one line, as nobody else can have written it
+		if err != nil {
+			return isle.Errorf(isle.Internal, "entry %d cannot be read: %w", stream.Msg().GetSequence(), err)
+		}
 		if a.output == "json" {
 			fmt.Fprintf(a.stdout, "%s\n", stream.Msg().GetJson())
 			continue
-		}
-		var e audit.Entry
-		if err := json.Unmarshal([]byte(stream.Msg().GetJson()), &e); err != nil {
-			return isle.Errorf(isle.Internal, "entry %d cannot be read: %w", stream.Msg().GetSequence(), err)
 		}
 		a.showEntry(e)
 	}
@@ -171,7 +171,7 @@ func (a *app) showEntry(e audit.Entry) {
 	if e.Summary != "" {
 		line += "  " + e.Summary
 	}
-	fmt.Fprintln(a.stdout, clean(line))
+	fmt.Fprintln(a.stdout, cleanLine(line))
 }
 
 func newAuditShow(a *app) *cobra.Command {
@@ -264,7 +264,7 @@ func (a *app) collect(ctx context.Context, req *islev1.AuditRequest) ([]audit.En
 func (a *app) showWhole(e audit.Entry) {
 	line := func(name, value string) {
 		if value != "" {
-			fmt.Fprintf(a.stdout, "%-14s %s\n", name, clean(value))
+			fmt.Fprintf(a.stdout, "%-14s %s\n", cleanLine(name), strings.ReplaceAll(clean(value), "\n", "\n"+strings.Repeat(" ", 15)))
 		}
 	}
 	line("entry", strconv.FormatUint(e.Sequence, 10))

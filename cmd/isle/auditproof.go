@@ -131,7 +131,7 @@ all right: the log as it is now is the one to go on from.`,
 			if a.output == "json" {
 				return a.json(map[string]any{"key": res.Msg.GetKey(), "size": now.Size, "root": now.Root.String()})
 			}
-			fmt.Fprintf(a.stdout, "accepted %s with %d entries\n", now.Origin, now.Size)
+			fmt.Fprintf(a.stdout, "accepted %s with %d entries\n", cleanLine(now.Origin), now.Size)
 			return nil
 		},
 	}
@@ -260,7 +260,7 @@ func (a *app) verifyProof(o verifyOptions) error {
 		return a.json(map[string]any{"entry": e, "origin": c.Origin, "size": c.Size, "signature_checked": o.key != ""})
 	}
 	a.showWhole(e)
-	fmt.Fprintf(a.stdout, "\nproven: entry %d is in the log %s of %d entries\n", p.Sequence, c.Origin, c.Size)
+	fmt.Fprintf(a.stdout, "\nproven: entry %d is in the log %s of %d entries\n", p.Sequence, cleanLine(c.Origin), c.Size)
 	if o.key == "" {
 		fmt.Fprintln(a.stdout, "the signature was not checked: give the log's key with --key")
 	}
@@ -414,13 +414,13 @@ func (a *app) report(what string, r audit.Report, note string) error {
 		}
 	} else {
 		for _, f := range r.Findings {
-			fmt.Fprintf(a.stdout, "%-10s %s\n", f.Kind, clean(f.Message))
+			fmt.Fprintf(a.stdout, "%-10s %s\n", f.Kind, cleanLine(f.Message))
 		}
 		if r.More > 0 {
 			fmt.Fprintf(a.stdout, "and %d more\n", r.More)
 		}
 		for _, p := range r.Proven {
-			fmt.Fprintf(a.stdout, "agrees with the checkpoint %s\n", clean(p))
+			fmt.Fprintf(a.stdout, "agrees with the checkpoint %s\n", cleanLine(p))
 		}
 		if note != "" {
 			fmt.Fprintln(a.stdout, note)

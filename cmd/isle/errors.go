@@ -88,6 +88,12 @@ func clean(s string) string {
 	}, s)
 }
 
+// cleanLine is clean for what has to stay one line: what comes from outside
+// begins no line that looks like another entry.
+func cleanLine(s string) string {
+	return strings.NewReplacer("\n", "·", "\t", " ").Replace(clean(s))
+}
+
 // args makes a positional-argument check whose failure is a usage error.
 func args(least, most int, what string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, given []string) error {
