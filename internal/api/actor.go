@@ -6,6 +6,8 @@ import (
 	"os/user"
 	"slices"
 	"strconv"
+	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -34,8 +36,70 @@ func ActorFrom(ctx context.Context) (a isle.Actor, ok bool) {
 }
 
 func callerFrom(ctx context.Context) (c caller, ok bool) {
-	c, ok = ctx.Value(actorKey{}).(caller)
-	return c, ok
+	switch v := ctx.Value(actorKey{}).(type) {
+	case caller:
+		return v, true
+	case *vouched:
+		return v.now(), true
+	}
+	return caller{}, false
+}
+
+// lookAgain is how long the groups of somebody are believed: who leaves one is
+// outside it from then on, also on a connection that they keep.
+const lookAgain = 500 * time.Millisecond
+
+// vouched is a caller for whom the kernel vouches.
+type vouched struct {
+	uid, gid uint32
+	group    string // whose members may speak to the server
+
+	mu     sync.Mutex // guards what follows
+	caller caller
+	at     time.Time // when it was looked up
+}
+
+// now is who they are by the files of the machine as they are now.
+func (v *vouched) now() caller {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if !v.at.IsZero() && time.Since(v.at) < lookAgain {
+		return v.caller
+	}
+	c := caller{actor: isle.Actor{Kind: isle.Human, Name: userName(v.uid)}}
+	c.groups = GroupsOf(c.actor.Name)
+	if g, err := user.LookupGroupId(strconv.FormatUint(uint64(v.gid), 10)); err == nil && !slices.Contains(c.groups, g.Name) {
+		c.groups = append(c.groups, g.Name)
+	}
+	c.member = v.uid == 0 || v.group != "" && slices.Contains(c.groups, v.group)
+	v.caller, v.at = c, time.Now()
+	return c
+}
+
+// regrouped returns a channel that is closed once the caller of a call is in
+// other groups than who was, or ctx is done.
+func regrouped(ctx context.Context, who caller) <-chan struct{} {
+	v, ok := ctx.Value(actorKey{}).(*vouched)
+	if !ok {
+		return nil
+	}
+	changed := make(chan struct{})
+	go func() { // ends with ctx
+		defer close(changed)
+		t := time.NewTicker(lookAgain)
+		defer t.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-t.C:
+			}
+			if c := v.now(); c.member != who.member || !slices.Equal(c.groups, who.groups) {
+				return
+			}
+		}
+	}()
+	return changed
 }
 
 // ConnContext returns an http.Server.ConnContext: it asks the kernel who is at
@@ -60,13 +124,7 @@ func ConnContext(group string) func(ctx context.Context, conn net.Conn) context.
 		}); err != nil || credErr != nil {
 			return ctx
 		}
-		c := caller{actor: isle.Actor{Kind: isle.Human, Name: userName(cred.Uid)}}
-		c.groups = GroupsOf(c.actor.Name)
-		if g, err := user.LookupGroupId(strconv.FormatUint(uint64(cred.Gid), 10)); err == nil && !slices.Contains(c.groups, g.Name) {
-			c.groups = append(c.groups, g.Name)
-		}
-		c.member = cred.Uid == 0 || group != "" && slices.Contains(c.groups, group)
-		return context.WithValue(ctx, actorKey{}, c)
+		return context.WithValue(ctx, actorKey{}, &vouched{uid: cred.Uid, gid: cred.Gid, group: group})
 	}
 }
 

@@ -364,8 +364,8 @@ func (g *guard) refuse(ctx context.Context, q policy.Query, a policy.Answer, doi
 	return err.WithHint("ask whoever keeps the policy; see `isle policy explain %s %s %s`", q.Actor, q.Action, q.Resource)
 }
 
-// watch asks again whenever the policy changes or a grant ends, until ctx does,
-// and cancels a call that is allowed no longer.
+// watch asks again whenever the policy or the caller's groups change or a grant
+// ends, until ctx does, and cancels a call that is allowed no longer.
 func (g *guard) watch(ctx context.Context, who caller, queries []policy.Query, cancel context.CancelCauseFunc) {
 	for {
 		state, asked := g.policy.State(), g.policy.Now() // before the question: what ends meanwhile is seen
@@ -373,8 +373,16 @@ func (g *guard) watch(ctx context.Context, who caller, queries []policy.Query, c
 			cancel(revoked{err})
 			return
 		}
-		if !g.policy.Await(ctx, state, asked, nil) {
+		waiting, done := context.WithCancel(ctx)
+		more := g.policy.Await(ctx, state, asked, regrouped(waiting, who))
+		done()
+		if !more {
 			return
+		}
+		who, _ = callerFrom(ctx)
+		queries = slices.Clone(queries)
+		for i := range queries {
+			queries[i].Groups = who.groups
 		}
 	}
 }
