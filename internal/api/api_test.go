@@ -62,12 +62,12 @@ func (r *rooms) seen(name string) bool {
 	return false
 }
 
-func (r *rooms) Up(ctx context.Context, _ isle.Actor, req environment.UpRequest, _ func(environment.Progress)) (environment.UpResult, error) {
+func (r *rooms) Up(ctx context.Context, actor isle.Actor, req environment.UpRequest, _ func(environment.Progress)) (environment.UpResult, error) {
 	r.reach("Up")
 	if r.up != nil {
 		return r.up(ctx, req)
 	}
-	e := environment.Environment{Ref: req.Ref, OneShot: req.OneShot, Project: req.Project, Branch: req.Branch}
+	e := environment.Environment{Ref: req.Ref, Owner: actor, OneShot: req.OneShot, Project: req.Project, Branch: req.Branch}
 	r.mu.Lock()
 	r.envs[req.Ref] = e
 	r.mu.Unlock()

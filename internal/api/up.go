@@ -80,8 +80,8 @@ func (s *environments) endOneShot(ctx context.Context, ref isle.Ref) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
 	e, err := s.Environments.Get(ctx, ref)
-	if err != nil || !e.OneShot {
-		return // torn down already
+	if err != nil || !e.OneShot || e.Owner != actorOf(ctx) {
+		return // torn down already, and another's by now
 	}
 	err = s.Environments.Down(ctx, actorOf(ctx), ref, true, func(environment.Progress) {})
 	if _, gone := s.Environments.Get(ctx, ref); err != nil && gone == nil { // another Down may have been first

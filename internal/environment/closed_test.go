@@ -84,3 +84,26 @@ func TestNothingIsDoneWhereTheLogCannotBeWritten(t *testing.T) {
 		t.Errorf("it is not as it was: %+v %v", now, err)
 	}
 }
+
+// What ends with its call takes its volumes with it. Whoever may launch and not
+// delete must not delete what others kept by launching it once more.
+func TestAOneShotTakesNoVolumesThatWereKept(t *testing.T) {
+	w := newWorld(t)
+	m := w.serve(nil)
+	e := mustUp(t, m, shop("shop")).Environment
+	if err := m.Down(t.Context(), root, e.Ref, false, func(Progress) {}); err != nil {
+		t.Fatal(err)
+	}
+	kept := m.volumesOf(e.Ref)
+	if len(kept) == 0 {
+		t.Fatal("nothing is kept")
+	}
+	req := shop("shop")
+	req.OneShot = true
+	if _, err := m.Up(t.Context(), root, req, nil); isle.CodeOf(err) != isle.Conflict || !strings.Contains(err.Error(), "volumes are kept") {
+		t.Errorf("%v", err)
+	}
+	if left := m.volumesOf(e.Ref); len(left) != len(kept) {
+		t.Errorf("%d of %d volumes are left", len(left), len(kept))
+	}
+}

@@ -177,7 +177,12 @@ func (m *Manager) up(ctx context.Context, actor isle.Actor, req UpRequest, specJ
 		}
 		return m.replace(ctx, actor, l, req, say, started)
 	}
-	for _, v := range m.volumesOf(req.Ref) {
+	kept := m.volumesOf(req.Ref)
+	if req.OneShot && len(kept) > 0 { // to launch is not to delete
+		return UpResult{}, isle.Errorf(isle.Conflict, "volumes are kept under the name %s, and an environment that ends with its call takes its volumes with it", req.Ref).
+			WithHint("choose another name with --name, leave the environment with --keep, or delete them: isle down %s --volumes", req.Ref)
+	}
+	for _, v := range kept {
 		if v.Project != req.Project {
 			return UpResult{}, isle.Errorf(isle.Conflict, "volumes of project %s are kept under the name %s", v.Project, req.Ref).
 				WithHint("choose another name with --name, or delete them: isle down %s --volumes", req.Ref)
