@@ -107,3 +107,32 @@ func TestAOneShotTakesNoVolumesThatWereKept(t *testing.T) {
 		t.Errorf("%d of %d volumes are left", len(left), len(kept))
 	}
 }
+
+// A teardown that waits its turn ends what it was asked to, and not what has
+// taken the name meanwhile: that may be another project's.
+func TestATeardownThatWaitsEndsNothingElse(t *testing.T) {
+	w := newWorld(t)
+	m := w.serve(nil)
+	first := mustUp(t, m, shop("shop")).Environment
+	held, err := m.locks.acquire(t.Context(), m.ctx, first.Ref, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- m.Down(t.Context(), root, first.Ref, true, func(Progress) {}) }()
+	<-held.ctx.Done() // it waits, and has told us to give way
+	if err := m.takeDown(t.Context(), root, m.find(first.Ref), true, func(Progress) {}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.up(t.Context(), root, shop("shop"), encodeSpec(shop("shop").Spec), func(Progress) {}, func() {}); err != nil {
+		t.Fatal(err)
+	}
+	held.release()
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	now, err := m.Get(t.Context(), first.Ref)
+	if err != nil || now.Instance == first.Instance || now.Desired != WantRunning || len(m.volumesOf(first.Ref)) == 0 {
+		t.Errorf("what came after was torn down: %+v %v", now, err)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"slices"
 	"time"
 
 	"isle"
@@ -15,10 +16,11 @@ import (
 // for. It works for one that failed or is half made, and interrupts an Up. On
 // error the environment stays recorded as going down; Down again goes on. For a
 // ref that is not up it deletes kept volumes if asked, else fails with NotFound
-// and the names that may have been meant.
+// and the names that may have been meant. What takes the name while it waits for
+// others is not what was meant, and stays.
 func (m *Manager) Down(ctx context.Context, actor isle.Actor, ref isle.Ref, volumes bool, progress func(Progress)) error {
-	known := m.find(ref) != nil
-	if !known && len(m.volumesOf(ref)) == 0 {
+	meant, kept := m.find(ref), m.volumesOf(ref)
+	if meant == nil && len(kept) == 0 {
 		return m.notFound(ref)
 	}
 	o, err := m.locks.acquire(ctx, context.WithoutCancel(m.ctx), ref, true)
@@ -29,13 +31,18 @@ func (m *Manager) Down(ctx context.Context, actor isle.Actor, ref isle.Ref, volu
 	say, mute := gate(progress)
 	defer mute()
 	l := m.find(ref)
+	kept = slices.DeleteFunc(m.volumesOf(ref), func(v Volume) bool {
+		return !slices.ContainsFunc(kept, func(o Volume) bool { return o.ID == v.ID })
+	})
 	switch {
+	case meant != nil && l != nil && l != meant:
+		return nil // somebody else's Down was first, and somebody's Up after it
 	case l != nil:
 		// A teardown that has begun is finished, whether its client stays or not.
 		return m.takeDown(o.ctx, actor, l, volumes, say)
 	case volumes:
-		return m.deleteVolumes(o.ctx, actor, ref, m.volumesOf(ref), say)
-	case known:
+		return m.deleteVolumes(o.ctx, actor, ref, kept, say)
+	case meant != nil:
 		return nil // somebody else's Down was first
 	}
 	return isle.Errorf(isle.NotFound, "environment %s is not up; its volumes are kept", ref).
