@@ -133,3 +133,16 @@ func TestTheEndOfAProtectionIsWarnedOf(t *testing.T) {
 		}
 	}
 }
+
+// The policy is of no stage. Who may change it in one may change it in all.
+func TestAKeeperOfOneStageIsWarnedOf(t *testing.T) {
+	a := open(t, &memory{docs: map[string]Stored{}}, false)
+	req := request(strings.Replace(policy.Default, "bindings:", "bindings:\n  - {role: admin, subjects: [human:ann], stages: [testing]}\n  - {role: developer, subjects: [human:bob], stages: [testing]}", 1))
+	for want := 1; want >= 0; want-- {
+		r, err := a.Apply(t.Context(), root, req)
+		if err != nil || len(r.Warnings) != want || want == 1 && !strings.Contains(r.Warnings[0], "role admin, bound to human:ann in testing may change the policy") {
+			t.Fatalf("%v %q", err, r.Warnings)
+		}
+		req = request(string(req.Document.Body) + "\n# and nothing new\n") // said once
+	}
+}

@@ -37,5 +37,11 @@ func (a *Authority) warnings(actor isle.Actor, from, to *policy.Set, now time.Ti
 			out = append(out, "stage "+stage+" would be protected no more: whoever may launch or enter anything there could do so without a release, and without a binding that names it")
 		}
 	}
+	before := from.Loose()
+	for _, b := range to.Loose() {
+		if !slices.Contains(before, b) {
+			out = append(out, "role "+b+" may change the policy, which is of no stage, and so may give themselves every other stage")
+		}
+	}
 	return out, false
 }

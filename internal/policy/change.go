@@ -159,6 +159,23 @@ func (s *Set) Keepers(now time.Time) (out []string) {
 	return out
 }
 
+// Loose are the bindings that name stages and give what no stage limits: who may
+// change the policy in one stage may give themselves every other.
+func (s *Set) Loose() (out []string) {
+	for i := range s.bindings {
+		b := &s.bindings[i]
+		r := s.roles[b.Role]
+		if len(b.Stages) == 0 || !slices.Contains(r.Actions, isle.ActionPolicyApply) ||
+			!slices.ContainsFunc(r.Resources, func(p Pattern) bool { return s.matches(p, Query{Resource: policyResource}) }) {
+			continue
+		}
+		for _, who := range b.Subjects {
+			out = append(out, fmt.Sprintf("%s, bound to %s in %s", r.Name, who, strings.Join(b.Stages, ", ")))
+		}
+	}
+	return out
+}
+
 // Summary counts what a set is made of, for a log.
 func (s *Set) Summary() string {
 	return fmt.Sprintf("%d roles, %d bindings, %d policies", len(s.roles), len(s.bindings), len(s.rules))
