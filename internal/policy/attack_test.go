@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	"isle"
 )
@@ -100,10 +99,9 @@ func TestManyRolesOfOneSubjectAreDecidedInTime(t *testing.T) {
 		fmt.Fprintf(&bindings, "  - {role: r%d, subjects: [human:ann]}\n", i)
 	}
 	s := compile(t, "roles:\n"+roles.String()+"bindings:\n"+bindings.String())
-	begun := time.Now()
 	a := s.Decide(ask(t, "human:ann", "environment:exec", "environment:shop"))
-	if took := time.Since(begun); !a.Allowed() || len(a.Because) != 20_000 {
-		t.Errorf("%s by %s of %d in %s", a.Decision, a.Rule, len(a.Because), took)
+	if !a.Allowed() || len(a.Because) != 20_000 || a.Rule != "role r0, bound to human:ann" {
+		t.Errorf("%s by %s of %d", a.Decision, a.Rule, len(a.Because))
 	}
 }
 

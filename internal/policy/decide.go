@@ -114,7 +114,8 @@ type candidacy struct {
 	principal, resource cedar.Entity
 	context             cedar.Record
 	rules               []*rule
-	held                []member // by which the principal is in its roles
+	held                []member         // by which the principal is in its roles
+	by                  map[*Role]member // those of held, once somebody asks
 }
 
 var (
@@ -149,10 +150,22 @@ func (c *candidacy) explain(r *rule) string {
 	if r.role == nil {
 		return string(r.id)
 	}
-	for _, m := range c.held {
-		if m.role == r.role {
-			return "role " + r.role.Name + ", bound to " + m.subject.String()
+	if len(c.held) <= few {
+		for _, m := range c.held {
+			if m.role == r.role {
+				return "role " + r.role.Name + ", bound to " + m.subject.String()
+			}
 		}
+		return "role " + r.role.Name
+	}
+	if c.by == nil { // of several that give a role the first
+		c.by = make(map[*Role]member, len(c.held))
+		for _, m := range slices.Backward(c.held) {
+			c.by[m.role] = m
+		}
+	}
+	if m, ok := c.by[r.role]; ok {
+		return "role " + r.role.Name + ", bound to " + m.subject.String()
 	}
 	return "role " + r.role.Name
 }
@@ -213,14 +226,35 @@ func (s *Set) prepare(q Query, also []string) *candidacy {
 	of = append(of, c.resource.UID, anyone)
 	s.find(c, q.Action, anyone, of)
 	s.find(c, q.Action, id, of)
-	seen := make(map[cedar.EntityUID]bool, len(parents))
-	for _, p := range parents { // in order, so that the same rule is named each time; a role that is bound twice once
-		if !seen[p] {
-			seen[p] = true
-			s.find(c, q.Action, p, of)
-		}
+	for _, p := range distinct(parents) { // a role that is bound twice
+		s.find(c, q.Action, p, of)
 	}
 	return c
+}
+
+// few is how many things are looked through as fast as they are hashed.
+const few = 16
+
+// distinct is the list with each once, in its order: the same rule is named
+// each time.
+func distinct(list []cedar.EntityUID) []cedar.EntityUID {
+	out := make([]cedar.EntityUID, 0, len(list))
+	if len(list) <= few {
+		for _, e := range list {
+			if !slices.Contains(out, e) {
+				out = append(out, e)
+			}
+		}
+		return out
+	}
+	seen := make(map[cedar.EntityUID]bool, len(list))
+	for _, e := range list {
+		if !seen[e] {
+			seen[e] = true
+			out = append(out, e)
+		}
+	}
+	return out
 }
 
 // find adds the policies that name a principal and one of the resources.
