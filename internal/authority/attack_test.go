@@ -2,6 +2,7 @@ package authority
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -144,5 +145,45 @@ func TestAKeeperOfOneStageIsWarnedOf(t *testing.T) {
 			t.Fatalf("%v %q", err, r.Warnings)
 		}
 		req = request(string(req.Document.Body) + "\n# and nothing new\n") // said once
+	}
+}
+
+// Whoever may read the policy may ask what a change would do, as often as they
+// like. The change that takes that from them waits for none of it.
+func TestNoChangeWaitsForWhoOnlyAsks(t *testing.T) {
+	asking, answer := make(chan struct{}), make(chan struct{})
+	var asked atomic.Bool
+	a, err := Open(t.Context(), Config{Store: &memory{docs: map[string]Stored{}}, Reaches: func(string) bool {
+		if !asked.Swap(true) {
+			close(asking)
+			<-answer
+		}
+		return true
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	req := request(policy.Default + "\n# another\n")
+	req.DryRun = true
+	done := make(chan error, 2)
+	go func() { _, err := a.Apply(t.Context(), root, req); done <- err }()
+	<-asking
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { _, err := a.Apply(ctx, root, req); done <- err }() // waits for the one before
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	changed := make(chan error, 1)
+	go func() {
+		_, err := a.Apply(t.Context(), root, request(policy.Default+"\n# a change\n"))
+		changed <- err
+	}()
+	if err := <-changed; err != nil {
+		t.Error(err)
+	}
+	close(answer)
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }

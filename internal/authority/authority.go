@@ -63,6 +63,8 @@ type Authority struct {
 	state  atomic.Pointer[State]
 	latest atomic.Int64 // Unix nanoseconds: the latest time that was decided as of
 
+	trying chan struct{} // holds one while somebody asks what a change would do
+
 	mu   sync.Mutex // held over a change; guards docs
 	docs []Stored
 }
@@ -88,7 +90,7 @@ func Open(ctx context.Context, cfg Config) (*Authority, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	a := &Authority{cfg: cfg}
+	a := &Authority{cfg: cfg, trying: make(chan struct{}, 1)}
 	if !cfg.Since.IsZero() {
 		a.latest.Store(cfg.Since.UnixNano())
 	}
@@ -264,10 +266,21 @@ func (a *Authority) Apply(ctx context.Context, actor isle.Actor, req Request) (R
 	if !isle.ValidName(d.Name) {
 		return Result{}, isle.Errorf(isle.Invalid, "%q is no name for a document: want lower-case letters, digits and dashes, at most 40, beginning with a letter", d.Name)
 	}
+	if req.DryRun { // one at a time, and no change waits for it: a revocation least of all
+		select {
+		case a.trying <- struct{}{}:
+			defer func() { <-a.trying }()
+		case <-ctx.Done():
+			return Result{}, ctx.Err()
+		}
+	}
 	a.mu.Lock()
-	defer a.mu.Unlock()
-	state := a.State()
-	docs := plain(a.docs)
+	state, docs := a.State(), plain(a.docs)
+	if req.DryRun {
+		a.mu.Unlock()
+	} else {
+		defer a.mu.Unlock()
+	}
 	i := slices.IndexFunc(docs, func(o policy.Document) bool { return o.Name == d.Name })
 	switch {
 	case i < 0:
