@@ -38,13 +38,20 @@ func (a asked) reason() string {
 	return "asked for by egress, refused by policy: " + a.rule + "; ask for the grant " + a.grant
 }
 
-// ask puts every destination of an environment's file to the policy.
+// ask puts every destination of an environment's file to the policy, and every
+// network that is not public and that a destination's name may resolve to: what
+// is reached there is decided by whoever answers for the name.
 func (m *Manager) ask(e Environment) []asked {
 	out := make([]asked, 0, len(e.Spec.Egress))
 	for _, d := range e.Spec.Egress {
 		a := asked{Egress: d, destination: d.Host + ":" + strconv.Itoa(d.Port), allowed: true}
 		if m.cfg.Policy != nil {
 			a.allowed, a.rule, a.grant = m.cfg.Policy.Egress(e, a.destination)
+			for _, network := range d.Addresses {
+				if allowed, rule, grant := m.cfg.Policy.Egress(e, network+":"+strconv.Itoa(d.Port)); a.allowed && !allowed {
+					a.allowed, a.rule, a.grant = false, "the network "+network+": "+rule, grant
+				}
+			}
 		}
 		out = append(out, a)
 	}

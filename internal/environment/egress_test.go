@@ -90,3 +90,30 @@ func TestOnlyGrantedEgressIsOpenedAndPolicyIsFollowed(t *testing.T) {
 		t.Error("a change of policy made the airlock of what is torn down")
 	}
 }
+
+func TestAFileDoesNotGrantItselfThePrivateNetworkBehindAName(t *testing.T) {
+	w := newWorld(t)
+	g := &grants{allowed: map[string]bool{"a.example:443": true, "10.1.0.0/16:443": true}}
+	m := w.serve(func(c *Config) { c.Policy = g })
+	req := shop("shop")
+	req.Spec.Egress = []spec.Egress{{Host: "a.example", Port: 443, Addresses: []string{"10.1.0.0/16", "127.0.0.0/8"}}}
+	r := mustUp(t, m, req)
+	open := func() int {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return len(w.networks[r.Environment.Instance])
+	}
+	if open() != 0 {
+		t.Error("a name is granted, and with it a network that nobody granted")
+	}
+	doors, err := m.Doors(t.Context(), root, req.Ref)
+	if err != nil || len(doors) == 0 || !strings.Contains(doors[len(doors)-1].Reason, "the network 127.0.0.0/8") {
+		t.Errorf("%+v %v", doors, err)
+	}
+	g.set("127.0.0.0/8:443", true)
+	m.PolicyChanged(t.Context())
+	if open() != 1 {
+		t.Error("what is granted stays closed")
+	}
+	mustDown(t, m, req.Ref, true)
+}
