@@ -147,7 +147,7 @@ func Check(docs []Stored, epoch uint64, last audit.Entry) error {
 func stateOf(docs []Stored) isle.Digest {
 	records := make([]ledger.Record, len(docs))
 	for i, d := range docs {
-		records[i] = ledger.Record{Key: d.Name, Body: d.Body}
+		records[i] = ledger.Record{Key: d.Name + "." + d.Format, Body: d.Body}
 	}
 	return ledger.StateOf(Ledger, records)
 }
