@@ -259,7 +259,7 @@ type Resource struct {
 // Staged reports whether resources of the kind belong to a stage.
 func Staged(kind string) bool {
 	switch kind {
-	case "environment", "service", "volume", "egress", "connection":
+	case "environment", "service", "volume", "egress", "connection", "identity":
 		return true
 	}
 	return false
