@@ -239,7 +239,10 @@ func (a *Authority) Decide(q policy.Query) policy.Answer {
 // A Request asks for a change.
 type Request struct {
 	Document policy.Document // Version counts for nothing
-	DryRun   bool
+	// Edit, where it is set, makes the document's body of the one that is in force,
+	// which is nil where there is no such document. Document.Body counts for nothing then.
+	Edit   func(body []byte) ([]byte, error)
+	DryRun bool
 	// Confirmations is how often somebody said that the change is meant
 	// although it locks everyone out.
 	Confirmations int
@@ -282,6 +285,16 @@ func (a *Authority) Apply(ctx context.Context, actor isle.Actor, req Request) (R
 		defer a.mu.Unlock()
 	}
 	i := slices.IndexFunc(docs, func(o policy.Document) bool { return o.Name == d.Name })
+	if req.Edit != nil {
+		var before []byte
+		if i >= 0 {
+			before = docs[i].Body
+		}
+		var err error
+		if d.Body, err = req.Edit(before); err != nil {
+			return Result{}, err
+		}
+	}
 	switch {
 	case i < 0:
 		docs = append(docs, d)

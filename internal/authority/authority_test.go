@@ -153,3 +153,30 @@ func TestABadDocumentChangesNothing(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestEditsAtTheSameTimeAreAllMade(t *testing.T) {
+	a := open(t, &memory{docs: map[string]Stored{}}, false)
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() {
+			_, err := a.Apply(t.Context(), root, Request{
+				Document: policy.Document{Name: "machines", Format: policy.YAML},
+				Edit: func(body []byte) ([]byte, error) {
+					if body == nil {
+						body = []byte("bindings:\n")
+					}
+					return append(body, "  - {role: auditor, subjects: [human:ann]}\n"...), nil
+				},
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	for _, d := range a.State().Set.Documents() {
+		if d.Name == "machines" && strings.Count(string(d.Body), "auditor") != 20 {
+			t.Errorf("%s", d.Body)
+		}
+	}
+}
