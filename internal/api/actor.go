@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"isle"
+	"isle/internal/identity"
 )
 
 type actorKey struct{}
@@ -21,12 +22,22 @@ type caller struct {
 	actor  isle.Actor
 	groups []string // of the operating system
 	member bool     // may speak to the server at all
+	// subject is what their credential proved; nil for whom the kernel vouches for.
+	subject *identity.Subject
+}
+
+// stage is the only one that the caller acts in; "" is any, one at a time.
+func (c caller) stage() string {
+	if c.subject == nil {
+		return ""
+	}
+	return c.subject.Stage
 }
 
 // WithActor returns a context that carries who acts, and the groups of the
 // operating system that they are in.
 func WithActor(ctx context.Context, a isle.Actor, groups ...string) context.Context {
-	return context.WithValue(ctx, actorKey{}, caller{a, groups, true})
+	return context.WithValue(ctx, actorKey{}, caller{actor: a, groups: groups, member: true})
 }
 
 // ActorFrom returns who acts; ok is false if nobody was proven.

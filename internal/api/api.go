@@ -15,6 +15,7 @@ import (
 	"isle/internal/audit"
 	"isle/internal/build"
 	"isle/internal/environment"
+	"isle/internal/identity"
 	"isle/internal/image"
 	"isle/internal/spec"
 )
@@ -132,6 +133,7 @@ type Config struct {
 	Host         Host
 	Policy       Policy
 	Secrets      Secrets
+	Identities   *identity.Registry
 	Mirror       string // of requests that name none; "" is the machine's
 	Log          *slog.Logger
 
@@ -157,6 +159,7 @@ func New(cfg Config) http.Handler {
 	mux.Handle(islev1connect.NewServerServiceHandler(&host{cfg}, options...))
 	mux.Handle(islev1connect.NewPolicyServiceHandler(&policies{cfg}, options...))
 	mux.Handle(islev1connect.NewSecretServiceHandler(&secrets{cfg}, options...))
+	mux.Handle(islev1connect.NewIdentityServiceHandler(&identities{Config: cfg}, options...))
 	mux.Handle("/", tilesMux(&tiles{cfg.Audit, cfg.Signer, cfg.Log, g.mayReadLog}))
 	return impatient(mux)
 }

@@ -26,6 +26,7 @@ type Client struct {
 	Server       islev1connect.ServerServiceClient
 	Policy       islev1connect.PolicyServiceClient
 	Secrets      islev1connect.SecretServiceClient
+	Identities   islev1connect.IdentityServiceClient
 
 	address   string
 	transport *http.Transport
@@ -58,6 +59,7 @@ func NewClient(address string) *Client {
 	c.Server = islev1connect.NewServerServiceClient(client, base, options...)
 	c.Policy = islev1connect.NewPolicyServiceClient(client, base, options...)
 	c.Secrets = islev1connect.NewSecretServiceClient(client, base, options...)
+	c.Identities = islev1connect.NewIdentityServiceClient(client, base, options...)
 	return c
 }
 

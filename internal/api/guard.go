@@ -117,6 +117,17 @@ func (cfg Config) rules() map[string]rule {
 			}
 			return []ask{{action, isle.Resource{Kind: "policy", Name: "policy"}, ""}}
 		},
+
+		islev1connect.IdentityServiceCreateIdentityProcedure: cfg.asksOfCreate,
+		islev1connect.IdentityServiceListIdentitiesProcedure: cfg.asksOfList,
+		islev1connect.IdentityServiceRotateKeyProcedure:      cfg.onIdentity(isle.ActionIdentityRotate),
+		islev1connect.IdentityServiceRevokeIdentityProcedure: cfg.onIdentity(isle.ActionIdentityRevoke),
+		islev1connect.IdentityServiceRevokeKeyProcedure:      cfg.asksOfRevokeKey,
+		islev1connect.IdentityServiceSetOwnerProcedure:       cfg.onIdentity(isle.ActionIdentityTransfer),
+		islev1connect.IdentityServiceOwnerLeftProcedure:      cfg.asksOfOwnerLeft,
+		islev1connect.IdentityServiceCreateTokenProcedure:    onOwnTokens(isle.ActionTokenCreate),
+		islev1connect.IdentityServiceListTokensProcedure:     onOwnTokens(isle.ActionTokenRead),
+		islev1connect.IdentityServiceRevokeTokenProcedure:    onOwnTokens(isle.ActionTokenRevoke),
 	}
 }
 
@@ -239,7 +250,8 @@ type Log interface {
 // needs to speak to the server at all, and every command begins with it.
 func reads(a isle.Action) bool {
 	switch a {
-	case isle.ActionImageRead, isle.ActionEnvironmentList, isle.ActionEnvironmentRead, isle.ActionEnvironmentLogs, isle.ActionAuditRead, isle.ActionPolicyRead, isle.ActionSecretRead:
+	case isle.ActionImageRead, isle.ActionEnvironmentList, isle.ActionEnvironmentRead, isle.ActionEnvironmentLogs, isle.ActionAuditRead, isle.ActionPolicyRead, isle.ActionSecretRead,
+		isle.ActionIdentityRead, isle.ActionTokenRead:
 		return true
 	}
 	return false
@@ -304,10 +316,11 @@ func (g *guard) mayReadLog(ctx context.Context, entries bool) error {
 	return g.reading.record(who.actor, time.Now(), func() error { return g.recordReads(ctx, queries) })
 }
 
-// queriesOf are the questions of one call. Its session is in the stage of the
-// first resource that has one.
+// queriesOf are the questions of one call. Its session is in the stage that the
+// caller is confined to, whatever is asked; else in that of the first resource
+// that has one.
 func queriesOf(who caller, asks ...ask) []policy.Query {
-	stage := ""
+	stage := who.stage()
 	for _, a := range asks {
 		if stage == "" {
 			stage = a.resource.Stage

@@ -24,6 +24,7 @@ import (
 	"isle/internal/driver/local"
 	"isle/internal/environment"
 	"isle/internal/gateway"
+	"isle/internal/identity"
 	"isle/internal/image"
 	"isle/internal/initproto"
 	"isle/internal/secret"
@@ -39,6 +40,7 @@ type rooms struct {
 	policy   *authority.Authority
 	key      *secret.Keyring
 	secrets  *secret.Secrets
+	machines *identity.Registry
 	images   *image.Store
 	builder  *build.Builder
 	driver   *local.Driver
@@ -74,12 +76,15 @@ func compose(s *Server) (r *rooms, err error) {
 		return r.manager.Down(ctx, isle.Actor{Kind: isle.System, Name: "log"}, ref, false, func(environment.Progress) {})
 	})
 	r.policy, err = authority.Open(context.Background(), authority.Config{
-		Store: r.store, Since: r.book.latest(), Log: s.log, Reset: cfg.DefaultPolicy, Reaches: reaches(cfg.Group),
+		Store: r.store, Since: r.book.latest(), Log: s.log, Reset: cfg.DefaultPolicy, Reaches: r.reaches(cfg.Group),
 	})
 	if err != nil {
 		return r, err
 	}
 	if err = r.openSecrets(context.Background()); err != nil {
+		return r, err
+	}
+	if err := r.openIdentities(); err != nil {
 		return r, err
 	}
 	if r.images, err = image.Open(at("images")); err != nil {
@@ -116,8 +121,8 @@ func compose(s *Server) (r *rooms, err error) {
 	})
 	r.handler = api.New(api.Config{
 		Environments: r.manager, Builder: r.builder, Blobs: r.images, Audit: r.store, Signer: r.book.signer, Host: r, Policy: r.policy,
-		Secrets: r.secrets,
-		Mirror:  cfg.Mirror, Log: s.log,
+		Secrets: r.secrets, Identities: r.machines,
+		Mirror: cfg.Mirror, Log: s.log,
 	})
 	return r, nil
 }
@@ -168,6 +173,7 @@ func (r *rooms) reconcile(ctx context.Context) error {
 	follow, cancel := context.WithCancel(context.Background())
 	r.stopFollow = cancel
 	r.following.Go(func() { r.followPolicy(follow) }) // ends with close
+	r.following.Go(func() { r.machines.Run(follow) }) // so does this
 	return nil
 }
 

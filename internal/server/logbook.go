@@ -55,13 +55,14 @@ type logbook struct {
 	store  *sqlite.Store
 	signer *audit.Signer
 	keep   *audit.Keep
+	ending string // endingFile
 }
 
 // openLogbook opens the state's records and audit log. It refuses a log that does
 // not go on from the checkpoint that is kept outside, unless the operator
 // accepts that; then it records it.
 func openLogbook(cfg Config) (b *logbook, err error) {
-	b = &logbook{}
+	b = &logbook{ending: filepath.Join(cfg.State, endingFile)}
 	defer func() {
 		if err != nil {
 			b.close()
@@ -127,6 +128,9 @@ func missing(path string) bool {
 // accepted records that a log is begun, or taken by the operator, that does not
 // go on from the kept checkpoint.
 func (b *logbook) accepted(kept audit.Checkpoint, head audit.Head, why error) error {
+	if err := b.markEnding("a state was accepted that does not go on from the kept checkpoint: " + why.Error()); err != nil {
+		return err
+	}
 	e := audit.NewEvent(isle.Actor{Kind: isle.System, Name: "server"}, isle.ActionAuditAccept, isle.Resource{Kind: "audit", Name: "log"}, isle.Allow, why.Error()).
 		With("kept_size", strconv.FormatUint(kept.Size, 10)).With("kept_root", kept.Root.String()).With("kept_origin", kept.Origin).
 		With("size", strconv.FormatUint(head.Size, 10)).With("root", head.Root.String())

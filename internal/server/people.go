@@ -12,7 +12,7 @@ import (
 
 // reaches says whether a subject of the policy is anybody who may speak to a
 // server of the group: a person whom the machine knows, or a group that one is
-// in. Machines are who the server says they are, and believed.
+// in. Of others it knows nothing, and believes them.
 func reaches(group string) func(subject string) bool {
 	return func(subject string) bool {
 		kind, name, _ := strings.Cut(subject, ":")
