@@ -93,7 +93,7 @@ them; isle starts one by itself when none answers.`,
 	cmd.AddCommand(
 		newUp(a), newRun(a), newLs(a), newStatus(a), newLogs(a), newExec(a), newShell(a), newCp(a), newDiff(a),
 		newDown(a), newBuild(a), newLock(a), newTTL(a), newDoors(a), newPortForward(a), newServer(a), newInit(a),
-		newSchema(a), newDoctor(a), newGC(a), newAudit(a), newApply(a), newPolicy(a), newRole(a), newSecret(a), newVersion(a),
+		newSchema(a), newDoctor(a), newGC(a), newAudit(a), newApply(a), newPolicy(a), newRole(a), newSecret(a), newIdentity(a), newToken(a), newVersion(a),
 	)
 	return cmd
 }
