@@ -15,6 +15,7 @@ import (
 	"isle"
 	"isle/internal/api"
 	"isle/internal/audit"
+	"isle/internal/ledger"
 	"isle/internal/store/sqlite"
 )
 
@@ -55,14 +56,13 @@ type logbook struct {
 	store  *sqlite.Store
 	signer *audit.Signer
 	keep   *audit.Keep
-	ending string // endingFile
 }
 
 // openLogbook opens the state's records and audit log. It refuses a log that does
 // not go on from the checkpoint that is kept outside, unless the operator
 // accepts that; then it records it.
 func openLogbook(cfg Config) (b *logbook, err error) {
-	b = &logbook{ending: filepath.Join(cfg.State, endingFile)}
+	b = &logbook{}
 	defer func() {
 		if err != nil {
 			b.close()
@@ -128,13 +128,48 @@ func missing(path string) bool {
 // accepted records that a log is begun, or taken by the operator, that does not
 // go on from the kept checkpoint.
 func (b *logbook) accepted(kept audit.Checkpoint, head audit.Head, why error) error {
-	if err := b.markEnding("a state was accepted that does not go on from the kept checkpoint: " + why.Error()); err != nil {
-		return err
-	}
 	e := audit.NewEvent(isle.Actor{Kind: isle.System, Name: "server"}, isle.ActionAuditAccept, isle.Resource{Kind: "audit", Name: "log"}, isle.Allow, why.Error()).
 		With("kept_size", strconv.FormatUint(kept.Size, 10)).With("kept_root", kept.Root.String()).With("kept_origin", kept.Origin).
 		With("size", strconv.FormatUint(head.Size, 10)).With("root", head.Root.String())
-	return b.store.Append(context.Background(), e)
+	l, _, err := ledger.Open(context.Background(), b.store, rollbacks)
+	if err != nil {
+		return err
+	}
+	return l.Change(context.Background(), []ledger.Record{{Key: lastAccepted, Body: []byte(e.ID)}}, nil, e)
+}
+
+// rollbacks is the ledger of the older states that the operator accepted, and
+// its records: the entry of the last one, and of the last one whose
+// consequences were drawn. Where they differ, the server died in between.
+const (
+	rollbacks    = "rollback"
+	lastAccepted = "accepted"
+	lastEnded    = "ended"
+)
+
+// endCredentials ends every credential from before an older state was accepted,
+// where that is still to be done. What was revoked since would count again in it.
+func (b *logbook) endCredentials(ctx context.Context, ends ...func(ctx context.Context, why string) error) error {
+	l, records, err := ledger.Open(ctx, b.store, rollbacks)
+	if err != nil {
+		return err
+	}
+	last := map[string]string{}
+	for _, r := range records {
+		last[r.Key] = string(r.Body)
+	}
+	id := last[lastAccepted]
+	if id == last[lastEnded] {
+		return nil
+	}
+	for _, end := range ends {
+		if err := end(ctx, "a state was accepted that does not go on from the kept checkpoint: entry "+id); err != nil {
+			return err
+		}
+	}
+	e := audit.NewEvent(isle.Actor{Kind: isle.System, Name: "server"}, isle.ActionIdentityEndAll, isle.Resource{Kind: "identity", Name: "*"}, isle.Allow,
+		"every credential from before the accepted state").With("accepted", id)
+	return l.Change(ctx, []ledger.Record{{Key: lastEnded, Body: []byte(id)}}, nil, e)
 }
 
 // latest is the time of the last entry: it is past, whatever the clock says.

@@ -3,10 +3,7 @@ package server
 import (
 	"context"
 	"errors"
-	"io/fs"
-	"os"
 	"os/user"
-	"path/filepath"
 	"strings"
 
 	"isle"
@@ -54,49 +51,4 @@ func (r *rooms) reaches(group string) func(subject string) bool {
 		m, ok := r.machines.Machine(name)
 		return ok && r.machines.StateOf(m) == identity.Active
 	}
-}
-
-// endingFile stands in the state folder from before an older state is accepted
-// until every credential of before has ended: a server that dies in between ends
-// them at the next start.
-const endingFile = "credentials.ending"
-
-// markEnding says durably that every credential of before is to end, and why.
-func (b *logbook) markEnding(why string) error {
-	err := os.WriteFile(b.ending, []byte(why), 0o600)
-	if err == nil {
-		err = errors.Join(syncPath(b.ending), syncPath(filepath.Dir(b.ending)))
-	}
-	if err != nil {
-		return isle.Errorf(isle.Unavailable, "it cannot be written down that earlier credentials end: %w", err)
-	}
-	return nil
-}
-
-func syncPath(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
-}
-
-// endCredentials ends every credential of before, where that is to be done.
-func (b *logbook) endCredentials(ctx context.Context, ends ...func(ctx context.Context, why string) error) error {
-	why, err := os.ReadFile(b.ending)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return isle.Errorf(isle.Unavailable, "cannot see whether earlier credentials are to end: %w", err)
-	}
-	for _, end := range ends {
-		if err := end(ctx, string(why)); err != nil {
-			return err
-		}
-	}
-	if err := os.Remove(b.ending); err != nil {
-		return isle.Errorf(isle.Unavailable, "it cannot be noted that earlier credentials have ended: %w", err)
-	}
-	return nil
 }
