@@ -164,11 +164,11 @@ func TestWhatIsClosedIsNotDialedWhateverTheGrantSays(t *testing.T) {
 	for _, answer := range []string{"127.0.0.1", "::ffff:127.0.0.1"} {
 		g := New(Config{Resolve: resolver(answer), Closed: closed})
 		for _, host := range []string{"127.0.0.1", "any.example"} {
-			c, err := g.Dial(t.Context(), me, host, port, prefixes("127.0.0.0/8"))
-			if isle.CodeOf(err) != isle.Refused || !strings.Contains(err.Error(), "of another stage") {
+			if _, err := g.Dial(t.Context(), me, host, port, prefixes("127.0.0.0/8")); isle.CodeOf(err) != isle.Refused || !strings.Contains(err.Error(), "of another stage") {
 				t.Errorf("%s at %s: %v", host, answer, err)
 			}
-			if c, err = g.Dial(t.Context(), isle.NewID(), host, port, prefixes("127.0.0.0/8")); err != nil {
+			c, err := g.Dial(t.Context(), isle.NewID(), host, port, prefixes("127.0.0.0/8"))
+			if err != nil {
 				t.Errorf("somebody else: %v", err)
 				continue
 			}
