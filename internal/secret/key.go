@@ -71,7 +71,11 @@ func UseKey(ctx context.Context, cfg KeyConfig) (*Keyring, error) {
 	if err != nil {
 		return nil, isle.Errorf(isle.Internal, "cannot encode the record of a key: %w", err)
 	}
-	return k, l.Change(ctx, []ledger.Record{{Key: keyRecord, Body: b}}, nil, e)
+	if err := l.Change(ctx, []ledger.Record{{Key: keyRecord, Body: b}}, nil, e); err != nil {
+		// The key counts once it is recorded: the next start finds it.
+		return cfg.without(isle.Errorf(isle.Unavailable, "the key %s cannot be used, since that cannot be recorded: %w", cfg.Path, err)), nil
+	}
+	return k, nil
 }
 
 // openUse reads which key is in use.

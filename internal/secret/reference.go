@@ -103,6 +103,12 @@ func (s *Secrets) fromFile(path string) ([]byte, error) {
 	}
 	f := os.NewFile(uintptr(fd), path)
 	defer f.Close()
+	// Somebody who may write to the folder could have put another file of root's
+	// there, under a second name.
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT == unix.S_IFREG && st.Nlink > 1 {
+		return nil, isle.Errorf(isle.Unavailable, "the file %s has another name elsewhere (a hard link)", path).WithHint("make it a file of its own: cp %s %s.new; mv %s.new %s", path, path, path, path)
+	}
 	b, err := readPrivate(f, MaxValue+1)
 	return bytes.TrimSuffix(b, []byte("\n")), err
 }

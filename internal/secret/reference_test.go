@@ -60,6 +60,7 @@ func TestAFileThatOthersCouldHaveAHandInIsRefused(t *testing.T) {
 			os.Remove(filepath.Dir(p))
 			return os.Symlink(filepath.Dir(outside), filepath.Dir(p))
 		}, "symbolic link"},
+		"a second name":  {func(p string) error { os.Remove(p); return os.Link(outside, p) }, "hard link"},
 		"a folder":       {func(p string) error { os.Remove(p); return os.Mkdir(p, 0o700) }, "is no regular file"},
 		"a pipe":         {func(p string) error { os.Remove(p); return unix.Mkfifo(p, 0o600) }, "is no regular file"},
 		"empty":          {func(p string) error { return os.Truncate(p, 0) }, "is empty"},

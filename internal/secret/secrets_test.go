@@ -361,6 +361,30 @@ func TestAMissingOrAnotherKeyIsSaidAndNeverReplaced(t *testing.T) {
 	w.resolve("db", "first")
 }
 
+func TestAKeyThatCannotBeRecordedCountsAtTheNextStart(t *testing.T) {
+	store, path := ledgertest.New(), filepath.Join(t.TempDir(), "keys", "key")
+	full := isle.Errorf(isle.Exhausted, "the disk is full")
+	k, err := UseKey(t.Context(), KeyConfig{Store: failing{store, full}, Path: path})
+	if err != nil || isle.CodeOf(k.Err()) != isle.Unavailable || !strings.Contains(k.Err().Error(), "the disk is full") {
+		t.Fatalf("%v, %v", k.Err(), err)
+	}
+	made, err := OpenKeyring(path, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if k, err = UseKey(t.Context(), KeyConfig{Store: store, Path: path}); err != nil || k.ID() != made.ID() {
+		t.Errorf("%v, %v", k.Err(), err)
+	}
+}
+
+// failing is a store that can be read only.
+type failing struct {
+	*ledgertest.Memory
+	err error
+}
+
+func (f failing) ChangeLedger(context.Context, ledger.Change) error { return f.err }
+
 func TestANewKeyGivesUpWhatTheOldOneSealed(t *testing.T) {
 	w := newWorld(t)
 	w.set("db", "first")

@@ -6,6 +6,8 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -39,7 +41,7 @@ var kvVersions = map[int]string{
 
 func newVaultServer(t *testing.T) *vaultServer {
 	s := &vaultServer{}
-	s.Server = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	s.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.asked++
 		s.namespace = r.Header.Get("X-Vault-Namespace")
 		w.Header().Set("Content-Type", "application/json")
@@ -72,6 +74,8 @@ func newVaultServer(t *testing.T) *vaultServer {
 			say(status, `{"request_id":"00000000-0000-0000-0000-000000000000","lease_id":"","renewable":false,"lease_duration":0,"data":`+body+`,"wrap_info":null,"warnings":null,"auth":null,"mount_type":"kv"}`)
 		}
 	}))
+	s.Config.ErrorLog = log.New(io.Discard, "", 0) // it is refused by clients on purpose
+	s.StartTLS()
 	t.Cleanup(s.Close)
 	return s
 }
