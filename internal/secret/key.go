@@ -23,8 +23,6 @@ type KeyConfig struct {
 	// Anew takes whatever key is at Path, or a new one, in place of the one in
 	// use. What that has sealed is lost, if it is not put back.
 	Anew bool
-	// Lose is called before another key takes the place of one; nil does nothing.
-	Lose func(ctx context.Context) error
 	Log  *slog.Logger // nil discards
 }
 
@@ -57,11 +55,6 @@ func UseKey(ctx context.Context, cfg KeyConfig) (*Keyring, error) {
 		return k, nil
 	case !first && !cfg.Anew:
 		return cfg.without(cfg.giveUp("the key at %s is another one (%s) than that of this state folder's secrets (%s)", cfg.Path, k.ID(), use.ID)), nil
-	}
-	if !first && cfg.Lose != nil {
-		if err := cfg.Lose(ctx); err != nil {
-			return nil, err
-		}
 	}
 	e := audit.NewEvent(isle.Actor{Kind: isle.System, Name: "server"}, isle.ActionSecretKey, isle.Resource{Kind: "server", Name: "server"}, isle.Allow, "").With("key", k.ID())
 	if !first {

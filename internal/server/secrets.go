@@ -10,8 +10,6 @@ import (
 
 	"isle"
 	"isle/internal/api"
-	"isle/internal/audit"
-	"isle/internal/ledger"
 	"isle/internal/secret"
 )
 
@@ -32,9 +30,6 @@ func KeysPath(keys, state string) string {
 	return keptFor(keys, state)
 }
 
-// issuerLedger is the other ledger with what the key has sealed.
-const issuerLedger = "issuer"
-
 // openSecrets opens the key and the secrets. A key that is missing stops
 // neither the server nor what runs without secrets.
 func (r *rooms) openSecrets(ctx context.Context) (err error) {
@@ -46,7 +41,6 @@ func (r *rooms) openSecrets(ctx context.Context) (err error) {
 	}
 	r.key, err = secret.UseKey(ctx, secret.KeyConfig{
 		Store: r.store, Path: path, Anew: cfg.NewKey, Log: r.server.log,
-		Lose: func(ctx context.Context) error { return loseIssuer(ctx, r.store) },
 	})
 	if err != nil {
 		return err
@@ -56,21 +50,6 @@ func (r *rooms) openSecrets(ctx context.Context) (err error) {
 		Getenv: r.server.variables.get, Files: cfg.SecretFiles, Vault: cfg.Vault,
 	})
 	return err
-}
-
-// loseIssuer takes the issuer's keys away, which the key that is gone has
-// sealed: the issuer begins anew, and what it issued counts no longer.
-func loseIssuer(ctx context.Context, store ledger.Store) error {
-	l, records, err := ledger.Open(ctx, store, issuerLedger)
-	if err != nil || len(records) == 0 {
-		return err
-	}
-	var keys []string
-	for _, r := range records {
-		keys = append(keys, r.Key)
-	}
-	return l.Change(ctx, nil, keys, audit.NewEvent(isle.Actor{Kind: isle.System, Name: "server"}, isle.ActionIssuerRotate,
-		isle.Resource{Kind: "server", Name: "server"}, isle.Allow, "the key that sealed the issuer's keys was given up"))
 }
 
 // within says whether a path is dir or below it. Links are followed as far as
