@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"isle"
@@ -407,6 +408,43 @@ func TestANewKeyGivesUpWhatTheOldOneSealed(t *testing.T) {
 	}
 	w.set("db", "second")
 	w.resolve("db", "second")
+}
+
+func TestManyAtOnceGetOneWholeVersionEach(t *testing.T) {
+	w := newWorld(t)
+	w.set("db", "value 0")
+	var all sync.WaitGroup
+	for i := range 4 {
+		all.Go(func() {
+			for j := range 10 {
+				if _, err := w.s.Set(t.Context(), ann, "db", fmt.Appendf(nil, "value %d-%d", i, j)); err != nil {
+					t.Error(err)
+				}
+				v, err := w.s.Resolve(t.Context(), "db")
+				if err != nil || !strings.HasPrefix(string(v.Reveal()), "value ") {
+					t.Errorf("%q, %v", v.Reveal(), err)
+				}
+				v.Destroy()
+				if _, err := w.s.List(); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	all.Wait()
+	list, err := w.s.List()
+	if err != nil || list[0].Last().Number != 41 {
+		t.Errorf("%+v, %v", list[0].Last(), err)
+	}
+	for i, v := range list[0].Versions {
+		if v.Number != i+1 {
+			t.Errorf("version %d is the %d.", v.Number, i+1)
+		}
+	}
+	w.open()
+	if err := w.s.Err(); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestAValueDoesNotPrintItself(t *testing.T) {
