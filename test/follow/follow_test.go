@@ -56,7 +56,7 @@ func serve(t *testing.T) *log {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	t.Setenv("XDG_STATE_HOME", filepath.Join(dir, "client"))
 	l := &log{t: t, state: filepath.Join(dir, "state"), isle: isle}
-	cmd := exec.Command(isle, "server", "--state", l.state, "--checkpoints", filepath.Join(dir, "kept"), "--audit-listen", "127.0.0.1:0", "--names", "off")
+	cmd := exec.Command(isle, "server", "--state", l.state, "--checkpoints", filepath.Join(dir, "kept"), "--keys", filepath.Join(dir, "keys"), "--audit-listen", "127.0.0.1:0", "--names", "off")
 	out, err := cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
