@@ -90,7 +90,7 @@ const referenceTail = `
 
 - Services share one network: no two may declare the same port, in ` + "`ports`" + ` or as ` + "`healthcheck.tcp`" + `.
 - ` + "`depends_on`" + ` names services of the file and has no cycle.
-- Volumes and tmpfs lie neither in one another, nor in /proc, /dev, /sys or /isle, nor over what ` + "`copy`" + ` puts there.
+- Volumes and tmpfs lie neither in one another, nor in /proc, /dev, /sys, /isle or /run/isle, nor over what ` + "`copy`" + ` puts there.
 - At most 64 services, and 512 packages, 64 copies, 64 run steps, 16 volumes, 32 tmpfs, 64 ports and 256 variables
   each; at most 64 egress destinations.
 

@@ -240,7 +240,7 @@ func parseCPUs(s string) (float64, error) {
 }
 
 // reserved are the folders inside that belong to the kernel and to Isle.
-var reserved = []string{"/proc", "/dev", "/sys", "/isle"}
+var reserved = []string{"/proc", "/dev", "/sys", "/isle", "/run/isle"}
 
 // parsePath accepts an absolute, clean path inside.
 func parsePath(s string) (string, error) {

@@ -163,7 +163,7 @@ func mountable(at string) bool {
 	if !path.IsAbs(at) || path.Clean(at) != at || at == "/" || strings.ContainsRune(at, 0) {
 		return false
 	}
-	for _, taken := range []string{"/proc", "/sys", "/isle", "/dev/pts"} {
+	for _, taken := range []string{"/proc", "/sys", "/isle", "/run/isle", "/dev/pts"} {
 		if at == taken || strings.HasPrefix(at, taken+"/") {
 			return false
 		}
