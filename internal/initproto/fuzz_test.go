@@ -42,6 +42,8 @@ func FuzzHello(f *testing.F) {
 	h := NewHello(c, KindWork, isle.NewID(), secret)
 	f.Add(h.Encode())
 	f.Add(make([]byte, helloSize))
+	h = NewHello(c, KindWorkload, isle.NewID(), secret)
+	f.Add(h.Encode())
 	key, _ := keyOf(isle.DigestOf([]byte("another secret")))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if _, err := ParseChallenge(b); err == nil && len(b) != challengeSize {

@@ -18,8 +18,9 @@ type Kind byte
 
 // The kinds of connection.
 const (
-	KindEvents Kind = 1
-	KindWork   Kind = 2
+	KindEvents   Kind = 1
+	KindWork     Kind = 2
+	KindWorkload Kind = 3
 )
 
 // SecretSize is the size of a launch's secret, in bytes.
@@ -123,7 +124,7 @@ func ParseHello(b []byte) (Hello, error) {
 	switch {
 	case h.Version != Version:
 		return h, fmt.Errorf("%w: version %d", errFrame, h.Version)
-	case h.Kind != KindEvents && h.Kind != KindWork:
+	case h.Kind != KindEvents && h.Kind != KindWork && h.Kind != KindWorkload:
 		return h, fmt.Errorf("%w: kind %d", errFrame, h.Kind)
 	case !h.Launch.Valid():
 		return h, fmt.Errorf("%w: launch %q", errFrame, h.Launch)

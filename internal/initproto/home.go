@@ -22,6 +22,11 @@ type HomeConfig struct {
 	// is called at most once a second for each instance, and ever more seldom,
 	// down to once an hour, while that goes on. Nil: nobody is told.
 	Refused func(Refusal)
+	// Workload serves a connection to the WorkloadSocket of a launch of the
+	// instance, and returns when that has ended; then it is closed. It is closed
+	// under it, too, when the launch is forgotten. The connection has CloseWrite.
+	// Nil: such connections are closed.
+	Workload func(instance, launch isle.ID, conn net.Conn)
 }
 
 // A Refusal is one or more connections that failed the handshake.
@@ -36,8 +41,9 @@ type Refusal struct {
 // A Home is the server's half of the protocol: airlocks Serve it connections,
 // and it hands out the Lines of launches. It implements Lines.
 type Home struct {
-	log     *slog.Logger
-	refused func(Refusal)
+	log      *slog.Logger
+	refused  func(Refusal)
+	workload func(instance, launch isle.ID, conn net.Conn)
 
 	mu       sync.Mutex
 	launches map[isle.ID]*launch
@@ -64,8 +70,9 @@ type launch struct {
 	mu      sync.Mutex // above what follows
 	parked  []*Conn    // idle work connections, oldest first
 	arrived chan struct{}
-	events  *Conn // the current one
-	waiting int   // events connections that wait for their turn
+	events  *Conn              // the current one
+	waiting int                // events connections that wait for their turn
+	serving map[*Conn]struct{} // workload connections
 
 	deliver sync.Mutex // held by who calls sink, so that events stay in order
 	lastSeq uint64     // under deliver: what sink has had
@@ -81,6 +88,7 @@ func NewHome(cfg HomeConfig) *Home {
 	return &Home{
 		log:      cfg.Log,
 		refused:  cfg.Refused,
+		workload: cfg.Workload,
 		launches: map[isle.ID]*launch{},
 		pending:  map[isle.ID][]*Conn{},
 		refusals: map[isle.ID]*refusals{},
@@ -96,7 +104,7 @@ func (h *Home) Expect(instance, id isle.ID, secretHash isle.Digest, sink Events)
 		return
 	}
 	l := &launch{home: h, instance: instance, id: id, key: key, sink: sink,
-		gone: make(chan struct{}), arrived: make(chan struct{})}
+		gone: make(chan struct{}), arrived: make(chan struct{}), serving: map[*Conn]struct{}{}}
 	h.mu.Lock()
 	old := h.launches[id]
 	h.launches[id] = l
@@ -198,11 +206,14 @@ func (h *Home) handshake(instance isle.ID, c *Conn) {
 		c.Close()
 		return
 	}
-	if hello.Kind == KindEvents {
+	switch hello.Kind {
+	case KindEvents:
 		l.serveEvents(c)
-		return
+	case KindWorkload:
+		l.serveWorkload(c)
+	default:
+		l.park(c)
 	}
-	l.park(c)
 }
 
 // identify does home's half of the handshake.
@@ -310,6 +321,9 @@ func (l *launch) end() {
 	if l.events != nil {
 		l.events.Close()
 	}
+	for c := range l.serving {
+		c.Close()
+	}
 }
 
 func (l *launch) ended() bool {
@@ -319,6 +333,24 @@ func (l *launch) ended() bool {
 	default:
 		return false
 	}
+}
+
+// serveWorkload hands a workload connection on until it ends.
+func (l *launch) serveWorkload(c *Conn) {
+	defer c.Close()
+	l.mu.Lock()
+	if l.ended() || len(l.serving) >= MaxWorkload || l.home.workload == nil {
+		l.mu.Unlock()
+		return
+	}
+	l.serving[c] = struct{}{}
+	l.mu.Unlock()
+	defer func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		delete(l.serving, c)
+	}()
+	l.home.workload(l.instance, l.id, &forwarded{c})
 }
 
 // park keeps a work connection until a request needs it.

@@ -3,13 +3,14 @@
 // isle-init is PID 1 of every service. It dials home: TCP to HomeAddress,
 // which exists only inside its airlock. Each connection begins with a handshake
 // that proves the launch by its secret, within HandshakeTimeout. Then it is one
-// of two kinds. On the events connection isle-init sends numbered events (setup
+// of three kinds. On the events connection isle-init sends numbered events (setup
 // done, started, health, log, exited) and the server acknowledges each; what is
 // not acknowledged is sent again after a reconnect. Work connections are parked:
 // isle-init keeps ParkedConnections of them open and idle; the server takes one
 // and writes a Request (exec, forward, copy, list, signal, stop) on it, and
 // isle-init dials another in its place. So a request costs one round trip, and
-// every piece of work has a connection and flow control of its own.
+// every piece of work has a connection and flow control of its own. A workload
+// connection is one that something in the service made to WorkloadSocket.
 //
 // Frames are a type byte, a big-endian uint32 length of at most MaxFrame, and
 // the payload; structured payloads are JSON, the frequent ones binary. Both
@@ -57,6 +58,21 @@
 //	           in any order
 //	signal     nothing more
 //	stop       nothing more; the Exited event follows in time
+//
+// # A workload connection
+//
+// isle-init listens on a unix socket at WorkloadSocket, before anything of the
+// service runs. For each connection that it accepts it dials home; from the
+// Welcome on the bytes of the one are those of the other, both ways, unframed,
+// with half-close. What is spoken there is none of this package's business (it
+// is the SPIFFE Workload API), and says nothing about who speaks: that is the
+// launch which the handshake proved, so the socket serves whoever in the
+// service can open it, and no one else.
+//
+// At most MaxWorkload of them are open at once for a launch. isle-init accepts
+// no more, so that they wait in the kernel's queue, and home ends a new one
+// beyond. While the server is away what is accepted is closed at once: clients
+// of the Workload API try again by themselves.
 package initproto
 
 import (
@@ -95,6 +111,10 @@ const (
 	MaxParked = 8
 	// MaxOutput bounds, in bytes, the end of setup's output that is reported.
 	MaxOutput = 16 << 10
+	// MaxWorkload bounds a launch's workload connections.
+	MaxWorkload = 32
+	// WorkloadSocket is where a service finds its Workload API.
+	WorkloadSocket = "/run/isle/workload.sock"
 	// MaxDetail bounds, in bytes, a reason or a health check's last words.
 	MaxDetail = 1 << 10
 )
