@@ -207,13 +207,19 @@ func forward(c *initproto.Conn, port int) {
 	if !respond(c, nil) {
 		return
 	}
+	join(c, to)
+}
+
+// join passes on bytes both ways until both have ended. The end of one
+// direction is passed on too; an error ends both.
+func join(c *initproto.Conn, to net.Conn) {
 	var up sync.WaitGroup
 	up.Go(func() {
 		if _, err := io.Copy(to, c.Reader); err != nil {
 			to.Close()
 			return
 		}
-		if h, ok := to.(*net.TCPConn); ok {
+		if h, ok := to.(interface{ CloseWrite() error }); ok {
 			_ = h.CloseWrite()
 		}
 	})

@@ -3,7 +3,8 @@
 // It reads its orders (initproto.Boot) from file descriptor 3, hides the secret
 // in them, runs setup and the command with no more privileges than the service
 // named, reaps what is orphaned, dials home and does there what the server asks
-// (package initproto). When the command has ended and the server knows, it ends
+// (package initproto). It also listens on the socket of the service's Workload
+// API, and carries what comes to it home. When the command has ended and the server knows, it ends
 // with the command's exit code.
 //
 // The server may be away for as long as it likes: the command goes on, its last

@@ -105,6 +105,7 @@ type sandbox struct {
 	cmd      *exec.Cmd
 	ended    chan struct{}
 	refused  chan initproto.Refusal
+	workload func(net.Conn) // serves the Workload API, if set
 }
 
 // events records what isle-init tells.
@@ -185,7 +186,13 @@ func launch(t testing.TB, change func(*initproto.Boot)) *sandbox {
 // launchTo starts a service whose events go to e.
 func launchTo(t testing.TB, e *events, change func(*initproto.Boot)) *sandbox {
 	t.Helper()
-	s := &sandbox{t: t, instance: isle.NewID(), ended: make(chan struct{}), refused: make(chan initproto.Refusal, 100), events: e}
+	return launchServing(t, e, nil, change)
+}
+
+// launchServing starts a service whose Workload API is workload.
+func launchServing(t testing.TB, e *events, workload func(net.Conn), change func(*initproto.Boot)) *sandbox {
+	t.Helper()
+	s := &sandbox{t: t, workload: workload, instance: isle.NewID(), ended: make(chan struct{}), refused: make(chan initproto.Refusal, 100), events: e}
 	s.boot = initproto.Boot{Launch: isle.NewID(), Secret: []byte("the secret of exactly 32 bytes!!"), Hostname: "web"}
 	s.listen("127.0.0.1:0")
 	s.boot.Home = s.address
@@ -209,7 +216,12 @@ func (s *sandbox) listen(address string) {
 		s.t.Fatal(err)
 	}
 	s.listener, s.address = l, l.Addr().String()
-	s.home = initproto.NewHome(initproto.HomeConfig{Refused: func(r initproto.Refusal) { s.refused <- r }})
+	s.home = initproto.NewHome(initproto.HomeConfig{Refused: func(r initproto.Refusal) { s.refused <- r },
+		Workload: func(instance, launch isle.ID, conn net.Conn) {
+			if s.workload != nil && instance == s.instance && launch == s.boot.Launch {
+				s.workload(conn)
+			}
+		}})
 	go func(home *initproto.Home) {
 		for {
 			c, err := l.Accept()

@@ -47,6 +47,9 @@ func (s *service) run(signals <-chan os.Signal) int {
 	// like any other reason why the command does not start.
 	var err error
 	s.user, err = lookUser("", s.boot.User)
+	if err == nil {
+		err = s.offerWorkload()
+	}
 	go s.callHome()
 	for range initproto.ParkedConnections {
 		go s.waitForWork()

@@ -1,0 +1,87 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path"
+	"time"
+
+	"isle/internal/initproto"
+)
+
+const (
+	// endpointVariable names the socket to clients (SPIFFE Workload Endpoint,
+	// section 4).
+	endpointVariable = "SPIFFE_ENDPOINT_SOCKET"
+	// slotTime is how long a connection to the Workload API keeps others from
+	// its place at least, however soon it ends: so none makes more than
+	// MaxWorkload of them in it, for each of which the server does work.
+	slotTime = 250 * time.Millisecond
+)
+
+// offerWorkload begins to serve the Workload API. A service without it does not
+// start: an identity is no matter of luck.
+func (s *service) offerWorkload() error {
+	l, err := listenWorkload(initproto.WorkloadSocket)
+	if err == nil {
+		go s.serveWorkload(l)
+	}
+	return err
+}
+
+// listenWorkload makes the socket of the Workload API, for every user inside.
+// /run is in memory and this launch's own, and nothing of the service has run
+// yet. What does later may remove the socket or put another in its place; it
+// then misleads its own launch.
+func listenWorkload(at string) (*net.UnixListener, error) {
+	dir := path.Dir(at)
+	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, fmt.Errorf("cannot make the folder of the Workload API: %w", err)
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: at, Net: "unix"})
+	if err != nil {
+		return nil, fmt.Errorf("cannot make the socket of the Workload API: %w", err)
+	}
+	l.SetUnlinkOnClose(false) // by then the name may be something else's
+	if err := os.Chmod(at, 0o666); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("cannot open the socket of the Workload API to all users: %w", err)
+	}
+	return l, nil
+}
+
+// serveWorkload carries connections to the Workload API home, for the life of
+// the process. Beyond the bound they wait in the kernel's queue.
+func (s *service) serveWorkload(l *net.UnixListener) {
+	slots := make(chan struct{}, initproto.MaxWorkload)
+	for {
+		slots <- struct{}{}
+		c, err := l.AcceptUnix()
+		if err != nil { // no descriptor is left, for now: root inside can see to that
+			<-slots
+			time.Sleep(firstPause)
+			continue
+		}
+		free := time.After(slotTime)
+		go func() {
+			s.carry(c)
+			<-free
+			<-slots
+		}()
+	}
+}
+
+// carry joins a connection to the Workload API to one home. Where home does not
+// answer it just ends: the client tries again when it likes.
+func (s *service) carry(c *net.UnixConn) {
+	defer c.Close()
+	home, err := s.dialOnce(initproto.KindWorkload)
+	if err != nil {
+		return
+	}
+	defer home.Close()
+	join(home, c)
+}
