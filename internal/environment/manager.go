@@ -292,6 +292,32 @@ func (m *Manager) ByInstance(instance isle.ID) (Environment, bool) {
 	return Environment{}, false
 }
 
+// ByLaunch returns the environment and the service of a launch that is to run:
+// not that of one which was replaced, nor of an environment that is to be down.
+func (m *Manager) ByLaunch(instance, launch isle.ID) (e Environment, service string, ok bool) {
+	e, ok = m.ByInstance(instance)
+	if !ok || e.Desired == WantDown {
+		return Environment{}, "", false
+	}
+	for _, s := range e.Services {
+		if s.Launch == launch {
+			return e, s.Name, true
+		}
+	}
+	return Environment{}, "", false
+}
+
+// Over returns when a launch is not ByLaunch any more, or ctx ends.
+func (m *Manager) Over(ctx context.Context, instance, launch isle.ID) {
+	for _, l := range m.all() {
+		if l.instance == instance {
+			_ = l.wait(ctx, func(e Environment) bool {
+				return e.Desired == WantDown || !slices.ContainsFunc(e.Services, func(s Service) bool { return s.Launch == launch })
+			})
+		}
+	}
+}
+
 // Usage returns what an environment uses now.
 func (m *Manager) Usage(ctx context.Context, ref isle.Ref) (Usage, error) {
 	l, err := m.get(ref)
