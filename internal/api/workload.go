@@ -49,7 +49,7 @@ const (
 type WorkloadConfig struct {
 	SVIDs SVIDs
 	// Issuing records that a document is about to be given, and returns when
-	// that is durable; where it fails none is given. It is called for each
+	// that is durable; where it fails it is not given. It is called for each
 	// request, and not when a stream renews what it gave. It does not let a
 	// caller fill the log.
 	Issuing func(ctx context.Context, caller WorkloadCaller, kind string, audience []string) error
@@ -120,12 +120,12 @@ func workloadError(err error) error {
 // API standard, 5.2.1).
 func (w *workloads) fetchX509SVID(ctx context.Context, _ *workload.X509SVIDRequest, stream *connect.ServerStream[workload.X509SVIDResponse]) error {
 	caller := workloadFrom(ctx)
-	if err := w.Issuing(ctx, caller, IssueX509, nil); err != nil {
-		return workloadError(err)
-	}
-	for {
+	for first := true; ; first = false {
 		over := w.SVIDs.Over()
 		svid, err := w.SVIDs.X509SVID(caller.ID)
+		if err == nil && first {
+			err = w.Issuing(ctx, caller, IssueX509, nil)
+		}
 		if err != nil {
 			return workloadError(err)
 		}
@@ -223,10 +223,10 @@ func (w *workloads) fetchJWTSVID(ctx context.Context, r *workload.JWTSVIDRequest
 		w.Refused(caller, IssueJWT, asked)
 		return nil, connect.NewError(connect.CodePermissionDenied, errors.New("a service gets documents of its own identity only, which is "+caller.ID.String()))
 	}
-	if err := w.Issuing(ctx, caller, IssueJWT, r.Audience); err != nil {
-		return nil, workloadError(err)
-	}
 	svid, err := w.SVIDs.JWTSVID(caller.ID, r.Audience)
+	if err == nil {
+		err = w.Issuing(ctx, caller, IssueJWT, r.Audience)
+	}
 	if err != nil {
 		return nil, workloadError(err)
 	}
