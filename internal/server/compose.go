@@ -48,6 +48,7 @@ type rooms struct {
 	home     *initproto.Home
 	manager  *environment.Manager
 	handler  http.Handler
+	identities
 
 	stopFollow context.CancelFunc
 	following  sync.WaitGroup
@@ -100,7 +101,10 @@ func compose(s *Server) (r *rooms, err error) {
 	if r.builder, err = build.New(build.Config{Images: r.images, Archive: archive, Sandbox: r.driver, Cache: at("build")}); err != nil {
 		return r, err
 	}
-	r.home = initproto.NewHome(initproto.HomeConfig{Log: s.log, Refused: r.impostor})
+	if err := r.openIdentity(context.Background()); err != nil {
+		return r, err
+	}
+	r.home = initproto.NewHome(initproto.HomeConfig{Log: s.log, Refused: r.impostor, Workload: r.serveWorkload})
 	r.airlocks, err = airlock.New(airlock.Config{
 		Dir: at("airlocks"), Home: r.home.Serve, Egress: gateway.New(gateway.Config{Closed: r.closed}), Refused: r.refused,
 		Inherited: adoptFiles(), Log: s.log, Fault: cfg.fault(),
@@ -174,6 +178,7 @@ func (r *rooms) reconcile(ctx context.Context) error {
 	r.stopFollow = cancel
 	r.following.Go(func() { r.followPolicy(follow) }) // ends with close
 	r.following.Go(func() { r.machines.Run(follow) }) // so does this
+	r.following.Go(func() { r.issuer.Run(follow) })   // and this
 	return nil
 }
 
@@ -203,6 +208,9 @@ func (r *rooms) close(successor bool) error {
 	}
 	if r.home != nil {
 		errs = append(errs, r.home.Close())
+	}
+	if r.workloads != nil { // their connections are closed; what they were doing ends
+		errs = append(errs, r.workloads.Close())
 	}
 	if r.refusals != nil { // the airlocks told of their last ones as they stopped
 		r.refusals.close()
