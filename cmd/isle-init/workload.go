@@ -16,10 +16,13 @@ const (
 	// endpointVariable names the socket to clients (SPIFFE Workload Endpoint,
 	// section 4).
 	endpointVariable = "SPIFFE_ENDPOINT_SOCKET"
-	// slotTime is how long a connection to the Workload API keeps others from
-	// its place at least, however soon it ends: so none makes more than
-	// MaxWorkload of them in it, for each of which the server does work.
+	// slotTime is how long a connection to the Workload API that reached home
+	// keeps others from its place at least, however soon it ends: so there are
+	// no more than MaxWorkload of them in it, for each of which the server, which
+	// the service's limits do not count, does work.
 	slotTime = 250 * time.Millisecond
+	// firstWord is how long one may say nothing, in which it does not reach home.
+	firstWord = 10 * time.Second
 )
 
 // offerWorkload begins to serve the Workload API. A service without it does not
@@ -65,23 +68,35 @@ func (s *service) serveWorkload(l *net.UnixListener) {
 			time.Sleep(firstPause)
 			continue
 		}
-		free := time.After(slotTime)
 		go func() {
-			s.carry(c)
-			<-free
+			if began := time.Now(); s.carry(c) {
+				time.Sleep(slotTime - time.Since(began))
+			}
 			<-slots
 		}()
 	}
 }
 
-// carry joins a connection to the Workload API to one home. Where home does not
-// answer it just ends: the client tries again when it likes.
-func (s *service) carry(c *net.UnixConn) {
+// carry joins a connection to the Workload API to one home, once it has said
+// something; dialed is whether it came to that. Where home does not answer it
+// just ends: the client tries again when it likes.
+func (s *service) carry(c *net.UnixConn) (dialed bool) {
 	defer c.Close()
+	first := make([]byte, 4<<10)
+	if c.SetReadDeadline(time.Now().Add(firstWord)) != nil {
+		return false
+	}
+	n, err := c.Read(first)
+	if err != nil || c.SetReadDeadline(time.Time{}) != nil {
+		return false
+	}
 	home, err := s.dialOnce(initproto.KindWorkload)
 	if err != nil {
-		return
+		return true
 	}
 	defer home.Close()
-	join(home, c)
+	if _, err := home.Write(first[:n]); err == nil {
+		join(home, c)
+	}
+	return true
 }

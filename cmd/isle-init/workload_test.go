@@ -76,7 +76,7 @@ func TestAThousandConnectionsToTheWorkloadAPIAreAFewAtHome(t *testing.T) {
 		now.Add(-1)
 	}, nil)
 	r := s.sh(`perl -MIO::Socket::UNIX -e '
-		my @c; for (1..1000) { push @c, IO::Socket::UNIX->new(Peer => "/run/isle/workload.sock") or last } print scalar(@c), "\n"; sleep 1;'`)
+		my @c; for (1..1000) { my $c = IO::Socket::UNIX->new(Peer => "/run/isle/workload.sock") or last; $c->send("x"); push @c, $c } print scalar(@c), "\n"; sleep 1;'`)
 	if n := most.Load(); n == 0 || n > initproto.MaxWorkload {
 		t.Errorf("%d connections at once at home; inside: %+v", n, r)
 	}

@@ -62,9 +62,9 @@
 // # A workload connection
 //
 // isle-init listens on a unix socket at WorkloadSocket, before anything of the
-// service runs. For each connection that it accepts it dials home; from the
-// Welcome on the bytes of the one are those of the other, both ways, unframed,
-// with half-close. What is spoken there is none of this package's business (it
+// service runs. For each connection that it accepts, once something was said on
+// it, it dials home; from the Welcome on the bytes of the one are those of the
+// other, both ways, unframed, with half-close. What is spoken there is none of this package's business (it
 // is the SPIFFE Workload API), and says nothing about who speaks: that is the
 // launch which the handshake proved, so the socket serves whoever in the
 // service can open it, and no one else.
