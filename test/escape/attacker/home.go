@@ -44,7 +44,7 @@ func pose(args []string) {
 	var old []byte
 	for _, id := range args {
 		launch := isle.ID(id)
-		for _, kind := range []initproto.Kind{initproto.KindEvents, initproto.KindWork} {
+		for _, kind := range []initproto.Kind{initproto.KindEvents, initproto.KindWork, initproto.KindWorkload} {
 			c, challenge, err := dialHome()
 			if err != nil {
 				try("dial home", err)
