@@ -24,7 +24,7 @@ import (
 func main() {
 	runs := flag.Int("n", 30, "counted runs of each command")
 	fleet := flag.Int("fleet", 100, "environments up and down in parallel")
-	only := flag.String("only", "", "one of policy, log, keys, launch, where, run, exec, noop, fleet")
+	only := flag.String("only", "", "one of policy, log, keys, launch, svid, where, run, exec, noop, fleet")
 	entries := flag.Int("entries", 1_000_000, "entries of the audit log that is verified")
 	bin := flag.String("bin", "bin", "folder of isle and isle-init")
 	inner := flag.String("inner", "", "internal: the state folder, in the private mount namespace")
@@ -132,6 +132,7 @@ func measure(state, bin, only string, runs, fleet int) error {
 		run  func(context.Context) error
 	}{
 		{"launch", func(ctx context.Context) error { return b.launch(ctx, runs) }},
+		{"svid", func(ctx context.Context) error { return b.firstSVID(ctx, runs) }},
 		{"where", func(ctx context.Context) error { return b.where(ctx, runs) }},
 		{"run", func(ctx context.Context) error { return b.run(ctx, runs) }},
 		{"exec", func(ctx context.Context) error { return b.exec(ctx, runs*3) }},

@@ -95,12 +95,21 @@ func sources(ctx context.Context) {
 	say("bundle source", "%v", err)
 }
 
-// first says how long it took until there was an SVID.
+// first says so when it has its first SVID, and goes on.
 func first([]string) {
 	ctx, cancel := background()
 	defer cancel()
-	_, err := workloadapi.FetchX509SVID(ctx)
-	say("first", "%d %v", time.Now().UnixNano(), err)
+	if _, err := workloadapi.FetchX509SVID(ctx); err != nil {
+		say("first", "%v", err)
+		return
+	}
+	say("ready", "")
+	select {}
+}
+
+// idle says that it runs, and goes on.
+func idle([]string) {
+	say("ready", "")
 	select {}
 }
 
