@@ -131,7 +131,7 @@ func serviceShape() shape[Service] {
 		key("user", "", "Who the command runs as: a name of the image's /etc/passwd, uid or uid:gid. Without it, root of the environment's own user namespace, which is nobody on the machine.",
 			scalar("a user", schema{AnyOf: []*schema{{Type: "string", Pattern: userPattern}, {Type: "integer", Minimum: new(0.0), Maximum: new(float64(maxUID))}}}, parseUser), func(s *Service) *string { return &s.User }),
 		key("workdir", "", "The folder that commands start in. Without it, /.", text("a path", absolutePattern, parsePath), func(s *Service) *string { return &s.Workdir }),
-		key("env", "", "Environment variables. Numbers and booleans are taken as they are written. No secrets here: the file is code.",
+		key("env", "", "Environment variables. Numbers and booleans are taken as they are written. No secrets here: the file is code. SPIFFE_ENDPOINT_SOCKET, which names the socket of the service's identity, is there already.",
 			convert(env, func(in [][2]string) map[string]string {
 				out := make(map[string]string, len(in))
 				for _, kv := range in {
