@@ -193,6 +193,9 @@ func (w *workloads) follow(ctx context.Context, part func(identity.Bundle) []byt
 	for {
 		over := w.SVIDs.Over()
 		bundle := w.SVIDs.Bundle()
+		if bundle.TrustDomain == "" { // nobody issues
+			return connect.NewError(connect.CodeUnavailable, errors.New("this server has no bundle now; `isle doctor` says why"))
+		}
 		if now := part(bundle); sent == nil || !bytes.Equal(now, sent) {
 			if err := send("spiffe://"+bundle.TrustDomain, now); err != nil {
 				return err
