@@ -21,27 +21,27 @@ import (
 	"isle/internal/ledger/ledgertest"
 )
 
-// A clock is set by a test.
-type clock struct {
+// A setClock is a clock that a test sets.
+type setClock struct {
 	mu  sync.Mutex
 	now time.Time
 }
 
-func newClock() *clock { return &clock{now: time.Now()} }
+func newSetClock() *setClock { return &setClock{now: time.Now()} }
 
-func (c *clock) Now() time.Time {
+func (c *setClock) Now() time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.now
 }
 
-func (c *clock) Add(d time.Duration) {
+func (c *setClock) Add(d time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.now = c.now.Add(d)
 }
 
-func open(t *testing.T, cfg identity.IssuerConfig) *identity.Issuer {
+func openIssuer(t *testing.T, cfg identity.IssuerConfig) *identity.Issuer {
 	t.Helper()
 	if cfg.Store == nil {
 		cfg.Store = ledgertest.New()
@@ -91,8 +91,8 @@ func bundles(t *testing.T, i *identity.Issuer) *spiffebundle.Bundle {
 }
 
 func TestAnX509SVIDIsWhatTheStandardSays(t *testing.T) {
-	c := newClock()
-	i := open(t, identity.IssuerConfig{Now: c.Now, TrustDomain: "isle.test"})
+	c := newSetClock()
+	i := openIssuer(t, identity.IssuerConfig{Now: c.Now, TrustDomain: "isle.test"})
 	s, err := i.X509SVID(web(i))
 	if err != nil {
 		t.Fatal(err)
@@ -130,7 +130,7 @@ func TestAnX509SVIDIsWhatTheStandardSays(t *testing.T) {
 }
 
 func TestAJWTSVIDIsWhatTheStandardSays(t *testing.T) {
-	i := open(t, identity.IssuerConfig{URL: func() string { return "https://isle.test:7443" }})
+	i := openIssuer(t, identity.IssuerConfig{URL: func() string { return "https://isle.test:7443" }})
 	s, err := i.JWTSVID(web(i), []string{"db", "https://other.test"})
 	if err != nil {
 		t.Fatal(err)
@@ -149,13 +149,13 @@ func TestAJWTSVIDIsWhatTheStandardSays(t *testing.T) {
 	if err != nil || subject != web(i).String() || claims["sub"] != subject {
 		t.Errorf("the issuer itself says %q, %v", subject, err)
 	}
-	if _, err := jwtsvid.ParseAndValidate(s.Token, bundles(t, open(t, identity.IssuerConfig{TrustDomain: i.TrustDomain()})), []string{"db"}); err == nil {
+	if _, err := jwtsvid.ParseAndValidate(s.Token, bundles(t, openIssuer(t, identity.IssuerConfig{TrustDomain: i.TrustDomain()})), []string{"db"}); err == nil {
 		t.Error("it counts by another issuer's keys")
 	}
 }
 
 func TestNoIdentityIsGivenThatIsNotOne(t *testing.T) {
-	i := open(t, identity.IssuerConfig{})
+	i := openIssuer(t, identity.IssuerConfig{})
 	for _, id := range []identity.SPIFFEID{
 		{},
 		{TrustDomain: "other.test", Project: "shop", Stage: "testing", Name: "a", Service: "web"},

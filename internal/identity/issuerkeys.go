@@ -61,8 +61,8 @@ type term struct {
 	from, until time.Time
 }
 
-// A keyRecord is what the ledger keeps of a key.
-type keyRecord struct {
+// An issuerRecord is what the ledger keeps of a key.
+type issuerRecord struct {
 	ID     string    `json:"id"` // the RFC 7638 thumbprint (SHA-256, base64url) of its public key
 	Kind   string    `json:"kind"`
 	Made   time.Time `json:"made"`
@@ -74,7 +74,7 @@ type keyRecord struct {
 
 // An issuerKey is a key that is open.
 type issuerKey struct {
-	keyRecord
+	issuerRecord
 	private     *ecdsa.PrivateKey
 	certificate *x509.Certificate // of X.509 keys
 	jwt         jose.Signer       // of the others
@@ -92,13 +92,13 @@ func (k *issuerKey) ready() (err error) {
 	return err
 }
 
-func (k keyRecord) recordKey() string { return k.Kind + "/" + k.ID }
+func (k issuerRecord) recordKey() string { return k.Kind + "/" + k.ID }
 
 // purpose is what the private key is sealed for.
-func (k keyRecord) purpose() string { return issuerLedger + "/" + k.recordKey() }
+func (k issuerRecord) purpose() string { return issuerLedger + "/" + k.recordKey() }
 
 // gone is when nothing that the key signed counts any more.
-func (k keyRecord) gone() time.Time { return k.Until.Add(lasts) }
+func (k issuerRecord) gone() time.Time { return k.Until.Add(lasts) }
 
 // signer is the key of a kind that signs at a time: of those whose time it is
 // the one that begins last. nil if there is none.
@@ -223,7 +223,7 @@ func (k *issuerKey) seal(s Sealer) (ledger.Record, error) {
 	if k.Sealed, err = s.Seal(k.purpose(), der); err != nil {
 		return ledger.Record{}, err
 	}
-	body, err := json.Marshal(k.keyRecord)
+	body, err := json.Marshal(k.issuerRecord)
 	return ledger.Record{Key: k.recordKey(), Body: body}, err
 }
 
@@ -234,7 +234,7 @@ func openKeys(s Sealer, records []ledger.Record, trustDomain string) (keys []*is
 			continue
 		}
 		k := &issuerKey{}
-		if err := json.Unmarshal(r.Body, &k.keyRecord); err != nil || k.recordKey() != r.Key {
+		if err := json.Unmarshal(r.Body, &k.issuerRecord); err != nil || k.recordKey() != r.Key {
 			return nil, isle.Errorf(isle.Unavailable, "the issuer's record %s cannot be read; another version of the program may have written it", r.Key)
 		}
 		if err := k.open(s, trustDomain); err != nil {

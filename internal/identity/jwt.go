@@ -32,8 +32,8 @@ const (
 
 	maxDepth     = 8    // of objects and arrays in a JWT
 	maxAudiences = 16   // of one JWT
-	minRSA       = 2048 // bits
-	maxRSA       = 8192 // bits; a longer key only costs time
+	minModulus   = 2048 // bits of an RSA key (RFC 7518, 3.3)
+	maxModulus   = 8192 // a longer one only costs time
 )
 
 // A verifyKey is a public key with the one algorithm that it is for. The
@@ -41,107 +41,94 @@ const (
 type verifyKey struct {
 	public crypto.PublicKey
 	alg    jose.SignatureAlgorithm
+	id     isle.ID // of a client's key
 }
 
-// verifyKeyOf says which algorithm a public key is for: ES256 of P-256, RS256
-// of RSA with 2048 to 8192 bits, EdDSA of Ed25519; no others are used here.
-func verifyKeyOf(public crypto.PublicKey) (verifyKey, error) {
-	switch k := public.(type) {
+// verifyKeyOf says which algorithm a public key is for: the one that its JWK
+// names, and else the usual one of its kind. It fails with Invalid where the key
+// is too weak, of no kind that is used here, or not for what it names.
+func verifyKeyOf(k jose.JSONWebKey) (verifyKey, error) {
+	var fit []jose.SignatureAlgorithm
+	switch p := k.Key.(type) {
 	case *ecdsa.PublicKey:
-		if k.Curve == elliptic.P256() {
-			return verifyKey{k, jose.ES256}, nil
+		switch p.Curve {
+		case elliptic.P256():
+			fit = []jose.SignatureAlgorithm{jose.ES256}
+		case elliptic.P384():
+			fit = []jose.SignatureAlgorithm{jose.ES384}
+		case elliptic.P521():
+			fit = []jose.SignatureAlgorithm{jose.ES512}
 		}
-		return verifyKey{}, isle.Errorf(isle.Invalid, "an elliptic-curve key of %s; of those only P-256 is used here", k.Curve.Params().Name)
 	case *rsa.PublicKey:
-		if n := k.N.BitLen(); n < minRSA || n > maxRSA {
-			return verifyKey{}, isle.Errorf(isle.Invalid, "an RSA key of %d bits; %d to %d are used here", n, minRSA, maxRSA)
+		if n := p.N.BitLen(); n < minModulus || n > maxModulus {
+			return verifyKey{}, isle.Errorf(isle.Invalid, "an RSA key of %d bits; %d to %d are used here", n, minModulus, maxModulus)
 		}
-		return verifyKey{k, jose.RS256}, nil
+		fit = []jose.SignatureAlgorithm{jose.RS256, jose.RS384, jose.RS512, jose.PS256, jose.PS384, jose.PS512}
 	case ed25519.PublicKey:
-		return verifyKey{k, jose.EdDSA}, nil
+		fit = []jose.SignatureAlgorithm{jose.EdDSA}
 	}
-	return verifyKey{}, isle.Errorf(isle.Invalid, "a key of an unknown kind; P-256, RSA and Ed25519 are used here")
+	switch alg := jose.SignatureAlgorithm(k.Algorithm); {
+	case len(fit) == 0 || !k.Valid():
+		return verifyKey{}, isle.Errorf(isle.Invalid, "a key of a kind that is not used here: it is a public RSA, P-256, P-384, P-521 or Ed25519 key")
+	case alg == "":
+		return verifyKey{public: k.Key, alg: fit[0]}, nil
+	case slices.Contains(fit, alg):
+		return verifyKey{public: k.Key, alg: alg}, nil
+	}
+	return verifyKey{}, isle.Errorf(isle.Invalid, "a key for the algorithm %.20q, which is not one of its kind", k.Algorithm)
 }
 
-// parseJWK reads a public JWK (RFC 7517). A private or symmetric one is refused.
-func parseJWK(text string) (verifyKey, error) {
-	if len(text) > MaxJWT {
-		return verifyKey{}, isle.Errorf(isle.Invalid, "a JWK of %d bytes; at most %d", len(text), MaxJWT)
-	}
-	members, err := parseObject([]byte(text))
-	if err != nil {
-		return verifyKey{}, isle.Errorf(isle.Invalid, "the JWK cannot be read: %w", err)
-	}
-	for _, secret := range []string{"d", "p", "q", "dp", "dq", "qi", "oth", "k", "priv"} {
-		if _, ok := members[secret]; ok {
-			return verifyKey{}, isle.Errorf(isle.Invalid, "the JWK has the member %q: it is a secret key, not a public one", secret)
-		}
-	}
-	var k jose.JSONWebKey
-	if err := json.Unmarshal([]byte(text), &k); err != nil {
-		return verifyKey{}, isle.Errorf(isle.Invalid, "the JWK cannot be read: %w", err)
-	}
-	if !k.Valid() || !k.IsPublic() {
-		return verifyKey{}, isle.Errorf(isle.Invalid, "the JWK is no public key")
-	}
-	v, err := verifyKeyOf(k.Key)
-	if err == nil && k.Algorithm != "" && k.Algorithm != string(v.alg) {
-		return verifyKey{}, isle.Errorf(isle.Invalid, "the JWK is for the algorithm %.20q; keys of its kind are used with %s here", k.Algorithm, v.alg)
-	}
-	return v, err
-}
-
-// verifyJWT returns the claims of a JWT (RFC 7519, compact serialisation) that
-// one of the keys signed. The header may have alg, typ and kid and nothing
+// verifyJWT returns the claims of a JWT (RFC 7519, compact serialisation), and
+// which of the keys signed it. The header may have alg, typ and kid and nothing
 // else: no key, no address of one and no extension comes from a token. keys
 // gives the keys for a kid, "" where there is none; more than one only where
 // the signer need not name it. What is not a JWT that counts is Refused, with a
 // text that names the reason and nothing that the token says.
-func verifyJWT(token string, typ []string, keys func(kid string) []verifyKey) (map[string]any, error) {
+func verifyJWT(token string, typ []string, keys func(kid string) []verifyKey) (map[string]any, verifyKey, error) {
+	var signed verifyKey
 	if len(token) > MaxJWT {
-		return nil, refuseJWT("it has %d bytes; at most %d", len(token), MaxJWT)
+		return nil, signed, refuseJWT("it has %d bytes; at most %d", len(token), MaxJWT)
 	}
 	parts := strings.Split(token, ".")
 	if len(parts) != 3 {
-		return nil, refuseJWT("it does not have three parts")
+		return nil, signed, refuseJWT("it does not have three parts")
 	}
 	var raw [3][]byte
 	for n, part := range parts {
 		var err error
 		if raw[n], err = base64.RawURLEncoding.Strict().DecodeString(part); err != nil || strings.ContainsAny(part, "\r\n") {
-			return nil, refuseJWT("its part %d is not base64url", n+1)
+			return nil, signed, refuseJWT("its part %d is not base64url", n+1)
 		}
 	}
 	kid, alg, err := readHeader(raw[0], typ)
 	if err != nil {
-		return nil, err
+		return nil, signed, err
 	}
 	candidates := keys(kid)
 	if len(candidates) == 0 {
-		return nil, refuseJWT("no key that counts has its kid")
+		return nil, signed, refuseJWT("no key that counts has its kid")
 	}
-	verified := false
 	for _, k := range candidates {
 		if string(k.alg) != alg {
 			continue
 		}
 		jws, err := jose.ParseSignedCompact(token, []jose.SignatureAlgorithm{k.alg})
 		if err != nil {
-			return nil, refuseJWT("it is no JWS")
+			return nil, signed, refuseJWT("it is no JWS")
 		}
 		if _, err = jws.Verify(k.public); err == nil {
-			verified = true
+			signed = k
 			break
 		}
 	}
-	if !verified {
-		return nil, refuseJWT("its signature is not one of a key that counts, by the algorithm of that key")
+	if signed.public == nil {
+		return nil, signed, refuseJWT("its signature is not one of a key that counts, by the algorithm of that key")
 	}
 	claims, err := parseObject(raw[1])
 	if err != nil {
-		return nil, refuseJWT("its claims cannot be read: %v", err)
+		return nil, signed, refuseJWT("its claims cannot be read: %v", err)
 	}
-	return claims, nil
+	return claims, signed, nil
 }
 
 // readHeader reads a JOSE header (RFC 7515, 4).

@@ -108,7 +108,7 @@ func checkAudiences(audience []string) error {
 // ValidateJWTSVID says whom a JWT-SVID of this trust domain names, if it counts
 // now for the audience; Refused if not. The claims are all that it has.
 func (i *Issuer) ValidateJWTSVID(token, audience string) (subject string, claims map[string]any, err error) {
-	claims, err = verifyJWT(token, []string{"jwt", "jose", ""}, i.verifyKeys(svidKey))
+	claims, _, err = verifyJWT(token, []string{"jwt", "jose", ""}, i.verifyKeys(svidKey))
 	if err != nil {
 		return "", nil, err
 	}
@@ -136,7 +136,7 @@ func (i *Issuer) verifyKeys(kind string) func(kid string) []verifyKey {
 	return func(kid string) []verifyKey {
 		for _, k := range s.keys {
 			if k.Kind == kind && k.ID == kid {
-				return []verifyKey{{&k.private.PublicKey, jose.ES256}}
+				return []verifyKey{{public: &k.private.PublicKey, alg: jose.ES256}}
 			}
 		}
 		return nil
