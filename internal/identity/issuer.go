@@ -39,6 +39,7 @@ type IssuerConfig struct {
 // ledger "issuer", sealed. It is safe for concurrent use.
 type Issuer struct {
 	cfg    IssuerConfig
+	err    error // of one that is closed
 	ledger *ledger.Ledger
 	state  atomic.Pointer[issuerState]
 
@@ -104,11 +105,11 @@ func OpenIssuer(ctx context.Context, cfg IssuerConfig) (*Issuer, error) {
 	if err != nil {
 		if !cfg.Renew {
 			flat := isle.Errorf(isle.Unavailable, "the keys that sign identities cannot be opened: %w", err)
-			return nil, flat.WithHint("put back the file with the key of secrets that this state was made with; if it is lost, start once with `isle server --renew-issuer`: new keys, and every identity document of before ends")
+			return nil, flat.WithHint("put back the file with the key of secrets that this state was made with; if it is lost, give up what it sealed with `isle server --new-key`: the trust domain gets new keys, and every identity document of before ends")
 		}
 		why = "the keys of before could not be opened"
 	}
-	i.state.Store(newState(domain, keys, cfg.Now()))
+	i.state.Store(newState(domain, keys))
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if why != "" {
@@ -116,6 +117,18 @@ func OpenIssuer(ctx context.Context, cfg IssuerConfig) (*Issuer, error) {
 	}
 	return i, i.rotate(ctx)
 }
+
+// ClosedIssuer stands for an issuer that could not be opened: whatever is asked
+// of it fails with err, its bundle is empty, and nothing counts by it. So the
+// server that has it goes on with all that needs no identity.
+func ClosedIssuer(err error) *Issuer {
+	i := &Issuer{cfg: IssuerConfig{Now: time.Now, URL: func() string { return "" }, Log: slog.New(slog.DiscardHandler)}, err: err}
+	i.state.Store(newState(domainRecord{}, nil))
+	return i
+}
+
+// Err is why the issuer is closed; nil if it is not.
+func (i *Issuer) Err() error { return i.err }
 
 func readDomain(records []ledger.Record) (d domainRecord, err error) {
 	for _, r := range records {
@@ -183,7 +196,7 @@ func (i *Issuer) Over() <-chan struct{} { return i.state.Load().over }
 
 // put puts keys in force and wakes who waits on those before. mu is held.
 func (i *Issuer) put(domain domainRecord, keys []*issuerKey) {
-	old := i.state.Swap(newState(domain, keys, i.cfg.Now()))
+	old := i.state.Swap(newState(domain, keys))
 	close(old.over)
 }
 
@@ -194,6 +207,10 @@ const every = 5 * time.Second
 // that nothing is signed with any more, until ctx ends. It watches the clock,
 // which may jump.
 func (i *Issuer) Run(ctx context.Context) {
+	if i.err != nil {
+		<-ctx.Done()
+		return
+	}
 	ticker := time.NewTicker(every)
 	defer ticker.Stop()
 	wall, steady := i.cfg.Now(), time.Now()
@@ -240,6 +257,9 @@ func (i *Issuer) signing() (ids []string) {
 // Rotate makes the keys that are due and removes those that are past, as Run
 // does by itself.
 func (i *Issuer) Rotate(ctx context.Context) error {
+	if i.err != nil {
+		return i.err
+	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	return i.rotate(ctx)
@@ -249,6 +269,9 @@ func (i *Issuer) Rotate(ctx context.Context) error {
 // count any more for who asks this server, nor for others once they have the
 // new bundle.
 func (i *Issuer) EndAll(ctx context.Context, why string) error {
+	if i.err != nil {
+		return i.err
+	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	var old []string

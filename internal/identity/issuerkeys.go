@@ -289,7 +289,7 @@ func (k *issuerKey) open(s Sealer, trustDomain string) error {
 }
 
 // newState is the state of keys.
-func newState(domain domainRecord, keys []*issuerKey, now time.Time) *issuerState {
+func newState(domain domainRecord, keys []*issuerKey) *issuerState {
 	s := &issuerState{domain: domain, keys: slices.Clone(keys), over: make(chan struct{})}
 	slices.SortStableFunc(s.keys, func(a, b *issuerKey) int {
 		return cmp.Or(strings.Compare(a.Kind, b.Kind), a.From.Compare(b.From), strings.Compare(a.ID, b.ID))

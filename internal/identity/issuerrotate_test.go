@@ -182,7 +182,7 @@ func TestKeysThatTheSealerDoesNotOpenSayWhatToDo(t *testing.T) {
 	_, j := works(t, i, time.Now(), bundles(t, i))
 	other := identity.IssuerConfig{Store: store, Sealer: identitytest.NewSealer()}
 	_, err := identity.OpenIssuer(t.Context(), other)
-	if isle.CodeOf(err) != isle.Unavailable || !strings.Contains(err.Error(), "put back the file") || !strings.Contains(err.Error(), "--renew-issuer") {
+	if isle.CodeOf(err) != isle.Unavailable || !strings.Contains(err.Error(), "put back the file") || !strings.Contains(err.Error(), "--new-key") {
 		t.Fatalf("%v", err)
 	}
 	other.Renew = true
@@ -309,6 +309,29 @@ func TestAStoreThatTakesNothingLeavesTheKeysThatAre(t *testing.T) {
 	}
 	store.Fail(nil)
 	works(t, i, c.Now(), bundlesAfter(t, i))
+}
+
+func TestAClosedIssuerSaysWhyAndVouchesForNobody(t *testing.T) {
+	open := openIssuer(t, identity.IssuerConfig{})
+	_, right := works(t, open, time.Now(), bundles(t, open))
+	why := isle.Errorf(isle.Unavailable, "the key is gone")
+	i := identity.ClosedIssuer(why)
+	if i.Err() != why || len(i.Bundle().X509) != 0 || i.TrustDomain() != "" {
+		t.Errorf("%+v", i.Bundle())
+	}
+	_, errX := i.X509SVID(web(i))
+	_, errJ := i.JWTSVID(web(i), []string{"db"})
+	for _, err := range []error{errX, errJ, i.Rotate(t.Context()), i.EndAll(t.Context(), "x")} {
+		if err != why {
+			t.Errorf("%v", err)
+		}
+	}
+	if _, _, err := i.ValidateJWTSVID(right.Token, "db"); isle.CodeOf(err) != isle.Refused {
+		t.Errorf("%v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	i.Run(ctx)
 }
 
 // sealing is a Sealer that fails from some seal on.

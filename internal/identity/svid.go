@@ -183,6 +183,9 @@ func (i *Issuer) signer(kind string, now time.Time) (*issuerKey, error) {
 
 // check says whether an identity may be given here, and its URI.
 func (i *Issuer) check(id SPIFFEID) (*url.URL, error) {
+	if i.err != nil {
+		return nil, i.err
+	}
 	if id.TrustDomain != i.TrustDomain() || !isle.ValidName(id.Project) || !isle.ValidName(id.Stage) || !isle.ValidName(id.Name) || !isle.ValidName(id.Service) {
 		return nil, isle.Errorf(isle.Invalid, "%.300q names no workload of the trust domain %s", id.String(), i.TrustDomain())
 	}
