@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 
+	"isle"
 	"isle/internal/api"
 	"isle/internal/identity"
 )
@@ -14,10 +15,18 @@ type identities struct {
 	issues    *issues
 }
 
-// openIdentity opens what stands on the key of secrets.
+// openIdentity opens what stands on the key of secrets. Where the issuer's keys
+// cannot be opened, because that key is gone or somebody changed them, nobody has
+// an identity, and everything that needs none goes on.
 func (r *rooms) openIdentity(ctx context.Context) (err error) {
-	log := r.server.log
-	if r.issuer, err = identity.OpenIssuer(ctx, identity.IssuerConfig{Store: r.store, Sealer: r.key, Log: log}); err != nil {
+	cfg, log := r.server.cfg, r.server.log
+	r.issuer, err = identity.OpenIssuer(ctx, identity.IssuerConfig{Store: r.store, Sealer: r.key, Renew: cfg.NewKey, Log: log})
+	switch isle.CodeOf(err) {
+	case isle.Unavailable, isle.Untrusted:
+		log.Error("nobody has an identity: what runs inside gets no documents of it", "err", err)
+		r.issuer, err = identity.ClosedIssuer(err), nil
+	}
+	if err != nil {
 		return err
 	}
 	r.issues = newIssues(r.store)

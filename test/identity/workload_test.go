@@ -326,6 +326,44 @@ func TestAnIdentityOutlivesTheServer(t *testing.T) {
 	}
 }
 
+// The key of secrets opens the issuer's keys. Where it is gone nobody is taken
+// for anybody, what runs goes on, and with the key all is as it was.
+func TestWithoutTheKeyOfSecretsNobodyHasAnIdentity(t *testing.T) {
+	id := idOf(t, "shop", "web")
+	keys, err := filepath.Glob(server.State + ".keys/*")
+	if err != nil || len(keys) != 1 {
+		t.Fatalf("%v, %v", keys, err)
+	}
+	aside := filepath.Join(t.TempDir(), "key")
+	move := func(from, to string) {
+		t.Helper()
+		b, err := os.ReadFile(from)
+		if err == nil {
+			err = os.WriteFile(to, b, 0o600)
+		}
+		if err == nil {
+			err = os.Remove(from)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := server.Isle("server", "stop"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	move(keys[0], aside)
+	if got := in(t, "shop", "web", "documents"); !strings.Contains(got["x509"], "Unavailable") {
+		t.Errorf("without the key: %v", got)
+	}
+	if now, err := server.Status("shop"); err != nil || now.Phase != "running" {
+		t.Errorf("without the key it is %+v, %v", now, err)
+	}
+	move(aside, keys[0])
+	if now := idOf(t, "shop", "web"); now != id {
+		t.Errorf("with the key again it is %s and not %s", now, id)
+	}
+}
+
 const ending = `
 name: ending
 services:
