@@ -282,7 +282,8 @@ func pid(t *testing.T) int {
 	}
 	for _, name := range all {
 		b, _ := os.ReadFile(name) // it may be gone
-		if argv := strings.Split(string(b), "\x00"); len(argv) > 3 && argv[1] == "server" && argv[2] == "--state" && argv[3] == server.State {
+		e, _ := os.ReadFile(filepath.Join(filepath.Dir(name), "environ"))
+		if argv := strings.Split(string(b), "\x00"); len(argv) > 1 && argv[1] == "server" && strings.Contains(string(e), "ISLE_STATE="+server.State+"\x00") {
 			n, err := strconv.Atoi(filepath.Base(filepath.Dir(name)))
 			if err != nil {
 				t.Fatal(err)
