@@ -48,7 +48,10 @@ type rooms struct {
 	home     *initproto.Home
 	manager  *environment.Manager
 	handler  http.Handler
-	identities
+	issuer   *identity.Issuer
+	issues   *issues
+	// workloads serves the Workload API of every service.
+	workloads *api.WorkloadAPI
 
 	stopFollow context.CancelFunc
 	following  sync.WaitGroup
@@ -85,6 +88,9 @@ func compose(s *Server) (r *rooms, err error) {
 	if err = r.openSecrets(context.Background()); err != nil {
 		return r, err
 	}
+	if err = r.openIssuer(context.Background()); err != nil {
+		return r, err
+	}
 	if err := r.openIdentities(); err != nil {
 		return r, err
 	}
@@ -99,9 +105,6 @@ func compose(s *Server) (r *rooms, err error) {
 		return r, err
 	}
 	if r.builder, err = build.New(build.Config{Images: r.images, Archive: archive, Sandbox: r.driver, Cache: at("build")}); err != nil {
-		return r, err
-	}
-	if err := r.openIdentity(context.Background()); err != nil {
 		return r, err
 	}
 	r.home = initproto.NewHome(initproto.HomeConfig{Log: s.log, Refused: r.impostor, Workload: r.serveWorkload})

@@ -22,7 +22,7 @@ func (r *rooms) openIdentities() (err error) {
 	if err != nil {
 		return err
 	}
-	return r.book.endCredentials(ctx, r.machines.EndAll)
+	return r.book.endCredentials(ctx, r.machines.EndAll, r.issuer.EndAll)
 }
 
 // known reports whether a person is a user of the machine. Where the machine's

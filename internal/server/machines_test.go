@@ -1,8 +1,10 @@
 package server
 
 import (
+	"bytes"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -24,6 +26,13 @@ func identified(t *testing.T, cfg Config) *rooms {
 	if r.policy, err = authority.Open(t.Context(), authority.Config{Store: r.store, Since: b.latest(), Reaches: r.reaches("")}); err != nil {
 		t.Fatal(err)
 	}
+	if err := r.openSecrets(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.openIssuer(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.workloads.Close() })
 	if err := r.openIdentities(); err != nil {
 		t.Fatal(err)
 	}
@@ -32,7 +41,7 @@ func identified(t *testing.T, cfg Config) *rooms {
 
 func TestAnOlderStateThatIsAcceptedRevivesNoCredential(t *testing.T) {
 	dir := t.TempDir()
-	cfg := Config{State: filepath.Join(dir, "state"), Checkpoints: filepath.Join(dir, "kept")}
+	cfg := Config{State: filepath.Join(dir, "state"), Checkpoints: filepath.Join(dir, "kept"), Keys: filepath.Join(dir, "keys")}
 	backup := filepath.Join(dir, "backup")
 	r := identified(t, cfg)
 	_, k, err := r.machines.Create(t.Context(), rootUser, identity.NewMachine{Name: "ci", Owner: rootUser, Purpose: "builds", Stage: "testing", Expires: time.Now().Add(time.Hour)})
@@ -43,6 +52,7 @@ func TestAnOlderStateThatIsAcceptedRevivesNoCredential(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	roots := r.issuer.Bundle().X509
 	mustClose(t, r.book)
 	copyFolder(t, cfg.State, backup)
 	r = identified(t, cfg)
@@ -65,6 +75,14 @@ func TestAnOlderStateThatIsAcceptedRevivesNoCredential(t *testing.T) {
 			t.Errorf("a credential of before counts: %v", err)
 		}
 	}
+	if domain := r.issuer.TrustDomain(); domain == "" || len(r.issuer.Bundle().X509) == 0 {
+		t.Error("there is no issuer any more")
+	}
+	for _, root := range r.issuer.Bundle().X509 {
+		if slices.ContainsFunc(roots, func(old []byte) bool { return bytes.Equal(old, root) }) {
+			t.Error("a document of before leads to a root of now")
+		}
+	}
 	fresh, _, err := r.machines.Rotate(t.Context(), rootUser, "ci", 0, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -79,7 +97,7 @@ func TestAnOlderStateThatIsAcceptedRevivesNoCredential(t *testing.T) {
 
 func TestAMachineThatIsRevokedKeepsNoPolicy(t *testing.T) {
 	dir := t.TempDir()
-	r := identified(t, Config{State: filepath.Join(dir, "state"), Checkpoints: filepath.Join(dir, "kept")})
+	r := identified(t, Config{State: filepath.Join(dir, "state"), Checkpoints: filepath.Join(dir, "kept"), Keys: filepath.Join(dir, "keys")})
 	defer r.book.close()
 	only := authority.Request{Document: policy.Document{Name: "main", Format: policy.YAML, Body: []byte("bindings: [{role: admin, subjects: [machine:ci]}]\n")}, DryRun: true}
 	locksOut := func() bool {

@@ -8,17 +8,10 @@ import (
 	"isle/internal/identity"
 )
 
-// identities is what tells who somebody is that is no person here.
-type identities struct {
-	issuer    *identity.Issuer
-	workloads *api.WorkloadAPI
-	issues    *issues
-}
-
-// openIdentity opens what stands on the key of secrets. Where the issuer's keys
+// openIssuer opens what gives workloads their documents, by the key of secrets. Where the issuer's keys
 // cannot be opened, because that key is gone or somebody changed them, nobody has
 // an identity, and everything that needs none goes on.
-func (r *rooms) openIdentity(ctx context.Context) (err error) {
+func (r *rooms) openIssuer(ctx context.Context) (err error) {
 	cfg, log := r.server.cfg, r.server.log
 	r.issuer, err = identity.OpenIssuer(ctx, identity.IssuerConfig{Store: r.store, Sealer: r.key, Renew: cfg.NewKey, Log: log})
 	switch isle.CodeOf(err) {
