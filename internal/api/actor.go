@@ -50,7 +50,7 @@ func callerFrom(ctx context.Context) (c caller, ok bool) {
 	switch v := ctx.Value(actorKey{}).(type) {
 	case caller:
 		return v, true
-	case *vouched:
+	case *changing:
 		return v.now(), true
 	}
 	return caller{}, false
@@ -60,37 +60,40 @@ func callerFrom(ctx context.Context) (c caller, ok bool) {
 // outside it from then on, also on a connection that they keep.
 const lookAgain = 500 * time.Millisecond
 
-// vouched is a caller for whom the kernel vouches.
-type vouched struct {
-	uid, gid uint32
-	group    string // whose members may speak to the server
+// changing is a caller who is in groups of the operating system.
+type changing struct {
+	look func() caller // by the files of the machine as they are now
 
 	mu     sync.Mutex // guards what follows
 	caller caller
 	at     time.Time // when it was looked up
 }
 
-// now is who they are by the files of the machine as they are now.
-func (v *vouched) now() caller {
+// now is who they are now.
+func (v *changing) now() caller {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if !v.at.IsZero() && time.Since(v.at) < lookAgain {
-		return v.caller
+	if v.at.IsZero() || time.Since(v.at) >= lookAgain {
+		v.caller, v.at = v.look(), time.Now()
 	}
-	c := caller{actor: isle.Actor{Kind: isle.Human, Name: userName(v.uid)}}
+	return v.caller
+}
+
+// vouched is who the kernel says is at the other end of a socket.
+func vouched(uid, gid uint32, group string) caller {
+	c := caller{actor: isle.Actor{Kind: isle.Human, Name: userName(uid)}}
 	c.groups = GroupsOf(c.actor.Name)
-	if g, err := user.LookupGroupId(strconv.FormatUint(uint64(v.gid), 10)); err == nil && !slices.Contains(c.groups, g.Name) {
+	if g, err := user.LookupGroupId(strconv.FormatUint(uint64(gid), 10)); err == nil && !slices.Contains(c.groups, g.Name) {
 		c.groups = append(c.groups, g.Name)
 	}
-	c.member = v.uid == 0 || v.group != "" && slices.Contains(c.groups, v.group)
-	v.caller, v.at = c, time.Now()
+	c.member = uid == 0 || group != "" && slices.Contains(c.groups, group)
 	return c
 }
 
 // regrouped returns a channel that is closed once the caller of a call is in
 // other groups than who was, or ctx is done.
 func regrouped(ctx context.Context, who caller) <-chan struct{} {
-	v, ok := ctx.Value(actorKey{}).(*vouched)
+	v, ok := ctx.Value(actorKey{}).(*changing)
 	if !ok {
 		return nil
 	}
@@ -135,7 +138,7 @@ func ConnContext(group string) func(ctx context.Context, conn net.Conn) context.
 		}); err != nil || credErr != nil {
 			return ctx
 		}
-		return context.WithValue(ctx, actorKey{}, &vouched{uid: cred.Uid, gid: cred.Gid, group: group})
+		return context.WithValue(ctx, actorKey{}, &changing{look: func() caller { return vouched(cred.Uid, cred.Gid, group) }})
 	}
 }
 

@@ -123,7 +123,8 @@ type Collected struct {
 	Freed                  int64 // bytes
 }
 
-// Config is what the API stands in front of. All of it is required.
+// Config is what the API stands in front of. All of it is required but where it
+// says otherwise.
 type Config struct {
 	Environments Environments
 	Builder      Builder
@@ -134,7 +135,9 @@ type Config struct {
 	Policy       Policy
 	Secrets      Secrets
 	Identities   *identity.Registry
-	Mirror       string // of requests that name none; "" is the machine's
+	Credentials  Credentials   // of callers from elsewhere; nil: there are none
+	TrustDomain  func() string // of this server's identities; nil: it gives none
+	Mirror       string        // of requests that name none; "" is the machine's
 	Log          *slog.Logger
 
 	guard *guard // made by New
@@ -143,7 +146,7 @@ type Config struct {
 // New returns the handler of all services. The http.Server it is given to uses
 // ConnContext, and speaks HTTP/2 without TLS for the bidirectional streams.
 func New(cfg Config) http.Handler {
-	g := &guard{policy: cfg.Policy, log: cfg.Audit, slog: cfg.Log, rules: cfg.rules()}
+	g := &guard{policy: cfg.Policy, credentials: cfg.Credentials, log: cfg.Audit, slog: cfg.Log, rules: cfg.rules()}
 	cfg.guard = g
 	options := []connect.HandlerOption{
 		connect.WithInterceptors(g),

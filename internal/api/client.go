@@ -28,7 +28,9 @@ type Client struct {
 	Secrets      islev1connect.SecretServiceClient
 	Identities   islev1connect.IdentityServiceClient
 
-	address   string
+	address   string // a path, or a URL
+	base      string // URL that every request is below
+	remote    bool
 	transport *http.Transport
 	http      *http.Client
 }
@@ -38,7 +40,7 @@ type Client struct {
 // speaks HTTP/2 without TLS, which the bidirectional streams need.
 func NewClient(address string) *Client {
 	address = strings.TrimPrefix(strings.TrimPrefix(address, "unix://"), "unix:")
-	c := &Client{address: address}
+	c := &Client{address: address, base: "http://isle"} // the transport dials the socket
 	c.transport = &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", address)
@@ -47,38 +49,41 @@ func NewClient(address string) *Client {
 		DisableCompression: true,
 	}
 	c.transport.Protocols.SetUnencryptedHTTP2(true)
-	client := &http.Client{Transport: c.transport}
-	c.http = client
-	options := []connect.ClientOption{
-		connect.WithInterceptors(decoder{address}),
-		connect.WithReadMaxBytes(maxMessage),
-		connect.WithAcceptCompression("gzip", nil, nil), // the socket is local: compressing costs more than it saves
-	}
-	c.Environments = islev1connect.NewEnvironmentServiceClient(client, base, options...)
-	c.Images = islev1connect.NewBuildServiceClient(client, base, options...)
-	c.Server = islev1connect.NewServerServiceClient(client, base, options...)
-	c.Policy = islev1connect.NewPolicyServiceClient(client, base, options...)
-	c.Secrets = islev1connect.NewSecretServiceClient(client, base, options...)
-	c.Identities = islev1connect.NewIdentityServiceClient(client, base, options...)
+	c.speak(c.transport)
 	return c
 }
 
-// base is the URL that every request is below; the transport dials the socket.
-const base = "http://isle"
+// speak makes the services' clients over a transport.
+func (c *Client) speak(t http.RoundTripper) {
+	c.http = &http.Client{Transport: t, CheckRedirect: func(*http.Request, []*http.Request) error {
+		return http.ErrUseLastResponse // a server has no reason to send a credential elsewhere
+	}}
+	options := []connect.ClientOption{
+		connect.WithInterceptors(decoder{c.address, c.remote}),
+		connect.WithReadMaxBytes(maxMessage),
+		connect.WithAcceptCompression("gzip", nil, nil), // the socket is local: compressing costs more than it saves
+	}
+	c.Environments = islev1connect.NewEnvironmentServiceClient(c.http, c.base, options...)
+	c.Images = islev1connect.NewBuildServiceClient(c.http, c.base, options...)
+	c.Server = islev1connect.NewServerServiceClient(c.http, c.base, options...)
+	c.Policy = islev1connect.NewPolicyServiceClient(c.http, c.base, options...)
+	c.Secrets = islev1connect.NewSecretServiceClient(c.http, c.base, options...)
+	c.Identities = islev1connect.NewIdentityServiceClient(c.http, c.base, options...)
+}
 
 // maxFetch bounds what is fetched in bytes: 256 entries of the largest size.
 const maxFetch = audit.TileWidth * (2 + audit.MaxSize)
 
 // Fetch is an audit.Fetch from the server.
 func (c *Client) Fetch(ctx context.Context, path string) ([]byte, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+"/"+path, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+"/"+path, nil)
 	if err != nil {
 		return nil, isle.Errorf(isle.Internal, "%s: %w", path, err)
 	}
 	res, err := c.http.Do(req)
 	if err != nil {
-		if op := new(net.OpError); errors.As(err, &op) && op.Op == "dial" {
-			return nil, dialError(c.address, op.Err)
+		if told := (decoder{c.address, c.remote}).connection(err); told != nil {
+			return nil, told
 		}
 		return nil, isle.Errorf(isle.Unavailable, "cannot read %s of the server's log: %w", path, err).WithHint("see `isle doctor`")
 	}
@@ -89,6 +94,8 @@ func (c *Client) Fetch(ctx context.Context, path string) ([]byte, error) {
 		return nil, isle.Errorf(isle.Unavailable, "cannot read %s of the server's log: %w", path, err)
 	case len(b) > maxFetch:
 		return nil, isle.Errorf(isle.Invalid, "%s of the server's log is larger than it may be", path)
+	case res.StatusCode == http.StatusUnauthorized:
+		return nil, unaccepted(c.address)
 	case res.StatusCode == http.StatusForbidden:
 		return nil, isle.Errorf(isle.Refused, "%s", strings.TrimSpace(string(b)))
 	case res.StatusCode == http.StatusNotFound:
@@ -110,6 +117,9 @@ func (c *Client) Close() { c.transport.CloseIdleConnections() }
 func (c *Client) Answers(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
+	if c.remote {
+		return c.answersRemote(ctx)
+	}
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", c.address)
 	if err != nil {
 		return dialError(c.address, err)
@@ -130,18 +140,34 @@ func dialError(address string, err error) error {
 }
 
 // A decoder gives errors back the form they had in the server.
-type decoder struct{ address string }
+type decoder struct {
+	address string
+	remote  bool
+}
+
+// connection says why there is no connection; nil if err is another.
+func (d decoder) connection(err error) error {
+	if d.remote {
+		return remoteError(d.address, err)
+	}
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
+		return dialError(d.address, op.Err)
+	}
+	return nil
+}
 
 func (d decoder) decode(err error) error {
-	var op *net.OpError
-	switch {
-	case err == nil || errors.Is(err, io.EOF) && connect.CodeOf(err) == connect.CodeUnknown:
+	if err == nil || errors.Is(err, io.EOF) && connect.CodeOf(err) == connect.CodeUnknown {
 		return err
-	case errors.As(err, &op) && op.Op == "dial":
-		return dialError(d.address, op.Err)
+	}
+	if told := d.connection(err); told != nil {
+		return told
 	}
 	var ce *connect.Error
 	said := errors.As(err, &ce) && len(ce.Details()) > 0 // by the server, so it is there
+	if ce != nil && !said && ce.Code() == connect.CodeUnauthenticated {
+		return unaccepted(d.address)
+	}
 	err = fromWire(err)
 	if e, ok := err.(*isle.Error); ok && !said && e.Code == isle.Unavailable && e.Hint == "" {
 		return e.WithHint("the server went away; environments run on: try again, and see `isle doctor`")

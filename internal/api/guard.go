@@ -106,6 +106,8 @@ func (cfg Config) rules() map[string]rule {
 		islev1connect.SecretServiceListSecretsProcedure:  always(isle.ActionSecretRead, "secret", "*"),
 		islev1connect.SecretServiceDeleteSecretProcedure: secret(isle.ActionSecretDelete),
 		islev1connect.SecretServiceCheckSecretProcedure:  secret(isle.ActionSecretCheck),
+		// Who the caller is, they know: it takes no grant.
+		islev1connect.IdentityServiceWhoAmIProcedure: func(context.Context, any) []ask { return nil },
 
 		islev1connect.PolicyServiceShowProcedure:    always(isle.ActionPolicyRead, "policy", "policy"),
 		islev1connect.PolicyServiceExplainProcedure: always(isle.ActionPolicyRead, "policy", "policy"),
@@ -228,10 +230,11 @@ func projectOf(s *islev1.Source) string {
 // form on the wire, sets the deadline of unary calls, lets nothing through that
 // was not authorized, and ends what is no longer.
 type guard struct {
-	policy Policy
-	log    Log
-	slog   *slog.Logger
-	rules  map[string]rule
+	policy      Policy
+	credentials Credentials // nil: there are none
+	log         Log
+	slog        *slog.Logger
+	rules       map[string]rule
 
 	reading reading
 }
@@ -273,7 +276,7 @@ func (g *guard) check(ctx context.Context, procedure string, msg any) ([]policy.
 		return nil, isle.Errorf(isle.Refused, "%s has no rule that says what it does", procedure)
 	}
 	queries := queriesOf(who, r(ctx, msg)...)
-	if err := g.may(ctx, who, queries, ""); err != nil {
+	if err := g.stands(ctx, who, queries, ""); err != nil {
 		return nil, err
 	}
 	return queries, g.recordReads(ctx, queries)
@@ -297,6 +300,9 @@ func entryOf(q policy.Query, a policy.Answer, summary string) audit.Entry {
 	if q.Resource.Kind == "environment" && q.Resource.Stage != "" {
 		e.Environment = e.Resource.Name + "@" + e.Resource.Stage
 	}
+	if q.Resource.Stage != "" && q.Stage != q.Resource.Stage {
+		e = e.With("session", q.Stage)
+	}
 	return e
 }
 
@@ -307,7 +313,7 @@ func (g *guard) mayReadLog(ctx context.Context, entries bool) error {
 		return isle.Errorf(isle.Refused, "nobody is known at the other end of this connection").WithHint("use the server's unix socket")
 	}
 	queries := queriesOf(who, ask{isle.ActionAuditRead, isle.Resource{Kind: "audit", Name: "log"}, ""})
-	if err := g.may(ctx, who, queries, ""); err != nil {
+	if err := g.stands(ctx, who, queries, ""); err != nil {
 		return err
 	}
 	if !entries {
@@ -377,29 +383,6 @@ func (g *guard) refuse(ctx context.Context, q policy.Query, a policy.Answer, doi
 	return err.WithHint("ask whoever keeps the policy; see `isle policy explain %s %s %s`", q.Actor, q.Action, q.Resource)
 }
 
-// watch asks again whenever the policy or the caller's groups change or a grant
-// ends, until ctx does, and cancels a call that is allowed no longer.
-func (g *guard) watch(ctx context.Context, who caller, queries []policy.Query, cancel context.CancelCauseFunc) {
-	for {
-		state, asked := g.policy.State(), g.policy.Now() // before the question: what ends meanwhile is seen
-		if err := g.may(ctx, who, queries, "ended by a change of policy"); err != nil {
-			cancel(revoked{err})
-			return
-		}
-		waiting, done := context.WithCancel(ctx)
-		more := g.policy.Await(ctx, state, asked, regrouped(waiting, who))
-		done()
-		if !more {
-			return
-		}
-		who, _ = callerFrom(ctx)
-		queries = slices.Clone(queries)
-		for i := range queries {
-			queries[i].Groups = who.groups
-		}
-	}
-}
-
 // revoked is why a call was cut short.
 type revoked struct{ error }
 
@@ -408,13 +391,23 @@ func (r revoked) Unwrap() error { return r.error }
 // WrapUnary implements connect.Interceptor.
 func (g *guard) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
-		if _, err := g.check(ctx, req.Spec().Procedure, req.Any()); err != nil {
+		queries, err := g.check(ctx, req.Spec().Procedure, req.Any())
+		if err != nil {
 			return nil, toWire(err)
 		}
 		ctx, cancel := context.WithTimeout(ctx, unaryTimeout)
 		defer cancel()
+		if who, _ := callerFrom(ctx); who.subject != nil {
+			var end context.CancelCauseFunc
+			ctx, end = context.WithCancelCause(ctx)
+			defer end(nil)
+			go g.watch(ctx, who, queries, end) // ends with the call
+		}
 		res, err := next(ctx, req)
 		if err != nil {
+			if r, ok := errors.AsType[revoked](context.Cause(ctx)); ok {
+				err = r.error
+			}
 			g.note(req.Spec().Procedure, err)
 			return nil, toWire(err)
 		}

@@ -51,7 +51,7 @@ func (o *office) as(t *testing.T, actor isle.Actor, subject *identity.Subject) *
 		t.Fatal(err)
 	}
 	srv := &http.Server{
-		Handler: New(Config{Environments: o, Builder: o, Blobs: o, Audit: o, Host: o, Policy: o.policy, Identities: o.registry, Log: slog.New(slog.DiscardHandler)}),
+		Handler: New(Config{Environments: o, Builder: o, Blobs: o, Audit: o, Host: o, Policy: o.policy, Identities: o.registry, Credentials: o.registry, Log: slog.New(slog.DiscardHandler)}),
 		ConnContext: func(ctx context.Context, _ net.Conn) context.Context {
 			return context.WithValue(ctx, actorKey{}, caller{actor: actor, member: true, subject: subject})
 		},

@@ -453,3 +453,29 @@ func TestEveryActionHasIntentAndOutcome(t *testing.T) {
 		}
 	}
 }
+
+func TestARevocationStopsUpAndAClientThatLeavesDoesNot(t *testing.T) {
+	w := newWorld(t)
+	m := w.serve(nil)
+	req := shop("shop")
+	req.Spec.Services[1].Command = []string{"never"}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	result := make(chan error, 1)
+	go func() { _, err := m.Up(ctx, root, req, nil); result <- err }()
+	waitFor(t, "db starts", func() bool {
+		e, _ := m.Get(t.Context(), req.Ref)
+		db, ok := e.service("db")
+		return ok && db.Phase == Starting
+	})
+	cancel(isle.Errorf(isle.Refused, "the key was revoked"))
+	if err := <-result; err == nil {
+		t.Error("it succeeded")
+	}
+	if o := m.locks.try(t.Context(), req.Ref); o == nil {
+		t.Error("the launch goes on")
+	} else {
+		o.release()
+	}
+	mustDown(t, m, req.Ref, true)
+	w.checkEmpty(t)
+}

@@ -69,7 +69,8 @@ func (req *UpRequest) check() error {
 // port is taken; with Failed, and the service's last lines, if a service does
 // not come up: then what is healthy runs on, the rest does not, and Up tries
 // again. If ctx ends the work goes on until it is done or another request for
-// the same environment comes.
+// the same environment comes; if it ends because whoever asked may not any more
+// (its cause is Refused), the work ends too.
 func (m *Manager) Up(ctx context.Context, actor isle.Actor, req UpRequest, progress func(Progress)) (UpResult, error) {
 	if err := req.check(); err != nil {
 		return UpResult{}, err
@@ -119,8 +120,9 @@ func (m *Manager) Up(ctx context.Context, actor isle.Actor, req UpRequest, progr
 		}
 		return UpResult{}, isle.Errorf(isle.Conflict, "environment %s was torn down", req.Ref)
 	case <-ctx.Done():
-		if req.OneShot {
-			o.cancel(ctx.Err())
+		why := context.Cause(ctx)
+		if revoked := isle.CodeOf(why) == isle.Refused; req.OneShot || revoked {
+			o.cancel(why)
 			<-done
 		}
 		o.abandon()

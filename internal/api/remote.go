@@ -1,0 +1,179 @@
+package api
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"strings"
+
+	"connectrpc.com/connect"
+
+	"isle"
+	islev1 "isle/internal/api/isle/v1"
+	"isle/internal/audit"
+	"isle/internal/identity"
+)
+
+// RemoteConfig is what stands before the API for callers from elsewhere.
+type RemoteConfig struct {
+	API         http.Handler // what New returned
+	Credentials Credentials
+	// Endpoints answers below /oauth/ and /.well-known/, where callers come for
+	// a credential and have none; nil: nothing does.
+	Endpoints http.Handler
+	// Group is that of the operating system whose members, beside root, may
+	// speak to the server. A person who left it is refused here too.
+	Group string
+	// Refused records that a credential of a source counted for nothing.
+	Refused func(e audit.Entry, source string)
+	// Proven says that the connection of a request has shown a credential that
+	// counts; false: there are too many of those. nil: there is no bound.
+	Proven func(r *http.Request) bool
+	Log    *slog.Logger
+}
+
+// NewRemote returns the API for callers from elsewhere: each request proves who
+// makes it by a bearer token (RFC 6750). It speaks HTTP over TLS only.
+func NewRemote(cfg RemoteConfig) http.Handler {
+	r := &remote{RemoteConfig: cfg, tries: newTries()}
+	mux := http.NewServeMux()
+	if cfg.Endpoints != nil {
+		mux.Handle("/oauth/", cfg.Endpoints)
+		mux.Handle("/.well-known/", cfg.Endpoints)
+	}
+	mux.HandleFunc("/", r.serve)
+	return mux
+}
+
+type remote struct {
+	RemoteConfig
+	tries *tries
+}
+
+// The rules that refuse a credential.
+const (
+	unproven = "built in: a credential must be known and count"
+	airlocks = "built in: a workload's credential counts only inside its own airlock"
+)
+
+// nobody is the actor of a credential that proves none. No machine has the name.
+var nobody = isle.Actor{Kind: isle.Machine, Name: "?"}
+
+func (c *remote) serve(w http.ResponseWriter, r *http.Request) {
+	source := SourceOf(r.RemoteAddr)
+	token, err := bearer(r.Header)
+	if claimed := workloadOf(r, token); claimed != "" {
+		c.refuse(w, source, airlocks, claimed, isle.Errorf(isle.Refused, "a workload's credential counts only inside its own airlock").
+			WithHint("what runs outside proves itself as a machine: see `isle identity create --help`"))
+		return
+	}
+	if err == nil && token == "" {
+		// Not recorded: whoever asks without a credential learns nothing, and is
+		// as often a browser as somebody who means harm.
+		c.answer(w, http.StatusUnauthorized, `Bearer realm="isle"`, isle.Errorf(isle.Refused, "this server wants to know who asks").WithHint("log in with `isle login`"))
+		return
+	}
+	var s identity.Subject
+	if err == nil {
+		s, err = c.Credentials.Authenticate(r.Context(), token, source)
+	}
+	if err != nil {
+		switch isle.CodeOf(err) {
+		case isle.Refused, isle.Invalid, isle.NotFound:
+			c.refuse(w, source, unproven, "", err)
+		default:
+			c.Log.Error("a credential could not be looked at", "source", source, "err", err)
+			c.answer(w, http.StatusServiceUnavailable, "", isle.Errorf(isle.Unavailable, "the server cannot say now who asks").WithHint("try again; see the server's log"))
+		}
+		return
+	}
+	if c.Proven != nil && !c.Proven(r) {
+		w.Header().Set("Retry-After", "10")
+		c.answer(w, http.StatusServiceUnavailable, "", isle.Errorf(isle.Exhausted, "the server has as many connections as it takes").WithHint("end some, or try again later"))
+		return
+	}
+	r.Header.Del("Authorization") // nothing behind here has a use for it
+	c.API.ServeHTTP(w, r.WithContext(withSubject(r.Context(), s, c.Group)))
+}
+
+// refuse records a credential that counts for nothing, and answers: beyond a
+// rate, that the source is to wait. A credential that counts is never held up by
+// others from the same address, so that nobody is locked out by a neighbour.
+func (c *remote) refuse(w http.ResponseWriter, source, rule, claimed string, err error) {
+	flat := Flatten(err)
+	e := audit.NewEvent(nobody, isle.ActionIdentityUse, isle.Resource{Kind: "identity", Name: nobody.Name}, isle.Deny, flat.Message).With("source", source)
+	e.Rule = rule
+	if claimed != "" {
+		e = e.With("claimed", claimed)
+	}
+	c.Refused(e, source)
+	if !c.tries.take(source) {
+		w.Header().Set("Retry-After", "5")
+		c.answer(w, http.StatusTooManyRequests, "", isle.Errorf(isle.Exhausted, "too many credentials from %s that count for nothing", source).WithHint("wait some seconds; log in again with `isle login`"))
+		return
+	}
+	if flat.Hint == "" {
+		flat.Hint = "log in again with `isle login`"
+	}
+	c.answer(w, http.StatusUnauthorized, `Bearer realm="isle", error="invalid_token", error_description="`+quotable(flat.Message)+`"`, &isle.Error{Code: isle.Refused, Message: flat.Message, Hint: flat.Hint})
+}
+
+// quotable is what error_description may hold: RFC 6750, section 3.
+func quotable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' || r == '"' || r == '\\' {
+			return '\''
+		}
+		return r
+	}, s)
+}
+
+// answer writes an error as Connect's unary protocol has it, which is JSON that
+// anybody can read, with a status that every HTTP client understands.
+func (c *remote) answer(w http.ResponseWriter, status int, challenge string, err *isle.Error) {
+	type detail struct {
+		Type  string `json:"type"`
+		Value string `json:"value"`
+	}
+	var details []detail
+	if d, derr := connect.NewErrorDetail(&islev1.ErrorDetail{Code: string(err.Code), Message: err.Message, Hint: err.Hint}); derr == nil {
+		details = append(details, detail{d.Type(), base64.RawStdEncoding.EncodeToString(d.Bytes())})
+	}
+	code := "unauthenticated"
+	if status != http.StatusUnauthorized {
+		code = connectCode(err.Code).String()
+	}
+	h := w.Header()
+	if challenge != "" {
+		h.Set("WWW-Authenticate", challenge)
+	}
+	h.Set("Content-Type", "application/json")
+	h.Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	json.NewEncoder(w).Encode(map[string]any{"code": code, "message": err.Message, "details": details})
+}
+
+// SourceOf is the address of host:port without its port, and without a zone.
+func SourceOf(address string) string {
+	a, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return "?"
+	}
+	return a.Addr().Unmap().WithZone("").String()
+}
+
+// Neighbours is what a source is counted as: an IPv4 address by itself, an IPv6
+// address with all of its /64, which one customer has.
+func Neighbours(source string) string {
+	a, err := netip.ParseAddr(source)
+	if err != nil || a.Is4() {
+		return source
+	}
+	p, err := a.Prefix(64)
+	if err != nil {
+		return source
+	}
+	return p.String()
+}
