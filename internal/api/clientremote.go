@@ -69,7 +69,7 @@ func (r Remote) tls(address string) *tls.Config {
 	cfg.VerifyConnection = func(s tls.ConnectionState) error {
 		leaf := s.PeerCertificates[0]
 		if got := PinOf(leaf); subtle.ConstantTimeCompare([]byte(got), []byte(r.Pin)) != 1 {
-			return isle.Errorf(isle.Refused, "the server at %s has another key than the one that is trusted: %s, not %s; somebody may be in between", address, got, r.Pin).
+			return isle.Errorf(isle.Untrusted, "the server at %s has another key than the one that is trusted: %s, not %s; somebody may be in between", address, got, r.Pin).
 				WithHint("ask whoever runs it for `isle version` on its machine; if its key was changed, log in again with `isle login %s --token --pin PIN`", address)
 		}
 		if now := time.Now(); now.Before(leaf.NotBefore) || now.After(leaf.NotAfter) {
@@ -81,7 +81,7 @@ func (r Remote) tls(address string) *tls.Config {
 }
 
 func expired(address string, leaf *x509.Certificate) error {
-	return isle.Errorf(isle.Refused, "the certificate of the server at %s holds from %s to %s, and not now", address, leaf.NotBefore.UTC().Format(time.RFC3339), leaf.NotAfter.UTC().Format(time.RFC3339)).
+	return isle.Errorf(isle.Untrusted, "the certificate of the server at %s holds from %s to %s, and not now", address, leaf.NotBefore.UTC().Format(time.RFC3339), leaf.NotAfter.UTC().Format(time.RFC3339)).
 		WithHint("look at both machines' clocks; whoever runs the server renews its certificate")
 }
 
@@ -114,7 +114,7 @@ func ServerURL(s string) (string, error) {
 	u, err := url.Parse(s)
 	switch {
 	case err != nil || u.Scheme != "https" || u.Hostname() == "":
-		return "", isle.Errorf(isle.Invalid, "%q is no address of a server: want https://HOST:PORT", s)
+		return "", isle.Errorf(isle.Invalid, "that is no address of a server: want https://HOST:PORT")
 	case u.User != nil || u.RawQuery != "" || u.Fragment != "" || strings.Trim(u.Path, "/") != "":
 		return "", isle.Errorf(isle.Invalid, "the address of a server is https://HOST:PORT, with nothing before or behind")
 	}
@@ -183,7 +183,7 @@ func remoteError(address string, err error) error {
 		if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok && invalid.Reason == x509.Expired {
 			return expired(address, invalid.Cert)
 		}
-		return isle.Errorf(isle.Refused, "nobody who is trusted vouches for the server at %s: %w", address, e.Err).
+		return isle.Errorf(isle.Untrusted, "nobody who is trusted vouches for the server at %s: %w", address, e.Err).
 			WithHint("log in with its key, which `isle version` on its machine shows: isle login %s --token --pin PIN; or name who signed its certificate with --ca FILE", address)
 	}
 	op, ok := errors.AsType[*net.OpError](err)

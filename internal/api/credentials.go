@@ -14,7 +14,7 @@ import (
 type Credentials interface {
 	// Authenticate says whom a credential proves that came from a source, an
 	// address without its port. It fails with Refused where it proves nobody,
-	// and nothing of the credential is in the error.
+	// which it has recorded then; nothing of the credential is in the error.
 	Authenticate(ctx context.Context, credential, source string) (identity.Subject, error)
 	// Check is nil as long as the subject's credential counts. It takes no lock
 	// and does no I/O.
@@ -40,7 +40,7 @@ func withSubject(ctx context.Context, s identity.Subject, group string) context.
 }
 
 // ended is the rule that a credential does not count any more.
-const ended = "built in: a credential counts until its end"
+const ended = "built in: a credential counts until it ends"
 
 // counts says whether the caller's credential still does.
 func (g *guard) counts(who caller) error {

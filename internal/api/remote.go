@@ -13,7 +13,6 @@ import (
 	"isle"
 	islev1 "isle/internal/api/isle/v1"
 	"isle/internal/audit"
-	"isle/internal/identity"
 )
 
 // RemoteConfig is what stands before the API for callers from elsewhere.
@@ -26,7 +25,7 @@ type RemoteConfig struct {
 	// Group is that of the operating system whose members, beside root, may
 	// speak to the server. A person who left it is refused here too.
 	Group string
-	// Refused records that a credential of a source counted for nothing.
+	// Refused records what a source showed that is no credential, or a workload's.
 	Refused func(e audit.Entry, source string)
 	// Proven says that the connection of a request has shown a credential that
 	// counts; false: there are too many of those. nil: there is no bound.
@@ -54,7 +53,7 @@ type remote struct {
 
 // The rules that refuse a credential.
 const (
-	unproven = "built in: a credential must be known and count"
+	unproven = ended // what is none never counted
 	airlocks = "built in: a workload's credential counts only inside its own airlock"
 )
 
@@ -69,20 +68,21 @@ func (c *remote) serve(w http.ResponseWriter, r *http.Request) {
 			WithHint("what runs outside proves itself as a machine: see `isle identity create --help`"))
 		return
 	}
-	if err == nil && token == "" {
+	if err != nil {
+		c.refuse(w, source, unproven, "", err)
+		return
+	}
+	if token == "" {
 		// Not recorded: whoever asks without a credential learns nothing, and is
 		// as often a browser as somebody who means harm.
 		c.answer(w, http.StatusUnauthorized, `Bearer realm="isle"`, isle.Errorf(isle.Refused, "this server wants to know who asks").WithHint("log in with `isle login`"))
 		return
 	}
-	var s identity.Subject
-	if err == nil {
-		s, err = c.Credentials.Authenticate(r.Context(), token, source)
-	}
+	s, err := c.Credentials.Authenticate(r.Context(), token, source)
 	if err != nil {
 		switch isle.CodeOf(err) {
-		case isle.Refused, isle.Invalid, isle.NotFound:
-			c.refuse(w, source, unproven, "", err)
+		case isle.Refused, isle.Invalid:
+			c.deny(w, source, err)
 		default:
 			c.Log.Error("a credential could not be looked at", "source", source, "err", err)
 			c.answer(w, http.StatusServiceUnavailable, "", isle.Errorf(isle.Unavailable, "the server cannot say now who asks").WithHint("try again; see the server's log"))
@@ -98,17 +98,22 @@ func (c *remote) serve(w http.ResponseWriter, r *http.Request) {
 	c.API.ServeHTTP(w, r.WithContext(withSubject(r.Context(), s, c.Group)))
 }
 
-// refuse records a credential that counts for nothing, and answers: beyond a
-// rate, that the source is to wait. A credential that counts is never held up by
-// others from the same address, so that nobody is locked out by a neighbour.
+// refuse records what is no credential, and answers.
 func (c *remote) refuse(w http.ResponseWriter, source, rule, claimed string, err error) {
-	flat := Flatten(err)
-	e := audit.NewEvent(nobody, isle.ActionIdentityUse, isle.Resource{Kind: "identity", Name: nobody.Name}, isle.Deny, flat.Message).With("source", source)
+	e := audit.NewEvent(nobody, isle.ActionIdentityUse, isle.Resource{Kind: "identity", Name: nobody.Name}, isle.Deny, Flatten(err).Message).With("source", source)
 	e.Rule = rule
 	if claimed != "" {
 		e = e.With("claimed", claimed)
 	}
 	c.Refused(e, source)
+	c.deny(w, source, err)
+}
+
+// deny answers a credential that counts for nothing: beyond a rate, that the
+// source is to wait. A credential that counts is never held up by others from
+// the same address, so that nobody is locked out by a neighbour.
+func (c *remote) deny(w http.ResponseWriter, source string, err error) {
+	flat := Flatten(err)
 	if !c.tries.take(source) {
 		w.Header().Set("Retry-After", "5")
 		c.answer(w, http.StatusTooManyRequests, "", isle.Errorf(isle.Exhausted, "too many credentials from %s that count for nothing", source).WithHint("wait some seconds; log in again with `isle login`"))

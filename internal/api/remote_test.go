@@ -145,7 +145,7 @@ func TestAPersonFromElsewhereHasToBeAMemberStill(t *testing.T) {
 	}
 }
 
-func TestACredentialThatCountsForNothingIsToldSoAndWrittenDown(t *testing.T) {
+func TestACredentialThatCountsForNothingIsToldSo(t *testing.T) {
 	r, keys := &rooms{}, newRing()
 	s := startRemote(t, r, newPolicy(t), keys, selfSigned(t, time.Now().Add(time.Hour)), nil)
 	const secret = "isle_thisIsASecret"
@@ -167,15 +167,8 @@ func TestACredentialThatCountsForNothingIsToldSoAndWrittenDown(t *testing.T) {
 	if _, err := c.Fetch(t.Context(), audit.CheckpointPath); isle.CodeOf(err) != isle.Refused || !strings.Contains(err.Error(), "isle login") {
 		t.Errorf("tiles: %v", err)
 	}
-	got := s.entries()
-	if len(got) != 3 || len(r.reached) > 0 {
-		t.Fatalf("%d entries, reached %v", len(got), r.reached)
-	}
-	for _, e := range got {
-		b, err := e.Encode()
-		if err != nil || strings.Contains(string(b), "Secret") || e.Rule != unproven || e.Action != isle.ActionIdentityUse || e.Decision != isle.Deny || e.Details["source"] != "127.0.0.1" {
-			t.Errorf("%s %v", b, err)
-		}
+	if len(r.reached) > 0 || len(s.entries()) > 0 { // whoever looked at it has recorded it
+		t.Errorf("reached %v, entries %v", r.reached, s.entries())
 	}
 }
 
@@ -204,8 +197,15 @@ func TestTheRefusalOfACredentialIsAsRFC6750HasIt(t *testing.T) {
 			t.Errorf("%q: %s, %q, %s", authorization, res.Status, res.Header.Get("WWW-Authenticate"), body)
 		}
 	}
-	if n := len(s.entries()); n != 5 { // none of the one without a credential
-		t.Errorf("%d entries", n)
+	got := s.entries()
+	if len(got) != 3 { // of what is none; whoever has shown nothing is not recorded
+		t.Errorf("%d entries", len(got))
+	}
+	for _, e := range got {
+		b, err := e.Encode()
+		if err != nil || strings.Contains(string(b), "cm9vdDpyb290") || e.Rule != ended || e.Action != isle.ActionIdentityUse || e.Decision != isle.Deny || e.Details["source"] != "127.0.0.1" {
+			t.Errorf("%s %v", b, err)
+		}
 	}
 }
 
@@ -229,9 +229,6 @@ func TestWhoeverTriesOnAndOnIsToldToWaitAndTheirNeighbourIsNot(t *testing.T) {
 	}
 	if _, err := whoAmI(s.client(t, "right")); err != nil {
 		t.Errorf("one with a credential that counts, from the same address: %v", err)
-	}
-	if n := len(s.entries()); n != 3*triesBurst {
-		t.Errorf("%d were told of", n)
 	}
 }
 
@@ -345,7 +342,7 @@ func TestAClientBelievesNobodyButTheServerItKnows(t *testing.T) {
 			continue
 		}
 		for _, err := range []error{answers, err} {
-			if isle.CodeOf(err) != isle.Refused || !strings.Contains(err.Error(), c.want) {
+			if isle.CodeOf(err) != isle.Untrusted || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("%s: %v", name, err)
 			}
 		}

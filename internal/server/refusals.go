@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"isle"
+	"isle/internal/api"
 	"isle/internal/audit"
 )
 
@@ -27,8 +28,8 @@ const (
 	// it gets refusalRefill more each second, up to the share again.
 	refusalShare  = 100_000
 	refusalRefill = 10
-	// maxShares is how many environments are remembered before those that are
-	// quiet are forgotten.
+	// maxShares is how many environments and sources are remembered before those
+	// that are quiet are forgotten.
 	maxShares = 2000
 	// stopTimeout bounds how long stopping one may take.
 	stopTimeout = 5 * time.Minute
@@ -39,7 +40,8 @@ type appender interface {
 	Append(ctx context.Context, entries ...audit.Entry) error
 }
 
-// refusals records what environments were refused, each within its share.
+// refusals records what environments, and callers from elsewhere, were refused,
+// each within its share.
 type refusals struct {
 	log  appender
 	slog *slog.Logger
@@ -52,10 +54,10 @@ type refusals struct {
 
 	mu     sync.Mutex
 	closed bool
-	shares map[isle.ID]*share
+	shares map[string]*share // by instance or source
 }
 
-// A share is one environment's.
+// A share is that of one environment or source.
 type share struct {
 	at     time.Time // when what follows was true
 	own    float64   // entries that it may have of its own now
@@ -69,7 +71,7 @@ type share struct {
 }
 
 func newRefusals(log appender, logger *slog.Logger, stop func(context.Context, isle.Ref) error) *refusals {
-	r := &refusals{log: log, slog: logger, stop: stop, now: time.Now, shares: map[isle.ID]*share{}}
+	r := &refusals{log: log, slog: logger, stop: stop, now: time.Now, shares: map[string]*share{}}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	return r
 }
@@ -83,7 +85,7 @@ func (r *refusals) add(e audit.Entry, ref isle.Ref) {
 		r.mu.Unlock()
 		return
 	}
-	s := r.share(e.Instance)
+	s := r.share(string(e.Instance))
 	s.last = e
 	s.left -= float64(e.Count)
 	exhausted := s.left < 0 && !s.over && ref.Name != ""
@@ -106,20 +108,54 @@ func (r *refusals) add(e audit.Entry, ref isle.Ref) {
 	}
 }
 
-// share returns the environment's, as of now. mu is held.
-func (r *refusals) share(instance isle.ID) *share {
+// sources is the share of all sources together.
+const sources = "sources"
+
+// source takes a refusal of a caller from elsewhere. A source has its share, and
+// all together have one: beyond either a refusal is counted with others, of
+// whatever source, so that many can put no more into the log than one.
+func (r *refusals) source(e audit.Entry, source string) {
+	e.Count = max(e.Count, 1)
+	r.mu.Lock()
+	if r.closed {
+		r.mu.Unlock()
+		return
+	}
+	all := r.share(sources)
+	key, one := "source "+api.Neighbours(source), all
+	if _, known := r.shares[key]; known || len(r.shares) < maxShares {
+		one = r.share(key)
+	}
+	own := one != all && one.own >= 1 && all.own >= 1
+	if own {
+		one.own--
+		all.own--
+	} else {
+		all.last = e
+		named := e
+		named.Resource.Name = api.Neighbours(source)
+		r.together(all, named)
+	}
+	r.mu.Unlock()
+	if own {
+		r.append(e)
+	}
+}
+
+// share returns that of an instance or source, as of now. mu is held.
+func (r *refusals) share(key string) *share {
 	now := r.now()
-	s := r.shares[instance]
+	s := r.shares[key]
 	if s == nil {
 		if len(r.shares) >= maxShares {
-			for id, o := range r.shares {
+			for k, o := range r.shares {
 				if o.timer == nil && now.Sub(o.at) > time.Hour {
-					delete(r.shares, id)
+					delete(r.shares, k)
 				}
 			}
 		}
 		s = &share{at: now, own: refusalBurst, left: refusalShare}
-		r.shares[instance] = s
+		r.shares[key] = s
 	}
 	passed := max(now.Sub(s.at), 0)
 	s.own = min(refusalBurst, s.own+passed.Seconds()/refusalEvery.Seconds())
@@ -186,7 +222,7 @@ func (r *refusals) halt(e audit.Entry, ref isle.Ref) {
 	if err := r.stop(ctx, ref); err != nil {
 		r.slog.Error("it could not be stopped; the next refusal tries again", "environment", ref, "err", err)
 		r.mu.Lock()
-		if s := r.shares[e.Instance]; s != nil {
+		if s := r.shares[string(e.Instance)]; s != nil {
 			s.over = false
 		}
 		r.mu.Unlock()

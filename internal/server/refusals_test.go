@@ -63,7 +63,7 @@ func TestRefusalsBeyondARateAreToldOfTogetherAndNoneIsLost(t *testing.T) {
 	for range 5 {
 		r.add(refusal(loud, "192.0.2.1:443", 1), isle.Ref{Name: "loud", Stage: "testing"})
 	}
-	r.flush(r.shares[loud]) // as its timer does
+	r.flush(r.shares[string(loud)]) // as its timer does
 	list, count := log.of(loud, isle.ActionEgressConnect)
 	if len(list) != refusalBurst+2+1 || count != n+5 {
 		t.Errorf("%d entries of %d refusals", len(list), count)
@@ -103,4 +103,29 @@ func TestAnEnvironmentThatUsesUpItsShareIsStoppedAndTheOthersGoOn(t *testing.T) 
 	if list, _ := log.of(flood, isle.ActionEnvironmentDown); len(list) != 1 || list[0].Actor.Name != "log" {
 		t.Errorf("it is not recorded why: %+v", list)
 	}
+}
+
+func TestManySourcesPutNoMoreIntoTheLogThanOne(t *testing.T) {
+	log := &notebook{}
+	r := newRefusals(log, slog.New(slog.DiscardHandler), func(context.Context, isle.Ref) error { t.Error("stopped"); return nil })
+	now := time.Unix(1000, 0)
+	r.now = func() time.Time { return now }
+	const n = 5000
+	for i := range n {
+		e := audit.NewEvent(isle.Actor{Kind: isle.Machine, Name: "?"}, isle.ActionIdentityUse, isle.Resource{Kind: "identity", Name: "?"}, isle.Deny, "no credential")
+		r.source(e, fmt.Sprintf("2001:db8:%x::1", i))
+	}
+	r.flush(r.shares[sources]) // as its timer does
+	list, count := log.of("", isle.ActionIdentityUse)
+	if len(list) != refusalBurst+1 || count != n {
+		t.Errorf("%d entries of %d refusals", len(list), count)
+	}
+	last := list[len(list)-1]
+	if last.Count != n-refusalBurst || last.Details["2001:db8:64::/64"] != "1" || last.Details["others"] == "" {
+		t.Errorf("%+v", last)
+	}
+	if len(r.shares) > maxShares {
+		t.Errorf("%d sources are remembered", len(r.shares))
+	}
+	r.close()
 }
