@@ -100,6 +100,15 @@ type Info struct {
 	State   string // the state folder
 	PID     int
 	Started time.Time
+	Remote  RemoteInfo
+}
+
+// RemoteInfo says how a server is reached from elsewhere; the zero value: it is
+// not.
+type RemoteInfo struct {
+	Address string // at which it listens
+	URL     string // what it is called
+	Pin     string // its key, as PinOf gives it
 }
 
 // A Check is one thing that the machine has or lacks.

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -39,11 +40,29 @@ func NewRemote(cfg RemoteConfig) http.Handler {
 	r := &remote{RemoteConfig: cfg, tries: newTries()}
 	mux := http.NewServeMux()
 	if cfg.Endpoints != nil {
-		mux.Handle("/oauth/", cfg.Endpoints)
-		mux.Handle("/.well-known/", cfg.Endpoints)
+		h := brief(cfg.Endpoints)
+		mux.Handle("/oauth/", h)
+		mux.Handle("/.well-known/", h)
 	}
 	mux.HandleFunc("/", r.serve)
 	return mux
+}
+
+// Bounds of a request without a credential.
+const (
+	briefBody    = 64 << 10 // bytes
+	briefRequest = 10 * time.Second
+	briefAnswer  = 30 * time.Second // from its beginning
+)
+
+// brief bounds requests that anybody may make.
+func brief(next http.Handler) http.Handler {
+	return http.MaxBytesHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		control, now := http.NewResponseController(w), time.Now()
+		_ = control.SetReadDeadline(now.Add(briefRequest)) // a writer without deadlines (tests) has no hostile caller
+		_ = control.SetWriteDeadline(now.Add(briefAnswer))
+		next.ServeHTTP(w, r)
+	}), briefBody)
 }
 
 type remote struct {

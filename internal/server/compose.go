@@ -52,6 +52,9 @@ type rooms struct {
 	issues   *issues
 	// workloads serves the Workload API of every service.
 	workloads *api.WorkloadAPI
+	// Of callers from elsewhere; nil: nobody from there is known.
+	credentials api.Credentials
+	endpoints   http.Handler // where they get them
 
 	stopFollow context.CancelFunc
 	following  sync.WaitGroup
@@ -128,7 +131,7 @@ func compose(s *Server) (r *rooms, err error) {
 	})
 	r.handler = api.New(api.Config{
 		Environments: r.manager, Builder: r.builder, Blobs: r.images, Audit: r.store, Signer: r.book.signer, Host: r, Policy: r.policy,
-		Secrets: r.secrets, Identities: r.machines,
+		Credentials: r.credentials, Secrets: r.secrets, Identities: r.machines,
 		Mirror: cfg.Mirror, Log: s.log,
 	})
 	return r, nil
@@ -272,12 +275,12 @@ func (r *rooms) refusal(instance isle.ID, destination, protocol, reason string, 
 // Info implements api.Host.
 func (r *rooms) Info() api.Info {
 	s := r.server
-	return api.Info{Version: s.cfg.Version, State: s.cfg.State, PID: os.Getpid(), Started: s.started}
+	return api.Info{Version: s.cfg.Version, State: s.cfg.State, PID: os.Getpid(), Started: s.started, Remote: s.remote.Load().info()}
 }
 
 // Doctor implements api.Host.
 func (r *rooms) Doctor(context.Context) []api.Check {
-	return append(Doctor(r.server.cfg), r.book.check(), r.checkSecrets())
+	return append(Doctor(r.server.cfg), r.book.check(), r.checkSecrets(), r.server.remote.Load().check())
 }
 
 // Stop implements api.Host.

@@ -116,6 +116,20 @@ type Config struct {
 	// Vault is asked for secrets that refer to it. Default: none.
 	Vault secret.VaultConfig
 
+	// Listen is a TCP address at which the API is served to callers from
+	// elsewhere, over TLS, who prove themselves by a token: ":7443". Default: none.
+	Listen string
+
+	// TLSCert and TLSKey are PEM files of the certificate that is shown there,
+	// with its chain, and of its key; they are read again when they change.
+	// Default: one that the server makes itself, of one key for good.
+	TLSCert, TLSKey string
+
+	// URL is what the server is called from elsewhere, https://HOST[:PORT]: its
+	// tokens name it as their issuer. Default: https and the address of Listen,
+	// with the machine's name where that is every address.
+	URL string
+
 	// Fault is for tests: the name of a point at which the server kills itself
 	// (SIGKILL), as if the machine had, or @ and the path of a file that has the
 	// name, and is removed when it happens; or, for measurements, + and the path
@@ -171,6 +185,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.SecretFiles == nil {
 		c.SecretFiles = []string{DefaultSecretFiles}
+	}
+	if err := c.checkRemote(); err != nil {
+		return c, err
 	}
 	if c.Names == "" {
 		c.Names = "127.0.0.1:0"

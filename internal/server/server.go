@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -33,6 +34,7 @@ type Server struct {
 	ready    *readiness
 	started  time.Time
 	rooms    *rooms
+	remote   atomic.Pointer[elsewhere] // nil until it listens, or where it does not
 
 	variables variables
 
@@ -155,6 +157,9 @@ func (s *Server) Run(ctx context.Context) error {
 	defer cutOff()
 	l, err := s.listen()
 	if err == nil {
+		err = s.listenRemote()
+	}
+	if err == nil {
 		err = s.rooms.reconcile(ctx)
 	}
 	if err != nil {
@@ -162,22 +167,29 @@ func (s *Server) Run(ctx context.Context) error {
 		if l != nil {
 			l.Close()
 		}
+		s.remote.Load().close()
 		return errors.Join(err, s.rooms.close(false))
 	}
 	srv := s.httpServer(calls)
 	bounded := newLimit(l, maxConnections)
 	srv.ConnState = bounded.state
-	served := make(chan error, 2)
+	served := make(chan error, 3)
 	followers, err := s.serveLog(served)
 	if err != nil {
 		s.ready.say(err)
 		l.Close()
+		s.remote.Load().close()
 		return errors.Join(err, s.rooms.close(false))
 	}
 	if followers != nil {
 		defer followers.Close()
 	}
 	s.handover.discard()
+	servers := []*http.Server{srv}
+	if r := s.remote.Load(); r != nil {
+		servers = append(servers, s.serveRemote(r, calls, served))
+		defer r.close()
+	}
 	go func() { served <- srv.Serve(bounded) }() // ends with Shutdown or Close, which every way out of here calls
 	s.ready.say(nil)
 	s.log.Info("serving", "version", s.cfg.Version, "pid", os.Getpid(), "state", s.cfg.State, "socket", s.cfg.Socket)
@@ -192,13 +204,13 @@ func (s *Server) Run(ctx context.Context) error {
 				s.log.Error("the installed program does not run; going on with this one", "program", s.exe, "err", err)
 				continue
 			}
-			return s.replace(srv, followers, cutOff)
+			return s.replace(servers, cutOff)
 		case <-ctx.Done():
 		case <-s.stop:
 		}
 		s.log.Info("ending; environments go on")
 		s.ready.systemd("STOPPING=1")
-		s.end(srv, cutOff)
+		s.end(servers, cutOff)
 		os.Remove(s.cfg.Socket)
 		return s.rooms.close(false)
 	}
@@ -210,15 +222,21 @@ func (s *Server) Stop() { s.stopOnce.Do(func() { close(s.stop) }) }
 
 // end stops serving: no new calls, then those in progress are cut off and may
 // undo what they hold.
-func (s *Server) end(srv *http.Server, cutOff context.CancelFunc) {
+func (s *Server) end(servers []*http.Server, cutOff context.CancelFunc) {
 	quiet := time.AfterFunc(graceful, cutOff)
 	defer quiet.Stop()
 	ctx, cancel := context.WithTimeout(context.Background(), graceful+teardown)
 	defer cancel()
-	if err := srv.Shutdown(ctx); err != nil {
-		s.log.Warn("calls did not end in time", "err", err)
-		srv.Close()
+	var ending sync.WaitGroup
+	for _, srv := range servers {
+		ending.Go(func() {
+			if err := srv.Shutdown(ctx); err != nil {
+				s.log.Warn("calls did not end in time", "err", err)
+				srv.Close()
+			}
+		})
 	}
+	ending.Wait()
 }
 
 // checkSuccessor sees whether the program that would take over runs at all.
@@ -234,11 +252,11 @@ func (s *Server) checkSuccessor(ctx context.Context) error {
 
 // replace becomes the program that is installed now, with the same process ID
 // and the listening sockets. It returns only if that fails.
-func (s *Server) replace(srv, followers *http.Server, cutOff context.CancelFunc) error {
+func (s *Server) replace(servers []*http.Server, cutOff context.CancelFunc) error {
 	s.log.Info("handing over", "program", s.exe)
 	s.ready.systemd("RELOADING=1")
 	s.handover.keep()
-	s.end(srv, cutOff)
+	s.end(servers, cutOff)
 	s.rooms.drain()
 	sockets, err := s.rooms.export()
 	if err != nil { // they are made again, with a moment in which they refuse

@@ -59,12 +59,16 @@ func (*InfoRequest) Descriptor() ([]byte, []int) {
 }
 
 type InfoResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Version       string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
-	State         string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"` // the state folder
-	Pid           int32                  `protobuf:"varint,3,opt,name=pid,proto3" json:"pid,omitempty"`
-	Started       *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=started,proto3" json:"started,omitempty"`
-	Environments  int32                  `protobuf:"varint,5,opt,name=environments,proto3" json:"environments,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Version      string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	State        string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"` // the state folder
+	Pid          int32                  `protobuf:"varint,3,opt,name=pid,proto3" json:"pid,omitempty"`
+	Started      *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=started,proto3" json:"started,omitempty"`
+	Environments int32                  `protobuf:"varint,5,opt,name=environments,proto3" json:"environments,omitempty"`
+	// How it is reached from elsewhere; empty: it is not.
+	Listen        string `protobuf:"bytes,6,opt,name=listen,proto3" json:"listen,omitempty"` // HOST:PORT
+	Url           string `protobuf:"bytes,7,opt,name=url,proto3" json:"url,omitempty"`
+	Pin           string `protobuf:"bytes,8,opt,name=pin,proto3" json:"pin,omitempty"` // of its key, as curl's --pinnedpubkey takes it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -132,6 +136,27 @@ func (x *InfoResponse) GetEnvironments() int32 {
 		return x.Environments
 	}
 	return 0
+}
+
+func (x *InfoResponse) GetListen() string {
+	if x != nil {
+		return x.Listen
+	}
+	return ""
+}
+
+func (x *InfoResponse) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *InfoResponse) GetPin() string {
+	if x != nil {
+		return x.Pin
+	}
+	return ""
 }
 
 type DoctorRequest struct {
@@ -760,13 +785,16 @@ var File_isle_v1_server_proto protoreflect.FileDescriptor
 const file_isle_v1_server_proto_rawDesc = "" +
 	"\n" +
 	"\x14isle/v1/server.proto\x12\aisle.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\r\n" +
-	"\vInfoRequest\"\xaa\x01\n" +
+	"\vInfoRequest\"\xe6\x01\n" +
 	"\fInfoResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x10\n" +
 	"\x03pid\x18\x03 \x01(\x05R\x03pid\x124\n" +
 	"\astarted\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\astarted\x12\"\n" +
-	"\fenvironments\x18\x05 \x01(\x05R\fenvironments\"\x0f\n" +
+	"\fenvironments\x18\x05 \x01(\x05R\fenvironments\x12\x16\n" +
+	"\x06listen\x18\x06 \x01(\tR\x06listen\x12\x10\n" +
+	"\x03url\x18\a \x01(\tR\x03url\x12\x10\n" +
+	"\x03pin\x18\b \x01(\tR\x03pin\"\x0f\n" +
 	"\rDoctorRequest\"8\n" +
 	"\x0eDoctorResponse\x12&\n" +
 	"\x06checks\x18\x01 \x03(\v2\x0e.isle.v1.CheckR\x06checks\"c\n" +
