@@ -121,9 +121,9 @@ all right: the log as it is now is the one to go on from.`,
 			if err != nil {
 				return err
 			}
-			address, err := filepath.Abs(c.Address())
+			address, err := serverName(c)
 			if err != nil {
-				return isle.Errorf(isle.Invalid, "--server %s: %w", c.Address(), err)
+				return err
 			}
 			if err := memory().Accept(audit.Seen{Server: address, Key: res.Msg.GetKey(), Checkpoint: string(now.Note)}); err != nil {
 				return err

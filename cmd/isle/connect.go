@@ -24,6 +24,26 @@ import (
 // serves. It reconciles before it does.
 const startTimeout = 2 * time.Minute
 
+// remote reports whether the flags name a server elsewhere.
+func (a *app) remote() bool { return api.Remotely(a.address) }
+
+// newClient makes a client of the server that the flags name.
+func (a *app) newClient() (*api.Client, error) {
+	if a.remote() {
+		return remoteClient(a.address)
+	}
+	return api.NewClient(a.socket()), nil
+}
+
+// here fails where the flags name a server elsewhere: what is done to the
+// server's process is done on its own machine.
+func (a *app) here() error {
+	if a.remote() {
+		return usagef("%s is elsewhere; that is done on its own machine", clean(a.address))
+	}
+	return nil
+}
+
 // socket is where the server is, by the flags.
 func (a *app) socket() string {
 	if a.address != "" {
@@ -38,8 +58,11 @@ func (a *app) connect(ctx context.Context) (*api.Client, error) {
 	if a.client != nil {
 		return a.client, nil
 	}
-	c := api.NewClient(a.socket())
-	err := c.Answers(ctx)
+	c, err := a.newClient()
+	if err != nil {
+		return nil, err
+	}
+	err = c.Answers(ctx)
 	if isle.CodeOf(err) == isle.NotFound && err != nil && a.address == "" {
 		err = a.start(ctx, c)
 	}
@@ -56,7 +79,10 @@ func (a *app) connect(ctx context.Context) (*api.Client, error) {
 // existing is like connect, but starts nothing, and speaks to a server whose
 // log is not the one that it was, too: to stop it, or to see what is wrong.
 func (a *app) existing(ctx context.Context) (*api.Client, error) {
-	c := api.NewClient(a.socket())
+	c, err := a.newClient()
+	if err != nil {
+		return nil, err
+	}
 	if err := c.Answers(ctx); err != nil {
 		return nil, err
 	}

@@ -70,6 +70,9 @@ func (a *app) examine(ctx context.Context) []checkJSON {
 	default:
 		out = append(out, checkJSON{"server", api.CheckMissing, flat.Message, flat.Hint})
 	}
+	if a.remote() { // this machine does not matter
+		return out
+	}
 	for _, ch := range server.Doctor(server.Config{State: a.state}) {
 		out = append(out, checkJSON{ch.Name, ch.State, ch.Message, ch.Remedy})
 	}

@@ -22,15 +22,32 @@ import (
 func memory() audit.Memory {
 	dir := os.Getenv("XDG_STATE_HOME")
 	if !filepath.IsAbs(dir) {
-		home, err := os.UserHomeDir()
-		if err != nil {
-			if u, uerr := user.Current(); uerr == nil {
-				home = u.HomeDir
-			}
-		}
-		dir = filepath.Join(home, ".local", "state")
+		dir = filepath.Join(home(), ".local", "state")
 	}
 	return audit.Memory{Dir: filepath.Join(dir, "isle", "checkpoints")}
+}
+
+// home is the user's home folder.
+func home() string {
+	dir, err := os.UserHomeDir()
+	if err != nil {
+		if u, uerr := user.Current(); uerr == nil {
+			dir = u.HomeDir
+		}
+	}
+	return dir
+}
+
+// serverName is what a server is remembered by: its URL, or its socket's path.
+func serverName(c *api.Client) (string, error) {
+	if api.Remotely(c.Address()) {
+		return c.Address(), nil
+	}
+	name, err := filepath.Abs(c.Address())
+	if err != nil {
+		return "", isle.Errorf(isle.Invalid, "--server %s: %w", c.Address(), err)
+	}
+	return name, nil
 }
 
 // forget drops what was seen of the server at the address: this command has just
@@ -51,9 +68,9 @@ func (a *app) forget(address string) error {
 // and remembers what it is now. A server that is not known yet is believed.
 func (a *app) recognise(ctx context.Context, c *api.Client) error {
 	m := memory()
-	address, err := filepath.Abs(c.Address())
+	address, err := serverName(c)
 	if err != nil {
-		return isle.Errorf(isle.Invalid, "--server %s: %w", c.Address(), err)
+		return err
 	}
 	seen, err := m.Last(address)
 	if errors.Is(err, fs.ErrPermission) { // another user's home

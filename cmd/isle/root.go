@@ -84,7 +84,7 @@ them; isle starts one by itself when none answers.`,
 	}
 	flags := cmd.PersistentFlags()
 	flags.StringVar(&a.state, "state", environ("ISLE_STATE", server.DefaultState), "state folder of the local server (ISLE_STATE)")
-	flags.StringVar(&a.address, "server", os.Getenv("ISLE_SERVER"), "unix socket of the server to speak to (ISLE_SERVER)")
+	flags.StringVar(&a.address, "server", os.Getenv("ISLE_SERVER"), "unix socket or https://HOST:PORT of the server to speak to (ISLE_SERVER)")
 	flags.StringVarP(&a.output, "output", "o", "text", "output: text or json")
 	cmd.CompletionOptions.HiddenDefaultCmd = true
 	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
@@ -93,7 +93,7 @@ them; isle starts one by itself when none answers.`,
 	cmd.AddCommand(
 		newUp(a), newRun(a), newLs(a), newStatus(a), newLogs(a), newExec(a), newShell(a), newCp(a), newDiff(a),
 		newDown(a), newBuild(a), newLock(a), newTTL(a), newDoors(a), newPortForward(a), newServer(a), newInit(a),
-		newSchema(a), newDoctor(a), newGC(a), newAudit(a), newApply(a), newPolicy(a), newRole(a), newSecret(a), newIdentity(a), newToken(a), newVersion(a),
+		newSchema(a), newDoctor(a), newGC(a), newAudit(a), newApply(a), newPolicy(a), newRole(a), newSecret(a), newIdentity(a), newToken(a), newLogin(a), newLogout(a), newWhoami(a), newVersion(a),
 	)
 	return cmd
 }

@@ -27,12 +27,19 @@ func newServer(a *app) *cobra.Command {
 		Long: `Run the server. It needs root. Other commands start one by themselves when none
 answers; an installed one is run by systemd. Environments outlive it: when it ends or
 dies they go on, and the next start takes them up. On SIGHUP it becomes the program
-that is installed now, without refusing a connection.`,
+that is installed now, without refusing a connection.
+
+With --listen it serves callers from elsewhere too, over TLS, who prove themselves by
+a token: see ` + "`isle login`" + `. Without it nobody but this machine reaches it.`,
 		Example: `  isle server --state /srv/isle
+  isle server --listen :7443 --url https://isle.example.org:7443
   isle server stop
   isle server reload`,
 		Args: args(0, 0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if a.remote() {
+				return usagef("--server %s: a server's own socket is a path; where it listens to others says --listen", clean(a.address))
+			}
 			cfg.State = a.state
 			if a.address != "" {
 				cfg.Socket = a.address
@@ -68,6 +75,10 @@ that is installed now, without refusing a connection.`,
 	f.StringVar(&cfg.Vault.TokenFile, "vault-token-file", "", "file with the token for Vault, read each time")
 	f.StringVar(&cfg.Vault.CA, "vault-ca", "", "PEM certificates that Vault's must be signed by (default: the machine's)")
 	f.StringVar(&cfg.Vault.Namespace, "vault-namespace", "", "namespace in Vault")
+	f.StringVar(&cfg.Listen, "listen", "", "TCP address that serves callers from elsewhere, such as :7443 (default: none)")
+	f.StringVar(&cfg.TLSCert, "tls-cert", "", "PEM file with the certificate for --listen, read again when it changes (default: one of the server's own)")
+	f.StringVar(&cfg.TLSKey, "tls-key", "", "PEM file with its key")
+	f.StringVar(&cfg.URL, "url", "", "what the server is called from elsewhere (default: https and the address of --listen)")
 	f.StringVar(&level, "log-level", slog.LevelInfo.String(), "least level to log: debug, info, warn or error")
 	cmd.AddCommand(newServerStop(a), newServerReload(a))
 	return cmd
@@ -80,6 +91,9 @@ func newServerStop(a *app) *cobra.Command {
 		Args:  args(0, 0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx := cmd.Context()
+			if err := a.here(); err != nil {
+				return err
+			}
 			c, err := a.existing(ctx)
 			if isle.CodeOf(err) == isle.NotFound && err != nil {
 				return nil // it is what was asked for
@@ -129,6 +143,9 @@ func newServerReload(a *app) *cobra.Command {
 		Args:  args(0, 0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx := cmd.Context()
+			if err := a.here(); err != nil {
+				return err
+			}
 			c, err := a.existing(ctx)
 			if err != nil {
 				return err

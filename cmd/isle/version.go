@@ -41,12 +41,15 @@ func newVersion(a *app) *cobra.Command {
 			out := struct {
 				Version string `json:"version"`
 				Server  string `json:"server,omitempty"`
+				URL     string `json:"url,omitempty"`
+				Listen  string `json:"listen,omitempty"`
+				Pin     string `json:"pin,omitempty"`
 			}{Version: version()}
 			ctx, cancel := context.WithTimeout(cmd.Context(), 5*time.Second)
 			defer cancel()
 			if c, err := a.existing(ctx); err == nil {
 				if info, err := c.Server.Info(ctx, connect.NewRequest(&islev1.InfoRequest{})); err == nil {
-					out.Server = info.Msg.GetVersion()
+					out.Server, out.URL, out.Listen, out.Pin = info.Msg.GetVersion(), info.Msg.GetUrl(), info.Msg.GetListen(), info.Msg.GetPin()
 				}
 			}
 			if a.output == "json" {
@@ -54,7 +57,10 @@ func newVersion(a *app) *cobra.Command {
 			}
 			fmt.Fprintf(a.stdout, "isle %s\n", out.Version)
 			if out.Server != "" {
-				fmt.Fprintf(a.stdout, "server %s\n", out.Server)
+				fmt.Fprintf(a.stdout, "server %s\n", clean(out.Server))
+			}
+			if out.URL != "" {
+				fmt.Fprintf(a.stdout, "  from elsewhere: %s, listening at %s\n  key: %s\n", clean(out.URL), clean(out.Listen), clean(out.Pin))
 			}
 			return nil
 		},
