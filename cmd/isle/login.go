@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -246,7 +245,7 @@ type who struct {
 }
 
 func whoOf(server string, m *islev1.WhoAmIResponse) who {
-	w := who{Server: server, Actor: m.GetActor(), Stage: m.GetStage(), Groups: slices.Concat([]string{}, m.GetGroups()), TrustDomain: m.GetTrustDomain()}
+	w := who{Server: server, Actor: m.GetActor(), Stage: m.GetStage(), Groups: append([]string{}, m.GetGroups()...), TrustDomain: m.GetTrustDomain()}
 	if m.GetExpires() != nil {
 		t := m.GetExpires().AsTime()
 		w.Expires = &t

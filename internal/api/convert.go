@@ -7,6 +7,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"isle"
 	islev1 "isle/internal/api/isle/v1"
 	"isle/internal/environment"
 	"isle/internal/image"
@@ -22,7 +23,7 @@ func timestamp(t time.Time) *timestamppb.Timestamp {
 
 func environmentMessage(e environment.Environment) *islev1.Environment {
 	m := &islev1.Environment{
-		Instance: string(e.Instance), Name: e.Ref.Name, Stage: e.Ref.Stage, Project: e.Project, Owner: e.Owner.Name,
+		Instance: string(e.Instance), Name: e.Ref.Name, Stage: e.Ref.Stage, Project: e.Project, Owner: ownerText(e.Owner),
 		Phase: string(e.Phase), Created: timestamp(e.Created), Expires: timestamp(e.Expires), Branch: e.Branch, Isolation: e.Spec.Isolation,
 		Limits: &islev1.Limits{Cpus: e.Spec.Limits.CPUs, Memory: e.Spec.Limits.Memory, Pids: int32(e.Spec.Limits.PIDs)},
 	}
@@ -64,4 +65,13 @@ func imageMessage(service string, m image.Image) *islev1.BuiltImage {
 		b.Layers = append(b.Layers, &islev1.Layer{Digest: string(l.Digest), Size: l.Size, Kind: l.Kind, Title: l.Title})
 	}
 	return b
+}
+
+// ownerText is the name of a person, and machine:NAME of a machine, which may
+// have a person's name.
+func ownerText(a isle.Actor) string {
+	if a.Kind == isle.Human {
+		return a.Name
+	}
+	return a.String()
 }

@@ -83,10 +83,13 @@ func (g *guard) ends(ctx context.Context, who caller, queries []policy.Query, do
 	if len(queries) == 0 {
 		queries = queriesOf(who, atServer)
 	}
+	reason, next := Flatten(why).Message, "log in again with `isle login`"
 	if doing != "" {
-		doing = "ended: " + Flatten(why).Message
+		doing = "ended: " + reason
+	} else {
+		next = reason + "; " + next
 	}
-	return g.refuse(ctx, queries[0], policy.Answer{Decision: isle.Deny, Rule: ended, Final: true, Message: Flatten(why).Message + "; log in again with `isle login`"}, doing)
+	return g.refuse(ctx, queries[0], policy.Answer{Decision: isle.Deny, Rule: ended, Final: true, Message: next}, doing)
 }
 
 // watch asks again whenever the policy, a credential or the caller's groups
