@@ -198,6 +198,10 @@ func (a *app) showUp(res *islev1.UpResult) error {
 	ref := refText(e)
 	for _, s := range e.GetServices() {
 		for _, p := range s.GetPorts() {
+			if a.remote() { // they are published on the server's machine
+				fmt.Fprintf(w, "  %-16s isle port-forward %s %d -s %s\n", s.GetName()+" "+p.GetName(), ref, p.GetNumber(), s.GetName())
+				continue
+			}
 			fmt.Fprintf(w, "  %-16s 127.0.0.1:%d", s.GetName()+" "+p.GetName(), p.GetHost())
 			if p.GetUrl() != "" {
 				fmt.Fprintf(w, "   %s", p.GetUrl())

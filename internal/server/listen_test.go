@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/binary"
 	"encoding/pem"
 	"io"
 	"log/slog"
@@ -12,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -20,17 +22,24 @@ import (
 	"isle/internal/identity"
 )
 
-// one credential counts here.
-type one string
+// one is a credential that counts; entered is told of each that is looked at.
+type one struct {
+	credential string
+	entered    func() (left func())
+}
 
-func (o one) Authenticate(_ context.Context, credential, _ string) (identity.Subject, error) {
-	if credential != string(o) {
+func (o *one) Authenticate(_ context.Context, credential, _ string) (identity.Subject, error) {
+	if o.entered != nil {
+		defer o.entered()()
+		time.Sleep(time.Millisecond)
+	}
+	if credential != o.credential {
 		return identity.Subject{}, isle.Errorf(isle.Refused, "unknown")
 	}
 	return identity.Subject{Actor: isle.Actor{Kind: isle.Machine, Name: "ci"}}, nil
 }
-func (o one) Check(identity.Subject) error { return nil }
-func (o one) Over() <-chan struct{}        { return nil }
+func (o *one) Check(identity.Subject) error { return nil }
+func (o *one) Over() <-chan struct{}        { return nil }
 
 // listening is a server of callers from elsewhere, and nothing else.
 func listening(t *testing.T, change func(*Config)) (*Server, *elsewhere) {
@@ -46,7 +55,7 @@ func listening(t *testing.T, change func(*Config)) (*Server, *elsewhere) {
 	log := slog.New(slog.DiscardHandler)
 	s := &Server{cfg: cfg, log: log, handover: &Handover{inherited: map[string]*os.File{}, held: map[string]fileListener{}}}
 	s.rooms = &rooms{
-		server: s, credentials: one("right"), refusals: newRefusals(&notebook{}, log, nil),
+		server: s, credentials: &one{credential: "right"}, refusals: newRefusals(&notebook{}, log, nil),
 		handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "hello") }),
 	}
 	if err := s.listenRemote(); err != nil {
@@ -170,8 +179,10 @@ func TestProvenConnectionsAreBoundedForEachSource(t *testing.T) {
 	var last *gated
 	for i := range maxProvenEach {
 		last = enter("192.0.2.1")
-		if !last.prove() || !last.prove() {
-			t.Fatalf("connection %d", i)
+		for range 2 { // each request says so
+			if !last.prove() {
+				t.Fatalf("connection %d", i)
+			}
 		}
 	}
 	if enter("192.0.2.1").prove() {
@@ -308,4 +319,58 @@ func TestHowAServerIsReachedFromElsewhereIsChecked(t *testing.T) {
 		t.Error("a server that listens to nobody says otherwise")
 	}
 	nowhere.close()
+}
+
+// A client that resets what it has just asked for, on and on, costs a bounded
+// number of calls, and others go on (CVE-2023-44487).
+func TestRapidResetsStopNobody(t *testing.T) {
+	s, e := listening(t, nil)
+	var busy, most, seen atomic.Int64
+	s.rooms.credentials.(*one).entered = func() func() {
+		seen.Add(1)
+		for n := busy.Add(1); ; {
+			m := most.Load()
+			if n <= m || most.CompareAndSwap(m, n) {
+				break
+			}
+		}
+		return func() { busy.Add(-1) }
+	}
+	conn, err := tls.Dial("tcp", e.info().Address, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	// RFC 9113, section 4.1, and RFC 7541, section 6.2.2: literals, not indexed.
+	frame := func(kind, flags byte, stream uint32, payload []byte) []byte {
+		head := []byte{byte(len(payload) >> 16), byte(len(payload) >> 8), byte(len(payload)), kind, flags, 0, 0, 0, 0}
+		binary.BigEndian.PutUint32(head[5:], stream)
+		return append(head, payload...)
+	}
+	var fields []byte
+	for _, f := range []string{":method", "GET", ":scheme", "https", ":path", "/x", ":authority", "a", "authorization", "Bearer right"} {
+		if strings.HasPrefix(f, ":") || f == "authorization" {
+			fields = append(fields, 0)
+		}
+		fields = append(append(fields, byte(len(f))), f...)
+	}
+	const headers, reset, settings, endOfStreamAndHeaders, cancelled = 1, 3, 4, 5, 8
+	io.WriteString(conn, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+	conn.Write(frame(settings, 0, 0, nil))
+	go io.Copy(io.Discard, conn) // ends with the connection
+	for i := range uint32(20_000) {
+		id := 2*i + 1
+		if _, err := conn.Write(append(frame(headers, endOfStreamAndHeaders, id, fields), frame(reset, 0, id, []byte{0, 0, 0, cancelled})...)); err != nil {
+			break // it was told to calm down
+		}
+	}
+	if seen.Load() == 0 {
+		t.Error("none of them was one")
+	}
+	if res, err := ask(t, e, nil, "right"); err != nil || res.StatusCode != http.StatusOK {
+		t.Errorf("somebody else: %v", err)
+	}
+	if n := most.Load(); n > 150 {
+		t.Errorf("%d calls at once of one connection that may have 100", n)
+	}
 }
