@@ -24,7 +24,7 @@ import (
 func main() {
 	runs := flag.Int("n", 30, "counted runs of each command")
 	fleet := flag.Int("fleet", 100, "environments up and down in parallel")
-	only := flag.String("only", "", "one of policy, log, keys, launch, svid, where, run, exec, noop, fleet")
+	only := flag.String("only", "", "one of policy, log, keys, issuer, launch, svid, where, run, exec, noop, fleet")
 	entries := flag.Int("entries", 1_000_000, "entries of the audit log that is verified")
 	bin := flag.String("bin", "bin", "folder of isle and isle-init")
 	inner := flag.String("inner", "", "internal: the state folder, in the private mount namespace")
@@ -39,12 +39,17 @@ func main() {
 		err = credentials(*runs)
 	case *only == "log":
 		err = benchLog(*runs, *entries)
+	case *only == "issuer":
+		err = issuing(*runs)
 	case *only == "":
 		if err = policies(*runs); err == nil {
 			err = credentials(*runs)
 		}
 		if err == nil {
 			err = benchLog(*runs, *entries)
+		}
+		if err == nil {
+			err = issuing(*runs)
 		}
 		if err == nil {
 			err = outer(*bin)
