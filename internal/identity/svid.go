@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/json"
+	"fmt"
 	"net/url"
 	"strings"
 	"time"
@@ -21,15 +22,25 @@ import (
 type X509SVID struct {
 	ID      SPIFFEID
 	Chain   [][]byte // DER, the leaf first, without the root
-	Key     []byte   // PKCS #8, DER
+	Key     []byte   `json:"-"` // PKCS #8, DER
 	Expires time.Time
 }
+
+// Format implements fmt.Formatter: the key is not printed.
+func (s X509SVID) Format(f fmt.State, _ rune) { printSVID(f, "X.509", s.ID, s.Expires) }
 
 // A JWTSVID is a JWT-SVID (JWT-SVID standard).
 type JWTSVID struct {
 	ID      SPIFFEID
-	Token   string
+	Token   string `json:"-"`
 	Expires time.Time
+}
+
+// Format implements fmt.Formatter: the token is not printed.
+func (s JWTSVID) Format(f fmt.State, _ rune) { printSVID(f, "JWT", s.ID, s.Expires) }
+
+func printSVID(f fmt.State, kind string, id SPIFFEID, expires time.Time) {
+	fmt.Fprintf(f, "[%s-SVID of %s until %s]", kind, id, expires.UTC().Format(time.RFC3339))
 }
 
 // changeTimeout bounds a change of the keys that somebody waits for.
