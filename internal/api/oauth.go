@@ -58,16 +58,16 @@ func NewIdentityEndpoints(cfg IdentityEndpoints) http.Handler {
 	mux.HandleFunc(identity.TokenPath, cfg.token)
 	mux.HandleFunc(oauthMetadataPath, cfg.public("application/json", cfg.oauthMetadata))
 	mux.HandleFunc(openIDMetadataPath, cfg.public("application/json", cfg.openIDMetadata))
-	mux.HandleFunc(keysPath, cfg.public("application/jwk-set+json", cfg.Issuer.TokenKeys))
-	mux.HandleFunc(bundlePath, cfg.public("application/json", func() []byte { return cfg.Issuer.Bundle().Document }))
+	mux.HandleFunc(keysPath, cfg.public("application/jwk-set+json", cfg.open(cfg.Issuer.TokenKeys)))
+	mux.HandleFunc(bundlePath, cfg.public("application/json", cfg.open(func() []byte { return cfg.Issuer.Bundle().Document })))
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		answerOAuth(w, http.StatusNotFound, "not_found", "there is nothing here")
 	})
 	return mux
 }
 
-// public serves a document that everybody may read and keep for a while; none
-// while it is empty.
+// public serves a document that everybody may read and keep for a while, as long
+// as there is one.
 func (cfg IdentityEndpoints) public(contentType string, document func() []byte) http.HandlerFunc {
 	keep := "public, max-age=" + strconv.Itoa(int(identity.RefreshHint/time.Second))
 	return func(w http.ResponseWriter, r *http.Request) {
@@ -79,7 +79,7 @@ func (cfg IdentityEndpoints) public(contentType string, document func() []byte) 
 		body := document()
 		if body == nil {
 			w.Header().Set("Retry-After", again)
-			answerOAuth(w, http.StatusServiceUnavailable, identity.TemporarilyUnavailable, "the server has no URL yet")
+			answerOAuth(w, http.StatusServiceUnavailable, identity.TemporarilyUnavailable, "this is not to be had now")
 			return
 		}
 		sum := sha256.Sum256(body)
@@ -90,6 +90,15 @@ func (cfg IdentityEndpoints) public(contentType string, document func() []byte) 
 		h.Set("X-Content-Type-Options", "nosniff")
 		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(body))
 	}
+}
+
+// open gives a document of an issuer that is open: that a closed one has no keys
+// does not mean that those it had count no more.
+func (cfg IdentityEndpoints) open(document func() []byte) func() []byte {
+	if cfg.Issuer.Err() != nil {
+		return func() []byte { return nil }
+	}
+	return document
 }
 
 // clientAlgorithms are those of assertions (RFC 7518, 3.1, and RFC 8037).

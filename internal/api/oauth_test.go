@@ -279,6 +279,21 @@ func TestWhatOthersTrustIsPublished(t *testing.T) {
 	}
 }
 
+// TestNobodyIsToldThatAClosedIssuerHasNoKeys: who has a bundle goes on with it.
+func TestNobodyIsToldThatAClosedIssuerHasNoKeys(t *testing.T) {
+	closed := identity.ClosedIssuer(isle.Errorf(isle.Unavailable, "the key is gone"))
+	h := api.NewIdentityEndpoints(api.IdentityEndpoints{Issuer: closed, URL: func() string { return "" }})
+	for path, want := range map[string]int{
+		"/.well-known/spiffe-bundle": 503, "/.well-known/jwks.json": 503, "/.well-known/openid-configuration": 503, "/.well-known/oauth-authorization-server": 503, "/oauth/token": 404,
+	} {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+		if w.Code != want || strings.Contains(w.Body.String(), "keys") {
+			t.Errorf("%s: %d %s", path, w.Code, w.Body)
+		}
+	}
+}
+
 // TestAnotherTrustDomainFederates: go-spiffe fetches the bundle as it does any
 // (SPIFFE Federation, 5.2.1: https_web), and checks SVIDs by it.
 func TestAnotherTrustDomainFederates(t *testing.T) {

@@ -119,28 +119,38 @@ func schedule(keys []*issuerKey, now time.Time) (due []term, past []*issuerKey) 
 	now = now.UTC().Truncate(time.Second) // as certificates have it
 	for _, kind := range keyKinds {
 		var mine []*issuerKey
+		current := signer(keys, kind.name, now)
 		for _, k := range keys {
 			switch {
 			case k.Kind != kind.name:
-			case now.Before(k.gone()):
-				mine = append(mine, k)
-			default:
+			case !now.Before(k.gone()), current != nil && k.ofAnotherTime(current, now, kind.signs+kind.ahead):
 				past = append(past, k)
+			default:
+				mine = append(mine, k)
 			}
 		}
-		var until time.Time
-		if k := signer(mine, kind.name, now); k != nil {
-			until = k.Until
+		until := now.Add(kind.signs)
+		if current != nil {
+			until = current.Until
 		} else {
-			until = now.Add(kind.signs)
 			due = append(due, term{kind.name, "now", now, now, until})
 		}
 		if until.Sub(now) <= kind.ahead && signer(mine, kind.name, until) == nil {
 			due = append(due, term{kind.name, "next", now, until, until.Add(kind.signs)})
 		}
-		past = append(past, leftovers(mine, signer(mine, kind.name, now), signer(mine, kind.name, until))...)
+		past = append(past, leftovers(mine, current, signer(mine, kind.name, until))...)
 	}
 	return due, past
+}
+
+// settled is how long the clock must have gone on before what is of another time
+// is given up: one that was wrong for a moment finds its keys again.
+const settled = 24 * time.Hour
+
+// ofAnotherTime says whether the clock was wrong when a key was made: it begins
+// further ahead than any key is made, and the one that signs now is no newcomer.
+func (k issuerRecord) ofAnotherTime(current *issuerKey, now time.Time, furthest time.Duration) bool {
+	return k.From.Sub(now) > furthest && now.Sub(current.Made) > settled
 }
 
 // leftovers are the keys, of one kind, that a clock that jumped has left behind

@@ -139,6 +139,32 @@ func TestAClockThatJumpsLeavesNobodyWithoutAKey(t *testing.T) {
 	}
 }
 
+func TestAKeyOfAnotherTimeIsGivenUpOnceTheClockHasSettled(t *testing.T) {
+	c := newSetClock()
+	i := openIssuer(t, identity.IssuerConfig{Now: c.Now})
+	true1 := i.Bundle()
+	c.Add(-5 * 365 * 24 * time.Hour)
+	works(t, i, c.Now(), bundlesAfter(t, i))
+	c.Add(5*365*24*time.Hour + time.Minute) // it was wrong for a minute
+	if err := i.Rotate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if b := i.Bundle(); !bytes.Equal(b.JWKS, true1.JWKS) || len(b.X509) != 1 || !bytes.Equal(b.X509[0], true1.X509[0]) {
+		t.Error("a clock that was wrong for a minute has lost the keys")
+	}
+	c.Add(-5 * 365 * 24 * time.Hour) // it had been wrong before
+	for range 4 * 3 {
+		c.Add(6 * time.Hour)
+		if err := i.Rotate(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		works(t, i, c.Now(), bundles(t, i))
+	}
+	if b := i.Bundle(); slices.ContainsFunc(b.X509, func(der []byte) bool { return bytes.Equal(der, true1.X509[0]) }) {
+		t.Error("a key of five years ahead is in the bundle for five years")
+	}
+}
+
 // bundlesAfter is the bundle once something was issued.
 func bundlesAfter(t *testing.T, i *identity.Issuer) *spiffebundle.Bundle {
 	t.Helper()
@@ -383,7 +409,7 @@ func TestRunRotatesInTimeAndTells(t *testing.T) {
 		}
 		cancel()
 		<-done
-		if !slices.IsSorted(sequences) || len(sequences) < 21*2 || told < len(sequences) {
+		if !slices.IsSorted(sequences) || len(sequences) < 36 || told < len(sequences) {
 			t.Errorf("told %d times, %d bundles in three weeks", told, len(sequences))
 		}
 		if n := len(slices.DeleteFunc(store.Entries(), func(e audit.Entry) bool { return e.Action != isle.ActionIssuerRotate })); n > 200 {
