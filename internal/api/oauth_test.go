@@ -281,7 +281,7 @@ func TestWhatOthersTrustIsPublished(t *testing.T) {
 
 // TestNobodyIsToldThatAClosedIssuerHasNoKeys: who has a bundle goes on with it.
 func TestNobodyIsToldThatAClosedIssuerHasNoKeys(t *testing.T) {
-	closed := identity.ClosedIssuer(isle.Errorf(isle.Unavailable, "the key is gone"))
+	closed := identity.ClosedIssuer(ledgertest.New(), isle.Errorf(isle.Unavailable, "the key is gone"))
 	h := api.NewIdentityEndpoints(api.IdentityEndpoints{Issuer: closed, URL: func() string { return "" }})
 	for path, want := range map[string]int{
 		"/.well-known/spiffe-bundle": 503, "/.well-known/jwks.json": 503, "/.well-known/openid-configuration": 503, "/.well-known/oauth-authorization-server": 503, "/oauth/token": 404,

@@ -30,9 +30,6 @@ type IssuerConfig struct {
 	URL func() string
 	Now func() time.Time // default time.Now
 	Log *slog.Logger     // nil discards
-	// Renew replaces keys that the Sealer cannot open by new ones: the way on
-	// for who has lost the key of secrets. Every SVID of before ends with them.
-	Renew bool
 }
 
 // An Issuer gives SVIDs, and signs access tokens, by keys that it keeps in the
@@ -101,34 +98,47 @@ func OpenIssuer(ctx context.Context, cfg IssuerConfig) (*Issuer, error) {
 		}
 	}
 	keys, err := openKeys(cfg.Sealer, records, domain.TrustDomain)
-	why := ""
 	if err != nil {
-		if !cfg.Renew {
-			flat := isle.Errorf(isle.Unavailable, "the keys that sign identities cannot be opened: %w", err)
-			return nil, flat.WithHint("put back the file with the key of secrets that this state was made with; if it is lost, give up what it sealed with `isle server --new-key`: the trust domain gets new keys, and every identity document of before ends")
-		}
-		why = "the keys of before could not be opened"
+		flat := isle.Errorf(isle.Unavailable, "the keys that sign identities cannot be opened: %w", err)
+		return nil, flat.WithHint("put the key of secrets back, and start the server again; if it is lost, start it once with --new-key: the trust domain gets new keys, and every identity document of before ends")
 	}
 	i.state.Store(newState(domain, keys))
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if why != "" {
-		return i, i.replace(ctx, why, keyIDs(records))
-	}
 	return i, i.rotate(ctx)
 }
 
 // ClosedIssuer stands for an issuer that could not be opened: whatever is asked
 // of it fails with err, its bundle is empty, and nothing counts by it. So the
-// server that has it goes on with all that needs no identity.
-func ClosedIssuer(err error) *Issuer {
-	i := &Issuer{cfg: IssuerConfig{Now: time.Now, URL: func() string { return "" }, Log: slog.New(slog.DiscardHandler)}, err: err}
+// server that has it goes on with all that needs no identity. EndAll works.
+func ClosedIssuer(store ledger.Store, err error) *Issuer {
+	i := &Issuer{cfg: IssuerConfig{Store: store, Now: time.Now, URL: func() string { return "" }, Log: slog.New(slog.DiscardHandler)}, err: err}
 	i.state.Store(newState(domainRecord{}, nil))
 	return i
 }
 
 // Err is why the issuer is closed; nil if it is not.
 func (i *Issuer) Err() error { return i.err }
+
+// DropKeys removes an issuer's keys and leaves it its trust domain: it makes new
+// ones when it is opened. That is for keys that nobody can open any more; no
+// issuer is open on the store.
+func DropKeys(ctx context.Context, store ledger.Store, why string) error {
+	l, records, err := ledger.Open(ctx, store, issuerLedger)
+	if err != nil {
+		return err
+	}
+	keys := keyIDs(records)
+	if len(keys) == 0 {
+		return nil
+	}
+	return l.Change(ctx, nil, keys, rotation(why).With("removed", strings.Join(keys, " ")))
+}
+
+// rotation is the entry of a change of the keys.
+func rotation(why string) audit.Entry {
+	return audit.NewEvent(isle.Actor{Kind: isle.System, Name: "issuer"}, isle.ActionIssuerRotate, isle.Resource{Kind: "server", Name: "server"}, isle.Allow, why)
+}
 
 func readDomain(records []ledger.Record) (d domainRecord, err error) {
 	for _, r := range records {
@@ -269,16 +279,17 @@ func (i *Issuer) Rotate(ctx context.Context) error {
 // count any more for who asks this server, nor for others once they have the
 // new bundle.
 func (i *Issuer) EndAll(ctx context.Context, why string) error {
-	if i.err != nil {
-		return i.err
-	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
+	if i.err != nil {
+		return DropKeys(ctx, i.cfg.Store, why)
+	}
 	var old []string
 	for _, k := range i.state.Load().keys {
 		old = append(old, k.recordKey())
 	}
-	return i.replace(ctx, why, old)
+	due, _ := schedule(nil, i.cfg.Now())
+	return i.change(ctx, why, nil, due, old)
 }
 
 // rotate does what the schedule asks for now. mu is held.
@@ -300,12 +311,6 @@ func (i *Issuer) rotate(ctx context.Context) error {
 	return i.change(ctx, why, keep, due, remove)
 }
 
-// replace makes new keys that sign from now on, and removes all others. mu is held.
-func (i *Issuer) replace(ctx context.Context, why string, old []string) error {
-	due, _ := schedule(nil, i.cfg.Now())
-	return i.change(ctx, why, nil, due, old)
-}
-
 // change makes keys, and puts them in force with those that are kept, durably
 // and with its entry. mu is held.
 func (i *Issuer) change(ctx context.Context, why string, keep []*issuerKey, due []term, remove []string) error {
@@ -318,8 +323,7 @@ func (i *Issuer) change(ctx context.Context, why string, keep []*issuerKey, due 
 	}
 	put := []ledger.Record{{Key: domainKey, Body: body}}
 	keys := slices.Clone(keep)
-	e := audit.NewEvent(isle.Actor{Kind: isle.System, Name: "issuer"}, isle.ActionIssuerRotate, isle.Resource{Kind: "server", Name: "server"}, isle.Allow, why).
-		With("trust_domain", domain.TrustDomain)
+	e := rotation(why).With("trust_domain", domain.TrustDomain)
 	for _, t := range due {
 		k, err := makeKey(t, domain.TrustDomain)
 		if err != nil {

@@ -208,10 +208,12 @@ func TestKeysThatTheSealerDoesNotOpenSayWhatToDo(t *testing.T) {
 	_, j := works(t, i, time.Now(), bundles(t, i))
 	other := identity.IssuerConfig{Store: store, Sealer: identitytest.NewSealer()}
 	_, err := identity.OpenIssuer(t.Context(), other)
-	if isle.CodeOf(err) != isle.Unavailable || !strings.Contains(err.Error(), "put back the file") || !strings.Contains(err.Error(), "--new-key") {
+	if isle.CodeOf(err) != isle.Unavailable || !strings.Contains(err.Error(), "put the key of secrets back") || !strings.Contains(err.Error(), "--new-key") {
 		t.Fatalf("%v", err)
 	}
-	other.Renew = true
+	if err := identity.DropKeys(t.Context(), store, "the key was lost"); err != nil {
+		t.Fatal(err)
+	}
 	renewed := openIssuer(t, other)
 	if renewed.TrustDomain() != i.TrustDomain() || renewed.Bundle().Sequence <= i.Bundle().Sequence {
 		t.Error("other keys made another trust domain, or an older bundle")
@@ -221,17 +223,8 @@ func TestKeysThatTheSealerDoesNotOpenSayWhatToDo(t *testing.T) {
 	}
 	works(t, renewed, time.Now(), bundles(t, renewed))
 	entries := store.Entries()
-	if e := entries[len(entries)-1]; e.Action != isle.ActionIssuerRotate || !strings.Contains(e.Summary, "could not be opened") || e.Details["removed"] == "" {
+	if e := entries[len(entries)-2]; e.Action != isle.ActionIssuerRotate || e.Summary != "the key was lost" || e.Details["removed"] == "" {
 		t.Errorf("the log says %+v", e)
-	}
-	other.Renew = false
-	openIssuer(t, other)
-	// With keys that can be opened it changes nothing.
-	n := len(store.Entries())
-	other.Renew = true
-	openIssuer(t, other)
-	if len(store.Entries()) != n {
-		t.Error("keys that can be opened were renewed")
 	}
 }
 
@@ -248,7 +241,7 @@ func TestARecordThatWasChangedBehindTheLogSignsNothing(t *testing.T) {
 		store, sealer := ledgertest.New(), identitytest.NewSealer()
 		openIssuer(t, identity.IssuerConfig{Store: store, Sealer: sealer})
 		store.Edit("issuer", edit)
-		_, err := identity.OpenIssuer(t.Context(), identity.IssuerConfig{Store: store, Sealer: sealer, Renew: true})
+		_, err := identity.OpenIssuer(t.Context(), identity.IssuerConfig{Store: store, Sealer: sealer})
 		if err == nil || !strings.Contains(err.Error(), "behind the log") {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -341,13 +334,15 @@ func TestAClosedIssuerSaysWhyAndVouchesForNobody(t *testing.T) {
 	open := openIssuer(t, identity.IssuerConfig{})
 	_, right := works(t, open, time.Now(), bundles(t, open))
 	why := isle.Errorf(isle.Unavailable, "the key is gone")
-	i := identity.ClosedIssuer(why)
+	store, sealer := ledgertest.New(), identitytest.NewSealer()
+	before := openIssuer(t, identity.IssuerConfig{Store: store, Sealer: sealer})
+	i := identity.ClosedIssuer(store, why)
 	if i.Err() != why || len(i.Bundle().X509) != 0 || i.TrustDomain() != "" {
 		t.Errorf("%+v", i.Bundle())
 	}
 	_, errX := i.X509SVID(web(i))
 	_, errJ := i.JWTSVID(web(i), []string{"db"})
-	for _, err := range []error{errX, errJ, i.Rotate(t.Context()), i.EndAll(t.Context(), "x")} {
+	for _, err := range []error{errX, errJ, i.Rotate(t.Context())} {
 		if err != why {
 			t.Errorf("%v", err)
 		}
@@ -358,6 +353,16 @@ func TestAClosedIssuerSaysWhyAndVouchesForNobody(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	i.Run(ctx)
+	// What is to end does not come back with the key.
+	if err := i.EndAll(t.Context(), "test"); err != nil {
+		t.Fatal(err)
+	}
+	after := openIssuer(t, identity.IssuerConfig{Store: store, Sealer: sealer})
+	for _, root := range after.Bundle().X509 {
+		if slices.ContainsFunc(before.Bundle().X509, func(old []byte) bool { return bytes.Equal(old, root) }) {
+			t.Error("a key of before counts again")
+		}
+	}
 }
 
 // sealing is a Sealer that fails from some seal on.

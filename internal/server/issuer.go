@@ -12,12 +12,12 @@ import (
 // cannot be opened, because that key is gone or somebody changed them, nobody has
 // an identity, and everything that needs none goes on.
 func (r *rooms) openIssuer(ctx context.Context) (err error) {
-	cfg, log := r.server.cfg, r.server.log
-	r.issuer, err = identity.OpenIssuer(ctx, identity.IssuerConfig{Store: r.store, Sealer: r.key, Renew: cfg.NewKey, Log: log})
+	log := r.server.log
+	r.issuer, err = identity.OpenIssuer(ctx, identity.IssuerConfig{Store: r.store, Sealer: r.key, Log: log})
 	switch isle.CodeOf(err) {
 	case isle.Unavailable, isle.Untrusted:
 		log.Error("nobody has an identity: what runs inside gets no documents of it", "err", err)
-		r.issuer, err = identity.ClosedIssuer(err), nil
+		r.issuer, err = identity.ClosedIssuer(r.store, err), nil
 	}
 	if err != nil {
 		return err
