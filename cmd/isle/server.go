@@ -70,6 +70,7 @@ a token: see ` + "`isle login`" + `. Without it nobody but this machine reaches 
 	f.StringVar(&cfg.AuditListen, "audit-listen", "", "TCP address at which anybody may follow the audit log (default: none)")
 	f.StringVar(&cfg.Keys, "keys", os.Getenv("ISLE_KEYS"), "folder, outside of the state, for the keys that secrets are sealed under (ISLE_KEYS; default "+server.DefaultKeys+")")
 	f.BoolVar(&cfg.NewKey, "new-key", false, "give up what the key of before has sealed, where that key is gone")
+	f.StringVar(&cfg.TrustDomain, "trust-domain", "", "name of the trust domain that identities are in, at the first start (default: a random one)")
 	f.StringArrayVar(&cfg.SecretFiles, "secret-files", nil, "folder below which files may be named as secrets; may be given again (default "+server.DefaultSecretFiles+")")
 	f.StringVar(&cfg.Vault.Address, "vault-address", "", "URL of a Vault that secrets may be taken from, by the protocol of KV version 2")
 	f.StringVar(&cfg.Vault.TokenFile, "vault-token-file", "", "file with the token for Vault, read each time")

@@ -41,6 +41,7 @@ type rooms struct {
 	key      *secret.Keyring
 	secrets  *secret.Secrets
 	machines *identity.Registry
+	issuer   *identity.Issuer
 	images   *image.Store
 	builder  *build.Builder
 	driver   *local.Driver
@@ -48,7 +49,6 @@ type rooms struct {
 	home     *initproto.Home
 	manager  *environment.Manager
 	handler  http.Handler
-	issuer   *identity.Issuer
 	issues   *issues
 	// workloads serves the Workload API of every service.
 	workloads *api.WorkloadAPI
@@ -280,7 +280,7 @@ func (r *rooms) Info() api.Info {
 
 // Doctor implements api.Host.
 func (r *rooms) Doctor(context.Context) []api.Check {
-	return append(Doctor(r.server.cfg), r.book.check(), r.checkSecrets(), r.server.remote.Load().check())
+	return append(Doctor(r.server.cfg), r.book.check(), r.checkSecrets(), r.checkIssuer(), r.server.remote.Load().check())
 }
 
 // Stop implements api.Host.

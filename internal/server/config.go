@@ -109,6 +109,10 @@ type Config struct {
 	// another one takes its place.
 	NewKey bool
 
+	// TrustDomain is the name of the server's trust domain, which every identity
+	// has in its name: it never changes. Default: a random one, made at the first start.
+	TrustDomain string
+
 	// SecretFiles are the folders below which files may be named as secrets.
 	// Default /etc/isle/secrets.
 	SecretFiles []string

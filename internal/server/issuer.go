@@ -8,12 +8,12 @@ import (
 	"isle/internal/identity"
 )
 
-// openIssuer opens what gives workloads their documents, by the key of secrets. Where the issuer's keys
-// cannot be opened, because that key is gone or somebody changed them, nobody has
-// an identity, and everything that needs none goes on.
+// openIssuer opens what gives workloads their documents, by the key of secrets.
+// Where the issuer's keys cannot be opened, because that key is gone or somebody
+// changed them, nobody has an identity, and everything that needs none goes on.
 func (r *rooms) openIssuer(ctx context.Context) (err error) {
-	log := r.server.log
-	r.issuer, err = identity.OpenIssuer(ctx, identity.IssuerConfig{Store: r.store, Sealer: r.key, Log: log})
+	cfg, log := r.server.cfg, r.server.log
+	r.issuer, err = identity.OpenIssuer(ctx, identity.IssuerConfig{Store: r.store, Sealer: r.key, TrustDomain: cfg.TrustDomain, Log: log})
 	switch isle.CodeOf(err) {
 	case isle.Unavailable, isle.Untrusted:
 		log.Error("nobody has an identity: what runs inside gets no documents of it", "err", err)
@@ -25,4 +25,14 @@ func (r *rooms) openIssuer(ctx context.Context) (err error) {
 	r.issues = newIssues(r.store)
 	r.workloads = api.NewWorkloadAPI(api.WorkloadConfig{SVIDs: r.issuer, Issuing: r.issuing, Refused: r.refusedIdentity, Log: log})
 	return nil
+}
+
+// checkIssuer says whether identities can be issued.
+func (r *rooms) checkIssuer() api.Check {
+	c := api.Check{Name: "identities", State: api.CheckOK, Message: "trust domain " + r.issuer.TrustDomain()}
+	if err := r.issuer.Err(); err != nil {
+		flat := api.Flatten(err)
+		c.State, c.Message, c.Remedy = api.CheckWarning, "none can be issued: "+flat.Message, flat.Hint
+	}
+	return c
 }
