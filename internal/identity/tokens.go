@@ -170,11 +170,15 @@ func (t *Tokens) Grant(ctx context.Context, form url.Values, basicUser, basicPas
 // refuse records a refusal. What the client says that it is called is in it
 // only where a machine is called so: whoever mistypes may have put a secret there.
 func (t *Tokens) refuse(err *GrantError, claimed, source string) {
-	name := "?"
+	who := isle.Resource{Kind: "identity", Name: "?"}
 	if m, ok := t.cfg.Clients.Machine(claimed); ok {
-		name = m.Name
+		who.Name, who.Stage = m.Name, m.Stage
 	}
-	e := audit.NewEvent(isle.Actor{Kind: isle.Machine, Name: name}, isle.ActionTokenIssue, isle.Resource{Kind: "identity", Name: name}, isle.Deny, err.err.Error()).
+	why := err.err.Error()
+	if e, ok := errors.AsType[*isle.Error](err.err); ok {
+		why = e.WithHint("").Error() // what to do next is for who asks
+	}
+	e := audit.NewEvent(isle.Actor{Kind: isle.Machine, Name: who.Name}, isle.ActionTokenIssue, who, isle.Deny, why).
 		With("source", source).With("error", err.OAuth)
 	e.Rule = "built in: a token is for a machine that proves itself"
 	t.cfg.Refused(e, source)
@@ -212,7 +216,7 @@ func (t *Tokens) grant(ctx context.Context, form url.Values, basicUser, basicPas
 	if err != nil {
 		return TokenResponse{}, err
 	}
-	e := audit.NewEvent(p.subject.Actor, isle.ActionTokenIssue, isle.Resource{Kind: "identity", Name: p.subject.Actor.Name}, isle.Allow, "an access token").
+	e := audit.NewEvent(p.subject.Actor, isle.ActionTokenIssue, isle.Resource{Kind: "identity", Name: p.subject.Actor.Name, Stage: p.subject.Stage}, isle.Allow, "an access token").
 		With("key", string(p.subject.Key)).With("token", string(id)).With("audience", audience).With("method", p.method).
 		With("expires", expires.Format(time.RFC3339)).With("source", source).With("stage", p.subject.Stage)
 	// Whether who asked still waits or not: what is begun is written or not.
