@@ -37,10 +37,7 @@ type TokensConfig struct {
 	Issuer  *Issuer
 	Clients Clients
 	Store   ledger.Store
-	Log     interface {
-		// Append makes entries durable before it returns.
-		Append(ctx context.Context, entries ...audit.Entry) error
-	}
+	Log     Log
 	// Refused records that a source was refused a token, within what one source
 	// may put into the log. nil: each refusal is appended.
 	Refused func(e audit.Entry, source string)
@@ -49,6 +46,8 @@ type TokensConfig struct {
 	URL func() string
 	Now func() time.Time // default time.Now
 }
+
+var _ Clients = (*Registry)(nil)
 
 // Tokens gives access tokens (RFC 9068) to machines that prove themselves
 // (RFC 6749, 4.4), and says what such a token proves. It is safe for concurrent
