@@ -30,6 +30,9 @@ type IssuerConfig struct {
 	URL func() string
 	Now func() time.Time // default time.Now
 	Log *slog.Logger     // nil discards
+	// Renew replaces keys that the Sealer cannot open by new ones: the way on
+	// for who has lost the key of secrets. Every SVID of before ends with them.
+	Renew bool
 }
 
 // An Issuer gives SVIDs, and signs access tokens, by keys that it keeps in the
@@ -98,14 +101,23 @@ func OpenIssuer(ctx context.Context, cfg IssuerConfig) (*Issuer, error) {
 		}
 	}
 	keys, err := openKeys(cfg.Sealer, records, domain.TrustDomain)
-	if err != nil {
+	if err != nil && !cfg.Renew {
 		flat := isle.Errorf(isle.Unavailable, "the keys that sign identities cannot be opened: %w", err)
 		return nil, flat.WithHint("put the key of secrets back, and start the server again; if it is lost, start it once with --new-key: the trust domain gets new keys, and every identity document of before ends")
 	}
 	i.state.Store(newState(domain, keys))
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	return i, i.rotate(ctx)
+	if err != nil {
+		due, _ := schedule(nil, cfg.Now())
+		err = i.change(ctx, "the keys of before could not be opened", nil, due, keyIDs(records))
+	} else {
+		err = i.rotate(ctx)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return i, nil
 }
 
 // ClosedIssuer stands for an issuer that could not be opened: whatever is asked
@@ -120,10 +132,9 @@ func ClosedIssuer(store ledger.Store, err error) *Issuer {
 // Err is why the issuer is closed; nil if it is not.
 func (i *Issuer) Err() error { return i.err }
 
-// DropKeys removes an issuer's keys and leaves it its trust domain: it makes new
-// ones when it is opened. That is for keys that nobody can open any more; no
-// issuer is open on the store.
-func DropKeys(ctx context.Context, store ledger.Store, why string) error {
+// dropKeys removes an issuer's keys and leaves it its trust domain: it makes new
+// ones when it is opened.
+func dropKeys(ctx context.Context, store ledger.Store, why string) error {
 	l, records, err := ledger.Open(ctx, store, issuerLedger)
 	if err != nil {
 		return err
@@ -282,7 +293,7 @@ func (i *Issuer) EndAll(ctx context.Context, why string) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.err != nil {
-		return DropKeys(ctx, i.cfg.Store, why)
+		return dropKeys(ctx, i.cfg.Store, why)
 	}
 	var old []string
 	for _, k := range i.state.Load().keys {
