@@ -97,6 +97,9 @@ func compose(s *Server) (r *rooms, err error) {
 	if err := r.openIdentities(); err != nil {
 		return r, err
 	}
+	if err := r.openTokens(context.Background()); err != nil {
+		return r, err
+	}
 	if r.images, err = image.Open(at("images")); err != nil {
 		return r, err
 	}
@@ -131,7 +134,7 @@ func compose(s *Server) (r *rooms, err error) {
 	})
 	r.handler = api.New(api.Config{
 		Environments: r.manager, Builder: r.builder, Blobs: r.images, Audit: r.store, Signer: r.book.signer, Host: r, Policy: r.policy,
-		Credentials: r.credentials, Secrets: r.secrets, Identities: r.machines,
+		Credentials: r.credentials, TrustDomain: r.issuer.TrustDomain, Secrets: r.secrets, Identities: r.machines,
 		Mirror: cfg.Mirror, Log: s.log,
 	})
 	return r, nil

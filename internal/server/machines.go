@@ -22,7 +22,6 @@ func (r *rooms) openIdentities() (err error) {
 	if err != nil {
 		return err
 	}
-	r.credentials = r.machines
 	return r.book.endCredentials(ctx, r.machines.EndAll, r.issuer.EndAll)
 }
 

@@ -1,0 +1,50 @@
+package server
+
+import (
+	"context"
+	"strings"
+
+	"isle"
+	"isle/internal/api"
+	"isle/internal/audit"
+	"isle/internal/identity"
+)
+
+// openTokens opens what proves callers from elsewhere: keys, and the access
+// tokens that are given for them.
+func (r *rooms) openTokens(ctx context.Context) error {
+	tokens, err := identity.OpenTokens(ctx, identity.TokensConfig{
+		Issuer: r.issuer, Clients: r.machines, Store: r.store, Log: r.store, Refused: r.refusals.source, URL: r.server.URL,
+	})
+	if err != nil {
+		return err
+	}
+	r.credentials = credentials{r.machines, tokens, r.refusals}
+	r.endpoints = api.NewIdentityEndpoints(api.IdentityEndpoints{Tokens: tokens, Issuer: r.issuer, URL: r.server.URL, Log: r.server.log})
+	return nil
+}
+
+// credentials are those by which callers from elsewhere prove themselves. An
+// access token stands on the key that it was given for: Check and Over are the
+// registry's.
+type credentials struct {
+	*identity.Registry
+	tokens   *identity.Tokens
+	refusals *refusals
+}
+
+// Authenticate implements api.Credentials. The registry records what it refuses
+// itself.
+func (c credentials) Authenticate(ctx context.Context, credential, source string) (identity.Subject, error) {
+	if strings.Count(credential, ".") != 2 { // no JWT: no key has a dot
+		return c.Registry.Authenticate(ctx, credential, source)
+	}
+	s, err := c.tokens.Verify(ctx, credential, "")
+	if isle.CodeOf(err) == isle.Refused && err != nil {
+		e := audit.NewEvent(isle.Actor{Kind: isle.Machine, Name: "?"}, isle.ActionIdentityUse, isle.Resource{Kind: "identity", Name: "?"}, isle.Deny, api.Flatten(err).Message).
+			With("source", source)
+		e.Rule = "built in: a credential must be known and count"
+		c.refusals.source(e, source)
+	}
+	return s, err
+}
