@@ -11,6 +11,7 @@ import (
 	"net/http/httputil"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/net/netutil"
@@ -26,7 +27,11 @@ const maxNameConnections = 1024
 // A webServer reaches published ports by name: one listener for all of them,
 // http://PORT.NAME[.STAGE].localhost.
 type webServer struct {
-	server *http.Server
+	server   *http.Server
+	listener net.Listener
+
+	mu   sync.Mutex
+	busy map[net.Conn]time.Time // new connections, since when, and those with a request: the zero time
 }
 
 // serveHTTP opens the listener. That it can't is no reason not to serve: each
@@ -40,18 +45,20 @@ func (m *Manager) serveHTTP() {
 		m.cfg.Log.Warn("published ports cannot be reached by name; by number they can", "address", m.cfg.HTTP, "error", err)
 		return
 	}
-	w := &webServer{server: &http.Server{
+	w := &webServer{busy: map[net.Conn]time.Time{}, listener: netutil.LimitListener(ln, maxNameConnections)}
+	w.server = &http.Server{
 		Handler:           http.HandlerFunc(m.route),
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       60 * time.Second,
 		MaxHeaderBytes:    64 << 10,
+		ConnState:         w.note,
 		ErrorLog:          log.New(io.Discard, "", 0),
-	}}
+	}
 	m.mu.Lock()
 	m.web = w
 	m.mu.Unlock()
 	if !m.spawn(func() {
-		if err := w.server.Serve(netutil.LimitListener(ln, maxNameConnections)); !errors.Is(err, http.ErrServerClosed) {
+		if err := w.server.Serve(w.listener); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 			m.cfg.Log.Error("the listener for names ended", "error", err)
 		}
 	}) {
@@ -60,6 +67,44 @@ func (m *Manager) serveHTTP() {
 }
 
 func (w *webServer) close() { w.server.Close() }
+
+// note is the server's ConnState.
+func (w *webServer) note(c net.Conn, state http.ConnState) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch state {
+	case http.StateNew:
+		w.busy[c] = time.Now()
+	case http.StateActive:
+		w.busy[c] = time.Time{}
+	default:
+		delete(w.busy, c)
+	}
+}
+
+// silence is how long a connection on which nothing was asked yet is waited for.
+const silence = time.Second
+
+// drain takes no more connections and returns when all that was asked is
+// answered, or ctx ends. Shutdown alone would not do: it drops a request that is
+// read after it began.
+func (w *webServer) drain(ctx context.Context) {
+	w.server.SetKeepAlivesEnabled(false)
+	w.listener.Close()
+	waiting := func() bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		for _, since := range w.busy {
+			if since.IsZero() || time.Since(since) < silence {
+				return true
+			}
+		}
+		return false
+	}
+	for waiting() && sleep(ctx, 2*time.Millisecond) {
+	}
+	w.server.Shutdown(ctx)
+}
 
 // route sends a request to the port that its Host names.
 func (m *Manager) route(w http.ResponseWriter, r *http.Request) {

@@ -176,10 +176,14 @@ func (m *Manager) Drain(ctx context.Context) {
 		l.mu.Unlock()
 		for _, p := range all {
 			p.ln.Close()
+			select {
+			case <-p.done: // what it accepted last is counted
+			case <-ctx.Done():
+			}
 		}
 	}
 	if web != nil {
-		web.server.Shutdown(ctx)
+		web.drain(ctx)
 	}
 	for _, l := range envs {
 		for len(l.connections) > 0 && sleep(ctx, 5*time.Millisecond) {

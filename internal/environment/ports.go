@@ -37,6 +37,7 @@ type publisher struct {
 	number int // under l.mu: it can be changed in place
 	mu     sync.Mutex
 	conns  map[net.Conn]struct{} // nil once closed
+	done   chan struct{}         // closed when it accepts no more
 }
 
 // A portPlan is the listeners of an environment to be: those that are there
@@ -200,7 +201,7 @@ func (l *live) publish(plan *portPlan) {
 	}
 	var started []*publisher
 	for key, ln := range plan.opened {
-		p := &publisher{l: l, key: key, ln: ln, host: ln.Addr().(*net.TCPAddr).Port, number: keep[key], conns: map[net.Conn]struct{}{}}
+		p := &publisher{l: l, key: key, ln: ln, host: ln.Addr().(*net.TCPAddr).Port, number: keep[key], conns: map[net.Conn]struct{}{}, done: make(chan struct{})}
 		l.published[key] = p
 		started = append(started, p)
 	}
@@ -210,6 +211,7 @@ func (l *live) publish(plan *portPlan) {
 	}
 	for _, p := range started {
 		if !l.m.spawn(p.accept) {
+			close(p.done)
 			p.close()
 		}
 	}
@@ -255,6 +257,7 @@ func (p *publisher) untrack(c net.Conn) {
 }
 
 func (p *publisher) accept() {
+	defer close(p.done)
 	for {
 		c, err := p.ln.Accept()
 		if errors.Is(err, net.ErrClosed) {
