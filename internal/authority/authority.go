@@ -179,6 +179,9 @@ func (a *Authority) reset(ctx context.Context, epoch uint64) error {
 		docs[i].Body = empty(docs[i].Format)
 	}
 	docs = append(docs, Stored{Document: policy.Document{Name: policy.DefaultDocument, Format: policy.YAML, Body: []byte(policy.Default)}})
+	for i, d := range docs {
+		docs[i].Version = a.next(d.Name)
+	}
 	set, err := policy.Compile(plain(docs)...)
 	if err != nil {
 		return err
@@ -200,13 +203,20 @@ func empty(format string) []byte {
 	return []byte("{}\n")
 }
 
+// next is the version that a document has after its next change.
+func (a *Authority) next(name string) int {
+	for _, o := range a.docs {
+		if o.Name == name {
+			return o.Version + 1
+		}
+	}
+	return 1
+}
+
 // write makes a version durable. mu is held, or nobody else has a yet.
 func (a *Authority) write(ctx context.Context, actor isle.Actor, d policy.Document, epoch uint64, summary string) error {
 	i := slices.IndexFunc(a.docs, func(o Stored) bool { return o.Name == d.Name })
-	d.Version = 1
-	if i >= 0 {
-		d.Version = a.docs[i].Version + 1
-	}
+	d.Version = a.next(d.Name)
 	e := audit.NewEvent(actor, isle.ActionPolicyApply, resource, isle.Allow, summary).
 		With("document", d.Name).With("version", strconv.Itoa(d.Version)).With("digest", string(isle.DigestOf(d.Body)))
 	stored := Stored{Document: d, Entry: e}
@@ -295,14 +305,19 @@ func (a *Authority) Apply(ctx context.Context, actor isle.Actor, req Request) (R
 			return Result{}, err
 		}
 	}
+	if d.Body == nil {
+		d.Body = []byte{} // an empty document is one all the same
+	}
 	switch {
 	case i < 0:
+		d.Version = 1
 		docs = append(docs, d)
 	case docs[i].Format != d.Format && len(strings.TrimSpace(string(docs[i].Body))) > 2:
 		return Result{}, isle.Errorf(isle.Conflict, "the document %s is %s, not %s", d.Name, docs[i].Format, d.Format).WithHint("choose another name with --document")
 	case string(docs[i].Body) == string(d.Body):
 		return Result{Version: docs[i].Version, Epoch: state.Epoch}, nil
 	default:
+		d.Version = docs[i].Version + 1
 		docs[i] = d
 	}
 	set, err := policy.Compile(docs...)

@@ -2,6 +2,7 @@ package authority
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
@@ -98,6 +99,29 @@ func TestAChangeWakesWhoWaitsAndIsWrittenDown(t *testing.T) {
 	}
 	if r, err = a.Apply(t.Context(), root, request(policy.Default+"  \n")); err != nil || r.Changed || len(m.all) != 2 {
 		t.Errorf("the same again is no change: %+v %v", r, err)
+	}
+}
+
+func TestTheVersionInForceIsTheOneThatWasWritten(t *testing.T) {
+	m := &memory{docs: map[string]Stored{}}
+	a := open(t, m, false)
+	show := func() string {
+		var out []string
+		for _, d := range a.State().Set.Documents() {
+			out = append(out, fmt.Sprintf("%s %d", d.Name, d.Version))
+		}
+		return strings.Join(out, ", ")
+	}
+	if got := show(); got != "main 1" {
+		t.Errorf("after the first start: %s", got)
+	}
+	for _, text := range []string{"// one", "// two"} {
+		if _, err := a.Apply(t.Context(), root, Request{Document: policy.Document{Name: "cedar", Format: policy.Cedar, Body: []byte(text)}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := show(); got != "main 1, cedar 2" {
+		t.Errorf("after two changes of another document: %s", got)
 	}
 }
 
