@@ -346,6 +346,7 @@ func (g *guard) may(ctx context.Context, who caller, queries []policy.Query, doi
 		a := policy.Answer{Decision: isle.Deny, Rule: strangers, Final: true}
 		if who.member {
 			if a = g.policy.Decide(q); a.Allowed() {
+				audit.Allowed(ctx, q.Actor, q.Action, q.Resource, a.Rule)
 				continue
 			}
 		}
@@ -391,6 +392,7 @@ func (r revoked) Unwrap() error { return r.error }
 // WrapUnary implements connect.Interceptor.
 func (g *guard) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
+		ctx = audit.WithDecisions(ctx)
 		queries, err := g.check(ctx, req.Spec().Procedure, req.Any())
 		if err != nil {
 			return nil, toWire(err)
@@ -423,7 +425,7 @@ func (g *guard) WrapStreamingClient(next connect.StreamingClientFunc) connect.St
 // WrapStreamingHandler implements connect.Interceptor.
 func (g *guard) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
 	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
-		ctx, cancel := context.WithCancelCause(ctx)
+		ctx, cancel := context.WithCancelCause(audit.WithDecisions(ctx))
 		defer cancel(nil) // ends the watch
 		err := next(ctx, &guardedConn{StreamingHandlerConn: conn, ctx: ctx, cancel: cancel, guard: g})
 		if r, ok := errors.AsType[revoked](context.Cause(ctx)); ok {

@@ -51,7 +51,7 @@ func (m *Manager) Down(ctx context.Context, actor isle.Actor, ref isle.Ref, volu
 
 // takeDown tears down with the ref held. Each step can be done again.
 func (m *Manager) takeDown(ctx context.Context, actor isle.Actor, l *live, volumes bool, say func(Progress)) error {
-	intent := audit.NewIntent(actor, isle.ActionEnvironmentDown, resource(l.ref), "").In(l.ref, l.instance)
+	intent := audit.NewIntent(actor, isle.ActionEnvironmentDown, resource(l.ref), "").In(l.ref, l.instance).Explained(ctx)
 	if volumes {
 		intent = intent.With("volumes", "delete")
 	}
@@ -152,7 +152,7 @@ func (m *Manager) dismantle(ctx context.Context, l *live, e Environment, say fun
 // deleteVolumes deletes volumes that no environment has; the ref is held.
 func (m *Manager) deleteVolumes(ctx context.Context, actor isle.Actor, ref isle.Ref, volumes []Volume, say func(Progress)) error {
 	for _, v := range volumes {
-		intent := audit.NewIntent(actor, isle.ActionVolumeDelete, v.resource(), v.Service+":"+v.Path).In(ref, "")
+		intent := audit.NewIntent(actor, isle.ActionVolumeDelete, v.resource(), v.Service+":"+v.Path).In(ref, "").Explained(ctx)
 		// Not ready is what recovery deletes: from here on nothing uses it again.
 		v.Ready = false
 		if err := m.cfg.Store.Update(ctx, Mutation{PutVolumes: []Volume{v}, Entries: []audit.Entry{intent}}); err != nil {

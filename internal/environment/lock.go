@@ -5,6 +5,7 @@ import (
 	"sync"
 
 	"isle"
+	"isle/internal/audit"
 )
 
 // locks gives each ref to one operation at a time. An operation that is
@@ -66,7 +67,7 @@ func (k *locks) acquire(ctx, parent context.Context, ref isle.Ref, preempt bool)
 		k.leave(ref, l)
 		return nil, ctx.Err()
 	}
-	return k.hold(parent, ref, l, preempt), nil
+	return k.hold(audit.Carry(parent, ctx), ref, l, preempt), nil
 }
 
 // try is acquire without waiting; nil if the ref is held.

@@ -408,6 +408,7 @@ func serviceResource(ref isle.Ref, service string) isle.Resource {
 
 // begin writes the intent of an action that changes no record.
 func (m *Manager) begin(ctx context.Context, e audit.Entry) (audit.Entry, error) {
+	e = e.Explained(ctx) // its outcome, which is written without a caller, names the rule too
 	return e, m.cfg.Store.Append(ctx, e)
 }
 

@@ -324,6 +324,7 @@ func (s *Store) run(ctx context.Context, doing string, entries []audit.Entry, do
 
 func (s *Store) wait(o *op) error {
 	ctx := o.ctx
+	o.entries = audit.Explained(ctx, o.entries)
 	select {
 	case s.ops <- o:
 	case <-s.quit:
