@@ -66,23 +66,38 @@ func (r *reader) document(b []byte) *yaml.Node {
 			return doc.Content[0]
 		}
 	}
-	line, message := syntaxError(err)
+	line, message := syntaxError(b, err)
 	return whole(line, firstColumn(b, line), "this is not YAML: %s", message)
 }
 
 var yamlLine = regexp.MustCompile(`^(?:yaml: )?(?:(?:offset \d+|line (\d+)): )?(.*)$`)
 
 // syntaxError takes the line out of the YAML library's message.
-func syntaxError(err error) (line int, message string) {
+func syntaxError(b []byte, err error) (line int, message string) {
 	text, _, _ := strings.Cut(err.Error(), "\n")
-	line = 1
 	if m := yamlLine.FindStringSubmatch(text); m != nil {
 		if n, err := strconv.Atoi(m[1]); err == nil && n > 0 {
 			line = n
 		}
 		text = m[2]
 	}
+	// The library counts the lines of what its parser says from 0, and those of its scanner from 1.
+	if line > 0 && parserSays(text) {
+		line = min(line+1, bytes.Count(bytes.TrimRight(b, " \t\r\n"), []byte("\n"))+1)
+	}
+	line = max(line, 1)
 	return line, text + "; check the indentation, brackets and quotes here and on the line before"
+}
+
+// parserSays says whether a message is the parser's, which speaks of what should
+// have come next.
+func parserSays(text string) bool {
+	for _, next := range []string{"'-' indicator", "key", "',' or ']'", "',' or '}'", "node content", "<document start>"} {
+		if text == "did not find expected "+next {
+			return true
+		}
+	}
+	return false
 }
 
 // firstColumn is the column of the first character of a line that is no space.

@@ -11,6 +11,9 @@ func TestWhatIsWrongIsNamedWithItsPlace(t *testing.T) {
 	for _, c := range []struct{ text, want string }{
 		{"", "doc.yaml:1:1: is empty"},
 		{"roles: [", "doc.yaml:1:1: this is not YAML"},
+		{"roles: [a", "doc.yaml:1:1: this is not YAML"},
+		{"bindings:\n  - {role: admin, subjects: [human:a]}\n  - {role: admin subjects: [human:b}\nprotected: []", "doc.yaml:3:3: this is not YAML: did not find expected ',' or '}'"},
+		{"roles: {}\nbindings:\n  - {role: admin, subjects: [human:a]\nprotected: []\n", "this is not YAML"},
 		{"rolse: {}", `doc.yaml:1:1: unknown key "rolse"; did you mean roles?`},
 		{"bindings:\n  - {role: develper, subjects: [human:a]}", `doc.yaml:2:5: unknown role "develper"; did you mean developer?`},
 		{"bindings:\n  - {role: developer, subjects: [humna:a]}", `doc.yaml:2:34: bindings[0].subjects[0]: unknown kind of subject "humna"; did you mean human?`},

@@ -72,6 +72,7 @@ func TestAnErrorSaysWhereAndWhatToDo(t *testing.T) {
 		{"comments only", "# nothing\n", "isle.yaml:1:1: is empty; `isle init` writes one to start from"},
 		{"a list", "- a\n", "isle.yaml:1:1: is a list; want an environment file with the keys name, isolation, services, egress, limits, ttl"},
 		{"tab", "name: a\nservices:\n\tweb: {}\n", "isle.yaml:3:2: this is not YAML: found character that cannot start any token; indent with spaces, not tabs, and quote values that begin with @, ` or %"},
+		{"bracket further down", "name: a\nservices:\n  web: {command: [a, b}\n", "isle.yaml:3:3: this is not YAML: did not find expected ',' or ']'; check the indentation, brackets and quotes here and on the line before"},
 		{"bracket", "name: [a\n", "isle.yaml:1:1: this is not YAML: did not find expected ',' or ']'; check the indentation, brackets and quotes here and on the line before"},
 		{"two documents", "name: a\nservices: {s: {}}\n---\nname: b\n", "isle.yaml:3:1: a second document begins here; one file describes one project, remove the `---`"},
 		{"nothing in it", "{}", "isle.yaml:1:1: name is missing: The project. Environments are named after it.\nisle.yaml:1:1: services is missing: The services, by name. They share one network, as in a pod: each reaches the others on localhost."},
