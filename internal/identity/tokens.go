@@ -177,11 +177,15 @@ func (t *Tokens) refuse(err *GrantError, claimed, source string) {
 	if e, ok := errors.AsType[*isle.Error](err.err); ok {
 		why = e.WithHint("").Error() // what to do next is for who asks
 	}
-	e := audit.NewEvent(isle.Actor{Kind: isle.Machine, Name: who.Name}, isle.ActionTokenIssue, who, isle.Deny, why).
+	// Nobody has proved to be that machine, so it is not who did this.
+	e := audit.NewEvent(nobody, isle.ActionTokenIssue, who, isle.Deny, why).
 		With("source", source).With("error", err.OAuth)
-	e.Rule = "built in: a token is for a machine that proves itself"
+	e.Rule = tokenRule
 	t.cfg.Refused(e, source)
 }
+
+// tokenRule is what decides about tokens.
+const tokenRule = "built in: a token is for a machine that proves itself"
 
 func (t *Tokens) grant(ctx context.Context, form url.Values, basicUser, basicPassword string, hasBasic bool, source string) (TokenResponse, error) {
 	issuer := t.cfg.URL()
@@ -218,6 +222,7 @@ func (t *Tokens) grant(ctx context.Context, form url.Values, basicUser, basicPas
 	e := audit.NewEvent(p.subject.Actor, isle.ActionTokenIssue, isle.Resource{Kind: "identity", Name: p.subject.Actor.Name, Stage: p.subject.Stage}, isle.Allow, "an access token").
 		With("key", string(p.subject.Key)).With("token", string(id)).With("audience", audience).With("method", p.method).
 		With("expires", expires.Format(time.RFC3339)).With("source", source).With("stage", p.subject.Stage)
+	e.Rule = tokenRule
 	// Whether who asked still waits or not: what is begun is written or not.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeTimeout)
 	defer cancel()

@@ -238,7 +238,7 @@ func (o *office) refused(what string, err error, code string) {
 	if code == TemporarilyUnavailable || code == ServerError {
 		return
 	}
-	if e.Action != isle.ActionTokenIssue || e.Decision != isle.Deny || e.Result != string(isle.Refused) || e.Details["source"] != "192.0.2.7" || e.Details["error"] != code {
+	if e.Action != isle.ActionTokenIssue || e.Actor != nobody || e.Decision != isle.Deny || e.Result != string(isle.Refused) || e.Details["source"] != "192.0.2.7" || e.Details["error"] != code {
 		o.t.Errorf("%s: the log says %+v", what, e)
 	}
 	if b, err := e.Encode(); err != nil || strings.Contains(string(b), "secret-of") {
@@ -717,7 +717,7 @@ func TestEachRefusalGoesWhereItIsBounded(t *testing.T) {
 			t.Fatal("it counts")
 		}
 	}
-	if len(got) != 3 || len(o.store.Entries()) != before || got[0].Actor != ci {
+	if len(got) != 3 || len(o.store.Entries()) != before || got[0].Actor != nobody || got[0].Resource.Name != "ci" {
 		t.Errorf("%d, and %d in the log: %+v", len(got), len(o.store.Entries())-before, got)
 	}
 }
