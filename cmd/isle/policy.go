@@ -177,6 +177,34 @@ func (a *app) showExplained(m *islev1.ExplainResponse) {
 	fmt.Fprintf(w, "  %d of %d policies bear on it\n", m.GetEvaluated(), m.GetTotal())
 }
 
+type policyTestJSON struct {
+	Cases    int               `json:"cases"`
+	Failures []caseFailureJSON `json:"failures"`
+}
+
+type caseFailureJSON struct {
+	At           string `json:"at"` // FILE:LINE:COLUMN
+	Actor        string `json:"actor"`
+	Action       string `json:"action"`
+	Resource     string `json:"resource"`
+	Expect       string `json:"expect"`
+	ExpectedRule string `json:"expected_rule,omitempty"`
+	Decision     string `json:"decision"`
+	Rule         string `json:"rule"`
+}
+
+func testOf(cases []policy.Case, failures []policy.Failure) policyTestJSON {
+	out := policyTestJSON{len(cases), []caseFailureJSON{}}
+	for _, f := range failures {
+		q := f.Case.Query
+		out.Failures = append(out.Failures, caseFailureJSON{
+			f.Case.At.String(), q.Actor.String(), string(q.Action), q.Resource.String(),
+			string(f.Case.Expect), f.Case.Rule, string(f.Answer.Decision), f.Answer.Rule,
+		})
+	}
+	return out
+}
+
 func newPolicyTest(a *app) *cobra.Command {
 	var with string
 	var document string
@@ -233,14 +261,22 @@ and rule; see docs/policy.md.`,
 				return err
 			}
 			failures := set.Replay(cases, time.Now())
-			for _, f := range failures {
-				fmt.Fprintln(a.stdout, clean(f.String()))
+			if a.output == "json" {
+				if err := a.json(testOf(cases, failures)); err != nil {
+					return err
+				}
+			} else {
+				for _, f := range failures {
+					fmt.Fprintln(a.stdout, clean(f.String()))
+				}
 			}
 			if len(failures) > 0 {
 				return isle.Errorf(isle.Failed, "%d of %d cases have another answer", len(failures), len(cases)).
 					WithHint("`isle policy explain` says why for each")
 			}
-			_, err = fmt.Fprintf(a.stdout, "%d cases, all as expected\n", len(cases))
+			if a.output != "json" {
+				_, err = fmt.Fprintf(a.stdout, "%d cases, all as expected\n", len(cases))
+			}
 			return err
 		},
 	}
