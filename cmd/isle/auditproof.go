@@ -217,7 +217,7 @@ outcome has its intent, and whether time ever went back. A server may be running
 	f := cmd.Flags()
 	f.StringVar(&o.file, "file", "", "verify this export (- is standard input)")
 	f.StringVar(&o.proof, "proof", "", "verify this proof (- is standard input)")
-	f.StringVar(&o.key, "key", "", "the log's verifier key, as `isle audit key` prints it")
+	f.StringVar(&o.key, "key", "", "the log's verifier key, as isle audit key prints it")
 	f.StringVar(&o.checkpoint, "checkpoint", "", "file with a checkpoint that the log must agree with")
 	f.StringSliceVar(&o.witnesses, "witness", nil, "key of a witness that must have cosigned that checkpoint")
 	f.StringVar(&o.checkpoints, "checkpoints", environ("ISLE_CHECKPOINTS", server.DefaultCheckpoints), "folder in which the server keeps its last checkpoint (ISLE_CHECKPOINTS)")

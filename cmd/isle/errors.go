@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"unicode"
 
@@ -52,7 +53,7 @@ func (a *app) finish(ctx context.Context, err error) int {
 		return 128 + 2 // as a shell reports a program ended by SIGINT
 	}
 	if strings.HasPrefix(err.Error(), "unknown command ") { // cobra has no type for it
-		err = usagef("%s", strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", " ")).WithHint("see `isle --help`")
+		err = usagef("%s", strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", " ")).WithHint("see `%s --help`", parentOf(err.Error()))
 	}
 	flat := api.Flatten(err)
 	if a.output == "json" {
@@ -102,4 +103,16 @@ func args(least, most int, what string) cobra.PositionalArgs {
 		}
 		return nil
 	}
+}
+
+// parentOf is the command that cobra's message about an unknown one names:
+// `unknown command "show" for "isle secret"`.
+func parentOf(message string) string {
+	line, _, _ := strings.Cut(message, "\n")
+	if _, quoted, ok := strings.Cut(line, " for "); ok {
+		if name, err := strconv.Unquote(strings.TrimSpace(quoted)); err == nil {
+			return name
+		}
+	}
+	return "isle"
 }

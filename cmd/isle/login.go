@@ -77,7 +77,7 @@ Commands go on to use this machine's server unless they are told otherwise, by
 	f.Var(&token, "token", "log in with a token, which is asked for or read from standard input")
 	f.Lookup("token").NoOptDefVal = "true"
 	f.StringVar(&ca, "ca", "", "file with the certificates that vouch for the server, in PEM")
-	f.StringVar(&pin, "pin", "", "the server's key, as `isle version` shows it there: sha256//…")
+	f.StringVar(&pin, "pin", "", "the server's key, as isle version shows it there: sha256//…")
 	return cmd
 }
 
