@@ -15,6 +15,7 @@ import (
 var rooms = []string{
 	".",
 	"internal/problem",
+	"internal/document",
 	"internal/policy",
 	"internal/image",
 	"internal/audit",

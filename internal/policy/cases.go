@@ -60,11 +60,11 @@ func (s *Set) Replay(cases []Case, now time.Time) (failures []Failure) {
 func ParseCases(name string, b []byte) ([]Case, error) {
 	r := &reader{file: name}
 	var out []Case
-	if root := r.document(b); root != nil {
+	if root, ok := r.Root(b, bounds); ok {
 		r.list(root, "a list of cases", func(n *yaml.Node) { out = append(out, r.readCase(n)) })
 	}
-	if len(r.problems) > 0 {
-		return nil, &problem.FileError{File: name, Problems: r.problems}
+	if err := r.Err(name); err != nil {
+		return nil, err
 	}
 	return out, nil
 }
@@ -86,7 +86,7 @@ func (r *reader) readCase(n *yaml.Node) Case {
 			if s, ok := r.text(n, "an action"); ok {
 				a, err := ParseAction(s)
 				if err != nil {
-					r.problem(n, "%v", err)
+					r.Problem(n, "%v", err)
 				}
 				c.Query.Action = a
 			}
@@ -119,7 +119,7 @@ func (r *reader) readActor(n *yaml.Node, q *Query) {
 	}
 	switch {
 	case s.wild():
-		r.problem(n, "a case asks for one actor")
+		r.Problem(n, "a case asks for one actor")
 	case s.Kind == "workload":
 		q.Actor = isle.Actor{Kind: isle.Workload, Name: s.Environment + "@" + s.Stage}
 		q.Place = Place{s.Project, s.Stage, s.Environment, s.Service}
@@ -184,7 +184,7 @@ func ParseResource(s string) (isle.Resource, error) {
 	r := &reader{}
 	var p Pattern
 	if !r.pattern(&yaml.Node{}, s, &p) {
-		return isle.Resource{}, isle.Errorf(isle.Invalid, "%s", r.problems[0].Message)
+		return isle.Resource{}, isle.Errorf(isle.Invalid, "%s", r.Problems()[0].Message)
 	}
 	if p.wild() {
 		return isle.Resource{}, errors.New("one resource is asked for, without *")

@@ -44,11 +44,11 @@ func (r *reader) readFile(n *yaml.Node, f *File) {
 func (r *reader) named(n *yaml.Node, what string, each func(name string, v *yaml.Node)) {
 	r.entries(n, what, func(name string, k, v *yaml.Node) {
 		if !isle.ValidName(name) {
-			r.problem(k, "%q is no name: want lower-case letters, digits and dashes, at most 40, beginning with a letter", problem.Clip(name))
+			r.Problem(k, "%q is no name: want lower-case letters, digits and dashes, at most 40, beginning with a letter", problem.Clip(name))
 			return
 		}
-		defer r.enter(name)()
-		if v, ok := r.resolve(v); ok {
+		defer r.Enter(name)()
+		if v, ok := r.Resolve(v); ok {
 			each(name, v)
 		}
 	})
@@ -59,9 +59,9 @@ func (r *reader) stage(n *yaml.Node, add func(string)) {
 	switch {
 	case !ok:
 	case s == "*":
-		r.problem(n, "a stage is named; leave `stages` out for every one")
+		r.Problem(n, "a stage is named; leave `stages` out for every one")
 	case !isle.ValidName(s):
-		r.problem(n, "%q is no stage: want lower-case letters, digits and dashes, at most 40, beginning with a letter", problem.Clip(s))
+		r.Problem(n, "%q is no stage: want lower-case letters, digits and dashes, at most 40, beginning with a letter", problem.Clip(s))
 	default:
 		add(s)
 	}
@@ -85,7 +85,7 @@ func (r *reader) needs(n *yaml.Node, l limit, wild string) {
 	if wild == "" || l.reason != "" && !l.expires.IsZero() {
 		return
 	}
-	r.problem(n, "the wildcard in %s needs a reason and an end: add `reason: …` and `expires: 2030-12-31`, or name what is meant", wild)
+	r.Problem(n, "the wildcard in %s needs a reason and an end: add `reason: …` and `expires: 2030-12-31`, or name what is meant", wild)
 }
 
 // parseTime reads a date, whose end is meant, or a time of RFC 3339. The zero
@@ -118,7 +118,7 @@ func (r *reader) readRole(name string, n *yaml.Node) Role {
 			continue
 		}
 		if !slices.ContainsFunc(role.Resources, func(p Pattern) bool { return p.Kind == "*" || p.Kind == i.Resource }) && wild == "" {
-			r.problem(n, "%s is done to %s:…, and no resource of the role is one", i.Action, i.Resource)
+			r.Problem(n, "%s is done to %s:…, and no resource of the role is one", i.Action, i.Resource)
 		}
 	}
 	return role
@@ -192,17 +192,17 @@ func (r *reader) pattern(n *yaml.Node, s string, p *Pattern) bool {
 	name, stage, staged := strings.Cut(rest, "@")
 	switch {
 	case !ok || name == "":
-		r.problem(n, "%q names no %s; want %s:NAME", problem.Clip(s), kind, kind)
+		r.Problem(n, "%q names no %s; want %s:NAME", problem.Clip(s), kind, kind)
 	case staged && !isle.Staged(kind):
-		r.problem(n, "%q: a resource of kind %s has no stage", problem.Clip(s), kind)
+		r.Problem(n, "%q: a resource of kind %s has no stage", problem.Clip(s), kind)
 	case staged && !isle.ValidName(stage):
-		r.problem(n, "%q: %q is no stage", problem.Clip(s), problem.Clip(stage))
+		r.Problem(n, "%q: %q is no stage", problem.Clip(s), problem.Clip(stage))
 	case kind == "environment" && !strings.Contains(name, "*") && !isle.ValidName(name):
-		r.problem(n, "%q: %q is no name of an environment", problem.Clip(s), problem.Clip(name))
+		r.Problem(n, "%q: %q is no name of an environment", problem.Clip(s), problem.Clip(name))
 	case kind == "egress" && !strings.Contains(name, "*") && !validDestination(name):
-		r.problem(n, "%q: want a host and a port, as in egress:api.example.com:443", problem.Clip(s))
+		r.Problem(n, "%q: want a host and a port, as in egress:api.example.com:443", problem.Clip(s))
 	case len(name) > 300:
-		r.problem(n, "%q: the name is too long", problem.Clip(s))
+		r.Problem(n, "%q: the name is too long", problem.Clip(s))
 	default:
 		*p = Pattern{Kind: kind, Name: strings.ToLower(name), Stage: stage}
 		return true
@@ -244,12 +244,12 @@ func (r *reader) readBinding(n *yaml.Node) Binding {
 		{name: "stages", read: func(n *yaml.Node) {
 			r.list(n, "a list of stages", func(n *yaml.Node) { r.stage(n, func(s string) { b.Stages = append(b.Stages, s) }) })
 			if n.Kind == yaml.SequenceNode && len(n.Content) == 0 {
-				r.problem(n, "is empty; leave it out for every stage")
+				r.Problem(n, "is empty; leave it out for every stage")
 			}
 		}},
 	}, r.limitKeys(&l)...)...)
 	if b.Role == "*" {
-		r.problem(n, "a binding is of one role, not of every one")
+		r.Problem(n, "a binding is of one role, not of every one")
 	}
 	r.needs(n, l, wild)
 	b.Reason, b.Expires = l.reason, l.expires
@@ -262,13 +262,13 @@ var subjectName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.:@/$-]{0,127}$`)
 func (r *reader) readSubject(n *yaml.Node) (Subject, bool) {
 	if n.Kind == yaml.MappingNode {
 		s := Subject{Kind: "workload"}
-		before := len(r.problems)
+		before := len(r.Problems())
 		r.mapping(n, "workloads by where they run",
 			key{name: "project", read: into(r, &s.Project, "a project", nameOf("project"))},
 			key{name: "stage", required: true, read: func(n *yaml.Node) { r.stage(n, func(v string) { s.Stage = v }) }},
 			key{name: "name", read: into(r, &s.Environment, "an environment", nameOf("environment"))},
 			key{name: "service", read: into(r, &s.Service, "a service", nameOf("service"))})
-		return s, len(r.problems) == before
+		return s, len(r.Problems()) == before
 	}
 	text, ok := r.text(n, "a subject")
 	if !ok {
@@ -281,7 +281,7 @@ func (r *reader) readSubject(n *yaml.Node) (Subject, bool) {
 		r.unknown(n, "kind of subject", kind, known)
 		return Subject{}, false
 	case name != "*" && !subjectName.MatchString(name):
-		r.problem(n, "%q names nobody; want %s:NAME", problem.Clip(text), kind)
+		r.Problem(n, "%q names nobody; want %s:NAME", problem.Clip(text), kind)
 		return Subject{}, false
 	}
 	return Subject{Kind: kind, Name: name}, true
@@ -339,7 +339,7 @@ func (r *reader) readApproval(n *yaml.Node) Approval {
 				if known := []string{"role", "human", "group"}; ok && !slices.Contains(known, kind) {
 					r.unknown(n, "kind of approver", kind, known)
 				} else if ok && !subjectName.MatchString(name) {
-					r.problem(n, "%q names nobody; want %s:NAME", problem.Clip(s), kind)
+					r.Problem(n, "%q names nobody; want %s:NAME", problem.Clip(s), kind)
 				} else if ok {
 					a.Approvers = append(a.Approvers, s)
 				}

@@ -37,7 +37,7 @@ func TestWhatIsWrongIsNamedWithItsPlace(t *testing.T) {
 		{"connections:\n  a: {kind: postgres, address: db, stage: testing}", "want host:port"},
 		{"approvals:\n  - {actions: [environment:exec], resources: [\"environment:a\"], approvers: [role:nobody]}", `unknown role "nobody"`},
 		{"approvals:\n  - {actions: [environment:exec], resources: [\"environment:a\"], approvers: [role:admin], uses: 0}", "from 1 to 1000"},
-		{"a: 1\na: 2", "the key \"a\" is there already"},
+		{"a: 1\na: 2", "key \"a\" is here a second time, first on line 1"},
 		{"{}\n---\n{}", "a second document"},
 	} {
 		_, err := Compile(Document{Name: "doc.yaml", Format: YAML, Body: []byte(c.text)})

@@ -7,13 +7,15 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+
+	"isle/internal/document"
 )
 
 // check finds what only several values together show. Values that could not be
 // read are zero here and told already.
 func (r *reader) check(f *File) {
-	if n := r.at["services"]; n != nil && len(f.Services) == 0 && len(r.problems) == 0 {
-		r.problemAt(n, "services", "names no service; want at least one")
+	if n := r.at["services"]; n != nil && len(f.Services) == 0 && len(r.Problems()) == 0 {
+		r.ProblemAt(n, "services", "names no service; want at least one")
 	}
 	r.checkPorts(f)
 	r.checkDependencies(f)
@@ -23,14 +25,14 @@ func (r *reader) check(f *File) {
 		r.checkCopies(s)
 		r.checkTwice(s)
 		if len(s.Setup) > 0 && len(s.Volumes) == 0 {
-			r.problemFor(joinPath("services", s.Name, "setup"), "runs once while the volumes are empty, and there are no volumes; add one, or do it in `run` or `command`")
+			r.problemFor(document.Path("services", s.Name, "setup"), "runs once while the volumes are empty, and there are no volumes; add one, or do it in `run` or `command`")
 		}
 	}
 	seen := map[string]bool{}
 	for i, e := range f.Egress {
 		where := fmt.Sprintf("%s:%d", e.Host, e.Port)
 		if e.Host != "" && seen[where] {
-			r.problemFor(joinPath("egress", fmt.Sprintf("[%d]", i)), "%s is here a second time; remove one", where)
+			r.problemFor(document.Path("egress", fmt.Sprintf("[%d]", i)), "%s is here a second time; remove one", where)
 		}
 		seen[where] = true
 	}
@@ -42,7 +44,7 @@ func (r *reader) problemFor(path, format string, args ...any) {
 	if n == nil {
 		n = &yaml.Node{}
 	}
-	r.problemAt(n, path, format, args...)
+	r.ProblemAt(n, path, format, args...)
 }
 
 // checkPorts refuses two listeners on one port: services share one network.
@@ -65,12 +67,12 @@ func (r *reader) checkPorts(f *File) {
 	}
 	for _, s := range f.Services {
 		for _, p := range s.Ports {
-			claim(s.Name, joinPath("services", s.Name, "ports", p.Name), p.Number)
+			claim(s.Name, document.Path("services", s.Name, "ports", p.Name), p.Number)
 		}
 	}
 	for _, s := range f.Services {
 		if s.Healthcheck != nil {
-			claim(s.Name, joinPath("services", s.Name, "healthcheck", "tcp"), s.Healthcheck.TCP)
+			claim(s.Name, document.Path("services", s.Name, "healthcheck", "tcp"), s.Healthcheck.TCP)
 		}
 	}
 }
@@ -84,7 +86,7 @@ func (r *reader) checkDependencies(f *File) {
 	for _, s := range f.Services {
 		seen := map[string]bool{}
 		for i, d := range s.DependsOn {
-			path := joinPath("services", s.Name, "depends_on", fmt.Sprintf("[%d]", i))
+			path := document.Path("services", s.Name, "depends_on", fmt.Sprintf("[%d]", i))
 			switch {
 			case d == "": // told already
 			case d == s.Name:
@@ -103,7 +105,7 @@ func (r *reader) checkDependencies(f *File) {
 		}
 	}
 	if c := cycle(f.Services); c != nil {
-		r.problemFor(joinPath("services", c[0], "depends_on"), "services wait for each other in a circle: %s; remove one of these dependencies", strings.Join(c, " -> "))
+		r.problemFor(document.Path("services", c[0], "depends_on"), "services wait for each other in a circle: %s; remove one of these dependencies", strings.Join(c, " -> "))
 	}
 }
 
@@ -188,11 +190,11 @@ func (f File) Service(name string) (Service, bool) {
 func mounts(s *Service) map[string]string {
 	out := map[string]string{}
 	for _, v := range s.Volumes {
-		out[v.Path] = joinPath("services", s.Name, "volumes", v.Path)
+		out[v.Path] = document.Path("services", s.Name, "volumes", v.Path)
 	}
 	for i, t := range s.Tmpfs {
 		if t != "" {
-			out[t] = joinPath("services", s.Name, "tmpfs", fmt.Sprintf("[%d]", i))
+			out[t] = document.Path("services", s.Name, "tmpfs", fmt.Sprintf("[%d]", i))
 		}
 	}
 	return out
@@ -210,7 +212,7 @@ func (r *reader) checkMounts(s *Service) {
 		}
 	}
 	for i, t := range s.Tmpfs {
-		where := joinPath("services", s.Name, "tmpfs", fmt.Sprintf("[%d]", i))
+		where := document.Path("services", s.Name, "tmpfs", fmt.Sprintf("[%d]", i))
 		if t != "" && all[t] != where {
 			r.problemFor(where, "%s is a tmpfs a second time; remove one", t)
 		}
@@ -227,7 +229,7 @@ func (r *reader) checkCopies(s *Service) {
 	for i, c := range s.Copy {
 		for _, m := range paths {
 			if c.To != "" && within(c.To, m) {
-				r.problemFor(joinPath("services", s.Name, "copy", fmt.Sprintf("[%d]", i), "to"),
+				r.problemFor(document.Path("services", s.Name, "copy", fmt.Sprintf("[%d]", i), "to"),
 					"%s would be hidden by the volume or tmpfs at %s; copy to another path", c.To, m)
 			}
 		}
@@ -240,13 +242,13 @@ func (r *reader) checkTwice(s *Service) {
 	for i, p := range s.Packages {
 		name, _, _ := strings.Cut(p, "=")
 		if name != "" && seen[name] {
-			r.problemFor(joinPath("services", s.Name, "packages", fmt.Sprintf("[%d]", i)), "package %q is here a second time; remove one", name)
+			r.problemFor(document.Path("services", s.Name, "packages", fmt.Sprintf("[%d]", i)), "package %q is here a second time; remove one", name)
 		}
 		seen[name] = true
 	}
 	for i, c := range s.Caps {
 		if c != "" && slices.Index(s.Caps, c) < i {
-			r.problemFor(joinPath("services", s.Name, "caps", fmt.Sprintf("[%d]", i)), "%s is here a second time; remove one", c)
+			r.problemFor(document.Path("services", s.Name, "caps", fmt.Sprintf("[%d]", i)), "%s is here a second time; remove one", c)
 		}
 	}
 }

@@ -85,10 +85,10 @@ func commandShape() shape[[]string] {
 	checked := args
 	checked.schema = &schema{Type: "array", Items: args.schema.Items, MinItems: 1, MaxItems: maxArgs}
 	checked.read = func(r *reader, n *yaml.Node, into *[]string) {
-		before := len(r.problems)
+		before := len(r.Problems())
 		args.read(r, n, into)
-		if len(r.problems) == before && (len(*into) == 0 || (*into)[0] == "") {
-			r.problem(n, "names no command; want a program and its arguments, as in [python3, app.py], or remove the key")
+		if len(r.Problems()) == before && (len(*into) == 0 || (*into)[0] == "") {
+			r.Problem(n, "names no command; want a program and its arguments, as in [python3, app.py], or remove the key")
 		}
 	}
 	return scalarOr("a command", line, checked)
@@ -188,7 +188,7 @@ func healthShape() shape[Healthcheck] {
 	)
 	inner := h.read
 	h.read = func(r *reader, n *yaml.Node, into *Healthcheck) {
-		before := len(r.problems)
+		before := len(r.Problems())
 		inner(r, n, into)
 		kinds := 0
 		for i := 0; n.Kind == yaml.MappingNode && i+1 < len(n.Content); i += 2 {
@@ -196,8 +196,8 @@ func healthShape() shape[Healthcheck] {
 				kinds++
 			}
 		}
-		if len(r.problems) == before && kinds != 1 {
-			r.problem(n, "names %d ways to ask; want exactly one of tcp, http and command", kinds)
+		if len(r.Problems()) == before && kinds != 1 {
+			r.Problem(n, "names %d ways to ask; want exactly one of tcp, http and command", kinds)
 		}
 	}
 	for _, k := range []string{"tcp", "http", "command"} {

@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"isle"
+	"isle/internal/document"
 	"isle/internal/image"
 )
 
@@ -78,7 +79,7 @@ type lockChecker struct {
 }
 
 func (c *lockChecker) problem(where, format string, args ...any) {
-	if len(c.problems) < maxProblems {
+	if len(c.problems) < document.MaxProblems {
 		c.problems = append(c.problems, Problem{Path: where, Message: fmt.Sprintf(format, args...)})
 	}
 }
@@ -230,7 +231,7 @@ func (c *lockChecker) lock(l *Lock) {
 		c.problem("architecture", "%q is no Debian architecture", clip(l.Architecture))
 	}
 	for _, name := range slices.Sorted(maps.Keys(l.Suites)) {
-		where := joinPath("suites", name)
+		where := document.Path("suites", name)
 		if !suiteRegexp.matches(name) {
 			c.problem(where, "%q is no suite", clip(name))
 		}
@@ -245,7 +246,7 @@ func (c *lockChecker) lock(l *Lock) {
 		return
 	}
 	for _, name := range slices.Sorted(maps.Keys(l.Services)) {
-		where := joinPath("services", name)
+		where := document.Path("services", name)
 		if nameError(name) != nil {
 			c.problem(where, "%q is no name of a service", clip(name))
 		}

@@ -2,9 +2,6 @@ package spec
 
 import "isle/internal/problem"
 
-// maxProblems bounds how many problems of one file are told: more help nobody.
-const maxProblems = 50
-
 // What is wrong in an environment file is said in the words of package problem.
 type (
 	Problem   = problem.Problem

@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+
+	"isle/internal/document"
 )
 
 // A shape is one kind of value. How it is read, what the JSON Schema says about
@@ -21,12 +23,12 @@ type shape[T any] struct {
 
 // readAt reads n into a value and reports what is wrong to r.
 func (s shape[T]) readAt(r *reader, n *yaml.Node, into *T) {
-	n, ok := r.resolve(n)
+	n, ok := r.Resolve(n)
 	if !ok {
 		return
 	}
 	if n.Kind == yaml.ScalarNode && n.Tag == "!!null" {
-		r.problem(n, "has no value; want %s, or remove the key", s.words)
+		r.Problem(n, "has no value; want %s, or remove the key", s.words)
 		return
 	}
 	s.read(r, n, into)
@@ -87,12 +89,12 @@ func must[T any](f field[T]) field[T] {
 func scalar[T any](words string, sc schema, parse func(string) (T, error)) shape[T] {
 	return shape[T]{words: words, schema: &sc, read: func(r *reader, n *yaml.Node, into *T) {
 		if n.Kind != yaml.ScalarNode {
-			r.problem(n, "is %s; want %s", kindWords(n), words)
+			r.Problem(n, "is %s; want %s", document.Words(n), words)
 			return
 		}
 		v, err := parse(n.Value)
 		if err != nil {
-			r.problem(n, "%v", err)
+			r.Problem(n, "%v", err)
 			return
 		}
 		*into = v
@@ -107,11 +109,11 @@ func list[T any](words string, limit int, elem shape[T]) shape[[]T] {
 		keys:   elem.keys,
 		read: func(r *reader, n *yaml.Node, into *[]T) {
 			if n.Kind != yaml.SequenceNode {
-				r.problem(n, "is %s; want %s, as in [a, b]", kindWords(n), words)
+				r.Problem(n, "is %s; want %s, as in [a, b]", document.Words(n), words)
 				return
 			}
 			if len(n.Content) > limit {
-				r.problem(n, "has %d entries; at most %d are possible", len(n.Content), limit)
+				r.Problem(n, "has %d entries; at most %d are possible", len(n.Content), limit)
 				return
 			}
 			out := make([]T, 0, len(n.Content))
@@ -153,19 +155,19 @@ func mapOf[V, E any](words string, limit int, keySchema schema, check func(strin
 		keys: value.keys,
 		read: func(r *reader, n *yaml.Node, into *[]E) {
 			if n.Kind != yaml.MappingNode {
-				r.problem(n, "is %s; want %s", kindWords(n), words)
+				r.Problem(n, "is %s; want %s", document.Words(n), words)
 				return
 			}
 			if len(n.Content)/2 > limit {
-				r.problem(n, "has %d entries; at most %d are possible", len(n.Content)/2, limit)
+				r.Problem(n, "has %d entries; at most %d are possible", len(n.Content)/2, limit)
 				return
 			}
 			out := make([]E, 0, len(n.Content)/2)
-			r.pairs(n, func(name string, k, v *yaml.Node) {
+			r.Pairs(n, func(name string, k, v *yaml.Node) {
 				leave := r.enter(name, v)
 				defer leave()
 				if err := check(name); err != nil {
-					r.problem(k, "%v", err)
+					r.Problem(k, "%v", err)
 				}
 				var val V
 				value.readAt(r, v, &val)
@@ -192,11 +194,11 @@ func object[T any](words string, fields ...field[T]) shape[T] {
 	}
 	return shape[T]{words: words, schema: sc, keys: keys, read: func(r *reader, n *yaml.Node, into *T) {
 		if n.Kind != yaml.MappingNode {
-			r.problem(n, "is %s; want %s with the keys %s", kindWords(n), words, strings.Join(names, ", "))
+			r.Problem(n, "is %s; want %s with the keys %s", document.Words(n), words, strings.Join(names, ", "))
 			return
 		}
 		seen := map[string]bool{}
-		r.pairs(n, func(name string, k, v *yaml.Node) {
+		r.Pairs(n, func(name string, k, v *yaml.Node) {
 			seen[name] = true
 			i := slices.Index(names, name)
 			if i < 0 {
@@ -211,7 +213,7 @@ func object[T any](words string, fields ...field[T]) shape[T] {
 			switch {
 			case seen[f.name]:
 			case f.required:
-				r.problem(n, "%s is missing: %s", f.name, plain(f.doc))
+				r.Problem(n, "%s is missing: %s", f.name, plain(f.doc))
 			case f.def != "":
 				f.read(r, defaultNode(f.def, n), into)
 			}
@@ -227,40 +229,17 @@ func defaultNode(text string, at *yaml.Node) *yaml.Node {
 	return &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: text, Line: at.Line, Column: at.Column}
 }
 
-// pairs calls each for the keys of a mapping; a key that stands there twice or
-// is no plain text is a problem.
-func (r *reader) pairs(n *yaml.Node, each func(name string, k, v *yaml.Node)) {
-	first := map[string]int{}
-	for i := 0; i+1 < len(n.Content); i += 2 {
-		k, v := n.Content[i], n.Content[i+1]
-		switch {
-		case k.Tag == "!!merge":
-			r.problem(k, "merge keys (<<) do not work here; write the keys out, or alias single values")
-			continue
-		case k.Kind != yaml.ScalarNode:
-			r.problem(k, "a key is %s; keys are plain text", kindWords(k))
-			continue
-		}
-		if line, twice := first[k.Value]; twice {
-			r.problem(k, "key %q is here a second time, first on line %d; remove one", clip(k.Value), line)
-			continue
-		}
-		first[k.Value] = k.Line
-		each(k.Value, k, v)
-	}
-}
-
 // unknown refuses a key with the nearest known one.
 func (r *reader) unknown(k *yaml.Node, name string, known []string) {
 	best, near := nearest(name, known)
 	place := r.places[name]
 	switch {
 	case near:
-		r.problem(k, "unknown key %q; did you mean %q?", clip(name), best)
+		r.Problem(k, "unknown key %q; did you mean %q?", clip(name), best)
 	case place != "":
-		r.problem(k, "unknown key %q here; it belongs in %s", clip(name), place)
+		r.Problem(k, "unknown key %q here; it belongs in %s", clip(name), place)
 	default:
-		r.problem(k, "unknown key %q; the nearest known one is %q, of %s", clip(name), best, strings.Join(known, ", "))
+		r.Problem(k, "unknown key %q; the nearest known one is %q, of %s", clip(name), best, strings.Join(known, ", "))
 	}
 }
 
