@@ -119,6 +119,9 @@ func TestRoomsStayInTheirLayer(t *testing.T) {
 			if target == "" {
 				target = "."
 			}
+			if isTest && target == "test/lab" {
+				continue // what tests share; it imports no room
+			}
 			to := roomOf(target)
 			if to < 0 {
 				t.Errorf("%s imports %s, which is in no room", path, name)

@@ -109,14 +109,27 @@ func run(t *testing.T, name string, args ...string) string {
 	return string(out)
 }
 
-// cache returns a folder for packages that outlives the test.
-func cache(t *testing.T) string {
+// download returns the file of a Debian package, which apt is asked for once:
+// the folder of packages outlives the test.
+func download(t *testing.T, name string) string {
 	t.Helper()
 	dir := lab.Cache("packages")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	return dir
+	if debs, _ := filepath.Glob(filepath.Join(dir, name+"_*.deb")); len(debs) > 0 {
+		return debs[0]
+	}
+	cmd := exec.Command("apt-get", "download", "-q", name)
+	cmd.Dir = dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("apt-get download %s: %v\n%s", name, err, out)
+	}
+	debs, _ := filepath.Glob(filepath.Join(dir, name+"_*.deb"))
+	if len(debs) == 0 {
+		t.Fatalf("apt-get download %s left no package", name)
+	}
+	return debs[0]
 }
 
 // unpackKernel downloads Debian's kernel package through apt and unpacks it.
@@ -127,18 +140,8 @@ func unpackKernel(t *testing.T, work string) string {
 	if name == "" {
 		t.Fatalf("%s names no kernel:\n%s", kernelPackage, depends)
 	}
-	dir := cache(t)
-	debs, _ := filepath.Glob(filepath.Join(dir, name+"_*.deb"))
-	if len(debs) == 0 {
-		download := exec.Command("apt-get", "download", "-q", name)
-		download.Dir = dir
-		if out, err := download.CombinedOutput(); err != nil {
-			t.Fatalf("apt-get download %s: %v\n%s", name, err, out)
-		}
-		debs, _ = filepath.Glob(filepath.Join(dir, name+"_*.deb"))
-	}
 	kernel := filepath.Join(work, "kernel")
-	run(t, "dpkg-deb", "-x", debs[0], kernel)
+	run(t, "dpkg-deb", "-x", download(t, name), kernel)
 	return kernel
 }
 
@@ -255,18 +258,8 @@ func withDependencies(t *testing.T, root, release, module string) []string {
 // busybox returns Debian's static busybox, from its package.
 func busybox(t *testing.T, work string) string {
 	t.Helper()
-	dir := cache(t)
-	debs, _ := filepath.Glob(filepath.Join(dir, "busybox-static_*.deb"))
-	if len(debs) == 0 {
-		cmd := exec.Command("apt-get", "download", "-q", "busybox-static")
-		cmd.Dir = dir
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("apt-get download busybox-static: %v\n%s", err, out)
-		}
-		debs, _ = filepath.Glob(filepath.Join(dir, "busybox-static_*.deb"))
-	}
 	out := filepath.Join(work, "busybox")
-	run(t, "dpkg-deb", "-x", debs[0], out)
+	run(t, "dpkg-deb", "-x", download(t, "busybox-static"), out)
 	return filepath.Join(out, "bin/busybox")
 }
 

@@ -17,6 +17,7 @@ import (
 	"isle"
 	"isle/internal/image"
 	"isle/internal/spec"
+	"isle/test/lab"
 )
 
 // The tests in this file use the machine's own mirror.
@@ -24,11 +25,7 @@ import (
 // cacheDir is kept between runs, so that the mirror is asked only once for each
 // package. Everything in it is checked by hash when it is used.
 func cacheDir(t testing.TB) string {
-	dir, err := os.UserCacheDir()
-	if err != nil {
-		dir = os.TempDir()
-	}
-	dir = filepath.Join(dir, "isle-test")
+	dir := lab.Cache("archive")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
