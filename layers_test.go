@@ -16,6 +16,7 @@ var rooms = []string{
 	".",
 	"internal/problem",
 	"internal/document",
+	"internal/allowance",
 	"internal/policy",
 	"internal/image",
 	"internal/audit",

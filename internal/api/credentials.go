@@ -40,7 +40,7 @@ func withSubject(ctx context.Context, s identity.Subject, group string) context.
 }
 
 // ended is the rule that a credential does not count any more.
-const ended = "built in: a credential counts until it ends"
+const ended = identity.CredentialRule
 
 // counts says whether the caller's credential still does.
 func (g *guard) counts(who caller) error {

@@ -14,6 +14,7 @@ import (
 	"isle"
 	islev1 "isle/internal/api/isle/v1"
 	"isle/internal/audit"
+	"isle/internal/identity"
 )
 
 // RemoteConfig is what stands before the API for callers from elsewhere.
@@ -76,9 +77,6 @@ const (
 	airlocks = "built in: a workload's credential counts only inside its own airlock"
 )
 
-// nobody is the actor of a credential that proves none. No machine has the name.
-var nobody = isle.Actor{Kind: isle.Machine, Name: "?"}
-
 func (c *remote) serve(w http.ResponseWriter, r *http.Request) {
 	source := SourceOf(r.RemoteAddr)
 	token, err := bearer(r.Header)
@@ -119,7 +117,7 @@ func (c *remote) serve(w http.ResponseWriter, r *http.Request) {
 
 // refuse records what is no credential, and answers.
 func (c *remote) refuse(w http.ResponseWriter, source, rule, claimed string, err error) {
-	e := audit.NewEvent(nobody, isle.ActionIdentityUse, isle.Resource{Kind: "identity", Name: nobody.Name}, isle.Deny, Flatten(err).Message).With("source", source)
+	e := identity.Unproven(Flatten(err).Message, source)
 	e.Rule = rule
 	if claimed != "" {
 		e = e.With("claimed", claimed)
@@ -186,18 +184,4 @@ func SourceOf(address string) string {
 		return "?"
 	}
 	return a.Addr().Unmap().WithZone("").String()
-}
-
-// Neighbours is what a source is counted as: an IPv4 address by itself, an IPv6
-// address with all of its /64, which one customer has.
-func Neighbours(source string) string {
-	a, err := netip.ParseAddr(source)
-	if err != nil || a.Is4() {
-		return source
-	}
-	p, err := a.Prefix(64)
-	if err != nil {
-		return source
-	}
-	return p.String()
 }

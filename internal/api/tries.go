@@ -3,10 +3,15 @@ package api
 import (
 	"sync"
 	"time"
+
+	"isle/internal/allowance"
+	"isle/internal/identity"
 )
 
 // How often a source may show a credential that counts for nothing before it is
 // told to wait.
+var triesRate = allowance.Rate{Burst: triesBurst, Every: triesEvery}
+
 const (
 	triesBurst = 20
 	triesEvery = 2 * time.Second
@@ -20,21 +25,15 @@ type tries struct {
 	now func() time.Time
 
 	mu      sync.Mutex
-	sources map[string]*bucket
+	sources map[string]*allowance.Allowance
 	forgot  time.Time // when forget last looked through all of them
 }
 
-// A bucket is what one source has left.
-type bucket struct {
-	at   time.Time
-	left float64
-}
-
-func newTries() *tries { return &tries{now: time.Now, sources: map[string]*bucket{}} }
+func newTries() *tries { return &tries{now: time.Now, sources: map[string]*allowance.Allowance{}} }
 
 // take reports whether the source may have another one.
 func (t *tries) take(source string) bool {
-	source = Neighbours(source)
+	source = identity.Neighbours(source)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := t.now()
@@ -47,16 +46,10 @@ func (t *tries) take(source string) bool {
 		}
 	}
 	if b == nil {
-		b = &bucket{at: now, left: triesBurst}
+		b = &allowance.Allowance{}
 		t.sources[source] = b
 	}
-	b.left = min(triesBurst, b.left+max(now.Sub(b.at), 0).Seconds()/triesEvery.Seconds())
-	b.at = now
-	if b.left < 1 {
-		return false
-	}
-	b.left--
-	return true
+	return b.Take(now, triesRate)
 }
 
 // forget drops who has been quiet for long enough to have all of it again; mu
@@ -67,7 +60,7 @@ func (t *tries) forget(now time.Time) {
 	}
 	t.forgot = now
 	for s, b := range t.sources {
-		if now.Sub(b.at) > triesBurst*triesEvery {
+		if b.Full(now, triesRate) {
 			delete(t.sources, s)
 		}
 	}

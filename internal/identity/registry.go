@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"log/slog"
 	"maps"
 	"slices"
@@ -226,18 +225,6 @@ func (s *registered) subject(k *Key) Subject {
 func notHere() error {
 	return isle.Errorf(isle.Refused, "not a credential that counts here").
 		WithHint("whoever keeps the identities can tell why, and give another: `isle identity rotate NAME`; your own you make with `isle token create`")
-}
-
-// A refusal is an error that is in the audit log already.
-type refusal struct{ error }
-
-func (r refusal) Unwrap() error { return r.error }
-
-// Recorded reports whether an error of Authenticate is in the audit log already,
-// with why, so that whoever passes it on does not record it again.
-func Recorded(err error) bool {
-	_, ok := errors.AsType[refusal](err)
-	return ok
 }
 
 // Subject says whom a key proves, if it counts now.

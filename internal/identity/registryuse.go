@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"isle"
+	"isle/internal/allowance"
 	"isle/internal/audit"
 )
 
@@ -195,32 +196,12 @@ const (
 // are told apart by.
 type refused struct {
 	mu     sync.Mutex // guards what follows
-	all    allowance
-	shares map[string]*allowance
+	all    allowance.Allowance
+	shares map[string]*allowance.Allowance
 	since  time.Time // when the first of those was counted that are to be told of together; zero: there are none
 	count  int
 	named  map[string]int
 	others int
-}
-
-// An allowance fills up with time.
-type allowance struct {
-	at   time.Time
-	left float64
-}
-
-func (a *allowance) take(now time.Time, burst int, every time.Duration) bool {
-	if a.at.IsZero() {
-		a.left = float64(burst)
-	} else if passed := now.Sub(a.at); passed > 0 {
-		a.left = min(float64(burst), a.left+passed.Seconds()/every.Seconds())
-	}
-	a.at = now
-	if a.left < 1 {
-		return false
-	}
-	a.left--
-	return true
 }
 
 // take says whether a refusal is an entry of its own; if not, it is counted.
@@ -228,12 +209,14 @@ func (f *refused) take(key string, now time.Time) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.shares == nil {
-		f.shares = map[string]*allowance{}
+		f.shares = map[string]*allowance.Allowance{}
 	}
+	one := allowance.Rate{Burst: refusedBurst, Every: refusedEvery}
+	all := allowance.Rate{Burst: refusedAll, Every: refusedAllEvery}
 	s := f.shares[key]
 	if s == nil && len(f.shares) >= maxShares {
 		for k, o := range f.shares {
-			if now.Sub(o.at) > refusedBurst*refusedEvery { // it is full again
+			if o.Full(now, one) {
 				delete(f.shares, k)
 			}
 		}
@@ -243,10 +226,10 @@ func (f *refused) take(key string, now time.Time) bool {
 		}
 	}
 	if s == nil {
-		s = &allowance{}
+		s = &allowance.Allowance{}
 		f.shares[key] = s
 	}
-	if s.take(now, refusedBurst, refusedEvery) && f.all.take(now, refusedAll, refusedAllEvery) {
+	if s.Take(now, one) && f.all.Take(now, all) {
 		return true
 	}
 	if f.count == 0 {
@@ -261,14 +244,18 @@ func (f *refused) take(key string, now time.Time) bool {
 	return false
 }
 
-// networkOf is what one party can have many addresses of: a /64 of IPv6.
-func networkOf(source string) string {
-	if a, err := netip.ParseAddr(source); err == nil && a.Is6() {
-		if p, err := a.Prefix(64); err == nil {
-			return p.String()
-		}
+// Neighbours is what a source is counted as: an IPv4 address by itself, an IPv6
+// address with all of its /64, which one customer has.
+func Neighbours(source string) string {
+	a, err := netip.ParseAddr(source)
+	if err != nil || a.Is4() {
+		return source
 	}
-	return source
+	p, err := a.Prefix(64)
+	if err != nil {
+		return source
+	}
+	return p.String()
 }
 
 // together is the entry of what was counted, if it is time for one.
@@ -280,7 +267,7 @@ func (f *refused) together(now time.Time, always bool) (audit.Entry, bool) {
 	}
 	e := audit.NewEvent(nobody, isle.ActionIdentityUse, isle.Resource{Kind: "identity", Name: "*"}, isle.Deny,
 		strconv.Itoa(f.count)+" more credentials that do not count, told of together")
-	e.Rule, e.Count = credentialRule, f.count
+	e.Rule, e.Count = CredentialRule, f.count
 	for by, n := range f.named {
 		e = e.With(by, strconv.Itoa(n))
 	}
@@ -291,28 +278,35 @@ func (f *refused) together(now time.Time, always bool) (audit.Entry, bool) {
 	return e, true
 }
 
-// nobody is who shows a credential that proves nobody.
+// nobody is who shows a credential that proves nobody. No machine has the name.
 var nobody = isle.Actor{Kind: isle.Machine, Name: "?"}
 
-// credentialRule is the rule of these refusals.
-const credentialRule = "built in: a credential counts until it ends"
+// CredentialRule is the rule that refuses what does not count as a credential,
+// or no longer.
+const CredentialRule = "built in: a credential counts until it ends"
 
-// refuse records that a credential did not count, and returns err as recorded. k
+// Unproven is the entry of what a source showed and proves nobody. why says what
+// is wrong with it, and nothing of it.
+func Unproven(why, source string) audit.Entry {
+	e := audit.NewEvent(nobody, isle.ActionIdentityUse, isle.Resource{Kind: "identity", Name: nobody.Name}, isle.Deny, why).With("source", source)
+	e.Rule = CredentialRule
+	return e
+}
+
+// refuse records that a credential did not count, and returns err. k
 // is the key that the credential is of; nil if it is of none.
 func (r *Registry) refuse(ctx context.Context, k *Key, source, why string, err error) error {
-	who, what, bound, by := nobody, isle.Resource{Kind: "identity", Name: nobody.Name}, &r.unknown, networkOf(source)
+	e := Unproven("a credential that does not count: "+why, source)
+	bound, by := &r.unknown, Neighbours(source)
 	if k != nil {
-		who, what, bound, by = k.Holder, r.state.Load().resource(k), &r.ended, string(k.ID)
+		e.Actor, e.Resource = k.Holder, r.state.Load().resource(k)
+		e = e.With("key", string(k.ID))
+		bound, by = &r.ended, string(k.ID)
 	}
 	if bound.take(by, r.now()) {
-		e := audit.NewEvent(who, isle.ActionIdentityUse, what, isle.Deny, "a credential that does not count: "+why).With("source", source)
-		e.Rule = credentialRule
-		if k != nil {
-			e = e.With("key", string(k.ID))
-		}
 		r.append(ctx, e)
 	}
-	return refusal{err}
+	return err
 }
 
 // tellTogether writes what was counted and is due, or all of it.

@@ -66,7 +66,7 @@ func TestWrongCredentialsDoNotFillTheLog(t *testing.T) {
 	d := newDesk(t)
 	wrong := []string{"", "x", strings.Repeat("a", 10000), "isle_" + strings.Repeat("a", 46)}
 	for i := range 5000 {
-		if _, err := d.Authenticate(t.Context(), wrong[i%len(wrong)], fmt.Sprintf("[2001:db8::%x]:1", i)); isle.CodeOf(err) != isle.Refused || !Recorded(err) {
+		if _, err := d.Authenticate(t.Context(), wrong[i%len(wrong)], fmt.Sprintf("[2001:db8::%x]:1", i)); isle.CodeOf(err) != isle.Refused {
 			t.Fatal(err)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"isle/internal/api"
+	"isle/internal/identity"
 )
 
 // Bounds of the connections from elsewhere.
@@ -58,7 +59,7 @@ func (g *gate) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &gated{Conn: conn, gate: g, source: api.Neighbours(api.SourceOf(conn.RemoteAddr().String()))}
+	c := &gated{Conn: conn, gate: g, source: identity.Neighbours(api.SourceOf(conn.RemoteAddr().String()))}
 	if old := g.enter(c); old != nil {
 		old.Close()
 	}

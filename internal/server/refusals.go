@@ -8,8 +8,9 @@ import (
 	"time"
 
 	"isle"
-	"isle/internal/api"
+	"isle/internal/allowance"
 	"isle/internal/audit"
+	"isle/internal/identity"
 )
 
 // What one environment may put into the audit log by being refused. Beyond the
@@ -33,6 +34,11 @@ const (
 	maxShares = 2000
 	// stopTimeout bounds how long stopping one may take.
 	stopTimeout = 5 * time.Minute
+)
+
+var (
+	ownRefusals = allowance.Rate{Burst: refusalBurst, Every: refusalEvery}
+	allRefusals = allowance.Rate{Burst: refusalShare, Every: time.Second / refusalRefill}
 )
 
 // An appender is what refusals needs of the log.
@@ -59,10 +65,10 @@ type refusals struct {
 
 // A share is that of one environment or source.
 type share struct {
-	at     time.Time // when what follows was true
-	own    float64   // entries that it may have of its own now
-	left   float64   // refusals left before it is stopped
-	over   bool      // it was stopped for it
+	at     time.Time           // of the last refusal
+	own    allowance.Allowance // entries of its own
+	left   allowance.Allowance // refusals before it is stopped
+	over   bool                // it was stopped for it
 	last   audit.Entry
 	count  int            // refusals to be told of together
 	named  map[string]int // and of which destinations
@@ -87,16 +93,13 @@ func (r *refusals) add(e audit.Entry, ref isle.Ref) {
 	}
 	s := r.share(string(e.Instance))
 	s.last = e
-	s.left -= float64(e.Count)
-	exhausted := s.left < 0 && !s.over && ref.Name != ""
+	exhausted := !s.left.Spend(s.at, allRefusals, e.Count) && !s.over && ref.Name != ""
 	if exhausted {
 		s.over = true
 		r.wg.Add(1)
 	}
-	own := s.own >= 1
-	if own {
-		s.own--
-	} else {
+	own := s.own.Take(s.at, ownRefusals)
+	if !own {
 		r.together(s, e)
 	}
 	r.mu.Unlock()
@@ -122,18 +125,17 @@ func (r *refusals) source(e audit.Entry, source string) {
 		return
 	}
 	all := r.share(sources)
-	key, one := "source "+api.Neighbours(source), all
+	key, one := "source "+identity.Neighbours(source), all
 	if _, known := r.shares[key]; known || len(r.shares) < maxShares {
 		one = r.share(key)
 	}
-	own := one != all && one.own >= 1 && all.own >= 1
+	own := one != all && one.own.Has(one.at, ownRefusals) && all.own.Take(all.at, ownRefusals)
 	if own {
-		one.own--
-		all.own--
+		one.own.Take(one.at, ownRefusals)
 	} else {
 		all.last = e
 		named := e
-		named.Resource.Name = api.Neighbours(source)
+		named.Resource.Name = identity.Neighbours(source)
 		r.together(all, named)
 	}
 	r.mu.Unlock()
@@ -154,12 +156,9 @@ func (r *refusals) share(key string) *share {
 				}
 			}
 		}
-		s = &share{at: now, own: refusalBurst, left: refusalShare}
+		s = &share{}
 		r.shares[key] = s
 	}
-	passed := max(now.Sub(s.at), 0)
-	s.own = min(refusalBurst, s.own+passed.Seconds()/refusalEvery.Seconds())
-	s.left = min(refusalShare, s.left+passed.Seconds()*refusalRefill)
 	s.at = now
 	return s
 }

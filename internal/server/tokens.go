@@ -6,7 +6,6 @@ import (
 
 	"isle"
 	"isle/internal/api"
-	"isle/internal/audit"
 	"isle/internal/identity"
 )
 
@@ -41,10 +40,7 @@ func (c credentials) Authenticate(ctx context.Context, credential, source string
 	}
 	s, err := c.tokens.Verify(ctx, credential, "")
 	if isle.CodeOf(err) == isle.Refused && err != nil {
-		e := audit.NewEvent(isle.Actor{Kind: isle.Machine, Name: "?"}, isle.ActionIdentityUse, isle.Resource{Kind: "identity", Name: "?"}, isle.Deny, api.Flatten(err).Message).
-			With("source", source)
-		e.Rule = "built in: a credential must be known and count"
-		c.refusals.source(e, source)
+		c.refusals.source(identity.Unproven(api.Flatten(err).Message, source), source)
 	}
 	return s, err
 }

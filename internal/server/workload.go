@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"isle"
+	"isle/internal/allowance"
 	"isle/internal/api"
 	"isle/internal/audit"
 )
@@ -68,6 +69,8 @@ const (
 	maxIssuers = 2000
 )
 
+var ownIssues = allowance.Rate{Burst: issueBurst, Every: issueEvery}
+
 // issues records what documents workloads get.
 type issues struct {
 	log appender
@@ -81,10 +84,9 @@ type issues struct {
 type issuer struct {
 	used time.Time // under issues.mu
 
-	recording sync.Mutex         // held over an entry, so that one covers who waits for it; guards what follows
-	at        time.Time          // when own was true
-	own       float64            // entries that it may have of its own
-	covered   map[string]covered // by what is given; "*" is everything
+	recording sync.Mutex          // held over an entry, so that one covers who waits for it; guards what follows
+	own       allowance.Allowance // entries of its own
+	covered   map[string]covered  // by what is given; "*" is everything
 }
 
 // A covered is how long an entry covers, and what it covered so far.
@@ -106,8 +108,6 @@ func (i *issues) add(ctx context.Context, id, kind string, audience []string, en
 	now := i.now()
 	audience = slices.Sorted(slices.Values(audience))
 	what := fmt.Sprintf("%s %q", kind, audience)
-	one.own = min(issueBurst, one.own+max(now.Sub(one.at), 0).Seconds()/issueEvery.Seconds())
-	one.at = now
 	for _, key := range []string{what, "*"} {
 		if c, ok := one.covered[key]; ok && now.Before(c.until) && c.until.Sub(now) <= issueCovers {
 			c.count++
@@ -116,8 +116,7 @@ func (i *issues) add(ctx context.Context, id, kind string, audience []string, en
 		}
 	}
 	e := entry(kind)
-	if one.own >= 1 {
-		one.own--
+	if one.own.Take(now, ownIssues) {
 		if len(audience) > 0 {
 			e = e.With("audience", strings.Join(audience, " "))
 		}
@@ -154,7 +153,7 @@ func (i *issues) issuer(id string) *issuer {
 				}
 			}
 		}
-		one = &issuer{at: now, own: issueBurst, covered: map[string]covered{}}
+		one = &issuer{covered: map[string]covered{}}
 		i.of[id] = one
 	}
 	one.used = now
