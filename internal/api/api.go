@@ -185,7 +185,8 @@ func actorOf(ctx context.Context) isle.Actor {
 // allowed asks about what a handler has found out to do beyond its call's rule.
 func (cfg Config) allowed(ctx context.Context, asks ...ask) error {
 	who, _ := callerFrom(ctx)
-	return cfg.guard.may(ctx, who, queriesOf(who, asks...), "")
+	_, err := cfg.guard.may(ctx, who, queriesOf(who, asks...), "")
+	return err
 }
 
 // recorded does something between its intent and its outcome in the audit log.

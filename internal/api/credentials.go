@@ -64,13 +64,14 @@ func (g *guard) changes() <-chan struct{} {
 }
 
 // stands says whether the caller's credential counts and the policy allows all
-// of the queries. doing says what is cut short if not, "" if nothing.
-func (g *guard) stands(ctx context.Context, who caller, queries []policy.Query, doing string) error {
+// of the queries, by which answers. doing says what is cut short if not, "" if
+// nothing.
+func (g *guard) stands(ctx context.Context, who caller, queries []policy.Query, doing string) ([]policy.Answer, error) {
 	if len(queries) == 0 && !who.member {
 		queries = queriesOf(who, atServer)
 	}
 	if err := g.counts(who); err != nil {
-		return g.ends(ctx, who, queries, doing, err)
+		return nil, g.ends(ctx, who, queries, doing, err)
 	}
 	return g.may(ctx, who, queries, doing)
 }
@@ -99,7 +100,7 @@ func (g *guard) watch(ctx context.Context, who caller, queries []policy.Query, c
 	for {
 		// Before the question: what ends meanwhile is seen.
 		state, asked, changes := g.policy.State(), g.policy.Now(), g.changes()
-		if err := g.stands(ctx, who, queries, "ended by a change of policy"); err != nil {
+		if _, err := g.stands(ctx, who, queries, "ended by a change of policy"); err != nil {
 			cancel(revoked{err})
 			return
 		}

@@ -64,7 +64,7 @@ func (cfg Config) rules() map[string]rule {
 	secret := func(action isle.Action) rule {
 		return func(_ context.Context, msg any) []ask {
 			name := msg.(interface{ GetName() string }).GetName()
-			return []ask{{action, isle.Resource{Kind: "secret", Name: name[:min(len(name), 100)]}, ""}}
+			return []ask{{action, isle.Resource{Kind: "secret", Name: clipped(name)}, ""}}
 		}
 	}
 	return map[string]rule{
@@ -276,18 +276,19 @@ func (g *guard) check(ctx context.Context, procedure string, msg any) ([]policy.
 		return nil, isle.Errorf(isle.Refused, "%s has no rule that says what it does", procedure)
 	}
 	queries := queriesOf(who, r(ctx, msg)...)
-	if err := g.stands(ctx, who, queries, ""); err != nil {
+	answers, err := g.stands(ctx, who, queries, "")
+	if err != nil {
 		return nil, err
 	}
-	return queries, g.recordReads(ctx, queries)
+	return queries, g.recordReads(ctx, queries, answers)
 }
 
-// recordReads writes what is read, before it is.
-func (g *guard) recordReads(ctx context.Context, queries []policy.Query) error {
+// recordReads writes what is read, before it is, with the answer that let it be.
+func (g *guard) recordReads(ctx context.Context, queries []policy.Query, answers []policy.Answer) error {
 	var entries []audit.Entry
-	for _, q := range queries {
+	for i, q := range queries {
 		if reads(q.Action) {
-			entries = append(entries, entryOf(q, g.policy.Decide(q), ""))
+			entries = append(entries, entryOf(q, answers[i], ""))
 		}
 	}
 	return g.log.AppendSoon(ctx, entries...)
@@ -313,13 +314,11 @@ func (g *guard) mayReadLog(ctx context.Context, entries bool) error {
 		return isle.Errorf(isle.Refused, "nobody is known at the other end of this connection").WithHint("use the server's unix socket")
 	}
 	queries := queriesOf(who, ask{isle.ActionAuditRead, isle.Resource{Kind: "audit", Name: "log"}, ""})
-	if err := g.stands(ctx, who, queries, ""); err != nil {
+	answers, err := g.stands(ctx, who, queries, "")
+	if err != nil || !entries {
 		return err
 	}
-	if !entries {
-		return nil
-	}
-	return g.reading.record(who.actor, time.Now(), func() error { return g.recordReads(ctx, queries) })
+	return g.reading.record(who.actor, time.Now(), func() error { return g.recordReads(ctx, queries, answers) })
 }
 
 // queriesOf are the questions of one call. Its session is in the stage that the
@@ -339,20 +338,22 @@ func queriesOf(who caller, asks ...ask) []policy.Query {
 	return out
 }
 
-// may asks all of the queries, and refuses at the first that is not allowed.
-// doing says what is cut short by that, "" if nothing.
-func (g *guard) may(ctx context.Context, who caller, queries []policy.Query, doing string) error {
-	for _, q := range queries {
+// may asks all of the queries, and refuses at the first that is not allowed. It
+// returns the answer to each. doing says what is cut short by that, "" if nothing.
+func (g *guard) may(ctx context.Context, who caller, queries []policy.Query, doing string) ([]policy.Answer, error) {
+	answers := make([]policy.Answer, len(queries))
+	for i, q := range queries {
 		a := policy.Answer{Decision: isle.Deny, Rule: strangers, Final: true}
 		if who.member {
-			if a = g.policy.Decide(q); a.Allowed() {
-				audit.Allowed(ctx, q.Actor, q.Action, q.Resource, a.Rule)
-				continue
-			}
+			a = g.policy.Decide(q)
 		}
-		return g.refuse(ctx, q, a, doing)
+		if !a.Allowed() {
+			return nil, g.refuse(ctx, q, a, doing)
+		}
+		audit.Allowed(ctx, q.Actor, q.Action, q.Resource, a.Rule)
+		answers[i] = a
 	}
-	return nil
+	return answers, nil
 }
 
 // strangers is the rule that keeps out who may not speak to the server at all.

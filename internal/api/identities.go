@@ -28,7 +28,7 @@ type identities struct {
 // machineResource is a machine of a name as a resource: it is in its stage. One
 // that is not there is in the default one.
 func (cfg Config) machineResource(name string) isle.Resource {
-	r := isle.Resource{Kind: "identity", Name: name[:min(len(name), 100)], Stage: isle.DefaultStage}
+	r := isle.Resource{Kind: "identity", Name: clipped(name), Stage: isle.DefaultStage}
 	if m, ok := cfg.Identities.Machine(name); ok {
 		r.Stage = m.Stage
 	}
@@ -53,7 +53,7 @@ func onOwnTokens(action isle.Action) rule {
 // change of the policy, the handler asks.
 func (cfg Config) asksOfCreate(_ context.Context, msg any) []ask {
 	m := msg.(*islev1.CreateIdentityRequest)
-	return []ask{{isle.ActionIdentityCreate, isle.Resource{Kind: "identity", Name: m.GetName()[:min(len(m.GetName()), 100)], Stage: stageOf(m.GetStage())}, ""}}
+	return []ask{{isle.ActionIdentityCreate, isle.Resource{Kind: "identity", Name: clipped(m.GetName()), Stage: stageOf(m.GetStage())}, ""}}
 }
 
 func stageOf(s string) string {
@@ -87,7 +87,7 @@ func (cfg Config) asksOfRevokeKey(_ context.Context, msg any) []ask {
 // are of several stages, each of them a session of its own.
 func (cfg Config) asksOfOwnerLeft(_ context.Context, msg any) []ask {
 	owner := msg.(*islev1.OwnerLeftRequest).GetOwner()
-	return []ask{{isle.ActionIdentityTransfer, isle.Resource{Kind: "identity", Name: owner[:min(len(owner), 100)], Stage: isle.DefaultStage}, ""}}
+	return []ask{{isle.ActionIdentityTransfer, isle.Resource{Kind: "identity", Name: clipped(owner), Stage: isle.DefaultStage}, ""}}
 }
 
 // person reads human:NAME.
@@ -195,7 +195,7 @@ func (s *identities) ListIdentities(ctx context.Context, req *connect.Request[is
 		if !ok {
 			return nil, s.noMachine(ctx, name)
 		}
-		if actorOf(ctx).Kind == isle.Machine { // the rule asked nothing
+		if actorOf(ctx) == (isle.Actor{Kind: isle.Machine, Name: name}) { // the rule asked nothing
 			if err := s.recordSelf(ctx); err != nil {
 				return nil, err
 			}
@@ -238,12 +238,12 @@ func (s *identities) readable(ctx context.Context) ([]identity.Machine, error) {
 		asked = s.machineResource(out[0].Name)
 	}
 	q := queriesOf(who, ask{isle.ActionIdentityRead, asked, ""})
-	if err := s.guard.may(ctx, who, q, ""); err != nil {
+	answers, err := s.guard.may(ctx, who, q, "")
+	if err != nil {
 		return nil, err
 	}
-	a := s.Policy.Decide(q[0])
 	q[0].Resource.Name = "*"
-	return out, s.Audit.AppendSoon(ctx, entryOf(q[0], a, fmt.Sprintf("%d of them", len(out))))
+	return out, s.Audit.AppendSoon(ctx, entryOf(q[0], answers[0], fmt.Sprintf("%d of them", len(out))))
 }
 
 // recordSelf records that a machine looked at itself.

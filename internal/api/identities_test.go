@@ -164,6 +164,22 @@ roles:
 	}
 }
 
+func TestWhatAMachineReadOfAnotherIsRecordedAsThat(t *testing.T) {
+	o := newOffice(t)
+	o.machine(t, "other")
+	ci := o.machine(t, "ci")
+	apply(t, o.policy, "roles: {reader: {actions: [identity:read], resources: [\"identity:other\"]}}\nbindings: [{role: admin, subjects: [human:root]}, {role: reader, subjects: [machine:ci]}]")
+	for _, name := range []string{"other", "ci"} {
+		o.read = nil
+		if _, err := ci.Identities.ListIdentities(t.Context(), connect.NewRequest(&islev1.ListIdentitiesRequest{Name: name})); err != nil {
+			t.Fatal(err)
+		}
+		if len(o.read) != 1 || o.read[0].Resource.Name != name {
+			t.Errorf("it read %s: %+v", name, o.read)
+		}
+	}
+}
+
 func TestAMachineSeesItselfAndWhatThePolicyLetsIt(t *testing.T) {
 	o := newOffice(t)
 	o.machine(t, "other")

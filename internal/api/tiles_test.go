@@ -3,6 +3,7 @@ package api
 import (
 	"compress/gzip"
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -10,9 +11,11 @@ import (
 	"strings"
 	"testing"
 
+	"connectrpc.com/connect"
 	"golang.org/x/mod/sumdb/tlog"
 
 	"isle"
+	islev1 "isle/internal/api/isle/v1"
 	"isle/internal/audit"
 	"isle/internal/policy"
 )
@@ -141,6 +144,24 @@ func TestTheLogOnTheSocketIsForWhoMayReadIt(t *testing.T) {
 	}
 	if r.seen("Encoded") || r.seen("Head") {
 		t.Error("it was read all the same")
+	}
+}
+
+func TestACallIsRecordedByTheAnswerThatLetItBe(t *testing.T) {
+	r := &rooms{}
+	asked := 0
+	c := NewClient(serve(t, r, &decider{newPolicy(t), func(policy.Query) policy.Answer {
+		asked++
+		return policy.Answer{Decision: isle.Allow, Rule: fmt.Sprintf("answer %d", asked)}
+	}}))
+	defer c.Close()
+	for range 2 {
+		if _, err := c.Policy.Show(t.Context(), connect.NewRequest(&islev1.ShowRequest{})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if asked != 2 || len(r.read) != 2 || r.read[0].Rule != "answer 1" || r.read[1].Rule != "answer 2" {
+		t.Errorf("two calls asked %d times: %+v", asked, r.read)
 	}
 }
 
