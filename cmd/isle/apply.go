@@ -2,16 +2,12 @@ package main
 
 import (
 	"bufio"
-	"errors"
 	"fmt"
-	"io"
-	"os"
 	"path/filepath"
 	"strings"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"isle"
 	islev1 "isle/internal/api/isle/v1"
@@ -56,7 +52,7 @@ confirmed twice: on a terminal by two answers, in a script by giving --lock-out 
 			if file == "" {
 				return usagef("isle apply needs a file").WithHint("isle apply -f FILE")
 			}
-			body, err := readPolicy(a.stdin, file)
+			body, err := a.read(file, policy.MaxDocument)
 			if err != nil {
 				return err
 			}
@@ -71,7 +67,7 @@ confirmed twice: on a terminal by two answers, in a script by giving --lock-out 
 			if err != nil {
 				return err
 			}
-			if !dryRun && lockOut == 0 && file != "-" && term.IsTerminal(int(a.stdin.Fd())) {
+			if !dryRun && lockOut == 0 && file != "-" && a.typed() {
 				look := &islev1.ApplyRequest{Document: req.Document, Format: req.Format, Body: body, DryRun: true}
 				res, err := c.Policy.Apply(cmd.Context(), connect.NewRequest(look))
 				if err == nil && res.Msg.GetLocksOut() {
@@ -93,27 +89,6 @@ confirmed twice: on a terminal by two answers, in a script by giving --lock-out 
 	f.BoolVar(&dryRun, "dry-run", false, "say who would gain and lose what, and change nothing")
 	f.CountVar(&lockOut, "lock-out", "lock everyone out, if the change does that; has to be given twice")
 	return cmd
-}
-
-// readPolicy reads a bounded file.
-func readPolicy(stdin *os.File, file string) ([]byte, error) {
-	in := stdin
-	if file != "-" {
-		f, err := os.Open(file)
-		if errors.Is(err, os.ErrNotExist) {
-			return nil, isle.Errorf(isle.NotFound, "there is no file %s", file)
-		}
-		if err != nil {
-			return nil, isle.Errorf(isle.Unavailable, "cannot read %s: %w", file, err)
-		}
-		defer f.Close()
-		in = f
-	}
-	b, err := io.ReadAll(io.LimitReader(in, policy.MaxDocument+1))
-	if err != nil {
-		return nil, isle.Errorf(isle.Unavailable, "cannot read %s: %w", file, err)
-	}
-	return b, nil
 }
 
 func formatOf(file string) string {

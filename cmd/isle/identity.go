@@ -1,10 +1,7 @@
 package main
 
 import (
-	"errors"
 	"fmt"
-	"io"
-	"os"
 	"strings"
 	"time"
 
@@ -62,21 +59,9 @@ func (a *app) publicKey(file string) ([]byte, error) {
 	if file == "" {
 		return nil, nil
 	}
-	in := io.Reader(a.stdin)
-	if file != "-" {
-		f, err := os.Open(file)
-		if errors.Is(err, os.ErrNotExist) {
-			return nil, isle.Errorf(isle.NotFound, "there is no file %s", file)
-		}
-		if err != nil {
-			return nil, isle.Errorf(isle.Unavailable, "cannot read %s: %w", file, err)
-		}
-		defer f.Close()
-		in = f
-	}
-	b, err := io.ReadAll(io.LimitReader(in, identity.MaxPublicKey+1))
+	b, err := a.read(file, identity.MaxPublicKey)
 	if err != nil {
-		return nil, isle.Errorf(isle.Unavailable, "cannot read %s: %w", file, err)
+		return nil, err
 	}
 	jwk, _, err := identity.ParsePublicKey(b)
 	if err != nil {
@@ -246,6 +231,9 @@ func newIdentityShow(a *app) *cobra.Command {
 			list, err := a.identities(cmd, given[0])
 			if err != nil {
 				return err
+			}
+			if len(list) == 0 {
+				return isle.Errorf(isle.NotFound, "there is no machine identity %q", clean(given[0]))
 			}
 			i := list[0]
 			if a.output == "json" {

@@ -1,7 +1,7 @@
 package main
 
 import (
-	"bufio"
+	"bytes"
 	"context"
 	"fmt"
 	"strings"
@@ -9,7 +9,6 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"isle"
 	"isle/internal/api"
@@ -148,7 +147,7 @@ func (a *app) trust(ctx context.Context, l login) (string, error) {
 		return "", stranger.WithHint("see whether --ca is the right file, and the address one that is in the server's certificate")
 	}
 	compare := "`isle version` on the server's own machine shows its key"
-	if !term.IsTerminal(int(a.stdin.Fd())) {
+	if !a.typed() {
 		return "", stranger.WithHint("%s; if it is this one, give it with --pin", compare)
 	}
 	fmt.Fprintf(a.stderr, "Nobody who is trusted vouches for the server at %s. It shows the key\n  %s\n%s. If that is another one, somebody is in between.\nIs it the same? Type yes: ", l.URL, pin, compare)
@@ -161,50 +160,17 @@ func (a *app) trust(ctx context.Context, l login) (string, error) {
 
 // askToken reads the token: unseen from a terminal, else from standard input.
 func (a *app) askToken(ctx context.Context, url string) (string, error) {
-	fd := int(a.stdin.Fd())
-	if !term.IsTerminal(fd) {
+	if !a.typed() {
 		return readToken(a.stdin)
 	}
-	before, err := term.GetState(fd)
-	if err != nil {
-		return "", isle.Errorf(isle.Unavailable, "cannot turn off the terminal's echo: %w", err)
-	}
-	fmt.Fprintf(a.stderr, "Token for %s (not shown): ", url)
-	defer fmt.Fprintln(a.stderr)
-	line, err := await(ctx, func() (string, error) {
-		b, err := term.ReadPassword(fd)
-		return string(b), err
-	})
+	line, err := a.askUnseen(ctx, "Token for "+url+" (not shown): ")
 	if ctx.Err() != nil {
-		term.Restore(fd, before)
 		return "", ctx.Err()
 	}
 	if err != nil {
 		return "", isle.Errorf(isle.Unavailable, "cannot read the token: %w", err)
 	}
-	return readToken(strings.NewReader(line))
-}
-
-// readLine reads a line from standard input.
-func (a *app) readLine(ctx context.Context) (string, error) {
-	return await(ctx, func() (string, error) { return bufio.NewReaderSize(a.stdin, 16).ReadString('\n') })
-}
-
-// await returns what f does, or when ctx ends. What f waits for then, it waits
-// for until the process ends.
-func await(ctx context.Context, f func() (string, error)) (string, error) {
-	type answer struct {
-		s   string
-		err error
-	}
-	got := make(chan answer, 1)
-	go func() { s, err := f(); got <- answer{s, err} }()
-	select {
-	case x := <-got:
-		return x.s, x.err
-	case <-ctx.Done():
-		return "", ctx.Err()
-	}
+	return readToken(bytes.NewReader(line))
 }
 
 func newLogout(a *app) *cobra.Command {

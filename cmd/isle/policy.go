@@ -220,7 +220,7 @@ and rule; see docs/policy.md.`,
   isle policy test access.yaml -f policy.yaml`,
 		Args: args(1, 1, "a file of cases"),
 		RunE: func(cmd *cobra.Command, given []string) error {
-			b, err := readPolicy(a.stdin, given[0])
+			b, err := a.read(given[0], policy.MaxDocument)
 			if err != nil {
 				return err
 			}
@@ -241,7 +241,7 @@ and rule; see docs/policy.md.`,
 				docs = append(docs, policy.Document{Name: d.GetName(), Format: d.GetFormat(), Version: int(d.GetVersion()), Body: d.GetBody()})
 			}
 			if with != "" {
-				body, err := readPolicy(a.stdin, with)
+				body, err := a.read(with, policy.MaxDocument)
 				if err != nil {
 					return err
 				}

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -11,7 +12,6 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"isle"
 	islev1 "isle/internal/api/isle/v1"
@@ -144,7 +144,7 @@ func (a *app) showSet(s *islev1.Secret, cut bool) error {
 // readSecret reads a value: on a terminal twice and unseen, else all of standard
 // input. cut says that a newline was taken off its end.
 func (a *app) readSecret(ctx context.Context, name string) (value []byte, cut bool, err error) {
-	if !term.IsTerminal(int(a.stdin.Fd())) {
+	if !a.typed() {
 		b, err := io.ReadAll(io.LimitReader(a.stdin, secret.MaxValue+2))
 		if err != nil {
 			return nil, false, isle.Errorf(isle.Unavailable, "cannot read the secret from standard input: %w", err)
@@ -152,11 +152,18 @@ func (a *app) readSecret(ctx context.Context, name string) (value []byte, cut bo
 		b, cut = bytes.CutSuffix(b, []byte("\n"))
 		return b, cut, nil
 	}
-	first, err := a.askUnseen(ctx, "Value of "+name+": ")
+	ask := func(question string) ([]byte, error) {
+		b, err := a.askUnseen(ctx, question)
+		if _, said := errors.AsType[*isle.Error](err); err != nil && !said && ctx.Err() == nil {
+			err = isle.Errorf(isle.Invalid, "nothing was typed; the secret is as it was")
+		}
+		return b, err
+	}
+	first, err := ask("Value of " + name + ": ")
 	if err != nil {
 		return nil, false, err
 	}
-	second, err := a.askUnseen(ctx, "The same again: ")
+	second, err := ask("The same again: ")
 	if err != nil {
 		return nil, false, err
 	}
@@ -165,37 +172,6 @@ func (a *app) readSecret(ctx context.Context, name string) (value []byte, cut bo
 		return nil, false, isle.Errorf(isle.Invalid, "the two are not the same; the secret is as it was")
 	}
 	return first, false, nil
-}
-
-// askUnseen reads a line from the terminal without showing it. The terminal
-// shows again what is typed when it returns, also where it is interrupted.
-func (a *app) askUnseen(ctx context.Context, question string) ([]byte, error) {
-	fd := int(a.stdin.Fd())
-	before, err := term.GetState(fd)
-	if err != nil {
-		return nil, isle.Errorf(isle.Unavailable, "cannot turn off the terminal's echo: %w", err)
-	}
-	type line struct {
-		b   []byte
-		err error
-	}
-	answered := make(chan line, 1)
-	fmt.Fprint(a.stderr, question)
-	go func() { // ends with the line, or the process
-		b, err := term.ReadPassword(fd)
-		answered <- line{b, err}
-	}()
-	defer fmt.Fprintln(a.stderr)
-	select {
-	case l := <-answered:
-		if l.err != nil {
-			return nil, isle.Errorf(isle.Invalid, "nothing was typed; the secret is as it was")
-		}
-		return l.b, nil
-	case <-ctx.Done():
-		term.Restore(fd, before)
-		return nil, ctx.Err()
-	}
 }
 
 func newSecretLs(a *app) *cobra.Command {
