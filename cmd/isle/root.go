@@ -90,11 +90,25 @@ them; isle starts one by itself when none answers.`,
 	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usagef("%v", err).WithHint("see `%s --help`", c.CommandPath())
 	})
-	cmd.AddCommand(
-		newUp(a), newRun(a), newLs(a), newStatus(a), newLogs(a), newExec(a), newShell(a), newCp(a), newDiff(a),
-		newDown(a), newBuild(a), newLock(a), newTTL(a), newDoors(a), newPortForward(a), newServer(a), newInit(a),
-		newSchema(a), newDoctor(a), newGC(a), newAudit(a), newApply(a), newPolicy(a), newRole(a), newSecret(a), newIdentity(a), newToken(a), newLogin(a), newLogout(a), newWhoami(a), newVersion(a),
-	)
+	for _, g := range []struct {
+		title    string
+		commands []*cobra.Command
+	}{
+		{"Environments:", []*cobra.Command{
+			newUp(a), newRun(a), newLs(a), newStatus(a), newLogs(a), newExec(a), newShell(a), newCp(a), newDiff(a), newPortForward(a),
+			newDoors(a), newTTL(a), newDown(a),
+		}},
+		{"What they are made of:", []*cobra.Command{newInit(a), newSchema(a), newLock(a), newBuild(a)}},
+		{"Who may do what:", []*cobra.Command{newApply(a), newPolicy(a), newRole(a), newIdentity(a), newToken(a), newSecret(a), newAudit(a)}},
+		{"The server:", []*cobra.Command{newServer(a), newLogin(a), newLogout(a), newWhoami(a), newDoctor(a), newGC(a), newVersion(a)}},
+	} {
+		cmd.AddGroup(&cobra.Group{ID: g.title, Title: g.title})
+		for _, c := range g.commands {
+			c.GroupID = g.title
+			cmd.AddCommand(c)
+		}
+	}
+	cmd.SetHelpCommandGroupID("The server:")
 	return cmd
 }
 
