@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"isle"
+	"isle/internal/problem"
 )
 
 // VariablePrefix begins the names of the variables that may be named: others of
@@ -38,13 +39,13 @@ func (s *Secrets) checkReference(backend, reference string) error {
 		_, err := parseVaultReference(reference)
 		return err
 	}
-	return isle.Errorf(isle.Invalid, "there is no backend %q", clip(backend)).WithHint("want %s, %s, %s or %s", Stored, Environment, File, Vault)
+	return isle.Errorf(isle.Invalid, "there is no backend %q", problem.Clip(backend)).WithHint("want %s, %s, %s or %s", Stored, Environment, File, Vault)
 }
 
 func checkVariable(name string) error {
 	rest, ok := strings.CutPrefix(name, VariablePrefix)
 	if !ok || rest == "" || strings.Trim(rest, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_") != "" {
-		return isle.Errorf(isle.Invalid, "%q is no variable that a secret may be in", clip(name)).
+		return isle.Errorf(isle.Invalid, "%q is no variable that a secret may be in", problem.Clip(name)).
 			WithHint("its name begins with %s, and has capital letters, digits and underscores; set it where the server is started", VariablePrefix)
 	}
 	return nil
@@ -66,7 +67,7 @@ func (s *Secrets) fromEnvironment(name string) ([]byte, error) {
 // below finds the folder of those that may be named which a path is below.
 func (s *Secrets) below(path string) (folder, rest string, err error) {
 	if !filepath.IsAbs(path) || filepath.Clean(path) != path {
-		return "", "", isle.Errorf(isle.Invalid, "%q is no absolute path in its shortest form", clip(path)).WithHint("it is a path on the server's machine, such as /etc/isle/secrets/db")
+		return "", "", isle.Errorf(isle.Invalid, "%q is no absolute path in its shortest form", problem.Clip(path)).WithHint("it is a path on the server's machine, such as /etc/isle/secrets/db")
 	}
 	for _, dir := range s.cfg.Files {
 		dir = filepath.Clean(dir)

@@ -14,6 +14,7 @@ import (
 	"isle"
 	"isle/internal/audit"
 	"isle/internal/ledger"
+	"isle/internal/problem"
 )
 
 // ledgerName is the ledger that versions are records of.
@@ -137,7 +138,7 @@ func (s *Secrets) get(name string) (Secret, error) {
 	defer s.mu.RUnlock()
 	have, ok := s.secrets[name]
 	if !ok {
-		return Secret{}, isle.Errorf(isle.NotFound, "there is no secret %q", clip(name)).WithHint("see `isle secret ls`; set one with `isle secret set NAME`")
+		return Secret{}, isle.Errorf(isle.NotFound, "there is no secret %q", problem.Clip(name)).WithHint("see `isle secret ls`; set one with `isle secret set NAME`")
 	}
 	return have, nil
 }
@@ -172,7 +173,7 @@ func (s *Secrets) Refer(ctx context.Context, actor isle.Actor, name, backend, re
 // out.
 func (s *Secrets) add(ctx context.Context, actor isle.Actor, name string, v Version, seal func(number int) ([]byte, error)) (Secret, error) {
 	if !isle.ValidName(name) {
-		return Secret{}, isle.Errorf(isle.Invalid, "%q is no name for a secret: want lower-case letters, digits and dashes, at most 40, beginning with a letter", clip(name))
+		return Secret{}, isle.Errorf(isle.Invalid, "%q is no name for a secret: want lower-case letters, digits and dashes, at most 40, beginning with a letter", problem.Clip(name))
 	}
 	s.change.Lock()
 	defer s.change.Unlock()
@@ -329,6 +330,3 @@ func (s *Secrets) take(ctx context.Context, have Secret) (Value, error) {
 }
 
 func resourceOf(name string) isle.Resource { return isle.Resource{Kind: "secret", Name: name} }
-
-// clip bounds what came from outside for a message.
-func clip(s string) string { return s[:min(len(s), 100)] }

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"isle"
+	"isle/internal/problem"
 )
 
 // VaultConfig says which server is asked for values by the protocol of Vault's
@@ -82,7 +83,7 @@ type vaultReference struct {
 }
 
 func parseVaultReference(s string) (r vaultReference, err error) {
-	wrong := isle.Errorf(isle.Invalid, "%q names nothing in Vault", clip(s)).WithHint("want MOUNT/PATH#FIELD, such as kv/shop/db#password, or MOUNT/PATH?version=3#FIELD")
+	wrong := isle.Errorf(isle.Invalid, "%q names nothing in Vault", problem.Clip(s)).WithHint("want MOUNT/PATH#FIELD, such as kv/shop/db#password, or MOUNT/PATH?version=3#FIELD")
 	s, r.field, _ = strings.Cut(s, "#")
 	s, query, asked := strings.Cut(s, "?")
 	if asked {
