@@ -68,7 +68,7 @@ func (s *service) serveWorkload(l *net.UnixListener) {
 			time.Sleep(firstPause)
 			continue
 		}
-		go func() {
+		go func() { // ends with the connection, and everything here with the process
 			if began := time.Now(); s.carry(c) {
 				time.Sleep(slotTime - time.Since(began))
 			}

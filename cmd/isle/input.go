@@ -70,7 +70,10 @@ func await[T any](ctx context.Context, f func() (T, error)) (T, error) {
 		err error
 	}
 	got := make(chan answer, 1)
-	go func() { v, err := f(); got <- answer{v, err} }()
+	go func() { // ends with f, or the process
+		v, err := f()
+		got <- answer{v, err}
+	}()
 	select {
 	case x := <-got:
 		return x.v, x.err

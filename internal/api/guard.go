@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -67,7 +68,7 @@ func (cfg Config) rules() map[string]rule {
 			return []ask{{action, isle.Resource{Kind: "secret", Name: clipped(name)}, ""}}
 		}
 	}
-	return map[string]rule{
+	rules := map[string]rule{
 		islev1connect.EnvironmentServiceUpProcedure:      cfg.asksOfUp,
 		islev1connect.EnvironmentServiceDownProcedure:    cfg.asksOfDown,
 		islev1connect.EnvironmentServiceListProcedure:    server(isle.ActionEnvironmentList),
@@ -106,8 +107,6 @@ func (cfg Config) rules() map[string]rule {
 		islev1connect.SecretServiceListSecretsProcedure:  always(isle.ActionSecretRead, "secret", "*"),
 		islev1connect.SecretServiceDeleteSecretProcedure: secret(isle.ActionSecretDelete),
 		islev1connect.SecretServiceCheckSecretProcedure:  secret(isle.ActionSecretCheck),
-		// Who the caller is, they know: it takes no grant.
-		islev1connect.IdentityServiceWhoAmIProcedure: func(context.Context, any) []ask { return nil },
 
 		islev1connect.PolicyServiceShowProcedure:    always(isle.ActionPolicyRead, "policy", "policy"),
 		islev1connect.PolicyServiceExplainProcedure: always(isle.ActionPolicyRead, "policy", "policy"),
@@ -119,18 +118,9 @@ func (cfg Config) rules() map[string]rule {
 			}
 			return []ask{{action, isle.Resource{Kind: "policy", Name: "policy"}, ""}}
 		},
-
-		islev1connect.IdentityServiceCreateIdentityProcedure: cfg.asksOfCreate,
-		islev1connect.IdentityServiceListIdentitiesProcedure: cfg.asksOfList,
-		islev1connect.IdentityServiceRotateKeyProcedure:      cfg.onIdentity(isle.ActionIdentityRotate),
-		islev1connect.IdentityServiceRevokeIdentityProcedure: cfg.onIdentity(isle.ActionIdentityRevoke),
-		islev1connect.IdentityServiceRevokeKeyProcedure:      cfg.asksOfRevokeKey,
-		islev1connect.IdentityServiceSetOwnerProcedure:       cfg.onIdentity(isle.ActionIdentityTransfer),
-		islev1connect.IdentityServiceOwnerLeftProcedure:      cfg.asksOfOwnerLeft,
-		islev1connect.IdentityServiceCreateTokenProcedure:    onOwnTokens(isle.ActionTokenCreate),
-		islev1connect.IdentityServiceListTokensProcedure:     onOwnTokens(isle.ActionTokenRead),
-		islev1connect.IdentityServiceRevokeTokenProcedure:    onOwnTokens(isle.ActionTokenRevoke),
 	}
+	maps.Copy(rules, cfg.identityRules())
+	return rules
 }
 
 // asksOfUp is the launch of the environment that is meant: a derived name is

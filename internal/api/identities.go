@@ -49,6 +49,24 @@ func onOwnTokens(action isle.Action) rule {
 	}
 }
 
+// identityRules are those of the IdentityService.
+func (cfg Config) identityRules() map[string]rule {
+	return map[string]rule{
+		// Who the caller is, they know: it takes no grant.
+		islev1connect.IdentityServiceWhoAmIProcedure:         func(context.Context, any) []ask { return nil },
+		islev1connect.IdentityServiceCreateIdentityProcedure: cfg.asksOfCreate,
+		islev1connect.IdentityServiceListIdentitiesProcedure: cfg.asksOfList,
+		islev1connect.IdentityServiceRotateKeyProcedure:      cfg.onIdentity(isle.ActionIdentityRotate),
+		islev1connect.IdentityServiceRevokeIdentityProcedure: cfg.onIdentity(isle.ActionIdentityRevoke),
+		islev1connect.IdentityServiceRevokeKeyProcedure:      cfg.asksOfRevokeKey,
+		islev1connect.IdentityServiceSetOwnerProcedure:       cfg.onIdentity(isle.ActionIdentityTransfer),
+		islev1connect.IdentityServiceOwnerLeftProcedure:      cfg.asksOfOwnerLeft,
+		islev1connect.IdentityServiceCreateTokenProcedure:    onOwnTokens(isle.ActionTokenCreate),
+		islev1connect.IdentityServiceListTokensProcedure:     onOwnTokens(isle.ActionTokenRead),
+		islev1connect.IdentityServiceRevokeTokenProcedure:    onOwnTokens(isle.ActionTokenRevoke),
+	}
+}
+
 // asksOfCreate is the making of a machine in its stage. That the roles are a
 // change of the policy, the handler asks.
 func (cfg Config) asksOfCreate(_ context.Context, msg any) []ask {

@@ -84,10 +84,8 @@ func run(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	attacker = filepath.Join(dir, "attacker")
-	build := exec.Command("go", "build", "-trimpath", "-o", attacker, "./attacker")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		return fail(fmt.Errorf("build the attacker: %w\n%s", err, out))
+	if err := lab.Program(attacker, "./attacker"); err != nil {
+		return fail(err)
 	}
 	if server, err = lab.New("../../bin"); err != nil {
 		return fail(err)

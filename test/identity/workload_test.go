@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -60,10 +59,8 @@ func run(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	inside = filepath.Join(dir, "inside")
-	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", inside, "./inside")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		return fail(fmt.Errorf("build what runs inside: %w\n%s", err, out))
+	if err := lab.Program(inside, "./inside"); err != nil {
+		return fail(err)
 	}
 	if server, err = lab.New("../../bin"); err != nil {
 		return fail(err)

@@ -68,6 +68,17 @@ func (s *Server) start() error {
 	}
 }
 
+// Program builds a program of a test that runs inside sandboxes: it needs
+// nothing of their roots.
+func Program(out, folder string) error {
+	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", out, folder)
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if said, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("build %s: %w\n%s", folder, err, said)
+	}
+	return nil
+}
+
 // Environ is what makes a command speak to the server of a state folder. What
 // it and its clients remember of the audit log, and its keys, are kept beside the
 // folder.
