@@ -56,9 +56,11 @@ type Tokens struct {
 	cfg   TokensConfig
 	decoy verifyKey // what an assertion of nobody is checked by
 
-	mu     sync.Mutex // held over a change of the ledger; guards used
+	mu     sync.Mutex // held over a change of the ledger; guards what follows
 	ledger *ledger.Ledger
 	used   map[string]usedAssertion // by the key of its record
+	// forgotten is the latest end of an assertion that is in used no more.
+	forgotten time.Time
 }
 
 // OpenTokens reads which assertions were used.
@@ -84,7 +86,7 @@ func OpenTokens(ctx context.Context, cfg TokensConfig) (*Tokens, error) {
 		return nil, err
 	}
 	t.ledger = l
-	t.used, err = readUsed(records)
+	t.used, t.forgotten, err = readUsed(records)
 	return t, err
 }
 

@@ -609,12 +609,37 @@ func TestAnAssertionCountsOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	records, _, err := o.store.Ledger(t.Context(), assertionLedger)
-	if err != nil || len(records) != 1 {
+	if err != nil || len(records) != 2 || records[1].Key != forgottenKey {
 		t.Errorf("%d records, %v", len(records), err)
 	}
 	o.store.Edit(assertionLedger, func(r []ledger.Record) []ledger.Record { return nil })
 	if _, err := OpenTokens(t.Context(), o.tokens.cfg); isle.CodeOf(err) == "" || err == nil {
 		t.Error("a record that was removed behind the log is not missed")
+	}
+}
+
+// A clock that jumped ahead has what was used forgotten; set back again it makes
+// none of it count, after a crash neither, and holds nobody up for long.
+func TestAnAssertionCountsOnceHoweverTheClockJumps(t *testing.T) {
+	o := newOffice(t)
+	used := o.assertion(nil)
+	if _, err := o.grant(byAssertion(used)); err != nil {
+		t.Fatal(err)
+	}
+	right := o.now
+	o.now = right.Add(time.Hour)
+	if _, err := o.grant(byAssertion(o.assertion(nil))); err != nil {
+		t.Fatal(err)
+	}
+	o.now = right
+	_, err := o.grant(byAssertion(used))
+	o.refused("after the clock was set back", err, InvalidClient)
+	o.open()
+	_, err = o.grant(byAssertion(used))
+	o.refused("and after a crash", err, InvalidClient)
+	o.now = right.Add(time.Second) // what ends after all that was forgotten counts
+	if _, err := o.grant(byAssertion(o.assertion(nil))); err != nil {
+		t.Errorf("a new one: %v", err)
 	}
 }
 

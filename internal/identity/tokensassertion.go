@@ -33,6 +33,10 @@ const (
 // assertionLedger is the ledger of assertions that were used.
 const assertionLedger = "assertions"
 
+// forgottenKey is the key of the record that says up to which end the records of
+// used assertions were dropped. It is a usedAssertion of nobody.
+const forgottenKey = "forgotten"
+
 // A usedAssertion is the record of one. Its key is the SHA-256 of the machine's
 // name and the assertion's jti.
 type usedAssertion struct {
@@ -46,16 +50,20 @@ func usedKey(machine, jti string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-func readUsed(records []ledger.Record) (map[string]usedAssertion, error) {
-	used := make(map[string]usedAssertion, len(records))
+func readUsed(records []ledger.Record) (used map[string]usedAssertion, forgotten time.Time, err error) {
+	used = make(map[string]usedAssertion, len(records))
 	for _, r := range records {
 		u := usedAssertion{key: r.Key}
 		if err := json.Unmarshal(r.Body, &u); err != nil {
-			return nil, isle.Errorf(isle.Unavailable, "the record of an assertion that was used cannot be read; another version of the program may have written it: %w", err)
+			return nil, forgotten, isle.Errorf(isle.Unavailable, "the record of an assertion that was used cannot be read; another version of the program may have written it: %w", err)
+		}
+		if r.Key == forgottenKey {
+			forgotten = u.Until
+			continue
 		}
 		used[r.Key] = u
 	}
-	return used, nil
+	return used, forgotten, nil
 }
 
 // proveAssertion says which client signed an assertion (RFC 7523, 3): it names
@@ -178,13 +186,21 @@ func (t *Tokens) useUp(ctx context.Context, u usedAssertion, e audit.Entry) erro
 	if _, again := t.used[u.key]; again {
 		return unknownClient(refuseJWT("it was used before (jti)"))
 	}
+	if !u.Until.After(t.forgotten) {
+		// By a clock that went on it would have ended. This one was put back: what
+		// was used and is not remembered must not count again.
+		return unknownClient(refuseJWT("it ends before some that are not remembered any more: the server's clock was set back"))
+	}
 	now := t.cfg.Now()
 	var past []string
-	mine := 0
+	mine, forgotten := 0, t.forgotten
 	for key, o := range t.used {
 		switch {
 		case !now.Before(o.Until):
 			past = append(past, key)
+			if o.Until.After(forgotten) {
+				forgotten = o.Until
+			}
 		case o.Machine == u.Machine:
 			mine++
 		}
@@ -197,9 +213,17 @@ func (t *Tokens) useUp(ctx context.Context, u usedAssertion, e audit.Entry) erro
 	if err != nil {
 		return isle.Errorf(isle.Internal, "the record of an assertion: %w", err)
 	}
-	if err := t.ledger.Change(ctx, []ledger.Record{{Key: u.key, Body: body}}, past, e); err != nil {
+	put := []ledger.Record{{Key: u.key, Body: body}}
+	if len(past) > 0 {
+		if body, err = json.Marshal(usedAssertion{Until: forgotten}); err != nil {
+			return isle.Errorf(isle.Internal, "the record of assertions: %w", err)
+		}
+		put = append(put, ledger.Record{Key: forgottenKey, Body: body})
+	}
+	if err := t.ledger.Change(ctx, put, past, e); err != nil {
 		return err
 	}
+	t.forgotten = forgotten
 	for _, key := range past {
 		delete(t.used, key)
 	}
