@@ -45,6 +45,9 @@ type TokensConfig struct {
 	// they are for (aud) where nothing else is asked; "" as long as there is none.
 	URL func() string
 	Now func() time.Time // default time.Now
+	// Latest is Now, and never goes back: nothing that has ended by it comes to
+	// life when the clock is set back. Default: Now.
+	Latest func() time.Time
 }
 
 var _ Clients = (*Registry)(nil)
@@ -67,6 +70,9 @@ type Tokens struct {
 func OpenTokens(ctx context.Context, cfg TokensConfig) (*Tokens, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
+	}
+	if cfg.Latest == nil {
+		cfg.Latest = cfg.Now
 	}
 	if cfg.Refused == nil {
 		cfg.Refused = func(e audit.Entry, _ string) {
@@ -217,6 +223,7 @@ func (t *Tokens) grant(ctx context.Context, form url.Values, basicUser, basicPas
 	token, err := t.cfg.Issuer.sign(accessKey, map[string]any{
 		"iss": issuer, "sub": p.subject.Actor.String(), "client_id": p.subject.Actor.Name, "aud": audience,
 		"iat": now.Unix(), "exp": expires.Unix(), "jti": string(id), "stage": p.subject.Stage, "key": string(p.subject.Key),
+		asOf: max(t.cfg.Latest().Unix(), now.Unix()),
 	}, now)
 	if err != nil {
 		return TokenResponse{}, err
@@ -335,6 +342,7 @@ func (t *Tokens) proveSecret(ctx context.Context, method, client, secret, source
 // its time is now, and the key that it was given for counts still. Else it is
 // Refused.
 func (t *Tokens) Verify(_ context.Context, token, audience string) (Subject, error) {
+	latest := t.cfg.Latest() // before anything is refused by the clock, so that it stays so
 	issuer := t.cfg.URL()
 	if audience == "" {
 		audience = issuer
@@ -362,6 +370,28 @@ func (t *Tokens) Verify(_ context.Context, token, audience string) (Subject, err
 	if claims["sub"] != s.Actor.String() || claims["client_id"] != s.Actor.Name || claims["stage"] != s.Stage {
 		return Subject{}, refuseJWT("it names somebody else than its key")
 	}
-	s.Expires = expires
+	if s.Expires, err = endOf(claims, expires, latest); err != nil {
+		return Subject{}, err
+	}
 	return s, nil
+}
+
+// asOf is the claim for when an access token was given by a time that never goes
+// back, in seconds since 1970. Its iat and exp are by the clock, which others
+// read it by; the two differ only after the clock was set back.
+const asOf = "as_of"
+
+// endOf is when an access token ends by the time that never goes back, of which
+// latest is now. One that has ended by it has ended, whatever the clock says.
+func endOf(claims map[string]any, expires, latest time.Time) (time.Time, error) {
+	given, ok := numericDate(claims[asOf])
+	issued, dated := numericDate(claims["iat"])
+	if !ok || !dated { // of the program before this one
+		given, issued = expires, expires
+	}
+	ends := given.Add(expires.Sub(issued))
+	if !latest.Before(ends) {
+		return time.Time{}, refuseJWT("it has expired")
+	}
+	return ends, nil
 }

@@ -313,6 +313,7 @@ func TestAnAccessTokenIsWhatTheStandardSays(t *testing.T) {
 	want := map[string]any{
 		"iss": serverURL, "sub": "machine:ci", "client_id": "ci", "aud": "https://db.test/", "iat": float64(o.now.Unix()), "exp": float64(o.now.Add(AccessToken).Unix()),
 		"jti": jti, "stage": "testing", "key": string(o.secret),
+		"as_of": float64(o.now.Unix()),
 	}
 	if !maps.Equal(got, want) || !isle.ID(jti).Valid() {
 		t.Errorf("it says %v", got)

@@ -83,7 +83,7 @@ func compose(s *Server) (r *rooms, err error) {
 		return r.manager.Down(ctx, isle.Actor{Kind: isle.System, Name: "log"}, ref, false, func(environment.Progress) {})
 	})
 	r.policy, err = authority.Open(context.Background(), authority.Config{
-		Store: r.store, Since: r.book.latest(), Log: s.log, Reset: cfg.DefaultPolicy, Reaches: r.reaches(cfg.Group),
+		Store: r.store, Now: cfg.Now, Since: r.book.latest(), Log: s.log, Reset: cfg.DefaultPolicy, Reaches: r.reaches(cfg.Group),
 	})
 	if err != nil {
 		return r, err

@@ -134,6 +134,10 @@ type Config struct {
 	// with the machine's name where that is every address.
 	URL string
 
+	// Now is for tests: the clock that the log, the policy and every credential
+	// go by. nil: the machine's.
+	Now func() time.Time
+
 	// Fault is for tests: the name of a point at which the server kills itself
 	// (SIGKILL), as if the machine had, or @ and the path of a file that has the
 	// name, and is removed when it happens; or, for measurements, + and the path

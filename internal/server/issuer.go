@@ -13,7 +13,7 @@ import (
 // changed them, nobody has an identity, and everything that needs none goes on.
 func (r *rooms) openIssuer(ctx context.Context) (err error) {
 	cfg, log := r.server.cfg, r.server.log
-	r.issuer, err = identity.OpenIssuer(ctx, identity.IssuerConfig{Store: r.store, Sealer: r.key, TrustDomain: cfg.TrustDomain, URL: r.server.URL, Renew: cfg.NewKey, Log: log})
+	r.issuer, err = identity.OpenIssuer(ctx, identity.IssuerConfig{Store: r.store, Sealer: r.key, TrustDomain: cfg.TrustDomain, URL: r.server.URL, Now: cfg.Now, Renew: cfg.NewKey, Log: log})
 	switch isle.CodeOf(err) {
 	case isle.Unavailable, isle.Untrusted:
 		log.Error("nobody has an identity: what runs inside gets no documents of it", "err", err)

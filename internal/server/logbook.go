@@ -77,7 +77,7 @@ func openLogbook(cfg Config) (b *logbook, err error) {
 		return b, err
 	}
 	b.keep = keep
-	if b.store, err = sqlite.Open(LogPath(cfg.State), sqlite.Config{Commits: keep.Prepare}); err != nil {
+	if b.store, err = sqlite.Open(LogPath(cfg.State), sqlite.Config{Now: cfg.Now, Commits: keep.Prepare}); err != nil {
 		return b, err
 	}
 	head := b.store.Head()

@@ -23,7 +23,7 @@ func identified(t *testing.T, cfg Config) *rooms {
 	b := mustOpen(t, cfg)
 	r := &rooms{server: &Server{cfg: cfg, log: slog.New(slog.DiscardHandler)}, book: b, store: b.store}
 	var err error
-	if r.policy, err = authority.Open(t.Context(), authority.Config{Store: r.store, Since: b.latest(), Reaches: r.reaches("")}); err != nil {
+	if r.policy, err = authority.Open(t.Context(), authority.Config{Store: r.store, Now: cfg.Now, Since: b.latest(), Reaches: r.reaches("")}); err != nil {
 		t.Fatal(err)
 	}
 	if err := r.openSecrets(t.Context()); err != nil {

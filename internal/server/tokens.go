@@ -14,6 +14,7 @@ import (
 func (r *rooms) openTokens(ctx context.Context) error {
 	tokens, err := identity.OpenTokens(ctx, identity.TokensConfig{
 		Issuer: r.issuer, Clients: r.machines, Store: r.store, Log: r.store, Refused: r.refusals.source, URL: r.server.URL,
+		Now: r.server.cfg.Now, Latest: r.policy.Now,
 	})
 	if err != nil {
 		return err
