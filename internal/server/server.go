@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -270,7 +271,16 @@ func (s *Server) replace(servers []*http.Server, cutOff context.CancelFunc) erro
 		s.log.Error("listeners are not handed over", "err", err)
 	}
 	environ := append(append(os.Environ(), listeners, passFiles(sockets)), s.variables.pass()...)
-	return isle.Errorf(isle.Internal, "cannot start %s: %w", s.exe, unix.Exec(s.exe, os.Args, environ))
+	return isle.Errorf(isle.Internal, "cannot start %s: %w", s.exe, unix.Exec(s.exe, lasting(os.Args), environ))
+}
+
+// lasting are the arguments that a successor is to have too: what was asked for
+// once is done, and done again it would undo what was changed since.
+func lasting(args []string) []string {
+	return slices.DeleteFunc(slices.Clone(args), func(a string) bool {
+		name, _, _ := strings.Cut(a, "=")
+		return name == "--default-policy" || name == "--accept-rollback" || name == "--new-key"
+	})
 }
 
 // listen opens the unix socket, for root and, if there is one, the group.

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -111,6 +112,17 @@ func TestAListenerThatIsHandedOverRefusesNoConnection(t *testing.T) {
 	}
 	if _, err := os.Lstat(path); err != nil {
 		t.Errorf("the old listener took the socket away: %v", err)
+	}
+}
+
+func TestWhatWasAskedForOnceIsNotDoneAgainAtAReload(t *testing.T) {
+	args := []string{"isle", "server", "--state", "/srv/isle", "--default-policy", "--accept-rollback=true", "--new-key", "--listen", ":7443"}
+	want := []string{"isle", "server", "--state", "/srv/isle", "--listen", ":7443"}
+	if got := lasting(args); !slices.Equal(got, want) {
+		t.Errorf("a successor gets %q", got)
+	}
+	if len(args) != 9 || args[4] != "--default-policy" {
+		t.Errorf("and these were changed: %q", args)
 	}
 }
 
