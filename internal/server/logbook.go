@@ -149,7 +149,7 @@ const (
 
 // endCredentials ends every credential from before an older state was accepted,
 // where that is still to be done. What was revoked since would count again in it.
-func (b *logbook) endCredentials(ctx context.Context, ends ...func(ctx context.Context, why string) error) error {
+func (b *logbook) endCredentials(ctx context.Context, fault func(point string), ends ...func(ctx context.Context, why string) error) error {
 	l, records, err := ledger.Open(ctx, b.store, rollbacks)
 	if err != nil {
 		return err
@@ -162,11 +162,13 @@ func (b *logbook) endCredentials(ctx context.Context, ends ...func(ctx context.C
 	if id == last[lastEnded] {
 		return nil
 	}
-	for _, end := range ends {
+	for i, end := range ends {
+		fault("rollback.ending." + strconv.Itoa(i))
 		if err := end(ctx, "a state was accepted that does not go on from the kept checkpoint: entry "+id); err != nil {
 			return err
 		}
 	}
+	fault("rollback.unmarked")
 	e := audit.NewEvent(isle.Actor{Kind: isle.System, Name: "server"}, isle.ActionIdentityEndAll, isle.Resource{Kind: "identity", Name: "*"}, isle.Allow,
 		"every credential from before the accepted state").With("accepted", id)
 	return l.Change(ctx, []ledger.Record{{Key: lastEnded, Body: []byte(id)}}, nil, e)

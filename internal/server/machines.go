@@ -22,7 +22,11 @@ func (r *rooms) openIdentities() (err error) {
 	if err != nil {
 		return err
 	}
-	return r.book.endCredentials(ctx, r.machines.EndAll, r.issuer.EndAll)
+	fault := r.server.cfg.fault()
+	if fault == nil {
+		fault = func(string) {}
+	}
+	return r.book.endCredentials(ctx, fault, r.machines.EndAll, r.issuer.EndAll)
 }
 
 // known reports whether a person is a user of the machine. Where the machine's

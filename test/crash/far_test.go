@@ -78,7 +78,7 @@ func (f *far) start(t *testing.T, flags ...string) {
 func (f *far) try(flags ...string) error {
 	args := append([]string{"server", "--state", f.State, "--listen", f.address, "--names", "off", "--log", filepath.Join(f.State, "server.log")}, flags...)
 	cmd := exec.Command(filepath.Join(f.Bin, "isle"), args...)
-	cmd.Env = append(os.Environ(), lab.Environ(f.State)...)
+	cmd.Env = append(append(os.Environ(), lab.Environ(f.State)...), "ISLE_FAULT=@"+f.faultFile())
 	if err := cmd.Start(); err != nil {
 		return err
 	}
