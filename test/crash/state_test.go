@@ -367,3 +367,124 @@ func TestAStateThatWasPutBackRevivesNothingHoweverItIsKilled(t *testing.T) {
 		t.Error("where it is killed after the acceptance it is to go on with it")
 	}
 }
+
+// The key of secrets may be gone, another's, or an older one: the server says so,
+// opens nothing, overwrites nothing, and has all again with the right key.
+func TestWithoutTheRightKeyNothingIsOpenedAndNothingIsLost(t *testing.T) {
+	t.Parallel()
+	f, other := newFar(t), newFar(t)
+	ctx := t.Context()
+	set := func() error {
+		_, err := f.root.Secrets.SetSecret(ctx, connect.NewRequest(&islev1.SetSecretRequest{Name: "db", Value: []byte("precious")}))
+		return err
+	}
+	opens := func() error {
+		_, err := f.root.Secrets.CheckSecret(ctx, connect.NewRequest(&islev1.CheckSecretRequest{Name: "db"}))
+		return err
+	}
+	if err := set(); err != nil {
+		t.Fatal(err)
+	}
+	ci := f.mustMachine(t, "ci", nil, "developer").GetSecret()
+	trust := f.bundle(t)
+	keyOf := func(f *far) (path string, key []byte) {
+		t.Helper()
+		found, err := filepath.Glob(f.State + ".keys/*")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range found {
+			if !strings.HasSuffix(path, ".tls") {
+				if key, err = os.ReadFile(path); err != nil {
+					t.Fatal(err)
+				}
+				return path, key
+			}
+		}
+		t.Fatalf("there is no key: %v", found)
+		return "", nil
+	}
+	path, right := keyOf(f)
+	_, wrong := keyOf(other)
+	with := func(key []byte, flags ...string) {
+		t.Helper()
+		f.kill(t)
+		if err := os.RemoveAll(path); err != nil {
+			t.Fatal(err)
+		}
+		if key != nil {
+			if err := os.WriteFile(path, key, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		f.start(t, flags...)
+	}
+	closed := func(what string) {
+		t.Helper()
+		if err := set(); err == nil {
+			t.Errorf("%s: a secret is sealed", what)
+		}
+		if err := opens(); err == nil {
+			t.Errorf("%s: a secret is opened", what)
+		}
+		for _, about := range []string{"secrets", "identities"} {
+			if c := f.doctor(t, about); c.GetState() == "ok" || c.GetRemedy() == "" {
+				t.Errorf("%s: the doctor says of %s: %v", what, about, c)
+			}
+		}
+		if err := f.counts(t, ci); err != nil { // it needs no key
+			t.Errorf("%s: an API key: %v", what, err)
+		}
+		if web := f.asks(); true {
+			if _, _, err := f.token(web, url.Values{"client_id": {"ci"}, "client_secret": {ci}}); err == nil {
+				t.Errorf("%s: an access token is signed", what)
+			}
+			web.CloseIdleConnections()
+		}
+		f.verified(t)
+	}
+	open := func(what string) {
+		t.Helper()
+		if err := opens(); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		for _, about := range []string{"secrets", "identities"} {
+			if c := f.doctor(t, about); c.GetState() != "ok" {
+				t.Errorf("%s: the doctor says of %s: %v", what, about, c)
+			}
+		}
+		f.verified(t)
+	}
+	same := func() bool {
+		for k := range f.bundle(t) {
+			if !trust[k] {
+				return false
+			}
+		}
+		return true
+	}
+	with(wrong)
+	closed("with another's key")
+	with(nil)
+	closed("without a key")
+	with([]byte("not a key\n"))
+	closed("with what is no key")
+	with(right)
+	open("with the right key again")
+	if !same() {
+		t.Error("others are to trust other keys, though none was given up")
+	}
+	with(nil, "--new-key")
+	if err := set(); err != nil {
+		t.Fatal(err)
+	}
+	open("with a new key")
+	if same() {
+		t.Error("the keys that could not be opened still sign")
+	}
+	_, fresh := keyOf(f)
+	with(right)
+	closed("with the older key")
+	with(fresh)
+	open("with the newer one again")
+}

@@ -210,7 +210,7 @@ func (s signer) assertion(audience string) string {
 
 // asks is an HTTP client for the token endpoint that knows the server by its key.
 func (f *far) asks() *http.Client {
-	return &http.Client{Timeout: patience, Transport: &http.Transport{TLSClientConfig: &tls.Config{
+	return &http.Client{Timeout: patience, Transport: &http.Transport{ForceAttemptHTTP2: true, TLSClientConfig: &tls.Config{
 		InsecureSkipVerify: true, VerifyConnection: func(s tls.ConnectionState) error {
 			if api.PinOf(s.PeerCertificates[0]) != f.pin {
 				return errors.New("another server")

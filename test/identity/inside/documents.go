@@ -126,6 +126,23 @@ func watch([]string) {
 	say("watch", "%v", workloadapi.WatchX509Context(context.Background(), watcher{}))
 }
 
+// fetch asks for its SVID again and again, each time with a client of its own,
+// and says how each went that went otherwise than the one before.
+func fetch([]string) {
+	last, times := "", 0
+	for {
+		ctx, cancel := background()
+		_, err := workloadapi.FetchX509SVID(ctx)
+		cancel()
+		times++
+		if now := code(err); now != last || times%100 == 0 {
+			last = now
+			say("fetch", "%s %d %v", now, times, err)
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+}
+
 // A witness sees a stream begin and break.
 type witness struct{ begun, broken chan error }
 

@@ -17,6 +17,7 @@ func main() {
 	commands := map[string]func(args []string){
 		"documents": documents, "watch": watch, "foreign": foreign, "garbage": garbage, "crowd": crowd, "slow": slow,
 		"replace": replace, "serve": serve, "dial": dial, "last": last, "first": first, "idle": idle,
+		"fetch": fetch,
 	}
 	if len(os.Args) < 2 || commands[os.Args[1]] == nil {
 		fmt.Fprintln(os.Stderr, "usage: inside COMMAND, one of", len(commands))
