@@ -160,6 +160,7 @@ func (s *Server) serveRemote(e *elsewhere, calls context.Context, failed chan<- 
 	}
 	srv.Protocols.SetHTTP1(true) // curl, and whatever speaks JSON
 	srv.Protocols.SetHTTP2(true)
+	s.newcomers.watch(srv)
 	go func() { // ends with Shutdown or Close, which every way out of Run calls
 		if err := srv.ServeTLS(e.gate, "", ""); !errors.Is(err, http.ErrServerClosed) {
 			failed <- err

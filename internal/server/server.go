@@ -38,6 +38,7 @@ type Server struct {
 	remote   atomic.Pointer[elsewhere] // nil until it listens, or where it does not
 
 	variables variables
+	newcomers newcomers
 
 	stop     chan struct{} // closed by Stop
 	stopOnce sync.Once
@@ -174,6 +175,7 @@ func (s *Server) Run(ctx context.Context) error {
 	srv := s.httpServer(calls)
 	bounded := newLimit(l, maxConnections)
 	srv.ConnState = bounded.state
+	s.newcomers.watch(srv)
 	served := make(chan error, 3)
 	followers, err := s.serveLog(served)
 	if err != nil {
@@ -186,9 +188,9 @@ func (s *Server) Run(ctx context.Context) error {
 		defer followers.Close()
 	}
 	s.handover.discard()
-	servers := []*http.Server{srv}
+	servers, doors := []*http.Server{srv}, []net.Listener{bounded}
 	if r := s.remote.Load(); r != nil {
-		servers = append(servers, s.serveRemote(r, calls, served))
+		servers, doors = append(servers, s.serveRemote(r, calls, served)), append(doors, r.gate)
 		defer r.close()
 	}
 	go func() { served <- srv.Serve(bounded) }() // ends with Shutdown or Close, which every way out of here calls
@@ -205,6 +207,7 @@ func (s *Server) Run(ctx context.Context) error {
 				s.log.Error("the installed program does not run; going on with this one", "program", s.exe, "err", err)
 				continue
 			}
+			s.closeDoors(doors, served)
 			return s.replace(servers, cutOff)
 		case <-ctx.Done():
 		case <-s.stop:
@@ -251,12 +254,34 @@ func (s *Server) checkSuccessor(ctx context.Context) error {
 	return nil
 }
 
+// settling is how long who has connected may take to ask for something, before
+// they are left to find out by themselves that the server was replaced.
+const settling = time.Second
+
+// closeDoors has who connects from now on wait for the successor, and those who
+// connected before ask for what they came for.
+func (s *Server) closeDoors(doors []net.Listener, served <-chan error) {
+	s.handover.keep()
+	for _, l := range doors {
+		l.Close()
+	}
+	late := time.NewTimer(settling)
+	defer late.Stop()
+	for range doors { // each server says that it accepts nobody any more
+		select {
+		case <-served:
+		case <-late.C:
+			return
+		}
+	}
+	s.newcomers.wait(settling)
+}
+
 // replace becomes the program that is installed now, with the same process ID
 // and the listening sockets. It returns only if that fails.
 func (s *Server) replace(servers []*http.Server, cutOff context.CancelFunc) error {
 	s.log.Info("handing over", "program", s.exe)
 	s.ready.systemd("RELOADING=1")
-	s.handover.keep()
 	s.end(servers, cutOff)
 	s.rooms.drain()
 	sockets, err := s.rooms.export()
