@@ -152,6 +152,33 @@ func TestALockOutIsAskedForTwice(t *testing.T) {
 	}
 }
 
+// Roles lock out as bindings do: one that loses the right to change the policy,
+// and one that is gone.
+func TestARoleThatLocksEveryoneOutIsAskedForTwice(t *testing.T) {
+	const keeper = "roles: {keeper: {actions: [%s], resources: [\"policy:policy\"]}}\nbindings: [{role: keeper, subjects: [human:root]}]\n"
+	m := &memory{docs: map[string]Stored{}}
+	a := open(t, m, false)
+	if _, err := a.Apply(t.Context(), root, request(fmt.Sprintf(keeper, "policy:apply, policy:read"))); err != nil {
+		t.Fatal(err)
+	}
+	lesser := fmt.Sprintf(keeper, "policy:read")
+	for n := range 2 {
+		req := request(lesser)
+		req.Confirmations = n
+		if _, err := a.Apply(t.Context(), root, req); isle.CodeOf(err) != isle.Refused || !strings.Contains(err.Error(), "lock everyone out") {
+			t.Fatalf("confirmed %d times: %v", n, err)
+		}
+		if !may(a, "root") {
+			t.Fatal("a refused change counts")
+		}
+	}
+	req := request(lesser)
+	req.Confirmations = 2
+	if _, err := a.Apply(t.Context(), root, req); err != nil || may(a, "root") {
+		t.Fatal(err)
+	}
+}
+
 func TestAPolicyThatWasChangedBehindTheLogIsRefused(t *testing.T) {
 	m := &memory{docs: map[string]Stored{}}
 	open(t, m, false)
