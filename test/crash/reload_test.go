@@ -156,4 +156,3 @@ func TestAReloadRefusesNoCallFromElsewhereAndBreaksNoIdentity(t *testing.T) {
 	f.must(t, "down", "--all", "--volumes")
 	f.must(t, "server", "stop")
 }
-
