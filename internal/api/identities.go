@@ -209,14 +209,20 @@ func (s *identities) bind(ctx context.Context, n identity.NewMachine, roles []st
 func (s *identities) ListIdentities(ctx context.Context, req *connect.Request[islev1.ListIdentitiesRequest]) (*connect.Response[islev1.ListIdentitiesResponse], error) {
 	res := &islev1.ListIdentitiesResponse{}
 	if name := req.Msg.GetName(); name != "" {
-		m, ok := s.Identities.Machine(name)
-		if !ok {
-			return nil, s.noMachine(ctx, name)
-		}
-		if actorOf(ctx) == (isle.Actor{Kind: isle.Machine, Name: name}) { // the rule asked nothing
+		if self := actorOf(ctx); self == (isle.Actor{Kind: isle.Machine, Name: name}) { // the rule asked nothing
+			m, ok := s.Identities.Machine(name)
+			if !ok {
+				return nil, s.noMachine(ctx, name)
+			}
 			if err := s.recordSelf(ctx); err != nil {
 				return nil, err
 			}
+			res.Identities = append(res.Identities, s.identityMessage(m))
+			return connect.NewResponse(res), nil
+		}
+		m, err := s.named(ctx, isle.ActionIdentityRead, name)
+		if err != nil {
+			return nil, err
 		}
 		res.Identities = append(res.Identities, s.identityMessage(m))
 		return connect.NewResponse(res), nil
@@ -272,6 +278,17 @@ func (s *identities) recordSelf(ctx context.Context) error {
 	return s.Audit.AppendSoon(ctx, e)
 }
 
+// named finds the machine that a call names. The rule asked about the name, which
+// may have been nobody's then and become a machine of another stage since, so it
+// is asked again about the machine: its name and stage stay what they are.
+func (s *identities) named(ctx context.Context, action isle.Action, name string) (identity.Machine, error) {
+	m, ok := s.Identities.Machine(name)
+	if !ok {
+		return m, s.noMachine(ctx, name)
+	}
+	return m, s.allowed(ctx, ask{action, s.machineResource(name), ""})
+}
+
 // noMachine says that there is no machine of a name, and the nearest that the
 // caller may see.
 func (s *identities) noMachine(ctx context.Context, name string) error {
@@ -291,8 +308,8 @@ func (s *identities) noMachine(ctx context.Context, name string) error {
 // RotateKey implements the RPC.
 func (s *identities) RotateKey(ctx context.Context, req *connect.Request[islev1.RotateKeyRequest]) (*connect.Response[islev1.RotateKeyResponse], error) {
 	m := req.Msg
-	if _, ok := s.Identities.Machine(m.GetName()); !ok {
-		return nil, s.noMachine(ctx, m.GetName())
+	if _, err := s.named(ctx, isle.ActionIdentityRotate, m.GetName()); err != nil {
+		return nil, err
 	}
 	overlap := identity.DefaultOverlap
 	if m.GetOverlap() != nil {
@@ -312,8 +329,8 @@ func (s *identities) RotateKey(ctx context.Context, req *connect.Request[islev1.
 // RevokeIdentity implements the RPC.
 func (s *identities) RevokeIdentity(ctx context.Context, req *connect.Request[islev1.RevokeIdentityRequest]) (*connect.Response[islev1.RevokeIdentityResponse], error) {
 	name := req.Msg.GetName()
-	if _, ok := s.Identities.Machine(name); !ok {
-		return nil, s.noMachine(ctx, name)
+	if _, err := s.named(ctx, isle.ActionIdentityRevoke, name); err != nil {
+		return nil, err
 	}
 	m, err := s.Identities.Revoke(ctx, actorOf(ctx), name, req.Msg.GetReason())
 	if err != nil {
@@ -358,8 +375,8 @@ func (s *identities) RevokeKey(ctx context.Context, req *connect.Request[islev1.
 
 // SetOwner implements the RPC.
 func (s *identities) SetOwner(ctx context.Context, req *connect.Request[islev1.SetOwnerRequest]) (*connect.Response[islev1.SetOwnerResponse], error) {
-	if _, ok := s.Identities.Machine(req.Msg.GetName()); !ok {
-		return nil, s.noMachine(ctx, req.Msg.GetName())
+	if _, err := s.named(ctx, isle.ActionIdentityTransfer, req.Msg.GetName()); err != nil {
+		return nil, err
 	}
 	owner, err := person(req.Msg.GetOwner())
 	if err != nil {

@@ -45,13 +45,19 @@ func newOffice(t *testing.T) *office {
 // kernel vouches for.
 func (o *office) as(t *testing.T, actor isle.Actor, subject *identity.Subject) *Client {
 	t.Helper()
+	return o.asBy(t, o.policy, actor, subject)
+}
+
+// asBy is as, by another policy.
+func (o *office) asBy(t *testing.T, p Policy, actor isle.Actor, subject *identity.Subject) *Client {
+	t.Helper()
 	socket := filepath.Join(t.TempDir(), "s")
 	l, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Fatal(err)
 	}
 	srv := &http.Server{
-		Handler: New(Config{Environments: o, Builder: o, Blobs: o, Audit: o, Host: o, Policy: o.policy, Identities: o.registry, Credentials: o.registry, Log: slog.New(slog.DiscardHandler)}),
+		Handler: New(Config{Environments: o, Builder: o, Blobs: o, Audit: o, Host: o, Policy: p, Identities: o.registry, Credentials: o.registry, Log: slog.New(slog.DiscardHandler)}),
 		ConnContext: func(ctx context.Context, _ net.Conn) context.Context {
 			return context.WithValue(ctx, actorKey{}, caller{actor: actor, member: true, subject: subject})
 		},
