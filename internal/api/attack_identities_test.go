@@ -9,6 +9,7 @@ import (
 
 	"isle"
 	islev1 "isle/internal/api/isle/v1"
+	"isle/internal/authority"
 	"isle/internal/identity"
 	"isle/internal/policy"
 )
@@ -68,4 +69,49 @@ func TestAMachineThatAppearsMeanwhileIsAskedAboutAsWhatItIs(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Roles may wait in the policy for a machine that is not made yet: making it
+// gives them to whoever gets its key.
+func TestAMachineThatRolesWaitForIsMadeByWhoeverMayChangeThePolicyOnly(t *testing.T) {
+	for what, binding := range map[string]string{
+		"now":    "{role: admin, subjects: [machine:deploy]}",
+		"later":  "{role: developer, subjects: [machine:deploy], stages: [production]}",
+		"others": "{role: auditor, subjects: [machine:other, machine:deploy]}",
+	} {
+		t.Run(what, func(t *testing.T) {
+			o := newOffice(t)
+			apply(t, o.policy, withMaker(binding))
+			ann := o.as(t, isle.Actor{Kind: isle.Human, Name: "ann"}, nil)
+			if _, err := ann.Identities.CreateIdentity(t.Context(), create("deploy")); isle.CodeOf(err) != isle.Refused || !strings.Contains(err.Error(), "policy:apply") {
+				t.Errorf("ann has what waits for deploy: %v", err)
+			}
+			if _, ok := o.registry.Machine("deploy"); ok {
+				t.Error("it was made")
+			}
+			if _, err := ann.Identities.CreateIdentity(t.Context(), create("deploy-2")); err != nil {
+				t.Error(err)
+			}
+			if _, err := o.root(t).Identities.CreateIdentity(t.Context(), create("deploy")); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	t.Run("Cedar", func(t *testing.T) {
+		o := newOffice(t)
+		apply(t, o.policy, withMaker())
+		_, err := o.policy.Apply(t.Context(), isle.Actor{Kind: isle.Human, Name: Root}, authority.Request{
+			Document: policy.Document{Name: "hand", Format: policy.Cedar, Body: []byte(`@id("hand") permit (principal, action, resource) when { principal == Machine::"deploy" };`)}, Confirmations: 2,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ann := o.as(t, isle.Actor{Kind: isle.Human, Name: "ann"}, nil)
+		if _, err := ann.Identities.CreateIdentity(t.Context(), create("deploy")); isle.CodeOf(err) != isle.Refused {
+			t.Errorf("ann has what waits for deploy: %v", err)
+		}
+		if _, err := ann.Identities.CreateIdentity(t.Context(), create("deploy-2")); err != nil {
+			t.Error(err)
+		}
+	})
 }

@@ -142,6 +142,13 @@ func (s *identities) CreateIdentity(ctx context.Context, req *connect.Request[is
 	if err := s.mayBind(ctx, n, m.GetRoles()); err != nil {
 		return nil, err
 	}
+	// What the policy holds ready for the name goes to whoever gets the key, as
+	// if it were given now.
+	if s.Policy.State().Set.Awaits(n.Name, s.Policy.Now()) {
+		if err := s.allowed(ctx, ask{isle.ActionPolicyApply, isle.Resource{Kind: "policy", Name: "policy"}, ""}); err != nil {
+			return nil, err
+		}
+	}
 	machine, key, err := s.Identities.Create(ctx, by, n)
 	if err != nil {
 		return nil, err

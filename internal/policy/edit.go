@@ -3,9 +3,11 @@ package policy
 import (
 	"bytes"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
+	cedar "github.com/cedar-policy/cedar-go"
 	"go.yaml.in/yaml/v3"
 
 	"isle"
@@ -168,4 +170,22 @@ func (s *Set) RolesOf(subject Subject, now time.Time) (out []string) {
 		}
 	}
 	return out
+}
+
+// Awaits reports whether the policy gives something to a machine by its name,
+// at a time: a binding does, or hand-written Cedar that says the name. It takes
+// no account of what every machine has.
+func (s *Set) Awaits(machine string, now time.Time) bool {
+	for _, m := range s.members[Subject{Kind: "machine", Name: machine}] {
+		if m.active(now) {
+			return true
+		}
+	}
+	said := []byte(strconv.Quote(machine)) // as the canonical text has it, however it was written
+	for _, r := range s.byID {
+		if r.role == nil && r.policy.Effect() == cedar.Permit && bytes.Contains(r.policy.MarshalCedar(), said) {
+			return true
+		}
+	}
+	return false
 }
