@@ -30,7 +30,8 @@ type oneClient struct{ key isle.ID }
 func (c oneClient) Machine(string) (identity.Machine, bool) {
 	return identity.Machine{Name: "ci"}, true
 }
-func (c oneClient) PublicKeys(string) []identity.Key { return nil }
+func (c oneClient) PublicKeys(string) []identity.Key            { return nil }
+func (c oneClient) Used(context.Context, isle.ID, string) error { return nil }
 func (c oneClient) Subject(isle.ID) (identity.Subject, error) {
 	return identity.Subject{Actor: isle.Actor{Kind: isle.Machine, Name: "ci"}, Stage: "testing", Key: c.key, Expires: time.Now().Add(time.Hour)}, nil
 }

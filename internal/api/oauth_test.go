@@ -45,6 +45,8 @@ func (m oneMachine) PublicKeys(machine string) []identity.Key {
 	return []identity.Key{m.public}
 }
 
+func (m oneMachine) Used(context.Context, isle.ID, string) error { return nil }
+
 func (m oneMachine) Subject(key isle.ID) (identity.Subject, error) {
 	if key != m.secret.ID && key != m.public.ID {
 		return identity.Subject{}, isle.Errorf(isle.Refused, "not a credential that counts here")

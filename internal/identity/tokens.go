@@ -30,6 +30,8 @@ type Clients interface {
 	Machine(name string) (Machine, bool)
 	// PublicKeys are those of a machine that count now.
 	PublicKeys(machine string) []Key
+	// Used notes that a key was used, and from where, as Authenticate does.
+	Used(ctx context.Context, key isle.ID, source string) error
 }
 
 // TokensConfig is what a Tokens needs.
@@ -236,7 +238,9 @@ func (t *Tokens) grant(ctx context.Context, form url.Values, basicUser, basicPas
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeTimeout)
 	defer cancel()
 	if p.use != nil {
-		err = t.useUp(ctx, *p.use, e)
+		if err = t.useUp(ctx, *p.use, e); err == nil {
+			err = t.noteUse(ctx, p.subject, source)
+		}
 	} else {
 		err = t.cfg.Log.Append(ctx, e)
 	}
@@ -244,6 +248,16 @@ func (t *Tokens) grant(ctx context.Context, form url.Values, basicUser, basicPas
 		return TokenResponse{}, err
 	}
 	return TokenResponse{AccessToken: token, TokenType: "Bearer", ExpiresIn: int(expires.Sub(now) / time.Second)}, nil
+}
+
+// noteUse notes the use of a key that signed; that of an API key Authenticate
+// has noted.
+func (t *Tokens) noteUse(ctx context.Context, s Subject, source string) error {
+	err := t.cfg.Clients.Used(ctx, s.Key, source)
+	if err != nil && isle.CodeOf(err) == isle.Refused { // it ended meanwhile
+		return unknownClient(err)
+	}
+	return err
 }
 
 // readGrant reads what is asked for: the audience, "" for the server itself. A

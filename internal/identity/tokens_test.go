@@ -63,6 +63,8 @@ func (c *clients) Authenticate(_ context.Context, credential, _ string) (Subject
 	return c.Subject(id)
 }
 
+func (c *clients) Used(context.Context, isle.ID, string) error { return nil }
+
 func (c *clients) PublicKeys(machine string) (out []Key) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

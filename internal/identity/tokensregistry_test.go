@@ -66,6 +66,9 @@ func TestATokenStandsOnTheMachinesKey(t *testing.T) {
 		if err := registry.Check(s); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
+		if k, _ := registry.Key(key.ID); k.LastUsed.IsZero() || k.LastSource != "192.0.2.7" {
+			t.Errorf("%s: that its key was used is not noted: %v from %q", name, k.LastUsed, k.LastSource)
+		}
 		over := registry.Over()
 		if _, err := registry.Revoke(t.Context(), ann, name, "test"); err != nil {
 			t.Fatal(err)
