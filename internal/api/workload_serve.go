@@ -75,6 +75,10 @@ func (w *WorkloadAPI) Serve(conn net.Conn, caller WorkloadCaller) {
 	w.mu.Unlock()
 	defer w.served.Done()
 	share := w.shares.enter(caller.Instance)
+	if share == nil {
+		conn.Close()
+		return
+	}
 	defer w.shares.leave(share)
 	c := &workloadConn{Conn: conn, caller: caller, share: share, ended: make(chan struct{})}
 	select {
@@ -119,7 +123,17 @@ func (w *WorkloadAPI) serve(rw http.ResponseWriter, r *http.Request) {
 		fail(connect.CodePermissionDenied, "no identity is issued")
 		return
 	}
-	if c, ok := r.Context().Value(workloadKey{}).(*workloadConn); !ok || !c.share.calls.wait(r.Context().Done(), workloadCall) {
+	c, ok := r.Context().Value(workloadKey{}).(*workloadConn)
+	if !ok {
+		return
+	}
+	service := c.caller.ID.Service
+	if !c.share.begin(service) {
+		fail(connect.CodeResourceExhausted, "the service, or its environment, has as many open calls of the Workload API as it may")
+		return
+	}
+	defer c.share.end(service)
+	if !c.share.calls.wait(r.Context().Done(), workloadCall) {
 		return
 	}
 	b := &boundedWriter{ResponseWriter: rw, control: http.NewResponseController(rw)}

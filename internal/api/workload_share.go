@@ -15,6 +15,13 @@ const (
 	workloadByte  = time.Second / (512 << 10) // of a byte received: 512 KiB a second
 	workloadBurst = 2 * time.Second           // of both, at once
 	maxShares     = 1000                      // kept before those at rest are forgotten
+
+	// A call that is open (a stream stays so) costs the server about 25 KiB, a
+	// connection about 100 KiB. One service may have as many calls, so that it
+	// leaves some to the others of its environment.
+	maxWorkloadCalls       = 1024 // of an environment
+	maxWorkloadCallsOfOne  = 128  // of a service
+	maxWorkloadConnections = 512  // of an environment
 )
 
 // workloadShares are those of all environments.
@@ -28,9 +35,39 @@ type workloadShare struct {
 	users int // connections
 	calls pace
 	bytes pace
+
+	mu   sync.Mutex // guards what follows
+	open int        // calls
+	of   map[string]int
 }
 
-// enter returns the share of an instance, until leave.
+// begin takes a call of a service in, and says whether there is room for it; end
+// says that it is over.
+func (s *workloadShare) begin(service string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.open >= maxWorkloadCalls || s.of[service] >= maxWorkloadCallsOfOne {
+		return false
+	}
+	if s.of == nil {
+		s.of = map[string]int{}
+	}
+	s.open++
+	s.of[service]++
+	return true
+}
+
+func (s *workloadShare) end(service string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.open--
+	if s.of[service]--; s.of[service] == 0 {
+		delete(s.of, service)
+	}
+}
+
+// enter returns the share of an instance, until leave; nil where it has as many
+// connections as it may.
 func (s *workloadShares) enter(instance isle.ID) *workloadShare {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -46,6 +83,9 @@ func (s *workloadShares) enter(instance isle.ID) *workloadShare {
 		}
 		one = &workloadShare{}
 		s.of[instance] = one
+	}
+	if one.users >= maxWorkloadConnections {
+		return nil
 	}
 	one.users++
 	return one
