@@ -147,7 +147,11 @@ type Config struct {
 	Credentials  Credentials   // of callers from elsewhere; nil: there are none
 	TrustDomain  func() string // of this server's identities; nil: it gives none
 	Mirror       string        // of requests that name none; "" is the machine's
-	Log          *slog.Logger
+	// Refused records what a caller was refused, within what one of them may put
+	// into the log. It returns when the entry is durable, or counted. nil: each is
+	// appended.
+	Refused func(e audit.Entry)
+	Log     *slog.Logger
 
 	guard *guard // made by New
 }
@@ -155,7 +159,7 @@ type Config struct {
 // New returns the handler of all services. The http.Server it is given to uses
 // ConnContext, and speaks HTTP/2 without TLS for the bidirectional streams.
 func New(cfg Config) http.Handler {
-	g := &guard{policy: cfg.Policy, credentials: cfg.Credentials, log: cfg.Audit, slog: cfg.Log, rules: cfg.rules()}
+	g := &guard{policy: cfg.Policy, credentials: cfg.Credentials, log: cfg.Audit, slog: cfg.Log, refused: cfg.Refused, rules: cfg.rules()}
 	cfg.guard = g
 	options := []connect.HandlerOption{
 		connect.WithInterceptors(g),

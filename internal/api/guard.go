@@ -224,6 +224,7 @@ type guard struct {
 	credentials Credentials // nil: there are none
 	log         Log
 	slog        *slog.Logger
+	refused     func(audit.Entry) // nil: each is appended
 	rules       map[string]rule
 
 	reading reading
@@ -351,7 +352,9 @@ const strangers = "built in: members only"
 
 // refuse records a refusal and says it.
 func (g *guard) refuse(ctx context.Context, q policy.Query, a policy.Answer, doing string) error {
-	if err := g.log.Append(context.WithoutCancel(ctx), entryOf(q, a, doing)); err != nil {
+	if e := entryOf(q, a, doing); g.refused != nil {
+		g.refused(e)
+	} else if err := g.log.Append(context.WithoutCancel(ctx), e); err != nil {
 		g.slog.Error("a refusal could not be recorded", "actor", q.Actor, "action", q.Action, "resource", q.Resource, "err", err)
 	}
 	if a.Rule == strangers {

@@ -15,6 +15,7 @@ import (
 	"github.com/go-jose/go-jose/v4"
 
 	"isle"
+	"isle/internal/allowance"
 	"isle/internal/audit"
 	"isle/internal/ledger"
 )
@@ -66,6 +67,8 @@ type Tokens struct {
 	used   map[string]usedAssertion // by the key of its record
 	// forgotten is the latest end of an assertion that is in used no more.
 	forgotten time.Time
+
+	pace grants
 }
 
 // OpenTokens reads which assertions were used.
@@ -213,6 +216,10 @@ func (t *Tokens) grant(ctx context.Context, form url.Values, basicUser, basicPas
 	if err != nil {
 		return TokenResponse{}, err
 	}
+	if !t.pace.take(p.subject.Actor.Name, t.cfg.Latest()) {
+		return TokenResponse{}, isle.Errorf(isle.Exhausted, "%s asks for more access tokens than one machine gets", p.subject.Actor).
+			WithHint("keep an access token until it ends")
+	}
 	now := t.cfg.Now().UTC().Truncate(time.Second)
 	expires := now.Add(AccessToken)
 	if p.subject.Expires.Before(expires) {
@@ -258,6 +265,41 @@ func (t *Tokens) noteUse(ctx context.Context, s Subject, source string) error {
 		return unknownClient(err)
 	}
 	return err
+}
+
+// Each token is an entry of the audit log. A machine gets so many in a row, and
+// one more as time passes: as many as assertions that are remembered of it.
+var tokenRate = allowance.Rate{Burst: maxUsedOfOne, Every: AccessToken / maxUsedOfOne}
+
+// maxPaced is how many machines are told apart before those are forgotten that
+// have all of it again.
+const maxPaced = 1000
+
+// grants bounds the tokens that each machine gets.
+type grants struct {
+	mu sync.Mutex // guards what follows
+	of map[string]*allowance.Allowance
+}
+
+func (g *grants) take(machine string, now time.Time) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	a := g.of[machine]
+	if a == nil {
+		if len(g.of) >= maxPaced { // machines are few: each that is not forgotten got a token just now
+			for name, o := range g.of {
+				if o.Full(now, tokenRate) {
+					delete(g.of, name)
+				}
+			}
+		}
+		if g.of == nil {
+			g.of = map[string]*allowance.Allowance{}
+		}
+		a = &allowance.Allowance{}
+		g.of[machine] = a
+	}
+	return a.Take(now, tokenRate)
 }
 
 // readGrant reads what is asked for: the audience, "" for the server itself. A

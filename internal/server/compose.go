@@ -135,7 +135,8 @@ func compose(s *Server) (r *rooms, err error) {
 	r.handler = api.New(api.Config{
 		Environments: r.manager, Builder: r.builder, Blobs: r.images, Audit: r.store, Signer: r.book.signer, Host: r, Policy: r.policy,
 		Credentials: r.credentials, TrustDomain: r.issuer.TrustDomain, Secrets: r.secrets, Identities: r.machines,
-		Mirror: cfg.Mirror, Log: s.log,
+		Refused: r.refusals.actor,
+		Mirror:  cfg.Mirror, Log: s.log,
 	})
 	return r, nil
 }

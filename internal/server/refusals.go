@@ -13,8 +13,8 @@ import (
 	"isle/internal/identity"
 )
 
-// What one environment may put into the audit log by being refused. Beyond the
-// burst its refusals are counted together, so that none can fill the disk or
+// What one environment, one caller or one source may put into the audit log by
+// being refused. Beyond the burst its refusals are counted together, so that none can fill the disk or
 // keep others from being recorded; and one that goes on and on is stopped.
 const (
 	// refusalBurst is how many refusals of an environment are entries of their
@@ -29,7 +29,7 @@ const (
 	// it gets refusalRefill more each second, up to the share again.
 	refusalShare  = 100_000
 	refusalRefill = 10
-	// maxShares is how many environments and sources are remembered before those
+	// maxShares is how many environments, sources and actors are remembered before those
 	// that are quiet are forgotten.
 	maxShares = 2000
 	// stopTimeout bounds how long stopping one may take.
@@ -60,7 +60,7 @@ type refusals struct {
 
 	mu     sync.Mutex
 	closed bool
-	shares map[string]*share // by instance or source
+	shares map[string]*share // by instance, source or actor
 }
 
 // A share is that of one environment or source.
@@ -113,6 +113,38 @@ func (r *refusals) add(e audit.Entry, ref isle.Ref) {
 
 // sources is the share of all sources together.
 const sources = "sources"
+
+// actors is the share of all actors together who come when as many as may be are
+// remembered.
+const actors = "actors"
+
+// actor takes a refusal of somebody who is known. Each has their share, beyond
+// which their refusals are counted together: who may speak to the server and do
+// nothing there must not fill its disk by asking, nor hide what others ask.
+func (r *refusals) actor(e audit.Entry) {
+	e.Count = max(e.Count, 1)
+	r.mu.Lock()
+	if r.closed {
+		r.mu.Unlock()
+		return
+	}
+	key := "actor " + e.Actor.String()
+	if _, known := r.shares[key]; !known && len(r.shares) >= maxShares {
+		key = actors
+	}
+	s := r.share(key)
+	s.last = e
+	own := s.own.Take(s.at, ownRefusals)
+	if !own {
+		named := e
+		named.Resource.Name = string(e.Action) + " " + e.Resource.String()
+		r.together(s, named)
+	}
+	r.mu.Unlock()
+	if own {
+		r.append(e)
+	}
+}
 
 // source takes a refusal of a caller from elsewhere. A source has its share, and
 // all together have one: beyond either a refusal is counted with others, of

@@ -129,3 +129,31 @@ func TestManySourcesPutNoMoreIntoTheLogThanOne(t *testing.T) {
 	}
 	r.close()
 }
+
+// Whoever may speak to the server and do nothing there fills its log no more
+// than a stranger, and hides nobody else's refusals.
+func TestACallerWhoIsRefusedOnAndOnIsToldOfTogether(t *testing.T) {
+	log := &notebook{}
+	r := newRefusals(log, slog.New(slog.DiscardHandler), func(context.Context, isle.Ref) error { t.Error("stopped"); return nil })
+	now := time.Unix(1000, 0)
+	r.now = func() time.Time { return now }
+	by := func(name string, action isle.Action) audit.Entry {
+		return audit.NewEvent(isle.Actor{Kind: isle.Machine, Name: name}, action, isle.Resource{Kind: "environment", Name: "shop", Stage: "testing"}, isle.Deny, "")
+	}
+	const n = 5000
+	for range n {
+		r.actor(by("loud", isle.ActionEnvironmentExec))
+	}
+	r.actor(by("quiet", isle.ActionEnvironmentExec))
+	r.close()
+	list, count := log.of("", isle.ActionEnvironmentExec)
+	if len(list) != refusalBurst+2 || count != n+1 {
+		t.Errorf("%d entries of %d refusals", len(list), count)
+	}
+	if e := list[refusalBurst]; e.Actor.Name != "quiet" {
+		t.Errorf("the quiet one's is not one of its own: %+v", e)
+	}
+	if e := list[refusalBurst+1]; e.Actor.Name != "loud" || e.Count != n-refusalBurst || e.Details["environment:exec environment:shop@testing"] != fmt.Sprint(n-refusalBurst) {
+		t.Errorf("%+v", e)
+	}
+}
