@@ -115,3 +115,19 @@ func TestAMachineThatRolesWaitForIsMadeByWhoeverMayChangeThePolicyOnly(t *testin
 		}
 	})
 }
+
+// What takes no grant is not written down without an end.
+func TestAMachineThatLooksAtItselfOnAndOnFillsNoLog(t *testing.T) {
+	o := newOffice(t)
+	ci := o.machine(t, "ci")
+	for n := range 100 {
+		if _, err := ci.Identities.ListIdentities(t.Context(), connect.NewRequest(&islev1.ListIdentitiesRequest{Name: []string{"", "ci"}[n%2]})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if len(o.read) != 1 || o.read[0].Actor.Name != "ci" || o.read[0].Action != isle.ActionIdentityRead {
+		t.Errorf("%d entries: %+v", len(o.read), o.read)
+	}
+}
