@@ -38,10 +38,11 @@ type RemoteConfig struct {
 // NewRemote returns the API for callers from elsewhere: each request proves who
 // makes it by a bearer token (RFC 6750). It speaks HTTP over TLS only.
 func NewRemote(cfg RemoteConfig) http.Handler {
-	r := &remote{RemoteConfig: cfg, tries: newTries()}
+	r := &remote{RemoteConfig: cfg, tries: newTries(),
+		strangers: places{all: maxBrief, each: maxBriefEach}, known: places{all: maxOpen, each: maxOpenEach}}
 	mux := http.NewServeMux()
 	if cfg.Endpoints != nil {
-		h := brief(cfg.Endpoints)
+		h := r.brief(cfg.Endpoints)
 		mux.Handle("/oauth/", h)
 		mux.Handle("/.well-known/", h)
 	}
@@ -49,16 +50,32 @@ func NewRemote(cfg RemoteConfig) http.Handler {
 	return mux
 }
 
-// Bounds of a request without a credential.
+// Bounds of a request without a credential. One that is sent slowly holds the
+// memory of its body and of whoever reads it.
 const (
+	maxBrief     = 1024     // at once
+	maxBriefEach = 64       // of one source
 	briefBody    = 64 << 10 // bytes
 	briefRequest = 10 * time.Second
 	briefAnswer  = 30 * time.Second // from its beginning
 )
 
+// Bounds of calls with one that counts: a call may be open for as long as it
+// likes, and some before they have said what they want.
+const (
+	maxOpen     = 10_000 // at once
+	maxOpenEach = 1000   // of one key
+)
+
 // brief bounds requests that anybody may make.
-func brief(next http.Handler) http.Handler {
+func (c *remote) brief(next http.Handler) http.Handler {
 	return http.MaxBytesHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		source := identity.Neighbours(SourceOf(r.RemoteAddr))
+		if !c.strangers.take(source) {
+			c.full(w, isle.Errorf(isle.Exhausted, "there are as many requests without a credential as are served at once"))
+			return
+		}
+		defer c.strangers.leave(source)
 		control, now := http.NewResponseController(w), time.Now()
 		_ = control.SetReadDeadline(now.Add(briefRequest)) // a writer without deadlines (tests) has no hostile caller
 		_ = control.SetWriteDeadline(now.Add(briefAnswer))
@@ -69,6 +86,8 @@ func brief(next http.Handler) http.Handler {
 type remote struct {
 	RemoteConfig
 	tries *tries
+	// What is open: requests of anybody, by source; calls, by key.
+	strangers, known places
 }
 
 // The rules that refuse a credential.
@@ -107,12 +126,22 @@ func (c *remote) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if c.Proven != nil && !c.Proven(r) {
-		w.Header().Set("Retry-After", "10")
-		c.answer(w, http.StatusServiceUnavailable, "", isle.Errorf(isle.Exhausted, "the server has as many connections as it takes").WithHint("end some, or try again later"))
+		c.full(w, isle.Errorf(isle.Exhausted, "the server has as many connections as it takes"))
 		return
 	}
+	if !c.known.take(string(s.Key)) {
+		c.full(w, isle.Errorf(isle.Exhausted, "%s has as many calls open as may be", s.Actor))
+		return
+	}
+	defer c.known.leave(string(s.Key))
 	r.Header.Del("Authorization") // nothing behind here has a use for it
 	c.API.ServeHTTP(w, r.WithContext(withSubject(r.Context(), s, c.Group)))
+}
+
+// full says that there is no place for a request now.
+func (c *remote) full(w http.ResponseWriter, err *isle.Error) {
+	w.Header().Set("Retry-After", "10")
+	c.answer(w, http.StatusServiceUnavailable, "", err.WithHint("end some, or try again later"))
 }
 
 // refuse records what is no credential, and answers.

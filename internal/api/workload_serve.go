@@ -128,11 +128,11 @@ func (w *WorkloadAPI) serve(rw http.ResponseWriter, r *http.Request) {
 		return
 	}
 	service := c.caller.ID.Service
-	if !c.share.begin(service) {
+	if !c.share.open.take(service) {
 		fail(connect.CodeResourceExhausted, "the service, or its environment, has as many open calls of the Workload API as it may")
 		return
 	}
-	defer c.share.end(service)
+	defer c.share.open.leave(service)
 	if !c.share.calls.wait(r.Context().Done(), workloadCall) {
 		return
 	}

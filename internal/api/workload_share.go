@@ -35,35 +35,7 @@ type workloadShare struct {
 	users int // connections
 	calls pace
 	bytes pace
-
-	mu   sync.Mutex // guards what follows
-	open int        // calls
-	of   map[string]int
-}
-
-// begin takes a call of a service in, and says whether there is room for it; end
-// says that it is over.
-func (s *workloadShare) begin(service string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.open >= maxWorkloadCalls || s.of[service] >= maxWorkloadCallsOfOne {
-		return false
-	}
-	if s.of == nil {
-		s.of = map[string]int{}
-	}
-	s.open++
-	s.of[service]++
-	return true
-}
-
-func (s *workloadShare) end(service string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.open--
-	if s.of[service]--; s.of[service] == 0 {
-		delete(s.of, service)
-	}
+	open  places // of calls, by service
 }
 
 // enter returns the share of an instance, until leave; nil where it has as many
@@ -81,7 +53,7 @@ func (s *workloadShares) enter(instance isle.ID) *workloadShare {
 				}
 			}
 		}
-		one = &workloadShare{}
+		one = &workloadShare{open: places{all: maxWorkloadCalls, each: maxWorkloadCallsOfOne}}
 		s.of[instance] = one
 	}
 	if one.users >= maxWorkloadConnections {
