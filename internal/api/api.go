@@ -164,6 +164,13 @@ func New(cfg Config) http.Handler {
 	options := []connect.HandlerOption{
 		connect.WithInterceptors(g),
 		connect.WithReadMaxBytes(maxMessage),
+		connect.WithConditionalHandlerOptions(func(s connect.Spec) []connect.HandlerOption {
+			if s.StreamType&connect.StreamTypeClient == 0 {
+				return nil
+			}
+			return []connect.HandlerOption{connect.WithReadMaxBytes(maxPiece)}
+		}),
+		connect.WithCompression("gzip", nil, nil), // some bytes would be maxMessage of them, before anybody is asked
 		connect.WithRecover(func(_ context.Context, s connect.Spec, _ http.Header, p any) error {
 			cfg.Log.Error("a call panicked", "procedure", s.Procedure, "panic", p, "stack", string(debug.Stack()))
 			return toWire(isle.Errorf(isle.Internal, "the server made a mistake in %s: %v", s.Procedure, p).WithHint("please report it; the server's log has more"))

@@ -1,6 +1,8 @@
 package api
 
 import (
+	"bytes"
+	"compress/gzip"
 	"context"
 	"crypto/tls"
 	"io"
@@ -10,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"connectrpc.com/connect"
 
 	"isle"
 	"isle/internal/identity"
@@ -111,5 +115,61 @@ func TestOpenCallsAreBoundedForEachKey(t *testing.T) {
 	go func() { <-waiting }()
 	if got := call("ci"); got != http.StatusOK {
 		t.Errorf("afterwards: %d", got)
+	}
+}
+
+// A request is read whole before anybody is asked whether it may be made. Who may
+// do nothing sends no more at once than there is room for, nor little that becomes
+// much.
+func TestARequestThatIsRefusedAnywayIsNotHeldWithoutBound(t *testing.T) {
+	keys := newRing()
+	keys.give("ci", identity.Subject{Actor: isle.Actor{Kind: isle.Machine, Name: "ci"}, Stage: "testing"})
+	s := startRemote(t, &rooms{}, newPolicy(t), keys, selfSigned(t, time.Now().Add(time.Hour)), nil)
+	post := func(path, encoding, contentType string, body io.Reader) (int, string) {
+		req, _ := http.NewRequestWithContext(t.Context(), "POST", s.URL+path, body)
+		req.Header.Set("Authorization", "Bearer ci")
+		req.Header.Set("Content-Type", contentType)
+		if encoding != "" {
+			req.Header.Set("Content-Encoding", encoding)
+		}
+		res, err := from(t, "127.0.0.1").Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		b, _ := io.ReadAll(res.Body)
+		return res.StatusCode, string(b)
+	}
+	var zipped bytes.Buffer
+	z := gzip.NewWriter(&zipped)
+	io.Copy(z, io.LimitReader(strings.NewReader(`{"server":"`+strings.Repeat("x", 8<<20)+`"}`), 8<<20))
+	z.Close()
+	if code, b := post("/isle.v1.IdentityService/WhoAmI", "gzip", "application/json", &zipped); code != http.StatusNotImplemented || !strings.Contains(b, "unknown compression") {
+		t.Errorf("%d bytes that are 8 MiB: %d %s", zipped.Len(), code, b)
+	}
+	piece := append([]byte{0, 0, 0x60, 0, 0}, make([]byte, 6<<20)...) // one message of 6 MiB
+	if _, b := post("/isle.v1.EnvironmentService/Exec", "", "application/connect+proto", bytes.NewReader(piece)); !strings.Contains(b, "resource_exhausted") {
+		t.Errorf("a message of a stream: %s", b)
+	}
+	r := &remote{RemoteConfig: RemoteConfig{Credentials: keys}, known: places{all: 10, each: 10}, held: places{all: 100, each: 10}}
+	r.API = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		_, err := io.ReadAll(req.Body)
+		if connect.CodeOf(err) == connect.CodeResourceExhausted && err != nil {
+			w.WriteHeader(http.StatusTooManyRequests)
+		}
+	})
+	for _, c := range []struct {
+		path string
+		n    int
+		want int
+	}{
+		{"/isle.v1.EnvironmentService/Up", 10, http.StatusOK}, {"/isle.v1.EnvironmentService/Up", 11, http.StatusTooManyRequests},
+		{"/isle.v1.EnvironmentService/Up", 10, http.StatusOK}, {"/isle.v1.BuildService/Put", 1000, http.StatusOK}, // what was held is free again
+	} {
+		w, req := httptest.NewRecorder(), httptest.NewRequest("POST", c.path, strings.NewReader(strings.Repeat("x", c.n)))
+		req.Header.Set("Authorization", "Bearer ci")
+		if r.serve(w, req); w.Code != c.want {
+			t.Errorf("%d bytes for %s: %d, want %d", c.n, c.path, w.Code, c.want)
+		}
 	}
 }

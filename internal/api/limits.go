@@ -1,10 +1,13 @@
 package api
 
 import (
+	"errors"
 	"io"
 	"net/http"
 	"sync"
 	"time"
+
+	"connectrpc.com/connect"
 
 	"isle/internal/api/isle/v1/islev1connect"
 )
@@ -12,6 +15,7 @@ import (
 // Bounds of what a caller may send.
 const (
 	maxMessage = 48 << 20  // bytes of one message: the largest lock, and then some
+	maxPiece   = 4 << 20   // bytes of one message of a stream that callers send: of data, or a command
 	maxTrees   = 1000      // copied trees of one file
 	maxChunk   = 256 << 10 // bytes of one message of a stream of data, as the server sends it
 	// uploadIdle is how long an upload may send nothing, and how long any
@@ -26,6 +30,28 @@ func uploads(path string) bool {
 		return true
 	}
 	return false
+}
+
+// pieces are the procedures whose request is a stream: no message of theirs is
+// kept.
+func pieces(path string) bool {
+	return uploads(path) || path == islev1connect.EnvironmentServiceExecProcedure || path == islev1connect.EnvironmentServicePortForwardProcedure
+}
+
+// A weighedBody takes room for what is read of it, which is kept whole before
+// anybody is asked whether the caller may send it.
+type weighedBody struct {
+	io.ReadCloser
+	take func(n int) bool
+}
+
+// Read implements io.Reader.
+func (b *weighedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if n > 0 && !b.take(n) {
+		return 0, connect.NewError(connect.CodeResourceExhausted, errors.New("the server holds as much of your requests as it may at once: end some, or try again later"))
+	}
+	return n, err
 }
 
 // impatient gives every request's body a deadline: for its first bytes always,

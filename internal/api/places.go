@@ -13,25 +13,33 @@ type places struct {
 }
 
 // take reports whether there is a place; leave gives it back.
-func (p *places) take(of string) bool {
+func (p *places) take(of string) bool { return p.takeAll(of, 1) }
+
+func (p *places) leave(of string) { p.leaveAll(of, 1) }
+
+// takeAll takes n places, or none.
+func (p *places) takeAll(of string, n int) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.taken >= p.all || p.of[of] >= p.each {
+	if p.taken+n > p.all || p.of[of]+n > p.each {
 		return false
 	}
 	if p.of == nil {
 		p.of = map[string]int{}
 	}
-	p.taken++
-	p.of[of]++
+	p.taken += n
+	p.of[of] += n
 	return true
 }
 
-func (p *places) leave(of string) {
+func (p *places) leaveAll(of string, n int) {
+	if n == 0 {
+		return
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.taken--
-	if p.of[of]--; p.of[of] == 0 {
+	p.taken -= n
+	if p.of[of] -= n; p.of[of] == 0 {
 		delete(p.of, of)
 	}
 }

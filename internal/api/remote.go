@@ -39,7 +39,7 @@ type RemoteConfig struct {
 // makes it by a bearer token (RFC 6750). It speaks HTTP over TLS only.
 func NewRemote(cfg RemoteConfig) http.Handler {
 	r := &remote{RemoteConfig: cfg, tries: newTries(),
-		strangers: places{all: maxBrief, each: maxBriefEach}, known: places{all: maxOpen, each: maxOpenEach}}
+		strangers: places{all: maxBrief, each: maxBriefEach}, known: places{all: maxOpen, each: maxOpenEach}, held: places{all: maxHeld, each: maxHeldEach}}
 	mux := http.NewServeMux()
 	if cfg.Endpoints != nil {
 		h := r.brief(cfg.Endpoints)
@@ -65,6 +65,10 @@ const (
 const (
 	maxOpen     = 10_000 // at once
 	maxOpenEach = 1000   // of one key
+
+	// Bytes of requests that are held at once. The largest is maxMessage.
+	maxHeld     = 1 << 30
+	maxHeldEach = 256 << 20
 )
 
 // brief bounds requests that anybody may make.
@@ -88,6 +92,7 @@ type remote struct {
 	tries *tries
 	// What is open: requests of anybody, by source; calls, by key.
 	strangers, known places
+	held             places // bytes, by key
 }
 
 // The rules that refuse a credential.
@@ -134,6 +139,17 @@ func (c *remote) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer c.known.leave(string(s.Key))
+	if key := string(s.Key); r.Body != http.NoBody && !pieces(r.URL.Path) {
+		total := 0 // one goroutine reads a body at a time
+		r.Body = &weighedBody{r.Body, func(n int) bool {
+			if !c.held.takeAll(key, n) {
+				return false
+			}
+			total += n
+			return true
+		}}
+		defer func() { c.held.leaveAll(key, total) }()
+	}
 	r.Header.Del("Authorization") // nothing behind here has a use for it
 	c.API.ServeHTTP(w, r.WithContext(withSubject(r.Context(), s, c.Group)))
 }
