@@ -131,3 +131,40 @@ func TestAMachineThatLooksAtItselfOnAndOnFillsNoLog(t *testing.T) {
 		t.Errorf("%d entries: %+v", len(o.read), o.read)
 	}
 }
+
+// Whoever gives a credential where a name belongs has not told it to everybody
+// who reads the log.
+func TestACredentialGivenAsANameIsNotWrittenDown(t *testing.T) {
+	o := newOffice(t)
+	res, err := o.root(t).Identities.CreateIdentity(t.Context(), create("ci"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := res.Msg.GetSecret()
+	ann, root := o.as(t, isle.Actor{Kind: isle.Human, Name: "ann"}, nil), o.root(t)
+	for _, c := range []*Client{ann, root} {
+		for what, err := range map[string]error{
+			"create": second(c.Identities.CreateIdentity(t.Context(), create(key))),
+			"rotate": second(c.Identities.RotateKey(t.Context(), connect.NewRequest(&islev1.RotateKeyRequest{Name: key}))),
+			"revoke": second(c.Identities.RevokeIdentity(t.Context(), connect.NewRequest(&islev1.RevokeIdentityRequest{Name: key}))),
+			"see":    second(c.Identities.ListIdentities(t.Context(), connect.NewRequest(&islev1.ListIdentitiesRequest{Name: key}))),
+			"key":    second(c.Identities.RevokeKey(t.Context(), connect.NewRequest(&islev1.RevokeKeyRequest{Id: key}))),
+			"token":  second(c.Identities.RevokeToken(t.Context(), connect.NewRequest(&islev1.RevokeTokenRequest{Id: key}))),
+		} {
+			if err == nil || strings.Contains(err.Error(), key[5:20]) {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		c.Environments.Doors(t.Context(), connect.NewRequest(&islev1.DoorsRequest{Environment: key})) // the log is what matters
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if len(o.entries)+len(o.read) == 0 {
+		t.Error("nothing was written down")
+	}
+	for _, e := range append(o.entries, o.read...) {
+		if b, err := e.Encode(); err != nil || strings.Contains(string(b), key[5:20]) {
+			t.Errorf("%s %v", b, err)
+		}
+	}
+}

@@ -17,6 +17,7 @@ import (
 	"isle/internal/api/isle/v1/islev1connect"
 	"isle/internal/audit"
 	"isle/internal/authority"
+	"isle/internal/identity"
 	"isle/internal/policy"
 	"isle/internal/spec"
 )
@@ -324,6 +325,9 @@ func queriesOf(who caller, asks ...ask) []policy.Query {
 	}
 	out := make([]policy.Query, len(asks))
 	for i, a := range asks {
+		// Nothing is called so: somebody gave a credential in place of a name. What
+		// is asked is written down, and read by many.
+		a.resource.Name = identity.Redacted(a.resource.Name)
 		out[i] = policy.Query{Actor: who.actor, Groups: who.groups, Stage: stage, Action: a.action, Resource: a.resource, Project: a.project}
 	}
 	return out

@@ -308,7 +308,7 @@ func (s *identities) noMachine(ctx context.Context, name string) error {
 			names = append(names, m.Name)
 		}
 	}
-	err := isle.Errorf(isle.NotFound, "there is no machine identity %q", problem.Clip(name))
+	err := isle.Errorf(isle.NotFound, "there is no machine identity %q", problem.Clip(identity.Redacted(name)))
 	if best, near := problem.Nearest(name, names); near {
 		return err.WithHint("did you mean %s? `isle identity ls --all` lists them", best)
 	}

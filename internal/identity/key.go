@@ -129,3 +129,12 @@ func LooksLikeSecret(s string) bool {
 	_, shape := shapeOf(s)
 	return shape != shapeless
 }
+
+// Redacted is a text, or what stands for it where an API key or a personal token
+// is in it: of what somebody gave as a name, and is told or written down.
+func Redacted(s string) string {
+	if holdsSecret(s) {
+		return "[credential]"
+	}
+	return s
+}

@@ -105,7 +105,7 @@ func (r *Registry) plan(by isle.Actor, n NewMachine) (*Machine, error) {
 	s := r.state.Load()
 	switch old := s.machines[n.Name]; {
 	case !isle.ValidName(n.Name):
-		return nil, isle.Errorf(isle.Invalid, "%q is no name for a machine: want lower-case letters, digits and dashes, at most 40, beginning with a letter", shorten(n.Name, 60))
+		return nil, isle.Errorf(isle.Invalid, "%q is no name for a machine: want lower-case letters, digits and dashes, at most 40, beginning with a letter", shorten(Redacted(n.Name), 60))
 	case old != nil && old.why(now) == "":
 		return nil, isle.Errorf(isle.Conflict, "there is a machine identity %s, owned by %s", n.Name, old.Owner).
 			WithHint("choose another name, or give it a new key with `isle identity rotate %s`", n.Name)
@@ -266,7 +266,7 @@ func (r *Registry) find(name string) (*Machine, error) {
 	if m := r.state.Load().machines[name]; m != nil {
 		return m, nil
 	}
-	return nil, isle.Errorf(isle.NotFound, "there is no machine identity %q", shorten(name, 60)).WithHint("see `isle identity ls --all`")
+	return nil, isle.Errorf(isle.NotFound, "there is no machine identity %q", shorten(Redacted(name), 60)).WithHint("see `isle identity ls --all`")
 }
 
 // Revoke ends a machine with all of its keys, at once and for ever.
@@ -317,7 +317,7 @@ func (r *Registry) RevokeToken(ctx context.Context, by isle.Actor, id isle.ID) (
 }
 
 func noKey(id isle.ID) *isle.Error {
-	return isle.Errorf(isle.NotFound, "there is no key %q", shorten(string(id), 40)).WithHint("see `isle identity show NAME`")
+	return isle.Errorf(isle.NotFound, "there is no key %q", shorten(Redacted(string(id)), 40)).WithHint("see `isle identity show NAME`")
 }
 
 func (r *Registry) revokeKey(ctx context.Context, by isle.Actor, id isle.ID, action isle.Action, reason string) (Key, error) {
