@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"isle"
 	islev1 "isle/internal/api/isle/v1"
@@ -68,6 +69,44 @@ func TestAMachineThatAppearsMeanwhileIsAskedAboutAsWhatItIs(t *testing.T) {
 				t.Errorf("%+v %+v", m, keys)
 			}
 		})
+	}
+}
+
+// Nor is a machine of production stopped with those of testing.
+func TestAMachineThatIsMadeWhileItsOwnerLeavesIsAskedAboutToo(t *testing.T) {
+	o := newOffice(t)
+	apply(t, o.policy, withMaker())
+	ann, bob := isle.Actor{Kind: isle.Human, Name: "ann"}, isle.Actor{Kind: isle.Human, Name: "bob"}
+	if _, err := o.root(t).Identities.CreateIdentity(t.Context(), create("ci", func(m *islev1.CreateIdentityRequest) { m.Owner = bob.String() })); err != nil {
+		t.Fatal(err)
+	}
+	asked := 0
+	made := make(chan error, 1)
+	meanwhile := &decider{Authority: o.policy, decide: func(q policy.Query) policy.Answer {
+		if asked++; q.Actor == ann && asked == 2 { // about ci, after the call itself
+			go func() {
+				_, _, err := o.registry.Create(t.Context(), bob, identity.NewMachine{Name: "deploy", Owner: bob, Purpose: "deploys", Stage: "production", Expires: time.Now().Add(time.Hour)})
+				made <- err
+			}()
+			for range 100 { // it waits for its turn, or has had it
+				if _, ok := o.registry.Machine("deploy"); ok {
+					break
+				}
+				time.Sleep(time.Millisecond)
+			}
+		}
+		return o.policy.Decide(q)
+	}}
+	c := o.asBy(t, meanwhile, ann, nil)
+	_, err := c.Identities.OwnerLeft(t.Context(), connect.NewRequest(&islev1.OwnerLeftRequest{Owner: bob.String(), Grace: durationpb.New(0)}))
+	if err := <-made; err != nil {
+		t.Fatal(err)
+	}
+	if m, _ := o.registry.Machine("deploy"); !m.Stops.IsZero() {
+		t.Errorf("it was stopped: %v", err)
+	}
+	if m, _ := o.registry.Machine("ci"); m.Stops.IsZero() {
+		t.Errorf("ci was not: %v", err)
 	}
 }
 

@@ -410,17 +410,17 @@ func (s *identities) OwnerLeft(ctx context.Context, req *connect.Request[islev1.
 	if m.GetGrace() != nil {
 		grace = m.GetGrace().AsDuration()
 	}
-	for _, o := range s.Identities.OwnedBy(owner) {
-		if err := s.allowed(ctx, ask{isle.ActionIdentityTransfer, s.machineResource(o.Name), ""}); err != nil {
-			return nil, err
+	machines, tokens, err := s.Identities.OwnerLeft(ctx, actorOf(ctx), owner, grace, m.GetDryRun(), func(owned []identity.Machine, tokens int) error {
+		for _, o := range owned {
+			if err := s.allowed(ctx, ask{isle.ActionIdentityTransfer, s.machineResource(o.Name), ""}); err != nil {
+				return err
+			}
 		}
-	}
-	if len(s.Identities.Keys(owner)) > 0 {
-		if err := s.allowed(ctx, ask{isle.ActionIdentityRevoke, isle.Resource{Kind: "identity", Name: owner.String(), Stage: isle.DefaultStage}, ""}); err != nil {
-			return nil, err
+		if tokens == 0 {
+			return nil
 		}
-	}
-	machines, tokens, err := s.Identities.OwnerLeft(ctx, actorOf(ctx), owner, grace, m.GetDryRun())
+		return s.allowed(ctx, ask{isle.ActionIdentityRevoke, isle.Resource{Kind: "identity", Name: owner.String(), Stage: isle.DefaultStage}, ""})
+	})
 	if err != nil {
 		return nil, err
 	}

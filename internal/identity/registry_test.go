@@ -223,7 +223,7 @@ func TestWhatEndsIsFeltAtOnceAndSaysWhyOnlyInTheLog(t *testing.T) {
 		"the key expires":        {func(d *desk, k NewKey) error { d.pass(MaxKey); return nil }, keyExpired},
 		"all end":                {func(d *desk, k NewKey) error { return d.EndAll(t.Context(), "rolled back") }, keyRevoked},
 		"the owner left": {func(d *desk, k NewKey) error {
-			_, _, err := d.OwnerLeft(t.Context(), root, ann, time.Hour, false)
+			_, _, err := d.OwnerLeft(t.Context(), root, ann, time.Hour, false, nil)
 			d.pass(time.Hour)
 			return err
 		}, ownerLeft},
@@ -377,17 +377,17 @@ func TestAnOwnerWhoLeavesTakesTheirMachinesWithThem(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if machines, tokens, err := d.OwnerLeft(t.Context(), root, ann, time.Hour, true); len(machines) != 1 || len(tokens) != 1 || err != nil || !d.counts(t, token.Secret) {
+	if machines, tokens, err := d.OwnerLeft(t.Context(), root, ann, time.Hour, true, nil); len(machines) != 1 || len(tokens) != 1 || err != nil || !d.counts(t, token.Secret) {
 		t.Fatalf("%v %v %v", machines, tokens, err)
 	}
-	if _, _, err := d.OwnerLeft(t.Context(), root, ann, time.Hour, false); err != nil {
+	if _, _, err := d.OwnerLeft(t.Context(), root, ann, time.Hour, false, nil); err != nil {
 		t.Fatal(err)
 	}
 	if d.counts(t, token.Secret) || !d.counts(t, k.Secret) {
 		t.Error("the token ends at once, the machine after the grace")
 	}
 	d.pass(30 * time.Minute)
-	if machines, _, _ := d.OwnerLeft(t.Context(), root, ann, time.Hour, false); len(machines) != 0 {
+	if machines, _, _ := d.OwnerLeft(t.Context(), root, ann, time.Hour, false, nil); len(machines) != 0 {
 		t.Error("to say it again gave more time")
 	}
 	d.pass(30 * time.Minute)
@@ -565,7 +565,7 @@ func TestEveryChangeHasItsEntry(t *testing.T) {
 	d.create(t, "ci")
 	d.Rotate(t.Context(), root, "ci", time.Hour, nil)
 	d.SetOwner(t.Context(), root, "ci", root)
-	d.OwnerLeft(t.Context(), root, root, time.Hour, false)
+	d.OwnerLeft(t.Context(), root, root, time.Hour, false, nil)
 	d.Revoke(t.Context(), root, "ci", "done")
 	var actions []string
 	for _, e := range d.store.Entries() {

@@ -380,8 +380,9 @@ func (r *Registry) OwnedBy(owner isle.Actor) (out []Machine) {
 // OwnerLeft says that a person has left: their machines stop after a grace
 // period unless they get another owner, and their personal tokens end at once.
 // What was said before stands. It returns what it changes, or would on a dry
-// run.
-func (r *Registry) OwnerLeft(ctx context.Context, by, owner isle.Actor, grace time.Duration, dryRun bool) ([]Machine, []Key, error) {
+// run. may is asked about all that the person owns and holds, none of which
+// changes meanwhile; nil: nobody is.
+func (r *Registry) OwnerLeft(ctx context.Context, by, owner isle.Actor, grace time.Duration, dryRun bool, may func(owned []Machine, tokens int) error) ([]Machine, []Key, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if owner.Kind != isle.Human || owner.Name == "" {
@@ -394,7 +395,13 @@ func (r *Registry) OwnerLeft(ctx context.Context, by, owner isle.Actor, grace ti
 	var machines []Machine
 	var changed []*Machine
 	var entries []audit.Entry
-	for _, m := range r.OwnedBy(owner) {
+	owned := r.OwnedBy(owner)
+	if may != nil {
+		if err := may(owned, len(r.state.Load().byHolder[owner])); err != nil {
+			return nil, nil, err
+		}
+	}
+	for _, m := range owned {
 		if stops := now.Add(grace); m.Stops.IsZero() || stops.Before(m.Stops) {
 			m.OwnerLeft, m.Stops = now, stops
 			machines, changed = append(machines, m), append(changed, &m)

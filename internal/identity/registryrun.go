@@ -105,7 +105,7 @@ func (r *Registry) lookForOwners(ctx context.Context) {
 			continue
 		}
 		by, owner := isle.Actor{Kind: isle.System, Name: "owners"}, isle.Actor{Kind: isle.Human, Name: name}
-		machines, tokens, err := r.OwnerLeft(ctx, by, owner, DefaultGrace, false)
+		machines, tokens, err := r.OwnerLeft(ctx, by, owner, DefaultGrace, false, nil)
 		if err != nil {
 			r.cfg.Slog.Error("an owner who left could not be noted; it is tried again", "owner", owner, "err", err)
 			continue
