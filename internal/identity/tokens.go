@@ -162,6 +162,9 @@ func (t *Tokens) Grant(ctx context.Context, form url.Values, basicUser, basicPas
 	if hasBasic {
 		claimed, _ = url.QueryUnescape(basicUser)
 	}
+	if claimed == "" { // RFC 7523, 3: beside an assertion client_id may be left out
+		claimed = claimedSubject(form.Get("client_assertion"))
+	}
 	response, err := t.grant(ctx, form, basicUser, basicPassword, hasBasic, source)
 	if err == nil {
 		return response, nil

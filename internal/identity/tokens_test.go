@@ -772,3 +772,26 @@ func FuzzGrant(f *testing.F) {
 		}
 	})
 }
+
+// Beside an assertion client_id may be left out (RFC 7523, 3): the log says
+// all the same whose assertion was refused.
+func TestARefusedAssertionIsWrittenDownUnderTheNameOfItsMachine(t *testing.T) {
+	o := newOffice(t)
+	replayed := o.assertion(nil)
+	if _, err := o.grant(byAssertion(replayed)); err != nil {
+		t.Fatal(err)
+	}
+	for what, c := range map[string]struct{ assertion, name string }{
+		"replayed":           {replayed, "ci"},
+		"for another server": {o.assertion(func(c map[string]any) { c["aud"] = "https://another.test" }), "ci"},
+		"of nobody":          {o.assertion(func(c map[string]any) { c["iss"], c["sub"] = "nobody", "nobody" }), "?"},
+		"garbage":            {"a.b.c", "?"},
+	} {
+		_, err := o.grant(byAssertion(c.assertion))
+		o.refused(what, err, InvalidClient)
+		entries := o.store.Entries()
+		if e := entries[len(entries)-1]; e.Resource.Name != c.name {
+			t.Errorf("%s: the entry is about %s, not %s", what, e.Resource, c.name)
+		}
+	}
+}
