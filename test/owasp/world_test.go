@@ -554,3 +554,8 @@ func keysOf(t *testing.T, w *world, name string) (ids []string) {
 	}
 	return ids
 }
+
+// inDays is a time ahead, as the API has it.
+func inDays(n int) string {
+	return time.Now().Add(time.Duration(n) * 24 * time.Hour).UTC().Format(time.RFC3339)
+}
