@@ -33,6 +33,10 @@ func main() {
 		for _, address := range args {
 			reach(address)
 		}
+	case "via":
+		via(args[0], args[1])
+	case "answer": // to be a service that says who it is
+		answer(args[0], args[1])
 	case "wait": // to be a service
 		select {}
 	}
@@ -87,4 +91,71 @@ func reach(address string) {
 	line := make([]byte, 64)
 	n, err := conn.Read(line)
 	say(address, "connected %q %v", line[:n], err)
+}
+
+// via dials a name that the airlock answers for, whatever /etc/hosts says of it.
+func via(name, port string) {
+	address, err := lookup(name)
+	if err != nil {
+		say("via", "%v", err)
+		return
+	}
+	conn, err := net.DialTimeout("tcp", net.JoinHostPort(address.String(), port), 10*time.Second)
+	if err != nil {
+		say("via", "%v", err)
+		return
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(10 * time.Second))
+	line := make([]byte, 64)
+	n, err := conn.Read(line)
+	say("via", "connected %q %v", line[:n], err)
+}
+
+// lookup asks the airlock for a name's address (RFC 1035, 4.1).
+func lookup(name string) (net.IP, error) {
+	conf, err := os.ReadFile("/etc/resolv.conf")
+	if err != nil {
+		return nil, err
+	}
+	_, server, _ := strings.Cut(string(conf), "nameserver ")
+	conn, err := net.Dial("udp", net.JoinHostPort(strings.Fields(server)[0], "53"))
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(10 * time.Second))
+	question := []byte{0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0}
+	for label := range strings.SplitSeq(name, ".") {
+		question = append(append(question, byte(len(label))), label...)
+	}
+	if _, err := conn.Write(append(question, 0, 0, 1, 0, 1)); err != nil { // A, IN
+		return nil, err
+	}
+	said := make([]byte, 1500)
+	n, err := conn.Read(said)
+	if err != nil {
+		return nil, err
+	}
+	if n < 16 || said[7] == 0 {
+		return nil, fmt.Errorf("no answer, code %d", said[3]&15)
+	}
+	return net.IP(said[n-4 : n]), nil
+}
+
+// answer says a line to everybody who connects.
+func answer(port, line string) {
+	l, err := net.Listen("tcp", ":"+port)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		fmt.Fprintln(conn, line)
+		conn.Close()
+	}
 }
