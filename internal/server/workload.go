@@ -36,7 +36,7 @@ func (r *rooms) serveWorkload(instance, launch isle.ID, conn net.Conn) {
 
 // issuing records that a document of a workload's identity is about to be given.
 func (r *rooms) issuing(ctx context.Context, c api.WorkloadCaller, kind string, audience []string) error {
-	return r.issues.add(ctx, c.ID.String(), kind, audience, func(summary string) audit.Entry {
+	return r.issues.add(ctx, string(c.Instance)+" "+c.ID.String(), kind, audience, func(summary string) audit.Entry {
 		return r.ofWorkload(c, isle.Allow, summary)
 	})
 }
@@ -56,8 +56,9 @@ func (r *rooms) ofWorkload(c api.WorkloadCaller, decision isle.Decision, summary
 	return e
 }
 
-// What one workload may put into the audit log by asking for its documents. An
-// entry covers the same of the next minute; beyond the burst one entry a minute
+// What one launch of a workload may put into the audit log by asking for its
+// documents. An entry covers the same of the next minute, for as long as the same
+// people are inside; beyond the burst one entry a minute
 // covers all, so that none can fill the log, and nothing is given that no
 // earlier entry speaks of.
 const (
@@ -87,6 +88,7 @@ type issuer struct {
 	recording sync.Mutex          // held over an entry, so that one covers who waits for it; guards what follows
 	own       allowance.Allowance // entries of its own
 	covered   map[string]covered  // by what is given; "*" is everything
+	sessions  []isle.ID           // that were open at the last entry
 }
 
 // A covered is how long an entry covers, and what it covered so far.
@@ -100,14 +102,23 @@ func newIssues(log appender) *issues {
 }
 
 // add returns once a durable entry speaks of the document: one made now, or one
-// of the last minute. entry makes one.
-func (i *issues) add(ctx context.Context, id, kind string, audience []string, entry func(summary string) audit.Entry) error {
-	one := i.issuer(id)
+// of the last minute. who is the launch and the identity; entry makes one.
+func (i *issues) add(ctx context.Context, who, kind string, audience []string, entry func(summary string) audit.Entry) error {
+	one := i.issuer(who)
 	one.recording.Lock()
 	defer one.recording.Unlock()
 	now := i.now()
 	audience = slices.Sorted(slices.Values(audience))
 	what := fmt.Sprintf("%s %q", kind, audience)
+	e := entry(kind)
+	if !slices.Equal(e.Sessions, one.sessions) {
+		// Somebody has come or gone: no entry of before says who may have asked now.
+		// There are as many of these as there are sessions, which are entries too.
+		one.sessions = e.Sessions
+		for key, c := range one.covered {
+			one.covered[key] = covered{count: c.count}
+		}
+	}
 	for _, key := range []string{what, "*"} {
 		if c, ok := one.covered[key]; ok && now.Before(c.until) && c.until.Sub(now) <= issueCovers {
 			c.count++
@@ -115,7 +126,6 @@ func (i *issues) add(ctx context.Context, id, kind string, audience []string, en
 			return nil
 		}
 	}
-	e := entry(kind)
 	if one.own.Take(now, ownIssues) {
 		if len(audience) > 0 {
 			e = e.With("audience", strings.Join(audience, " "))
@@ -140,11 +150,11 @@ func (i *issues) add(ctx context.Context, id, kind string, audience []string, en
 }
 
 // issuer returns what was recorded of a workload.
-func (i *issues) issuer(id string) *issuer {
+func (i *issues) issuer(who string) *issuer {
 	now := i.now()
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	one := i.of[id]
+	one := i.of[who]
 	if one == nil {
 		if len(i.of) >= maxIssuers {
 			for id, o := range i.of {
@@ -154,7 +164,7 @@ func (i *issues) issuer(id string) *issuer {
 			}
 		}
 		one = &issuer{covered: map[string]covered{}}
-		i.of[id] = one
+		i.of[who] = one
 	}
 	one.used = now
 	return one

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -47,6 +48,35 @@ func TestEveryDocumentHasAnEntryOfTheLastMinuteBeforeIt(t *testing.T) {
 	now = now.Add(-time.Hour)
 	if log.ask(t, i, "web", "x509") != 1 {
 		t.Error("after the clock was set back an entry covers for an hour")
+	}
+}
+
+// Who has a command open in a service may be who asks: no entry of before they
+// came covers what is given while they are there.
+func TestADocumentThatIsGivenWhileSomebodyIsInsideHasAnEntryThatNamesThem(t *testing.T) {
+	log := &notebook{}
+	i := newIssues(log)
+	now := time.Unix(1000, 0)
+	i.now = func() time.Time { return now }
+	ask := func(sessions ...isle.ID) {
+		t.Helper()
+		err := i.add(t.Context(), "web", "x509", nil, func(summary string) audit.Entry { return audit.Entry{Summary: summary, Sessions: sessions} })
+		if e := log.entries[len(log.entries)-1]; err != nil || !slices.Equal(e.Sessions, sessions) {
+			t.Errorf("with %v inside the last entry has %v, %v", sessions, e.Sessions, err)
+		}
+	}
+	ask()
+	ask("ann")
+	ask("ann")
+	ask("ann", "bob")
+	ask("bob")
+	if n := len(log.entries); n != 4 {
+		t.Errorf("%d entries, want 4", n)
+	}
+	for n := range 2 * issueBurst { // beyond what is told one by one
+		log.ask(t, i, "web", "jwt", fmt.Sprint(n))
+		ask("cid")
+		ask()
 	}
 }
 
