@@ -145,9 +145,9 @@ func TestNHI6InsecureCloudDeploymentConfigurations(t *testing.T) {
 			t.Errorf("it listens: %+v, %v", told, err)
 		}
 		for _, stage := range []string{"staging", "production"} {
-			out, err := s.Isle("policy", "explain", "spiffe://x/shop/"+stage+"/shop/web", "egress:connect", "egress:api.example.com:443@"+stage)
-			if err == nil && strings.HasPrefix(out, "allow") {
-				t.Errorf("%s reaches out: %s", stage, out)
+			out, err := s.Isle("policy", "explain", "workload:shop/"+stage+"/shop", "egress:connect", "egress:api.example.com:443@"+stage)
+			if !strings.HasPrefix(out, "deny") {
+				t.Errorf("%s reaches out: %s, %v", stage, out, err)
 			}
 		}
 		modes(t, s.State, 0o700)

@@ -81,6 +81,9 @@ func run(m *testing.M) int {
 // variable is the value of a secret that the server's environment holds.
 const variable = "canary/variable+c4a2918e55?&="
 
+// itself is a name of the machine, as the server knows it.
+const itself = "machine.owasp.test"
+
 // service is an environment's: it waits, and can be told to do harm.
 const service = `
 services:
@@ -115,7 +118,15 @@ func (w *world) start(args ...string) error {
 	if w.Runtime != "" {
 		args = append(args, "--runtime", w.Runtime)
 	}
-	w.process = w.Command(args...)
+	// Of its own machine it believes that a name leads to it, which a file of an
+	// environment may ask for.
+	hosts := w.State + ".hosts"
+	if err := os.WriteFile(hosts, []byte("127.0.0.1 localhost "+itself+"\n"), 0o644); err != nil {
+		return err
+	}
+	isle := w.Command(args...)
+	w.process = exec.Command("unshare", append([]string{"--mount", "--propagation", "slave", "sh", "-c", `mount --bind "$0" /etc/hosts && exec "$@"`, hosts}, isle.Args...)...)
+	w.process.Env = isle.Env
 	w.process.Env = append(w.process.Env, "ISLE_SECRET_DB="+variable)
 	w.process.Stderr = w.log
 	if err := w.process.Start(); err != nil {
@@ -163,6 +174,7 @@ func (w *world) Close() {
 		w.process.Wait()
 	}
 	w.Server.Close()
+	os.Remove(w.State + ".hosts")
 	if w.log != nil {
 		w.log.Close()
 		os.Remove(w.log.Name())
