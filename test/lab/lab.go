@@ -22,11 +22,30 @@ type Server struct {
 	// server's own choice.
 	Runtime string
 	process *exec.Cmd
+	bare    bool
 }
 
 // New makes a state folder with what earlier runs have downloaded. The binaries
 // are those of ISLE_BIN, or of the folder named.
 func New(bin string) (*Server, error) {
+	s, err := Bare(bin)
+	if err != nil {
+		return nil, err
+	}
+	s.bare = false
+	SeedDownloads(s.State)
+	if s.Runtime != "" {
+		if err := s.start(); err != nil {
+			s.Close()
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// Bare is New without what was downloaded, for who needs none of it or looks
+// into every file, and without a server for ISLE_TEST_RUNTIME.
+func Bare(bin string) (*Server, error) {
 	if b := os.Getenv("ISLE_BIN"); b != "" {
 		bin = b
 	}
@@ -41,15 +60,7 @@ func New(bin string) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	SeedDownloads(state)
-	s := &Server{Bin: bin, State: state, Runtime: os.Getenv("ISLE_TEST_RUNTIME")}
-	if s.Runtime != "" {
-		if err := s.start(); err != nil {
-			s.Close()
-			return nil, err
-		}
-	}
-	return s, nil
+	return &Server{Bin: bin, State: state, Runtime: os.Getenv("ISLE_TEST_RUNTIME"), bare: true}, nil
 }
 
 // start starts a server that the command line would not start by itself.
@@ -94,7 +105,9 @@ func (s *Server) Close() {
 	if s.process != nil {
 		s.process.Wait()
 	}
-	KeepDownloads(s.State)
+	if !s.bare {
+		KeepDownloads(s.State)
+	}
 	os.RemoveAll(s.State)
 	os.RemoveAll(s.State + ".seen")
 	os.RemoveAll(s.State + ".keys")

@@ -135,7 +135,7 @@ func TestNHI6InsecureCloudDeploymentConfigurations(t *testing.T) {
 		}
 	})
 	t.Run("by default", func(t *testing.T) {
-		s, err := lab.New("../../bin")
+		s, err := lab.Bare("../../bin")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -7,10 +7,8 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
-	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -28,80 +26,6 @@ const (
 	refused  = "canary-refused-5d82ab03f7"
 )
 
-// forms are those in which a value could be found.
-func forms(v string) [][]byte {
-	var out [][]byte
-	for _, s := range []string{v, hex.EncodeToString([]byte(v)), strings.ToUpper(hex.EncodeToString([]byte(v)))} {
-		out = append(out, []byte(s))
-	}
-	for i := range 3 { // base64 of something that holds it, at each offset
-		b := base64.StdEncoding.EncodeToString(append(bytes.Repeat([]byte{0}, i), v...))
-		out = append(out, []byte(b[4:len(b)-4]))
-	}
-	return out
-}
-
-// A search looks for values in what it is given.
-type search struct {
-	t      *testing.T
-	values []string
-	looked int // bytes
-}
-
-func (s *search) in(where string, b []byte) {
-	s.t.Helper()
-	s.looked += len(b)
-	for _, v := range s.values {
-		for _, f := range forms(v) {
-			if bytes.Contains(b, f) {
-				s.t.Errorf("%s holds %s, as %q", where, v, f)
-			}
-		}
-	}
-}
-
-// below looks into every file below a folder, in their names too.
-func (s *search) below(dir string) {
-	s.t.Helper()
-	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		s.in("the name "+path, []byte(path))
-		if !e.Type().IsRegular() {
-			return nil
-		}
-		b, err := os.ReadFile(path)
-		s.in(path, b)
-		return err
-	})
-	if err != nil {
-		s.t.Error(err)
-	}
-}
-
-// processes looks into the arguments and environments of a process and of all
-// that it started.
-func (s *search) processes(pid int) {
-	s.t.Helper()
-	for _, f := range []string{"cmdline", "environ"} {
-		b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), f))
-		if err != nil {
-			continue // it has ended
-		}
-		s.in("/proc/"+strconv.Itoa(pid)+"/"+f, b)
-	}
-	tasks, _ := os.ReadDir(filepath.Join("/proc", strconv.Itoa(pid), "task"))
-	for _, task := range tasks {
-		b, _ := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "task", task.Name(), "children"))
-		for _, child := range strings.Fields(string(b)) {
-			if n, err := strconv.Atoi(child); err == nil {
-				s.processes(n)
-			}
-		}
-	}
-}
-
 func TestAValueIsFoundNowhereAfterwards(t *testing.T) {
 	s, err := lab.New("../../bin")
 	if err != nil {
@@ -109,7 +33,7 @@ func TestAValueIsFoundNowhereAfterwards(t *testing.T) {
 	}
 	t.Cleanup(s.Close)
 	work := t.TempDir()
-	look := &search{t: t, values: []string{stored, replaced, inFile, refused}}
+	look := &lab.Search{Report: t.Errorf, Values: []string{stored, replaced, inFile, refused}}
 	server := s.Command("server", "--log-level", "debug", "--secret-files", work)
 	server.Env = append(server.Env, "ISLE_SECRET_DB="+variable)
 	var log bytes.Buffer
@@ -133,7 +57,7 @@ func TestAValueIsFoundNowhereAfterwards(t *testing.T) {
 		if (err != nil) != fails {
 			t.Errorf("isle %v: %v\n%s", args, err, out)
 		}
-		look.in(strings.Join(args, " "), out)
+		look.In(strings.Join(args, " "), out)
 		return string(out)
 	}
 	file := filepath.Join(work, "value")
@@ -169,17 +93,17 @@ func TestAValueIsFoundNowhereAfterwards(t *testing.T) {
 		t.Fatal(err)
 	}
 	said("", false, "up", project)
-	look.in("the environment", []byte(said("", false, "exec", "bystander", "--", "env")))
-	look.processes(server.Process.Pid)
-	children := &search{t: t, values: append(look.values, variable)}
+	look.In("the environment", []byte(said("", false, "exec", "bystander", "--", "env")))
+	processes(look, server.Process.Pid)
+	children := &lab.Search{Report: t.Errorf, Values: append(look.Values, variable)}
 	e, err := s.Status("bystander")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, pid := range inside(t, e) {
-		children.processes(pid)
+	for _, pid := range e.Inside() {
+		processes(children, pid)
 	}
-	if children.looked == 0 {
+	if children.Looked == 0 {
 		t.Error("found no process of the environment: the search is broken")
 	}
 
@@ -190,35 +114,28 @@ func TestAValueIsFoundNowhereAfterwards(t *testing.T) {
 	said("", false, "secret", "check", "db")
 	said("", false, "audit", "export", "--file", filepath.Join(s.State, "export"))
 	said("", false, "audit", "verify")
-	look.processes(server.Process.Pid)
+	processes(look, server.Process.Pid)
 	said("", false, "down", "bystander")
 	said("", false, "secret", "rm", "db", "--force")
-	look.values = append(look.values, variable)
-	look.below(s.State) // the database with its write-ahead log, as it runs
+	look.Values = append(look.Values, variable)
+	look.Below(s.State) // the database with its write-ahead log, as it runs
 	said("", false, "server", "stop")
 	server.Wait()
-	look.below(s.State)
-	look.below(s.State + ".seen")
-	look.below(s.State + ".keys")
-	look.in("the server's log", log.Bytes())
-	if look.looked < 100_000 {
-		t.Errorf("looked at %d bytes only: the search is broken", look.looked)
+	look.Below(s.State)
+	look.Below(s.State + ".seen")
+	look.Below(s.State + ".keys")
+	look.In("the server's log", log.Bytes())
+	if look.Looked < 100_000 {
+		t.Errorf("looked at %d bytes only: the search is broken", look.Looked)
 	}
 }
 
-// inside are the processes of an environment, by their control groups.
-func inside(t *testing.T, e lab.Environment) (out []int) {
-	all, err := filepath.Glob("/proc/[0-9]*/cgroup")
-	if err != nil {
-		t.Fatal(err)
+// processes looks into a process and all that it started.
+func processes(look *lab.Search, pid int) {
+	look.Process(pid)
+	for _, child := range lab.Descendants(pid) {
+		look.Process(child)
 	}
-	for _, path := range all {
-		b, _ := os.ReadFile(path)
-		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path))); err == nil && bytes.Contains(b, []byte(e.Instance)) {
-			out = append(out, pid)
-		}
-	}
-	return out
 }
 
 // Whoever looks has to be able to find.
@@ -229,7 +146,7 @@ func TestTheSearchFindsAValueInEachForm(t *testing.T) {
 		must(json.Marshal(map[string]any{"sealed": []byte("abc" + stored)})),
 	} {
 		found := false
-		for _, f := range forms(stored) {
+		for _, f := range lab.Forms(stored) {
 			found = found || bytes.Contains(b, f)
 		}
 		if !found {
