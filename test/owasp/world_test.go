@@ -94,14 +94,14 @@ services:
 
 // newWorld starts a server with a state of its own. It listens to callers from
 // elsewhere and logs all that it has to say.
-func newWorld() (*world, error) {
+func newWorld(args ...string) (*world, error) {
 	s, err := lab.Bare("../../bin")
 	if err != nil {
 		return nil, err
 	}
 	w := &world{Server: s}
 	if w.log, err = os.CreateTemp("", "isle-owasp-log-"); err == nil {
-		err = w.start()
+		err = w.start(args...)
 	}
 	if err != nil {
 		w.Close()
