@@ -38,7 +38,9 @@ func main() {
 	case "answer": // to be a service that says who it is
 		answer(args[0], args[1])
 	case "wait": // to be a service
-		select {}
+		for {
+			time.Sleep(time.Hour)
+		}
 	}
 }
 
