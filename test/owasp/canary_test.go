@@ -199,7 +199,9 @@ func TestNoSecretIsFoundAnywhereAfterwards(t *testing.T) {
 	r.says("", false, "policy", "explain", "machine:ci", "environment:exec", "environment:bystander")
 	plant(variable)
 	r.Below(w.State) // as it runs, with the write-ahead log
-	launchSecrets(t, w.State, e)
+	if n := launchSecrets(t, t.Errorf, w.State, e.Inside()); n == 0 {
+		t.Error("no hash of a launch's secret is known: the search is broken")
+	}
 
 	// Ended, and opened as only root with the key can.
 	r.says("", false, "identity", "revoke", "ci", "--reason", "over")
@@ -288,16 +290,19 @@ func issuerKeys(t *testing.T, w *world) (out []string) {
 	return out
 }
 
+const letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+
 // launchSecrets looks for the secrets of launches, of which only the SHA-256 is
-// known: at each byte of what the server writes, as 32 bytes, hex or base64.
-func launchSecrets(t *testing.T, state string, e lab.Environment) {
+// known: at each byte of what the server writes and of what processes show, as 32
+// bytes, hex or base64. It returns how many launches it looked for.
+func launchSecrets(t *testing.T, report func(format string, args ...any), state string, pids []int) int {
 	t.Helper()
 	var all [][]byte
 	files, err := filepath.Glob(filepath.Join(state, "isle.db*"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, pid := range e.Inside() {
+	for _, pid := range pids {
 		for _, f := range []string{"cmdline", "environ"} {
 			files = append(files, filepath.Join("/proc", strconv.Itoa(pid), f))
 		}
@@ -316,25 +321,51 @@ func launchSecrets(t *testing.T, state string, e lab.Environment) {
 			hashes[h] = true
 		}
 	}
-	if len(hashes) == 0 {
-		t.Fatal("no hash of a launch's secret is known: the search is broken")
+	texts := []struct {
+		alphabet string
+		n        int
+		decode   func(dst, src []byte) (int, error)
+	}{
+		{"0123456789abcdefABCDEF", 64, hex.Decode},
+		{letters + "+/", 43, base64.RawStdEncoding.Decode},
+		{letters + "-_", 43, base64.RawURLEncoding.Decode},
 	}
 	for _, b := range all {
-		for i := 0; i+32 <= len(b); i++ {
-			if hashes[sha256.Sum256(b[i:i+32])] {
-				t.Error("a launch's secret is in the state, or in a process")
+		runs := make([]int, len(texts)) // how long the text before is of the alphabet
+		for end := 1; end <= len(b); end++ {
+			if end >= 32 && hashes[sha256.Sum256(b[end-32:end])] {
+				report("a launch's secret is in the state, or in a process")
 			}
-			for _, text := range []struct {
-				n      int
-				decode func(dst, src []byte) (int, error)
-			}{{64, hex.Decode}, {43, base64.RawStdEncoding.Decode}, {43, base64.RawURLEncoding.Decode}} {
+			for k, text := range texts {
+				if runs[k]++; strings.IndexByte(text.alphabet, b[end-1]) < 0 {
+					runs[k] = 0
+				}
+				if runs[k] < text.n {
+					continue
+				}
 				var v [64]byte
-				if i+text.n <= len(b) {
-					if n, err := text.decode(v[:], b[i:i+text.n]); err == nil && n == 32 && hashes[sha256.Sum256(v[:32])] {
-						t.Error("a launch's secret is written down as text")
-					}
+				if n, err := text.decode(v[:], b[end-text.n:end]); err == nil && n == 32 && hashes[sha256.Sum256(v[:32])] {
+					report("a launch's secret is written down as text")
 				}
 			}
+		}
+	}
+	return len(hashes)
+}
+
+// Whoever looks has to be able to find.
+func TestTheSearchFindsSecretsOfLaunchesInEachForm(t *testing.T) {
+	secret := sha256.Sum256([]byte("a launch's"))
+	hash := sha256.Sum256(secret[:])
+	for form, v := range map[string]string{"raw": string(secret[:]), "hex": hex.EncodeToString(secret[:]), "base64": base64.StdEncoding.EncodeToString(secret[:]), "none": ""} {
+		dir, found := t.TempDir(), 0
+		for name, b := range map[string]string{"isle.db": `{"secret_hash":"sha256:` + hex.EncodeToString(hash[:]) + `"}`, "isle.db-wal": "before" + v + "after"} {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(b), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := launchSecrets(t, func(string, ...any) { found++ }, dir, nil); n != 1 || (found > 0) != (v != "") {
+			t.Errorf("%s: %d launches, found %d times", form, n, found)
 		}
 	}
 }
