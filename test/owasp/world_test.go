@@ -500,6 +500,16 @@ func (w *world) loggedRefusal(t *testing.T, actor, action, rule string) {
 	w.logged(t, actor+" "+action, func(e entry) bool { return strings.Contains(e.Rule, rule) }, "--actor", actor, "--action", action, "--decision", "deny")
 }
 
+// loggedGrant says that a request for a token in a machine's name is in the log as
+// refused: it is nobody's, about that machine.
+func (w *world) loggedGrant(t *testing.T, machine string) {
+	t.Helper()
+	_, name, _ := strings.Cut(machine, ":")
+	w.logged(t, "a token for "+machine, func(e entry) bool {
+		return e.Resource.Name == name && strings.Contains(e.Rule, "a token is for a machine that proves itself")
+	}, "--action", "token:issue", "--decision", "deny")
+}
+
 // loggedSource says that a credential from somewhere is in the log as refused.
 func (c *caller) loggedSource(t *testing.T, action string) {
 	t.Helper()
