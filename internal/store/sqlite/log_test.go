@@ -159,6 +159,31 @@ func TestWhoeverIsAnsweredIsInTheHeadThatWasToldOf(t *testing.T) {
 	}
 }
 
+func TestWhoAppendsInARowSharesItsSyncWithAllOthersWhoDo(t *testing.T) {
+	commits := 0
+	s, err := Open(filepath.Join(t.TempDir(), "state.db"), Config{Commits: func(audit.Head) func() { commits++; return func() {} }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	const writers, each = 16, 100
+	var wg sync.WaitGroup
+	for range writers {
+		wg.Go(func() {
+			for range each {
+				if err := s.Append(context.Background(), event("x")); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	// Two halves that took turns would make two for each.
+	if commits > each*3/2 {
+		t.Errorf("%d transactions for %d entries of each of %d writers", commits, each, writers)
+	}
+}
+
 func TestADatabaseFromBeforeTheTreeGetsIt(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state.db")
 	db, err := sql.Open("sqlite", path)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"runtime"
 	"slices"
 	"time"
 
@@ -76,7 +77,10 @@ func (w *writer) loop() {
 			st.Close() // an open statement would keep the file open
 		}
 	}()
+	answered := 0 // by the last transaction
 	for {
+		w.letThemCome(answered)
+		answered = 0
 		var first *op
 		select {
 		case first = <-w.s.ops:
@@ -109,8 +113,31 @@ func (w *writer) loop() {
 			}
 		}
 		w.commit(batch)
+		answered = len(batch)
 	}
 }
+
+// letThemCome lets callers that were just answered run, because who appends in
+// a row comes again at once. Otherwise the next transaction begins with those
+// alone that waited meanwhile, and ever after two halves take turns, each with
+// an fsync of its own. It waits for nobody: it gives the processor away for as
+// long as more come. A caller alone does not pay for it.
+func (w *writer) letThemCome(answered int) {
+	if answered < 2 && len(w.s.ops) == 0 {
+		return
+	}
+	all := min(len(w.s.ops)+answered, maxBatch)
+	for idle, had := 0, len(w.s.ops); idle < maxIdle && had < all; idle++ {
+		runtime.Gosched()
+		if has := len(w.s.ops); has > had {
+			idle, had = -1, has
+		}
+	}
+}
+
+// maxIdle is how often the processor is given away for nothing before the
+// others are taken to have left.
+const maxIdle = 4
 
 // refuse answers what came too late.
 func (w *writer) refuse() {
