@@ -1,6 +1,7 @@
 package isle_test
 
 import (
+	"go/ast"
 	"go/parser"
 	"go/token"
 	"io/fs"
@@ -146,5 +147,38 @@ func TestRoomsStayInTheirLayer(t *testing.T) {
 	}
 	if seen == 0 {
 		t.Fatal("found no Go files: the walk is broken")
+	}
+}
+
+// A command's process lives for milliseconds. A pattern that is compiled when
+// the program starts is paid for by every command and by every isle-init.
+func TestNoPatternIsCompiledWhenTheProgramStarts(t *testing.T) {
+	err := filepath.WalkDir("internal", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		f, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
+		if err != nil {
+			return err
+		}
+		for _, decl := range f.Decls {
+			vars, ok := decl.(*ast.GenDecl)
+			if !ok {
+				continue
+			}
+			ast.Inspect(vars, func(n ast.Node) bool {
+				if _, ok := n.(*ast.FuncLit); ok {
+					return false // runs when it is called
+				}
+				if s, ok := n.(*ast.SelectorExpr); ok && strings.HasPrefix(s.Sel.Name, "MustCompile") {
+					t.Errorf("%s: %s stands where the program starts; compile it when it is first used", path, s.Sel.Name)
+				}
+				return true
+			})
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }

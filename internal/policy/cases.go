@@ -147,7 +147,7 @@ func ParseActor(s string, q *Query) error {
 			q.Place.Service = parts[3]
 		}
 		q.Actor = isle.Actor{Kind: isle.Workload, Name: parts[2] + "@" + parts[1]}
-	case !subjectName.MatchString(name):
+	case !subjectName().MatchString(name):
 		return isle.Errorf(isle.Invalid, "%q is nobody; want human:NAME, group:NAME, machine:NAME or workload:PROJECT/STAGE/NAME", problem.Clip(s))
 	case kind == "group":
 		q.Actor, q.Groups = isle.Actor{Kind: isle.Human, Name: "member-of-" + name}, []string{name}

@@ -3,7 +3,6 @@ package policy
 import (
 	"fmt"
 	"maps"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -389,12 +388,12 @@ func (s *Set) addCedar(d Document) error {
 	return nil
 }
 
-var cedarPlace = regexp.MustCompile(`(?s)^(?:parser error: )?parse error at [^ ]*?:?(\d+):(\d+):? ?(.*)$`)
+var cedarPlace = pattern(`(?s)^(?:parser error: )?parse error at [^ ]*?:?(\d+):(\d+):? ?(.*)$`)
 
 // cedarError takes the place out of the parser's message.
 func cedarError(err error) (line, column int, text string) {
 	text = err.Error()
-	if m := cedarPlace.FindStringSubmatch(text); m != nil {
+	if m := cedarPlace().FindStringSubmatch(text); m != nil {
 		line, _ = strconv.Atoi(m[1])
 		column, _ = strconv.Atoi(m[2])
 		text = m[3]

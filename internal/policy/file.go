@@ -3,7 +3,6 @@ package policy
 import (
 	"fmt"
 	"net"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -257,7 +256,7 @@ func (r *reader) readBinding(n *yaml.Node) Binding {
 }
 
 // subjectName is what an operating system or an identity may be called.
-var subjectName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.:@/$-]{0,127}$`)
+var subjectName = pattern(`^[A-Za-z0-9_][A-Za-z0-9_.:@/$-]{0,127}$`)
 
 func (r *reader) readSubject(n *yaml.Node) (Subject, bool) {
 	if n.Kind == yaml.MappingNode {
@@ -280,7 +279,7 @@ func (r *reader) readSubject(n *yaml.Node) (Subject, bool) {
 	case !slices.Contains(known, kind):
 		r.unknown(n, "kind of subject", kind, known)
 		return Subject{}, false
-	case name != "*" && !subjectName.MatchString(name):
+	case name != "*" && !subjectName().MatchString(name):
 		r.Problem(n, "%q names nobody; want %s:NAME", problem.Clip(text), kind)
 		return Subject{}, false
 	}
@@ -338,7 +337,7 @@ func (r *reader) readApproval(n *yaml.Node) Approval {
 				kind, name, _ := strings.Cut(s, ":")
 				if known := []string{"role", "human", "group"}; ok && !slices.Contains(known, kind) {
 					r.unknown(n, "kind of approver", kind, known)
-				} else if ok && !subjectName.MatchString(name) {
+				} else if ok && !subjectName().MatchString(name) {
 					r.Problem(n, "%q names nobody; want %s:NAME", problem.Clip(s), kind)
 				} else if ok {
 					a.Approvers = append(a.Approvers, s)

@@ -2,9 +2,11 @@ package policy
 
 import (
 	"errors"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"go.yaml.in/yaml/v3"
 
@@ -153,4 +155,10 @@ func plain(s string) (string, error) {
 		return "", errors.New("is empty")
 	}
 	return s, nil
+}
+
+// pattern returns what compiles a regular expression when it is first used. At
+// a program's start every command of a client would pay for all of them.
+func pattern(text string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(text) })
 }
