@@ -34,12 +34,9 @@ func benchLog(runs, entries int) error {
 	}
 	defer os.RemoveAll(dir)
 	if err := auditLog(context.Background(), dir, runs); err != nil {
-		return fmt.Errorf("log: %w", err)
+		return err
 	}
-	if err := verifyLog(context.Background(), dir, entries); err != nil {
-		return fmt.Errorf("log: %w", err)
-	}
-	return nil
+	return verifyLog(context.Background(), dir, entries)
 }
 
 // auditLog measures durable entries per second against one fdatasync for each
@@ -51,21 +48,11 @@ func auditLog(ctx context.Context, dir string, rounds int) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	signer, err := audit.OpenSigner(filepath.Join(dir, "key"), true)
+	store, closeStore, err := openLog(dir)
 	if err != nil {
 		return err
 	}
-	keep, _, err := audit.OpenKeep(filepath.Join(dir, "kept"))
-	if err != nil {
-		return err
-	}
-	defer keep.Close()
-	keep.Arm(signer)
-	store, err := sqlite.Open(filepath.Join(dir, "isle.db"), sqlite.Config{Commits: keep.Prepare})
-	if err != nil {
-		return err
-	}
-	defer store.Close()
+	defer closeStore()
 	plain, err := os.Create(filepath.Join(dir, "plain"))
 	if err != nil {
 		return err

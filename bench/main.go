@@ -24,43 +24,45 @@ import (
 func main() {
 	runs := flag.Int("n", 30, "counted runs of each command")
 	fleet := flag.Int("fleet", 100, "environments up and down in parallel")
-	only := flag.String("only", "", "one of policy, log, keys, issuer, launch, svid, where, run, exec, noop, fleet")
+	only := flag.String("only", "", "one of policy, log, keys, issuer, remote, launch, svid, where, run, exec, noop, fleet")
 	entries := flag.Int("entries", 1_000_000, "entries of the audit log that is verified")
 	bin := flag.String("bin", "bin", "folder of isle and isle-init")
 	inner := flag.String("inner", "", "internal: the state folder, in the private mount namespace")
 	flag.Parse()
-	var err error
-	switch {
-	case *inner != "":
-		err = measure(*inner, *bin, *only, *runs, *fleet)
-	case *only == "policy":
-		err = policies(*runs)
-	case *only == "keys":
-		err = credentials(*runs)
-	case *only == "log":
-		err = benchLog(*runs, *entries)
-	case *only == "issuer":
-		err = issuing(*runs)
-	case *only == "":
-		if err = policies(*runs); err == nil {
-			err = credentials(*runs)
-		}
-		if err == nil {
-			err = benchLog(*runs, *entries)
-		}
-		if err == nil {
-			err = issuing(*runs)
-		}
-		if err == nil {
-			err = outer(*bin)
-		}
-	default:
-		err = outer(*bin)
-	}
+	err := run(*inner, *bin, *only, *runs, *fleet, *entries)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
+}
+
+// run measures the part that is asked for, or all.
+func run(inner, bin, only string, runs, fleet, entries int) error {
+	if inner != "" {
+		return measure(inner, bin, only, runs, fleet)
+	}
+	known := false
+	for _, part := range []struct {
+		name string
+		run  func() error
+	}{
+		{"policy", func() error { return policies(runs) }},
+		{"keys", func() error { return credentials(runs) }},
+		{"log", func() error { return benchLog(runs, entries) }},
+		{"issuer", func() error { return issuing(runs) }},
+		{"remote", func() error { return remotely(bin, runs) }},
+	} {
+		if only == "" || only == part.name {
+			known = true
+			if err := part.run(); err != nil {
+				return fmt.Errorf("%s: %w", part.name, err)
+			}
+		}
+	}
+	if known && only != "" {
+		return nil
+	}
+	return outer(bin)
 }
 
 // outer starts a server of its own and runs the measurements in a private mount
@@ -132,6 +134,7 @@ func measure(state, bin, only string, runs, fleet int) error {
 	if err := describe(); err != nil {
 		return err
 	}
+	known := only == ""
 	for _, part := range []struct {
 		name string
 		run  func(context.Context) error
@@ -147,9 +150,13 @@ func measure(state, bin, only string, runs, fleet int) error {
 		if only != "" && only != part.name {
 			continue
 		}
+		known = true
 		if err := part.run(ctx); err != nil {
 			return fmt.Errorf("%s: %w", part.name, err)
 		}
+	}
+	if !known {
+		return fmt.Errorf("there is no part %q; -h lists them", only)
 	}
 	return nil
 }
