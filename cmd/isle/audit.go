@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"isle"
 	islev1 "isle/internal/api/isle/v1"
 	"isle/internal/audit"
+	"isle/internal/problem"
 )
 
 func newAudit(a *app) *cobra.Command {
@@ -81,6 +83,9 @@ func newAuditSearch(a *app) *cobra.Command {
   isle audit search -o json                    all of it, one entry per line`,
 		Args: args(0, 0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := known(req.Action, req.Decision); err != nil {
+				return err
+			}
 			for _, bound := range []struct {
 				flag, value string
 				to          **timestamppb.Timestamp
@@ -109,6 +114,31 @@ func newAuditSearch(a *app) *cobra.Command {
 	f.Uint64Var(&req.From, "from", 0, "from this sequence number on")
 	f.BoolVarP(&req.Follow, "follow", "f", false, "go on as more is written")
 	return cmd
+}
+
+// known refuses an action and a decision that no entry has: to find nothing
+// would say that it was never done.
+func known(action, decision string) error {
+	var actions []string
+	for _, i := range isle.Actions() {
+		noun, _, _ := strings.Cut(string(i.Action), ":")
+		actions = append(actions, string(i.Action), noun)
+	}
+	decisions := []string{string(isle.Allow), string(isle.Deny), string(isle.Hold)}
+	for _, w := range []struct {
+		flag, value string
+		of          []string
+	}{{"action", action, actions}, {"decision", decision, decisions}} {
+		if w.value == "" || slices.Contains(w.of, w.value) {
+			continue
+		}
+		err := usagef("--%s %s: there is no such %s", w.flag, w.value, w.flag)
+		if best, near := problem.Nearest(w.value, w.of); near {
+			return err.WithHint("did you mean %s?", best)
+		}
+		return err.WithHint("docs/actions.md lists the actions; decisions are %s", strings.Join(decisions, ", "))
+	}
+	return nil
 }
 
 // moment reads a time, a day, or how long ago.

@@ -8,6 +8,7 @@ import (
 
 	"isle"
 	islev1 "isle/internal/api/isle/v1"
+	"isle/internal/audit"
 	"isle/internal/build"
 	"isle/internal/environment"
 )
@@ -74,6 +75,10 @@ func (s *environments) Up(ctx context.Context, req *connect.Request[islev1.UpReq
 	return err
 }
 
+// endsWithCall is the rule by which a one-shot environment is torn down: nobody
+// was asked, since who may launch one may only do so for as long as a call lasts.
+const endsWithCall = "built in: a one-shot environment ends with its call"
+
 // endOneShot tears down what belongs to a call that has ended. The environment
 // room does the same at the next start, should the server die first.
 func (s *environments) endOneShot(ctx context.Context, ref isle.Ref) {
@@ -82,6 +87,9 @@ func (s *environments) endOneShot(ctx context.Context, ref isle.Ref) {
 	e, err := s.Environments.Get(ctx, ref)
 	if err != nil || !e.OneShot || e.Owner != actorOf(ctx) {
 		return // torn down already, and another's by now
+	}
+	for _, action := range []isle.Action{isle.ActionEnvironmentDown, isle.ActionVolumeDelete} {
+		audit.Allowed(ctx, actorOf(ctx), action, isle.Resource{Kind: "environment", Name: ref.Name, Stage: ref.Stage}, endsWithCall)
 	}
 	err = s.Environments.Down(ctx, actorOf(ctx), ref, true, func(environment.Progress) {})
 	if _, gone := s.Environments.Get(ctx, ref); err != nil && gone == nil { // another Down may have been first

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	cedar "github.com/cedar-policy/cedar-go"
+
 	"isle"
 )
 
@@ -44,12 +46,12 @@ func (s *Set) Diff(next *Set, now time.Time) (out []Change) {
 	was, is := s.handWritten(), next.handWritten()
 	for _, id := range slices.Sorted(maps.Keys(is)) {
 		if was[id] != is[id] {
-			out = append(out, Change{"everyone", true, "policy " + id})
+			out = append(out, is[id].change(id, true))
 		}
 	}
 	for _, id := range slices.Sorted(maps.Keys(was)) {
 		if was[id] != is[id] {
-			out = append(out, Change{"everyone", false, "policy " + id})
+			out = append(out, was[id].change(id, false))
 		}
 	}
 	for _, stage := range next.protected {
@@ -124,14 +126,29 @@ func compare(who string, gains bool, a, b map[string]map[isle.Action]bool) (out 
 	return out
 }
 
-func (s *Set) handWritten() map[string]string {
-	out := map[string]string{}
+func (s *Set) handWritten() map[string]written {
+	out := map[string]written{}
 	for _, r := range s.rules {
 		if strings.HasPrefix(string(r.id), "cedar ") {
-			out[string(r.id)] = string(r.policy.MarshalCedar())
+			out[string(r.id)] = written{string(r.policy.MarshalCedar()), r.policy.Effect() == cedar.Forbid}
 		}
 	}
 	return out
+}
+
+// A written policy is one by hand.
+type written struct {
+	text   string
+	forbid bool
+}
+
+// change is what its coming, or going, is to everyone: what a forbid is about is
+// lost as it comes.
+func (w written) change(id string, comes bool) Change {
+	if w.forbid {
+		return Change{"everyone", !comes, "what policy " + id + " forbids"}
+	}
+	return Change{"everyone", comes, "policy " + id}
 }
 
 // The resource of policy:read and policy:apply.
