@@ -2,7 +2,9 @@ package crash
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -64,7 +66,7 @@ func open(ctx context.Context, c *api.Client) (ends map[string]<-chan error, err
 		return nil
 	}
 	exec := c.Environments.Exec(ctx)
-	if err := exec.Send(&islev1.ExecInput{Input: &islev1.ExecInput_Start{Start: &islev1.ExecStart{Environment: "ticking", Command: []string{"sh", "-c", "while true; do echo x; busybox sleep 0.1; done"}}}}); err != nil {
+	if err := exec.Send(&islev1.ExecInput{Input: &islev1.ExecInput_Start{Start: &islev1.ExecStart{Environment: "ticking", Command: []string{"sh", "-c", "while true; do echo x; busybox sleep 0.1; done"}}}}); err != nil && !errors.Is(err, io.EOF) { // then Receive says why
 		return nil, err
 	}
 	received := func() error { _, err := exec.Receive(); return err }
@@ -72,10 +74,10 @@ func open(ctx context.Context, c *api.Client) (ends map[string]<-chan error, err
 		return nil, err
 	}
 	port := c.Environments.PortForward(ctx)
-	if err := port.Send(&islev1.PortInput{Input: &islev1.PortInput_Start{Start: &islev1.PortStart{Environment: "ticking", Port: 7}}}); err != nil {
+	if err := port.Send(&islev1.PortInput{Input: &islev1.PortInput_Start{Start: &islev1.PortStart{Environment: "ticking", Port: 7}}}); err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
 	}
-	if err := port.Send(&islev1.PortInput{Input: &islev1.PortInput_Data{Data: []byte("x")}}); err != nil {
+	if err := port.Send(&islev1.PortInput{Input: &islev1.PortInput_Data{Data: []byte("x")}}); err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
 	}
 	reached := func() error { _, err := port.Receive(); return err }
