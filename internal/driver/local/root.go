@@ -6,6 +6,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"runtime"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -89,6 +90,21 @@ func (d *Driver) assemble(c *container) error {
 	return nil
 }
 
+// openFolderIn opens a folder below root as a process whose root that is would
+// find it, links and ".." included. The kernel says EAGAIN where something on
+// the machine was mounted or renamed while it went up a "..": nothing is wrong
+// with this folder then, and it is asked again (openat2(2)).
+func openFolderIn(root int, folder string) (fd int, err error) {
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
+	for range 1000 {
+		if fd, err = unix.Openat2(root, folder, &how); err != unix.EAGAIN && err != unix.EINTR {
+			return fd, err
+		}
+		runtime.Gosched() // others mount, for a moment
+	}
+	return fd, err
+}
+
 // checkPoints refuses an image in which a link leads a mount to where no service
 // may have one of its own. A volume at /data, where /data is a link to /proc,
 // would be the service's own idea of processes to the runtime and isle-init.
@@ -103,8 +119,7 @@ func (c *container) checkPoints() error {
 		return err
 	}
 	check := func(point string, fits func(string) bool) error {
-		how := unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
-		fd, err := unix.Openat2(root, point, &how)
+		fd, err := openFolderIn(root, point)
 		if err != nil {
 			return isle.Errorf(isle.Invalid, "service %s: its image has something in place of the folder %s: %w", c.service, point, err).
 				WithHint("choose another path, or remove what the image has there")
