@@ -129,8 +129,17 @@ func (r *run) becomeReady() {
 	r.s.wasReady = true
 	r.s.mu.Unlock()
 	r.s.l.observe(r.s.name, r.launch, func(rec *Service) {
-		rec.Phase, rec.Message, rec.ExitCode = Running, "", nil
+		if !r.over() { // it may have ended while that was found out
+			rec.Phase, rec.Message, rec.ExitCode = Running, "", nil
+		}
 	})
+}
+
+// over says whether the launch has ended. It may be asked within observe.
+func (r *run) over() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.exit != nil
 }
 
 // SetupDone implements Events: the volumes are ready from here on.
@@ -191,7 +200,9 @@ func (r *run) Health(healthy bool, detail string) error {
 		r.becomeReady()
 	case before:
 		r.s.l.observe(r.s.name, r.launch, func(rec *Service) {
-			rec.Phase, rec.Message = Unhealthy, "its check fails: "+detail
+			if !r.over() {
+				rec.Phase, rec.Message = Unhealthy, "its check fails: "+detail
+			}
 		})
 	default:
 		r.set(func() {}) // not up yet, and its words have changed
