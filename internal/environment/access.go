@@ -118,6 +118,8 @@ type visit struct {
 const (
 	maxVisits  = 16          // that an entry names
 	keepVisits = time.Minute // after their end, for what is told of later
+	// lateness is how long after it was tried something may be seen.
+	lateness = 2 * time.Second
 )
 
 // inside notes an exec session, by its entry, until leave is called.
@@ -140,7 +142,7 @@ func (l *live) inside(id isle.ID, leave func()) func() {
 }
 
 // Inside are the exec sessions of an instance that are open, or were at a time of
-// up to a minute ago, by their audit entries: the oldest first, at most 16. What a
+// up to a minute ago or within two seconds before it, by their audit entries: the oldest first, at most 16. What a
 // workload does while somebody is inside may be that person's doing, and the log
 // says so.
 func (m *Manager) Inside(instance isle.ID, at time.Time) (entries []isle.ID) {
@@ -151,7 +153,7 @@ func (m *Manager) Inside(instance isle.ID, at time.Time) (entries []isle.ID) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		for _, v := range l.execs {
-			if (v.ended.IsZero() || v.ended.After(at)) && len(entries) < maxVisits {
+			if (v.ended.IsZero() || v.ended.After(at.Add(-lateness))) && len(entries) < maxVisits {
 				entries = append(entries, v.id)
 			}
 		}
