@@ -245,8 +245,24 @@ const (
 	ActionSecretCheck       Action = "secret:check"
 	ActionSecretDelete      Action = "secret:delete"
 	ActionSecretKey         Action = "secret:use-key" // another key seals from now on
+	ActionConnectionOpen    Action = "connection:open"
 	ActionPostgresSelect    Action = "postgres:select"
 	ActionPostgresWrite     Action = "postgres:write"
+	ActionPostgresSchema    Action = "postgres:schema"
+	ActionPostgresAdmin     Action = "postgres:admin"
+	ActionHTTPRead          Action = "http:read"
+	ActionHTTPWrite         Action = "http:write"
+	ActionApprovalRead      Action = "approval:read"
+	ActionApprovalDecide    Action = "approval:decide"
+	ActionAccessRequest     Action = "access:request"
+	ActionAccessBreakGlass  Action = "access:break-glass"
+	ActionSessionRead       Action = "session:read"
+	ActionSessionEnd        Action = "session:end"
+	ActionSessionOpen       Action = "session:open" // of a connection; its close is session:close
+	ActionSessionClose      Action = "session:close"
+	ActionRecordingRead     Action = "recording:read"
+	ActionRecordingKeep     Action = "recording:keep"   // hashes of what was recorded
+	ActionRecordingDelete   Action = "recording:delete" // by retention
 )
 
 // A Resource is what an action is done to: kind:name, in a stage.
@@ -293,6 +309,7 @@ const (
 	NotFound    Code = "not_found"   // there is no such thing
 	Conflict    Code = "conflict"    // it is there already, or something else has it
 	Refused     Code = "refused"     // policy says no, or the operating system does
+	Held        Code = "held"        // it awaits a human's approval
 	Untrusted   Code = "untrusted"   // it is not what it was, or not from whom it must be: a wrong signature, a log that was tampered with
 	Unavailable Code = "unavailable" // something needed is missing or away; may work later
 	Exhausted   Code = "exhausted"   // no space, or a limit is reached

@@ -26,7 +26,7 @@ func connectCode(c isle.Code) connect.Code {
 		return connect.CodeUnavailable
 	case isle.Exhausted:
 		return connect.CodeResourceExhausted
-	case isle.Failed, isle.Untrusted:
+	case isle.Failed, isle.Untrusted, isle.Held:
 		return connect.CodeFailedPrecondition
 	default:
 		return connect.CodeInternal

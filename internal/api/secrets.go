@@ -92,7 +92,7 @@ func (s *secrets) CheckSecret(ctx context.Context, req *connect.Request[islev1.C
 // usedBy are the connections of the policy in force that name a secret.
 func (s *secrets) usedBy(name string) (out []string) {
 	for _, c := range s.Policy.State().Set.Connections() {
-		if c.Credential == name {
+		if c.Credential.Secret == name {
 			out = append(out, "connection:"+c.Name+"@"+c.Stage)
 		}
 	}
@@ -123,8 +123,8 @@ func (cfg Config) unknownSecrets(d policy.Document) (warnings []string) {
 		return nil
 	}
 	for _, c := range f.Connections {
-		if c.Credential != "" && !known(list, c.Credential) {
-			warnings = append(warnings, "connection "+c.Name+" names the secret "+c.Credential+", which is not there: isle secret set "+c.Credential)
+		if c.Credential.Secret != "" && !known(list, c.Credential.Secret) {
+			warnings = append(warnings, "connection "+c.Name+" names the secret "+c.Credential.Secret+", which is not there: isle secret set "+c.Credential.Secret)
 		}
 	}
 	return warnings

@@ -201,7 +201,7 @@ func ParseResponse(b []byte) (failure, err error) {
 	switch r.Code {
 	case "":
 		return nil, nil
-	case isle.Invalid, isle.NotFound, isle.Conflict, isle.Refused, isle.Untrusted, isle.Unavailable, isle.Exhausted, isle.Failed, isle.Internal:
+	case isle.Invalid, isle.NotFound, isle.Conflict, isle.Refused, isle.Held, isle.Untrusted, isle.Unavailable, isle.Exhausted, isle.Failed, isle.Internal:
 	default:
 		r.Code = isle.Failed
 	}

@@ -24,6 +24,8 @@ func builtinRoles() []Role {
 	images := []isle.Action{isle.ActionImageLock, isle.ActionImageBuild, isle.ActionImageRead, isle.ActionImageImport, isle.ActionImageExport}
 	run := []isle.Action{isle.ActionEnvironmentLaunch, isle.ActionEnvironmentDown, isle.ActionEnvironmentExtend, isle.ActionEnvironmentLogs}
 	inside := []isle.Action{isle.ActionEnvironmentExec, isle.ActionEnvironmentCopy, isle.ActionEnvironmentDiff, isle.ActionEnvironmentPort}
+	decide := []isle.Action{isle.ActionApprovalRead, isle.ActionApprovalDecide}
+	sessions := []isle.Action{isle.ActionSessionRead, isle.ActionRecordingRead}
 	var all []isle.Action
 	for _, a := range grantable() {
 		if a.Action != isle.ActionEgressConnect { // environments ask for it, and nobody in their name
@@ -37,8 +39,8 @@ func builtinRoles() []Role {
 		role(RoleAdmin, "everything that people and machines do", all),
 		role(RoleDeveloper, "builds, launches, enters and tears down environments, with their data", look, images, run, inside, []isle.Action{isle.ActionVolumeDelete}),
 		role(RoleOperator, "runs environments and the server, and enters nothing", look, images, run, []isle.Action{isle.ActionServerCollect}),
-		role(RoleApprover, "sees what there is to decide about", look),
-		role(RoleAuditor, "reads the audit log and the policy", look, []isle.Action{isle.ActionAuditRead}),
+		role(RoleApprover, "decides what an approval's rule leaves to approvers, and sees what there is to decide about", look, decide),
+		role(RoleAuditor, "reads the audit log, the policy, and what was recorded of sessions", look, sessions, []isle.Action{isle.ActionAuditRead}),
 		role(RoleOpenEgress, "of environments: reaches whatever their files ask for", []isle.Action{isle.ActionEgressConnect}),
 	}
 }

@@ -25,6 +25,7 @@ type Set struct {
 	bindings    []Binding
 	connections map[string]Connection
 	approvals   []Approval
+	webhooks    map[string]Webhook
 	protected   []string
 
 	members map[Subject][]member
@@ -44,6 +45,12 @@ type member struct {
 // active reports whether the membership holds at a time.
 func (m member) active(now time.Time) bool {
 	return (m.binding.Expires.IsZero() || now.Before(m.binding.Expires)) && (m.role.Expires.IsZero() || now.Before(m.role.Expires))
+}
+
+// names reports whether the membership was given with a stage's name. Workloads
+// are named with theirs always.
+func (m member) names(stage string) bool {
+	return slices.Contains(m.binding.Stages, stage) || m.subject.Kind == "workload" && m.subject.Stage == stage
 }
 
 // A rule is one Cedar policy and where it comes from.
@@ -85,7 +92,7 @@ func kindType(kind string) string { return strings.ToUpper(kind[:1]) + kind[1:] 
 // problems.
 func Compile(documents ...Document) (*Set, error) {
 	s := &Set{
-		documents: documents, roles: map[string]*Role{}, connections: map[string]Connection{},
+		documents: documents, roles: map[string]*Role{}, connections: map[string]Connection{}, webhooks: map[string]Webhook{},
 		members: map[Subject][]member{}, index: map[cedar.EntityUID]map[cedar.EntityUID][]*rule{}, byID: map[cedar.PolicyID]*rule{},
 	}
 	for _, r := range builtinRoles() {
@@ -167,6 +174,13 @@ func (s *Set) merge(files []File, wrong map[string][]problem.Problem) {
 			}
 			s.connections[c.Name] = c
 		}
+		for _, w := range f.Webhooks {
+			if have, ok := s.webhooks[w.Name]; ok {
+				say(w.At, "webhook %s is there already: %s", w.Name, have.At)
+				continue
+			}
+			s.webhooks[w.Name] = w
+		}
 	}
 	if !spoken {
 		s.protected = defaultProtected()
@@ -191,6 +205,11 @@ func (s *Set) merge(files []File, wrong map[string][]problem.Problem) {
 			for _, who := range a.Approvers {
 				if name, ok := strings.CutPrefix(who, "role:"); ok {
 					role(a.At, name)
+				}
+			}
+			for _, name := range a.Notify {
+				if _, ok := s.webhooks[name]; !ok {
+					say(a.At, "unknown webhook %q; declare it under webhooks", name)
 				}
 			}
 			s.approvals = append(s.approvals, a)

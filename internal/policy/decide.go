@@ -2,7 +2,6 @@ package policy
 
 import (
 	"iter"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -57,24 +56,12 @@ func (s *Set) decide(q Query, also []string) Answer {
 	}
 	if decision == cedar.Allow && !a.Final {
 		a.Decision = isle.Allow
-		if s.holds(q) {
-			a.Decision, a.Message = isle.Hold, "a human has to approve it, and this version of isle cannot ask one yet"
-		}
+		s.judge(q, &a)
 	}
 	if len(a.Because) > 0 {
 		a.Rule = a.Because[0]
 	}
 	return a
-}
-
-// holds reports whether an approval rule speaks of the query.
-func (s *Set) holds(q Query) bool {
-	for _, a := range s.approvals {
-		if slices.Contains(a.Actions, q.Action) && slices.ContainsFunc(a.Resources, func(p Pattern) bool { return s.matches(p, q) }) {
-			return true
-		}
-	}
-	return false
 }
 
 // matches reports whether a pattern means the resource of a query.
@@ -179,7 +166,7 @@ func (s *Set) prepare(q Query, also []string) *candidacy {
 	}
 	for _, m := range c.held {
 		parents = append(parents, uid(typeRole, m.role.Name))
-		if slices.Contains(m.binding.Stages, q.Resource.Stage) && q.Resource.Stage != "" {
+		if q.Resource.Stage != "" && m.names(q.Resource.Stage) {
 			parents = append(parents, uid(typeNamed, m.role.Name))
 		}
 	}
@@ -321,11 +308,6 @@ func (s *Set) Protected(stage string) bool { return slices.Contains(s.protected,
 
 // ProtectedStages are the stages that are protected.
 func (s *Set) ProtectedStages() []string { return slices.Clone(s.protected) }
-
-// Connections returns those of all documents, by name.
-func (s *Set) Connections() []Connection {
-	return slices.SortedFunc(maps.Values(s.connections), func(a, b Connection) int { return strings.Compare(a.Name, b.Name) })
-}
 
 // Documents are what the set is made of.
 func (s *Set) Documents() []Document { return s.documents }

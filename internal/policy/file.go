@@ -32,6 +32,11 @@ func (r *reader) readFile(n *yaml.Node, f *File) {
 		key{name: "approvals", read: func(n *yaml.Node) {
 			r.list(n, "a list of approvals", func(n *yaml.Node) { f.Approvals = append(f.Approvals, r.readApproval(n)) })
 		}},
+		key{name: "webhooks", read: func(n *yaml.Node) {
+			r.named(n, "webhooks", func(name string, v *yaml.Node) {
+				f.Webhooks = append(f.Webhooks, r.readWebhook(name, v))
+			})
+		}},
 		key{name: "protected", read: func(n *yaml.Node) {
 			f.Protected = []string{}
 			r.list(n, "a list of stages", func(n *yaml.Node) { r.stage(n, func(s string) { f.Protected = append(f.Protected, s) }) })
@@ -286,33 +291,6 @@ func (r *reader) readSubject(n *yaml.Node) (Subject, bool) {
 	return Subject{Kind: kind, Name: name}, true
 }
 
-func (r *reader) readConnection(name string, n *yaml.Node) Connection {
-	c := Connection{Name: name, At: r.at(n)}
-	r.mapping(n, "a connection",
-		key{name: "kind", required: true, read: into(r, &c.Kind, "a kind", oneOf("kind of connection", "postgres", "http", "tcp"))},
-		key{name: "address", required: true, read: into(r, &c.Address, "an address", func(s string) (string, error) {
-			if !validDestination(s) {
-				return "", fmt.Errorf("%q is no address; want host:port", problem.Clip(s))
-			}
-			return s, nil
-		})},
-		key{name: "database", read: into(r, &c.Database, "a database", plain)},
-		key{name: "stage", required: true, read: func(n *yaml.Node) { r.stage(n, func(s string) { c.Stage = s }) }},
-		key{name: "credential", read: func(n *yaml.Node) {
-			r.mapping(n, "a credential", key{name: "secret", required: true, read: into(r, &c.Credential, "the name of a secret", nameOf("secret"))})
-		}},
-		key{name: "mask", read: func(n *yaml.Node) {
-			r.list(n, "a list of masked columns", func(n *yaml.Node) {
-				var m Mask
-				r.mapping(n, "a masked column",
-					key{name: "column", required: true, read: into(r, &m.Column, "a column", plain)},
-					key{name: "show", required: true, read: into(r, &m.Show, "how it is shown", oneOf("way to show", "full", "partial", "hash", "null", "type"))})
-				c.Mask = append(c.Mask, m)
-			})
-		}})
-	return c
-}
-
 func oneOf(what string, known ...string) func(string) (string, error) {
 	return func(s string) (string, error) {
 		if slices.Contains(known, s) {
@@ -323,37 +301,6 @@ func oneOf(what string, known ...string) func(string) (string, error) {
 		}
 		return "", fmt.Errorf("unknown %s %q; known: %s", what, problem.Clip(s), strings.Join(known, ", "))
 	}
-}
-
-func (r *reader) readApproval(n *yaml.Node) Approval {
-	a := Approval{At: r.at(n), Timeout: 15 * time.Minute, ValidFor: 10 * time.Minute, Uses: 1}
-	wild := "" // what waits is not what is granted: a wildcard is no danger here
-	r.mapping(n, "an approval",
-		key{name: "actions", required: true, read: func(n *yaml.Node) { a.Actions, _ = r.readActions(n, &wild) }},
-		key{name: "resources", required: true, read: func(n *yaml.Node) { a.Resources = r.readPatterns(n, &wild) }},
-		key{name: "approvers", required: true, read: func(n *yaml.Node) {
-			r.list(n, "a list of approvers", func(n *yaml.Node) {
-				s, ok := r.text(n, "an approver")
-				kind, name, _ := strings.Cut(s, ":")
-				if known := []string{"role", "human", "group"}; ok && !slices.Contains(known, kind) {
-					r.unknown(n, "kind of approver", kind, known)
-				} else if ok && !subjectName().MatchString(name) {
-					r.Problem(n, "%q names nobody; want %s:NAME", problem.Clip(s), kind)
-				} else if ok {
-					a.Approvers = append(a.Approvers, s)
-				}
-			})
-		}},
-		key{name: "timeout", read: into(r, &a.Timeout, "a duration", parseSpan)},
-		key{name: "valid_for", read: into(r, &a.ValidFor, "a duration", parseSpan)},
-		key{name: "uses", read: into(r, &a.Uses, "a number", func(s string) (int, error) {
-			v, err := strconv.Atoi(s)
-			if err != nil || v < 1 || v > 1000 {
-				return 0, fmt.Errorf("%q: want a number from 1 to 1000", problem.Clip(s))
-			}
-			return v, nil
-		})})
-	return a
 }
 
 func parseSpan(s string) (time.Duration, error) {

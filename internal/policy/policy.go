@@ -132,41 +132,13 @@ type Binding struct {
 	At       Position
 }
 
-// A Connection is a resource behind the gateway.
-type Connection struct {
-	Name       string
-	Kind       string // "postgres", "http", "tcp"
-	Address    string // host:port
-	Database   string
-	Stage      string
-	Credential string // the name of a secret
-	Mask       []Mask
-	At         Position
-}
-
-// A Mask says how a column leaves a connection.
-type Mask struct {
-	Column string // "customers.email"
-	Show   string // "partial", "hash", "null", "type"
-}
-
-// An Approval says which actions wait for a human.
-type Approval struct {
-	Actions   []isle.Action
-	Resources []Pattern
-	Approvers []string      // "role:NAME", "human:NAME", "group:NAME"
-	Timeout   time.Duration // how long a request waits; default 15 minutes
-	ValidFor  time.Duration // how long an approval holds, from when it is given; default 10 minutes
-	Uses      int           // how often; default 1
-	At        Position
-}
-
 // A File is what one YAML document says.
 type File struct {
 	Roles       []Role
 	Bindings    []Binding
 	Connections []Connection
 	Approvals   []Approval
+	Webhooks    []Webhook
 	Protected   []string // stages; nil if the document does not speak of them
 }
 
@@ -187,7 +159,10 @@ type Query struct {
 	Resource isle.Resource
 	Project  string // of the resource, where it has one
 	Release  bool   // what is launched is a release
-	Now      time.Time
+	// Facts are what a statement or request is, for the rules of its connection
+	// and for approvals; nil of everything else.
+	Facts *Facts
+	Now   time.Time
 }
 
 // An Answer is a decision and its reasons.
@@ -202,6 +177,8 @@ type Answer struct {
 	Final bool
 	// Message says more of a refusal that is built in; it may be empty.
 	Message string
+	// Holds are the rules that hold it, of the decision hold. Each has to be met.
+	Holds []*Approval
 }
 
 // Allowed reports whether the answer is allow.

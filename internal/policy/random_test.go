@@ -298,7 +298,7 @@ func naive(f File, q Query) bool {
 			if p.Kind != "*" && (p.Project != "" && p.Project != q.Project || p.Project == "" && !named(p.Name, q.Resource.Name)) {
 				continue
 			}
-			if info.Inside && inProtected && p.Stage == "" && !slices.Contains(b.Stages, q.Resource.Stage) {
+			if info.Inside && inProtected && p.Stage == "" && q.Actor.Kind != isle.Workload && !slices.Contains(b.Stages, q.Resource.Stage) {
 				continue
 			}
 			return true
