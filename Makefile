@@ -40,7 +40,7 @@ check: ## format, vet, staticcheck, layers, generated code, links, unit tests
 	scripts/check.sh
 
 test: setup build ## everything, with real parts; needs root
-	@scripts/setup.sh runc erofs-utils qemu-system-x86 protobuf-compiler libprotobuf-dev openssl
+	@scripts/setup.sh runc erofs-utils qemu-system-x86 protobuf-compiler libprotobuf-dev openssl postgresql
 	scripts/check.sh
 	$(GO) test -timeout 40m ./...
 	cd test/follow && $(GO) test ./...
