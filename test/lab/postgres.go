@@ -76,7 +76,7 @@ func StartPostgres(settings ...string) (pg *PG, err error) {
 	as := func(name string, args ...string) *exec.Cmd {
 		cmd := exec.Command(filepath.Join(bin, name), args...)
 		cmd.Dir = dir
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: who, Pdeathsig: syscall.SIGINT}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: who}
 		return cmd
 	}
 	data := filepath.Join(dir, "data")
