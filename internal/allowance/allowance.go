@@ -1,7 +1,8 @@
 // Package allowance bounds how often something may happen.
 //
 // A Rate is a burst, which may happen at once, and one more each time that Every
-// has passed. An Allowance is what somebody has left of it.
+// has passed. An Allowance is what somebody has left of it, and a Table holds
+// those of many, so many at most.
 package allowance
 
 import "time"

@@ -49,3 +49,27 @@ func TestWhatIsSpentBeyondIsOwed(t *testing.T) {
 		t.Error("it is owed for ever")
 	}
 }
+
+func TestATableIsBoundedAndForgetsWhoHasAllAgain(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	x := Table{Rate: Rate{Burst: 2, Every: 10 * time.Second}, Max: 3}
+	for _, key := range []string{"a", "b", "c", "a", "b", "c"} {
+		if !x.Take(key, now) {
+			t.Errorf("%s has no share of its own", key)
+		}
+	}
+	// All places are taken by who has none left: the others have one share.
+	if !x.Take("d", now) || !x.Take("e", now) || x.Take("f", now) || x.Take("a", now) {
+		t.Error("those who are told apart no longer have more than one has")
+	}
+	if n := x.Len(); n != 3 {
+		t.Errorf("%d are remembered", n)
+	}
+	now = now.Add(time.Minute)
+	if !x.Take("f", now) || !x.Take("f", now) || x.Take("f", now) || !x.Take("a", now) {
+		t.Error("a newcomer has no place when others have all of theirs again")
+	}
+	if n := x.Len(); n != 2 {
+		t.Errorf("%d are remembered a minute later", n)
+	}
+}

@@ -38,7 +38,7 @@ type RemoteConfig struct {
 // NewRemote returns the API for callers from elsewhere: each request proves who
 // makes it by a bearer token (RFC 6750). It speaks HTTP over TLS only.
 func NewRemote(cfg RemoteConfig) http.Handler {
-	r := &remote{RemoteConfig: cfg, tries: newTries(),
+	r := &remote{RemoteConfig: cfg, tries: NewTries(),
 		strangers: places{all: maxBrief, each: maxBriefEach}, known: places{all: maxOpen, each: maxOpenEach}, held: places{all: maxHeld, each: maxHeldEach}}
 	mux := http.NewServeMux()
 	if cfg.Endpoints != nil {
@@ -89,7 +89,7 @@ func (c *remote) brief(next http.Handler) http.Handler {
 
 type remote struct {
 	RemoteConfig
-	tries *tries
+	tries *Tries
 	// What is open: requests of anybody, by source; calls, by key.
 	strangers, known places
 	held             places // bytes, by key
@@ -176,7 +176,7 @@ func (c *remote) refuse(w http.ResponseWriter, source, rule, claimed string, err
 // the same address, so that nobody is locked out by a neighbour.
 func (c *remote) deny(w http.ResponseWriter, source string, err error) {
 	flat := Flatten(err)
-	if !c.tries.take(source) {
+	if !c.tries.Take(source) {
 		w.Header().Set("Retry-After", "5")
 		c.answer(w, http.StatusTooManyRequests, "", isle.Errorf(isle.Exhausted, "too many credentials from %s that count for nothing", source).WithHint("wait some seconds; log in again with `isle login`"))
 		return

@@ -234,32 +234,32 @@ func TestWhoeverTriesOnAndOnIsToldToWaitAndTheirNeighbourIsNot(t *testing.T) {
 
 func TestTriesAreBoundedAndComeBack(t *testing.T) {
 	now := time.Unix(1000, 0)
-	x := newTries()
+	x := NewTries()
 	x.now = func() time.Time { return now }
 	for i := range triesBurst + 1 {
-		if x.take("2001:db8::1") != (i < triesBurst) {
+		if x.Take("2001:db8::1") != (i < triesBurst) {
 			t.Errorf("try %d", i)
 		}
 	}
-	if x.take("2001:db8::ffff:2") {
+	if x.Take("2001:db8::ffff:2") {
 		t.Error("another address of the same /64 begins anew")
 	}
-	if !x.take("2001:db8:0:1::1") {
+	if !x.Take("2001:db8:0:1::1") {
 		t.Error("another /64 pays for it")
 	}
 	now = now.Add(triesEvery)
-	if !x.take("2001:db8::1") || x.take("2001:db8::1") {
+	if !x.Take("2001:db8::1") || x.Take("2001:db8::1") {
 		t.Error("after a while there is one more, and no more")
 	}
 	for i := range 2 * maxTriers {
-		x.take(net.IPv4(10, byte(i>>16), byte(i>>8), byte(i)).String())
+		x.Take(net.IPv4(10, byte(i>>16), byte(i>>8), byte(i)).String())
 	}
-	if len(x.sources) > maxTriers+1 {
-		t.Errorf("%d sources are remembered", len(x.sources))
+	if n := x.table.Len(); n > maxTriers {
+		t.Errorf("%d sources are remembered", n)
 	}
 	now = now.Add(time.Hour)
-	if !x.take("192.0.2.1") || len(x.sources) > 10 {
-		t.Errorf("%d are remembered an hour later", len(x.sources))
+	if ok := x.Take("192.0.2.1"); !ok || x.table.Len() > 10 {
+		t.Errorf("%d are remembered an hour later", x.table.Len())
 	}
 }
 

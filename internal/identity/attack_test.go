@@ -33,9 +33,9 @@ func TestAMachineThatAsksForTokensOnAndOnHasToWait(t *testing.T) {
 	}
 	// Nor is there no end to whom is remembered.
 	for n := range 10 * maxPaced {
-		o.tokens.pace.take(string(isle.NewID()), o.now.Add(time.Duration(n)*time.Second))
+		o.tokens.pace.Take(string(isle.NewID()), o.now.Add(time.Duration(n)*time.Second))
 	}
-	if n := len(o.tokens.pace.of); n > maxPaced+1 {
+	if n := o.tokens.pace.Len(); n > maxPaced {
 		t.Errorf("%d machines are remembered", n)
 	}
 }

@@ -57,8 +57,8 @@ type Registry struct {
 	ledger *ledger.Ledger
 
 	uses    uses
-	unknown refused         // credentials that are nobody's, by source
-	ended   refused         // keys that do not count any more, by key: no flood of the others hides one
+	unknown *refused        // credentials that are nobody's, by source
+	ended   *refused        // keys that do not count any more, by key: no flood of the others hides one
 	gone    map[string]bool // people whom the last look did not find; of Run
 }
 
@@ -86,7 +86,7 @@ func OpenRegistry(ctx context.Context, cfg RegistryConfig) (*Registry, error) {
 	if cfg.Slog == nil {
 		cfg.Slog = slog.New(slog.DiscardHandler)
 	}
-	r := &Registry{cfg: cfg, gone: map[string]bool{}}
+	r := &Registry{cfg: cfg, unknown: newRefused(), ended: newRefused(), gone: map[string]bool{}}
 	l, records, err := ledger.Open(ctx, cfg.Store, RegistryLedger)
 	if err != nil {
 		return nil, err

@@ -195,41 +195,26 @@ const (
 // refused bounds what wrong credentials put into the log, for each of what they
 // are told apart by.
 type refused struct {
+	each allowance.Table
+
 	mu     sync.Mutex // guards what follows
 	all    allowance.Allowance
-	shares map[string]*allowance.Allowance
 	since  time.Time // when the first of those was counted that are to be told of together; zero: there are none
 	count  int
 	named  map[string]int
 	others int
 }
 
+func newRefused() *refused {
+	return &refused{each: allowance.Table{Rate: allowance.Rate{Burst: refusedBurst, Every: refusedEvery}, Max: maxShares}}
+}
+
 // take says whether a refusal is an entry of its own; if not, it is counted.
 func (f *refused) take(key string, now time.Time) bool {
+	own := f.each.Take(key, now)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.shares == nil {
-		f.shares = map[string]*allowance.Allowance{}
-	}
-	one := allowance.Rate{Burst: refusedBurst, Every: refusedEvery}
-	all := allowance.Rate{Burst: refusedAll, Every: refusedAllEvery}
-	s := f.shares[key]
-	if s == nil && len(f.shares) >= maxShares {
-		for k, o := range f.shares {
-			if o.Full(now, one) {
-				delete(f.shares, k)
-			}
-		}
-		if len(f.shares) >= maxShares {
-			key = "*"
-			s = f.shares[key]
-		}
-	}
-	if s == nil {
-		s = &allowance.Allowance{}
-		f.shares[key] = s
-	}
-	if s.Take(now, one) && f.all.Take(now, all) {
+	if own && f.all.Take(now, allowance.Rate{Burst: refusedAll, Every: refusedAllEvery}) {
 		return true
 	}
 	if f.count == 0 {
@@ -297,11 +282,11 @@ func Unproven(why, source string) audit.Entry {
 // is the key that the credential is of; nil if it is of none.
 func (r *Registry) refuse(ctx context.Context, k *Key, source, why string, err error) error {
 	e := Unproven("a credential that does not count: "+why, source)
-	bound, by := &r.unknown, Neighbours(source)
+	bound, by := r.unknown, Neighbours(source)
 	if k != nil {
 		e.Actor, e.Resource = k.Holder, r.state.Load().resource(k)
 		e = e.With("key", string(k.ID))
-		bound, by = &r.ended, string(k.ID)
+		bound, by = r.ended, string(k.ID)
 	}
 	if bound.take(by, r.now()) {
 		r.append(ctx, e)
@@ -311,7 +296,7 @@ func (r *Registry) refuse(ctx context.Context, k *Key, source, why string, err e
 
 // tellTogether writes what was counted and is due, or all of it.
 func (r *Registry) tellTogether(ctx context.Context, all bool) {
-	for _, f := range []*refused{&r.unknown, &r.ended} {
+	for _, f := range []*refused{r.unknown, r.ended} {
 		if e, ok := f.together(r.now(), all); ok {
 			r.append(ctx, e)
 		}

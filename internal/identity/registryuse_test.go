@@ -94,8 +94,8 @@ func TestWrongCredentialsDoNotFillTheLog(t *testing.T) {
 	if !ok || e.Count+refusedAll != 10_000 || e.Decision != isle.Deny {
 		t.Errorf("%v %+v", ok, e)
 	}
-	if len(d.unknown.shares) > maxShares+1 {
-		t.Errorf("%d sources are remembered", len(d.unknown.shares))
+	if n := d.unknown.each.Len(); n > maxShares {
+		t.Errorf("%d sources are remembered", n)
 	}
 	if _, err := e.Encode(); err != nil {
 		t.Error(err)

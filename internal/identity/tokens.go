@@ -68,7 +68,7 @@ type Tokens struct {
 	// forgotten is the latest end of an assertion that is in used no more.
 	forgotten time.Time
 
-	pace grants
+	pace allowance.Table // of tokens, by machine
 }
 
 // OpenTokens reads which assertions were used.
@@ -91,7 +91,7 @@ func OpenTokens(ctx context.Context, cfg TokensConfig) (*Tokens, error) {
 	if err != nil {
 		return nil, isle.Errorf(isle.Internal, "a key: %w", err)
 	}
-	t := &Tokens{cfg: cfg, decoy: verifyKey{public: &decoy.PublicKey, alg: jose.ES256}}
+	t := &Tokens{cfg: cfg, decoy: verifyKey{public: &decoy.PublicKey, alg: jose.ES256}, pace: allowance.Table{Rate: tokenRate, Max: maxPaced}}
 	l, records, err := ledger.Open(ctx, cfg.Store, assertionLedger)
 	if err != nil {
 		return nil, err
@@ -219,7 +219,7 @@ func (t *Tokens) grant(ctx context.Context, form url.Values, basicUser, basicPas
 	if err != nil {
 		return TokenResponse{}, err
 	}
-	if !t.pace.take(p.subject.Actor.Name, t.cfg.Latest()) {
+	if !t.pace.Take(p.subject.Actor.Name, t.cfg.Latest()) {
 		return TokenResponse{}, isle.Errorf(isle.Exhausted, "%s asks for more access tokens than one machine gets", p.subject.Actor).
 			WithHint("keep an access token until it ends")
 	}
@@ -277,33 +277,6 @@ var tokenRate = allowance.Rate{Burst: maxUsedOfOne, Every: AccessToken / maxUsed
 // maxPaced is how many machines are told apart before those are forgotten that
 // have all of it again.
 const maxPaced = 1000
-
-// grants bounds the tokens that each machine gets.
-type grants struct {
-	mu sync.Mutex // guards what follows
-	of map[string]*allowance.Allowance
-}
-
-func (g *grants) take(machine string, now time.Time) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	a := g.of[machine]
-	if a == nil {
-		if len(g.of) >= maxPaced { // machines are few: each that is not forgotten got a token just now
-			for name, o := range g.of {
-				if o.Full(now, tokenRate) {
-					delete(g.of, name)
-				}
-			}
-		}
-		if g.of == nil {
-			g.of = map[string]*allowance.Allowance{}
-		}
-		a = &allowance.Allowance{}
-		g.of[machine] = a
-	}
-	return a.Take(now, tokenRate)
-}
 
 // readGrant reads what is asked for: the audience, "" for the server itself. A
 // token has one audience: who gets it there cannot show it anywhere else.
