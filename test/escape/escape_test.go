@@ -68,57 +68,22 @@ services:
 limits: {cpus: 1, memory: 256MiB, pids: 128}
 `
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
-
-func run(m *testing.M) int {
-	fail := func(err error) int {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	if os.Getuid() != 0 {
-		return fail(fmt.Errorf("these tests need root: sandboxes are made by root"))
-	}
-	dir, err := os.MkdirTemp("", "isle-escape-")
-	if err != nil {
-		return fail(err)
-	}
-	defer os.RemoveAll(dir)
-	attacker = filepath.Join(dir, "attacker")
-	if err := lab.Program(attacker, "./attacker"); err != nil {
-		return fail(err)
-	}
-	if server, err = lab.New("../../bin"); err != nil {
-		return fail(err)
-	}
-	defer server.Close()
-	for _, file := range []string{target, neighbour} {
-		if _, err := up(filepath.Join(dir, "project"), file); err != nil {
-			return fail(err)
+func TestMain(m *testing.M) {
+	os.Exit(lab.Main(m, "attacker", func(dir, program string) (func(), error) {
+		var err error
+		attacker = program
+		if server, err = lab.New("../../bin"); err != nil {
+			return nil, err
 		}
-	}
-	return m.Run()
+		if _, err = up(filepath.Join(dir, "target"), target); err == nil {
+			_, err = up(filepath.Join(dir, "neighbour"), neighbour)
+		}
+		return server.Close, err
+	}))
 }
 
 // up brings up an environment of the file, in a folder with the attacker.
-func up(dir, file string) (string, error) {
-	if err := os.RemoveAll(dir); err != nil {
-		return "", err
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return "", err
-	}
-	if err := os.WriteFile(filepath.Join(dir, "isle.yaml"), []byte(file), 0o644); err != nil {
-		return "", err
-	}
-	program, err := os.ReadFile(attacker)
-	if err != nil {
-		return "", err
-	}
-	if err := os.WriteFile(filepath.Join(dir, "attacker"), program, 0o755); err != nil {
-		return "", err
-	}
-	return server.Isle("up", dir)
-}
+func up(dir, file string) (string, error) { return server.Up(dir, file, attacker) }
 
 // launch brings up an environment for one test.
 func launch(t *testing.T, name, file string) {

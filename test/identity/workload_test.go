@@ -43,51 +43,20 @@ services:
 limits: {cpus: 2, memory: 512MiB, pids: 256}
 `
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
-
-func run(m *testing.M) int {
-	fail := func(err error) int {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	if os.Getuid() != 0 {
-		return fail(fmt.Errorf("these tests need root: sandboxes are made by root"))
-	}
-	dir, err := os.MkdirTemp("", "isle-identity-")
-	if err != nil {
-		return fail(err)
-	}
-	defer os.RemoveAll(dir)
-	inside = filepath.Join(dir, "inside")
-	if err := lab.Program(inside, "./inside"); err != nil {
-		return fail(err)
-	}
-	if server, err = lab.New("../../bin"); err != nil {
-		return fail(err)
-	}
-	defer server.Close()
-	if err := up(filepath.Join(dir, "shop"), shop); err != nil {
-		return fail(err)
-	}
-	return m.Run()
+func TestMain(m *testing.M) {
+	os.Exit(lab.Main(m, "inside", func(dir, program string) (func(), error) {
+		var err error
+		inside = program
+		if server, err = lab.New("../../bin"); err != nil {
+			return nil, err
+		}
+		return server.Close, up(filepath.Join(dir, "shop"), shop)
+	}))
 }
 
 // up brings up an environment of the file.
 func up(dir, file string, args ...string) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(dir, "isle.yaml"), []byte(file), 0o644); err != nil {
-		return err
-	}
-	program, err := os.ReadFile(inside)
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(dir, "inside"), program, 0o755); err != nil {
-		return err
-	}
-	_, err = server.Isle(append([]string{"up", dir}, args...)...)
+	_, err := server.Up(dir, file, inside, args...)
 	return err
 }
 

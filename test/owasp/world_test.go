@@ -47,35 +47,15 @@ var (
 	inside string
 )
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
-
-func run(m *testing.M) int {
-	fail := func(err error) int {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	if os.Getuid() != 0 {
-		return fail(fmt.Errorf("these tests need root: sandboxes are made by root"))
-	}
-	dir, err := os.MkdirTemp("", "isle-owasp-")
-	if err != nil {
-		return fail(err)
-	}
-	defer os.RemoveAll(dir)
-	inside = filepath.Join(dir, "inside")
-	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", inside, "./inside")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		return fail(fmt.Errorf("build what runs inside: %w\n%s", err, out))
-	}
-	if shared, err = newWorld(); err != nil {
-		return fail(err)
-	}
-	defer shared.Close()
-	if err := shared.up(filepath.Join(dir, "shop"), "name: shop\n"+service, "--stage", "testing"); err != nil {
-		return fail(err)
-	}
-	return m.Run()
+func TestMain(m *testing.M) {
+	os.Exit(lab.Main(m, "inside", func(dir, program string) (func(), error) {
+		var err error
+		inside = program
+		if shared, err = newWorld(); err != nil {
+			return nil, err
+		}
+		return shared.Close, shared.up(filepath.Join(dir, "shop"), "name: shop\n"+service, "--stage", "testing")
+	}))
 }
 
 // variable is the value of a secret that the server's environment holds.
@@ -180,20 +160,7 @@ func (w *world) Close() {
 
 // up brings up an environment of the file, with the program in its folder.
 func (w *world) up(dir, file string, args ...string) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(dir, "isle.yaml"), []byte(file), 0o644); err != nil {
-		return err
-	}
-	program, err := os.ReadFile(inside)
-	if err == nil {
-		err = os.WriteFile(filepath.Join(dir, "inside"), program, 0o755)
-	}
-	if err != nil {
-		return err
-	}
-	_, err = w.Isle(append([]string{"up", dir}, args...)...)
+	_, err := w.Up(dir, file, inside, args...)
 	return err
 }
 
