@@ -3,6 +3,7 @@ package policy
 import (
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -54,6 +55,7 @@ func (s *Set) Diff(next *Set, now time.Time) (out []Change) {
 			out = append(out, was[id].change(id, false))
 		}
 	}
+	out = append(out, s.connectionsTo(next)...)
 	for _, stage := range next.protected {
 		if !s.Protected(stage) {
 			out = append(out, Change{"everyone", false, "launch and entry in stage " + stage + ", which becomes protected"})
@@ -65,6 +67,48 @@ func (s *Set) Diff(next *Set, now time.Time) (out []Change) {
 		}
 	}
 	return out
+}
+
+// connectionsTo says which connections come, go and change. Who may open one is
+// what roles say; what it leads to and what it refuses is everyone's.
+func (s *Set) connectionsTo(next *Set) (out []Change) {
+	for _, c := range next.Connections() {
+		was, ok := s.connections[c.Name]
+		what := "connection " + c.Name + "@" + c.Stage + " to " + c.target()
+		switch {
+		case !ok:
+			out = append(out, Change{"everyone", true, what})
+		case !reflect.DeepEqual(was.plain(), c.plain()):
+			out = append(out, Change{"everyone", true, what + " as it is written now"})
+		}
+	}
+	for _, c := range s.Connections() {
+		if _, ok := next.connections[c.Name]; !ok {
+			out = append(out, Change{"everyone", false, "connection " + c.Name + "@" + c.Stage + " to " + c.target()})
+		}
+	}
+	return out
+}
+
+// target is where a connection leads, for people.
+func (c Connection) target() string {
+	if c.Address != "" {
+		return c.Address
+	}
+	return "service " + c.Service + " of environment " + c.Environment
+}
+
+// plain is the connection without the places where it stands in files.
+func (c Connection) plain() Connection {
+	c.At = Position{}
+	c.Rules, c.Mask = slices.Clone(c.Rules), slices.Clone(c.Mask)
+	for i := range c.Rules {
+		c.Rules[i].At = Position{}
+	}
+	for i := range c.Mask {
+		c.Mask[i].At = Position{}
+	}
+	return c
 }
 
 // bySubject is by which bindings that hold at a time a subject has roles.

@@ -92,3 +92,21 @@ func TestWhatDoesNotGoTogetherInAConnectionIsNamed(t *testing.T) {
 		t.Errorf("an unknown webhook: %v", err)
 	}
 }
+
+func TestDiffSaysWhichConnectionsComeGoAndChange(t *testing.T) {
+	with := func(body string) *Set { return compile(t, "connections: "+body) }
+	before := with(`{a: {kind: tcp, stage: testing, address: "a.example:1"}, b: {kind: tcp, stage: testing, address: "b.example:1"}}`)
+	after := with("\n" + `  b: {kind: tcp, stage: testing, address: "b.example:2"}` + "\n" + `  c: {kind: tcp, stage: testing, environment: x, service: y, port: 1}`)
+	var got []string
+	for _, c := range before.Diff(after, now) {
+		got = append(got, c.String())
+	}
+	want := "everyone gains connection b@testing to b.example:2 as it is written now; everyone gains connection c@testing to service y of environment x; everyone loses connection a@testing to a.example:1"
+	if strings.Join(got, "; ") != want {
+		t.Errorf("%q", got)
+	}
+	moved := with("\n\n" + `  {b: {kind: tcp, stage: testing, address: "b.example:1"}, a: {kind: tcp, stage: testing, address: "a.example:1"}}`)
+	if d := before.Diff(moved, now); len(d) > 0 {
+		t.Errorf("the same in another place: %v", d)
+	}
+}
