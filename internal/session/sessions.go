@@ -1,0 +1,290 @@
+package session
+
+import (
+	"cmp"
+	"context"
+	"log/slog"
+	"maps"
+	"os"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sys/unix"
+
+	"isle"
+	"isle/internal/audit"
+)
+
+// Sessions are those of one server. They are safe for concurrent use.
+type Sessions struct {
+	cfg     Config
+	log     *slog.Logger
+	packer  *zstd.Encoder
+	buffers sync.Pool // of *[]byte with nothing in it
+	scratch sync.Pool // of *scratch
+
+	work    chan struct{} // has one where something is queued
+	early   chan struct{} // has one where that is much
+	closing chan struct{} // has one where a session is over or begins
+	stop    context.CancelFunc
+	running sync.WaitGroup
+
+	mu     sync.Mutex // guards what follows
+	live   map[isle.ID]*Live
+	floor  uint64  // every session that is not in live ended, or begins, at this entry or after it
+	over   []*Live // those to close
+	closed bool
+
+	dirty struct {
+		sync.Mutex // guards list
+		list       []*Live
+	}
+	pending pending // of the sealing goroutine alone
+}
+
+// Open opens the recordings of a folder and begins to write what is recorded.
+// Recover is called before the first Begin.
+func Open(cfg Config) (*Sessions, error) {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Slog == nil {
+		cfg.Slog = slog.New(slog.DiscardHandler)
+	}
+	cfg.Keep, cfg.Max = cmp.Or(cfg.Keep, DefaultKeep), cmp.Or(cfg.Max, DefaultMax)
+	cfg.flushEvery, cfg.sealEvery, cfg.tick = cmp.Or(cfg.flushEvery, flushEvery), cmp.Or(cfg.sealEvery, sealEvery), cmp.Or(cfg.tick, tick)
+	if cfg.Keep < MinKeep {
+		return nil, isle.Errorf(isle.Invalid, "recordings cannot be kept for %s only: the least is %s", cfg.Keep, MinKeep)
+	}
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, isle.Errorf(isle.Unavailable, "cannot make the folder of recordings: %w", err)
+	}
+	packer, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(2), zstd.WithLowerEncoderMem(true), zstd.WithWindowSize(256<<10))
+	if err != nil {
+		return nil, isle.Errorf(isle.Internal, "cannot compress recordings: %w", err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	s := &Sessions{
+		cfg: cfg, log: cfg.Slog, packer: packer, stop: cancel, live: map[isle.ID]*Live{},
+		work: make(chan struct{}, 1), early: make(chan struct{}, 1), closing: make(chan struct{}, 1),
+	}
+	s.buffers.New = func() any { b := make([]byte, 0, 4<<10); return &b }
+	s.scratch.New = func() any { return &scratch{} }
+	s.running.Go(func() { s.write(ctx) }) // ends with Close
+	s.running.Go(func() { s.seal(ctx) })  // so does this
+	return s, nil
+}
+
+// Close ends every session, and returns when all that was recorded is durable.
+func (s *Sessions) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	live := slices.Collect(maps.Values(s.live))
+	s.mu.Unlock()
+	for _, l := range live {
+		l.mu.Lock()
+		l.stop(isle.Errorf(isle.Unavailable, "the server ends"))
+		l.mu.Unlock()
+		l.End("")
+	}
+	s.stop()
+	s.running.Wait()
+	return s.packer.Close()
+}
+
+// Begin begins a session. ID, Started and the counters are Begin's to give. The
+// session's audit entry is durable when Begin returns.
+func (s *Sessions) Begin(ctx context.Context, info Info) (*Live, error) {
+	now := s.cfg.Now().UTC().Truncate(time.Microsecond)
+	info.ID, info.Started, info.Last, info.State = isle.NewID(), now, now, Active
+	for _, t := range []*string{&info.Owner, &info.Source, &info.Address, &info.Database, &info.Role} {
+		*t = clip(*t)
+	}
+	if err := s.hasRoom(); err != nil {
+		return nil, err
+	}
+	w, err := newWriter(s.cfg.Dir, info, s.cfg.Sealer)
+	if err != nil {
+		return nil, err
+	}
+	l := &Live{s: s, id: info.ID, w: w, info: info, done: make(chan struct{})}
+	l.info.State = ""
+	l.room.L = &l.mu
+	s.mu.Lock()
+	switch {
+	case s.closed:
+		err = isle.Errorf(isle.Unavailable, "the server ends")
+	case len(s.live) >= MaxSessions:
+		err = isle.Errorf(isle.Exhausted, "there are %d sessions already, as many as there may be", MaxSessions).WithHint("see `isle sessions ls`; end one with `isle sessions end ID`")
+	default:
+		l.floor = s.floor
+		s.live[l.id] = l
+	}
+	s.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	if err := s.cfg.Log.Append(ctx, opened(info)); err != nil {
+		s.forget(l.id)
+		return nil, err
+	}
+	poke(s.closing)
+	return l, nil
+}
+
+// hasRoom says whether there is room on the disk for one more session.
+func (s *Sessions) hasRoom() error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(s.cfg.Dir, &st); err != nil {
+		return isle.Errorf(isle.Unavailable, "a session cannot be recorded, so none begins: cannot look at %s: %w", s.cfg.Dir, err)
+	}
+	if free := st.Bavail * uint64(st.Bsize); free < minRoom {
+		return isle.Errorf(isle.Exhausted, "a session cannot be recorded, so none begins: %s has %d bytes free, and needs %d", s.cfg.Dir, free, minRoom).
+			WithHint("free space there; or keep recordings for a shorter time with --recordings-keep")
+	}
+	return nil
+}
+
+// opened is the entry of a session's start. Its ID is the session's.
+func opened(i Info) audit.Entry {
+	e := entryOf(i, isle.ActionSessionOpen, i.Actor)
+	e.ID = i.ID
+	return e.With("results", strconv.FormatBool(i.Results))
+}
+
+// entryOf is an entry about a session.
+func entryOf(i Info, action isle.Action, by isle.Actor) audit.Entry {
+	e := audit.NewEvent(by, action, i.Resource(), isle.Allow, "")
+	if i.Ref != (isle.Ref{}) {
+		e = e.In(i.Ref, i.Instance)
+	}
+	for _, d := range [][2]string{{"kind", i.Kind}, {"owner", i.Owner}, {"source", i.Source}, {"address", i.Address}, {"database", i.Database}, {"role", i.Role}} {
+		if d[1] != "" {
+			e = e.With(d[0], d[1])
+		}
+	}
+	return e
+}
+
+// List returns the sessions that are live, those that began last first.
+func (s *Sessions) List() []Info {
+	s.mu.Lock()
+	live := slices.Collect(maps.Values(s.live))
+	s.mu.Unlock()
+	out := make([]Info, 0, len(live))
+	for _, l := range live {
+		out = append(out, l.Info())
+	}
+	slices.SortFunc(out, func(a, b Info) int { return cmp.Compare(b.ID, a.ID) })
+	return out
+}
+
+// End ends a live session at once, by the actor. It is durable in the log before
+// the session ends. The session's Cause says who did it and why.
+func (s *Sessions) End(ctx context.Context, by isle.Actor, id isle.ID, reason string) error {
+	l := s.find(id)
+	if l == nil {
+		return isle.Errorf(isle.NotFound, "no session %q goes on", id).WithHint("see `isle sessions ls`")
+	}
+	e := audit.NewEvent(by, isle.ActionSessionEnd, l.Info().Resource(), isle.Allow, clip(reason)).With("session", string(id))
+	e.Link = id
+	if err := s.cfg.Log.Append(ctx, e); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.stop(endedBy(by, reason))
+	return nil
+}
+
+// find returns a live session, nil if there is none of the ID.
+func (s *Sessions) find(id isle.ID) *Live {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.live[id]
+}
+
+func (s *Sessions) forget(id isle.ID) {
+	s.mu.Lock()
+	delete(s.live, id)
+	s.mu.Unlock()
+}
+
+// ended takes a session that is over, to be closed.
+func (s *Sessions) ended(l *Live) {
+	s.mu.Lock()
+	s.over = append(s.over, l)
+	s.mu.Unlock()
+	poke(s.closing)
+}
+
+// poke puts something into a channel of one, if nothing is there.
+func poke(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// queue takes a session of which something is to be written.
+func (s *Sessions) queue(l *Live) {
+	s.dirty.Lock()
+	s.dirty.list = append(s.dirty.list, l)
+	s.dirty.Unlock()
+	poke(s.work)
+}
+
+// write writes what is recorded, each time that a moment has passed. Where
+// nothing is it sleeps.
+func (s *Sessions) write(ctx context.Context) {
+	t := time.NewTimer(0)
+	defer t.Stop()
+	for {
+		select {
+		case <-s.work:
+		case <-ctx.Done():
+			return // what is left the sealing goroutine writes as it closes
+		}
+		t.Reset(s.cfg.flushEvery)
+		select {
+		case <-t.C:
+		case <-s.early:
+		case <-ctx.Done():
+			return
+		}
+		s.dirty.Lock()
+		list := s.dirty.list
+		s.dirty.list = nil
+		s.dirty.Unlock()
+		for _, l := range list {
+			if !l.out.TryLock() { // it is being synced: the others do not wait for that
+				s.queue(l)
+				continue
+			}
+			err := l.flush()
+			l.out.Unlock()
+			if err != nil {
+				s.log.Error("a session cannot be recorded", "session", l.id, "err", err)
+			}
+		}
+	}
+}
+
+// pack writes events as one block.
+func (s *Sessions) pack(w *writer, encoded []byte) error {
+	z := s.scratch.Get().(*scratch)
+	defer s.scratch.Put(z)
+	return w.events(s.cfg.Now(), encoded, s.packer, z)
+}
+
+// buffer returns an empty buffer, giveBack takes it back unless it has grown.
+func (s *Sessions) buffer() []byte { return (*s.buffers.Get().(*[]byte))[:0] }
+
+func (s *Sessions) giveBack(b []byte) {
+	if cap(b) <= 2*maxEarly {
+		s.buffers.Put(&b)
+	}
+}
