@@ -73,8 +73,9 @@ func Open(cfg Config) (*Sessions, error) {
 	}
 	s.buffers.New = func() any { b := make([]byte, 0, 4<<10); return &b }
 	s.scratch.New = func() any { return &scratch{} }
-	s.running.Go(func() { s.write(ctx) }) // ends with Close
-	s.running.Go(func() { s.seal(ctx) })  // so does this
+	s.running.Go(func() { s.write(ctx) })  // ends with Close
+	s.running.Go(func() { s.seal(ctx) })   // so does this
+	s.running.Go(func() { s.retain(ctx) }) // and this
 	return s, nil
 }
 
