@@ -81,6 +81,7 @@ type writer struct {
 	rest    hasher    // over the chain and what came after it; nil if nothing did
 	since   time.Time // when the first block after the last seal was written
 	created bool      // its folder is to be synced
+	over    bool      // its end was written, or could not be
 }
 
 type hash = [sha256.Size]byte
@@ -267,6 +268,7 @@ func (w *writer) sync() error {
 // end writes the last block, makes the recording durable, and returns its
 // digest, which is that of what is there also where that failed.
 func (w *writer) end(now time.Time, info Info) (isle.Digest, error) {
+	w.over = true
 	err := w.open()
 	if err == nil {
 		var b []byte

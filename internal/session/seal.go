@@ -95,14 +95,14 @@ func (s *Sessions) sealDue() {
 			return true // it is being written; the next look finds it
 		}
 		defer l.out.Unlock()
-		return l.w.tail == 0 || now.Sub(l.w.since) < s.cfg.sealEvery && l.w.tail < sealBytes
+		return l.w.over || l.w.tail == 0 || now.Sub(l.w.since) < s.cfg.sealEvery && l.w.tail < sealBytes
 	})
 	var mu sync.Mutex // guards chunks
 	var chunks []chunk
 	s.each(live, func(l *Live) {
 		l.out.Lock()
 		defer l.out.Unlock()
-		if l.flush() != nil || l.w.tail == 0 {
+		if l.w.over || l.flush() != nil || l.w.tail == 0 {
 			return
 		}
 		c, err := l.w.seal(now)
@@ -259,9 +259,7 @@ func (s *Sessions) tell(again bool) {
 	now := time.Now()
 	err := s.cfg.Log.Append(context.Background(), p.entries...)
 	if err == nil {
-		for _, id := range p.closed {
-			s.forget(id)
-		}
+		s.forget(p.closed)
 		p.entries, p.closed, p.since = nil, nil, time.Time{}
 	} else {
 		s.log.Error("recordings cannot be recorded in the audit log", "err", err)

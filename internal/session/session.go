@@ -161,6 +161,7 @@ const (
 	// MaxSessions bounds how many are live at a time.
 	MaxSessions = 10000
 
+	maxEnding = 1000    // sessions that are over and not closed yet
 	maxShort  = 2 << 10 // bytes of every other text of an event
 	maxParams = 1000    // of an event
 

@@ -34,8 +34,10 @@ type Sessions struct {
 
 	mu     sync.Mutex // guards what follows
 	live   map[isle.ID]*Live
-	floor  uint64  // every session that is not in live ended, or begins, at this entry or after it
-	over   []*Live // those to close
+	floor  uint64    // every session that is not in live ended, or begins, at this entry or after it
+	over   []*Live   // those to close
+	ending int       // those that are over, and in live still
+	fewer  sync.Cond // ending became less
 	closed bool
 
 	dirty struct {
@@ -71,6 +73,7 @@ func Open(cfg Config) (*Sessions, error) {
 		cfg: cfg, log: cfg.Slog, packer: packer, stop: cancel, live: map[isle.ID]*Live{},
 		work: make(chan struct{}, 1), early: make(chan struct{}, 1), closing: make(chan struct{}, 1),
 	}
+	s.fewer.L = &s.mu
 	s.buffers.New = func() any { b := make([]byte, 0, 4<<10); return &b }
 	s.scratch.New = func() any { return &scratch{} }
 	s.running.Go(func() { s.write(ctx) })  // ends with Close
@@ -84,6 +87,7 @@ func (s *Sessions) Close() error {
 	s.mu.Lock()
 	s.closed = true
 	live := slices.Collect(maps.Values(s.live))
+	s.fewer.Broadcast()
 	s.mu.Unlock()
 	for _, l := range live {
 		l.mu.Lock()
@@ -114,26 +118,44 @@ func (s *Sessions) Begin(ctx context.Context, info Info) (*Live, error) {
 	l := &Live{s: s, id: info.ID, w: w, info: info, done: make(chan struct{})}
 	l.info.State = ""
 	l.room.L = &l.mu
-	s.mu.Lock()
-	switch {
-	case s.closed:
-		err = isle.Errorf(isle.Unavailable, "the server ends")
-	case len(s.live) >= MaxSessions:
-		err = isle.Errorf(isle.Exhausted, "there are %d sessions already, as many as there may be", MaxSessions).WithHint("see `isle sessions ls`; end one with `isle sessions end ID`")
-	default:
-		l.floor = s.floor
-		s.live[l.id] = l
-	}
-	s.mu.Unlock()
-	if err != nil {
+	if err := s.register(ctx, l); err != nil {
 		return nil, err
 	}
 	if err := s.cfg.Log.Append(ctx, opened(info)); err != nil {
-		s.forget(l.id)
+		s.mu.Lock()
+		delete(s.live, l.id)
+		s.mu.Unlock()
 		return nil, err
 	}
 	poke(s.closing)
 	return l, nil
+}
+
+// register makes a session one of those that are live. Where they end faster
+// than their ends can be made durable it waits.
+func (s *Sessions) register(ctx context.Context, l *Live) error {
+	stop := context.AfterFunc(ctx, func() {
+		s.mu.Lock()
+		s.fewer.Broadcast()
+		s.mu.Unlock()
+	})
+	defer stop()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.ending >= maxEnding && ctx.Err() == nil && !s.closed {
+		s.fewer.Wait()
+	}
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case s.closed:
+		return isle.Errorf(isle.Unavailable, "the server ends")
+	case len(s.live) >= MaxSessions:
+		return isle.Errorf(isle.Exhausted, "there are %d sessions already, as many as there may be", MaxSessions).WithHint("see `isle sessions ls`; end one with `isle sessions end ID`")
+	}
+	l.floor = s.floor
+	s.live[l.id] = l
+	return nil
 }
 
 // hasRoom says whether there is room on the disk for one more session.
@@ -208,18 +230,24 @@ func (s *Sessions) find(id isle.ID) *Live {
 	return s.live[id]
 }
 
-func (s *Sessions) forget(id isle.ID) {
-	s.mu.Lock()
-	delete(s.live, id)
-	s.mu.Unlock()
-}
-
 // ended takes a session that is over, to be closed.
 func (s *Sessions) ended(l *Live) {
 	s.mu.Lock()
 	s.over = append(s.over, l)
+	s.ending++
 	s.mu.Unlock()
 	poke(s.closing)
+}
+
+// forget lets go of sessions that are over and closed.
+func (s *Sessions) forget(ids []isle.ID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, id := range ids {
+		delete(s.live, id)
+	}
+	s.ending -= len(ids)
+	s.fewer.Broadcast()
 }
 
 // poke puts something into a channel of one, if nothing is there.
@@ -285,7 +313,7 @@ func (s *Sessions) pack(w *writer, encoded []byte) error {
 func (s *Sessions) buffer() []byte { return (*s.buffers.Get().(*[]byte))[:0] }
 
 func (s *Sessions) giveBack(b []byte) {
-	if cap(b) <= 2*maxEarly {
+	if cap(b) <= maxPending {
 		s.buffers.Put(&b)
 	}
 }
