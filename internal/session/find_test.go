@@ -23,7 +23,7 @@ func TestSearchFindsStatementsOfPastAndLiveSessions(t *testing.T) {
 	record(t, past, Event{Kind: Statement, Text: []byte("SELECT * FROM Orders"), Decision: isle.Allow})
 	record(t, past, Event{Kind: Refused, Text: []byte("DELETE FROM orders"), Rule: "built in"})
 	past.End("orders are done") // a reason is no statement
-	until(t, func() bool { return s.find(past.ID()) == nil })
+	until(t, func() bool { return s.find(past.ID()) == nil && time.Since(past.ID().Time()) > 2*time.Millisecond })
 	i := someInfo()
 	i.Connection, i.Actor = "mail-db", isle.Actor{Kind: isle.Human, Name: "ann"}
 	live, err := s.Begin(context.Background(), i)
@@ -57,8 +57,11 @@ func TestSearchFindsStatementsOfPastAndLiveSessions(t *testing.T) {
 			t.Errorf("%s: %q", name, got)
 		}
 	}
-	list, err := s.Past(context.Background(), Filter{}, 2)
-	if err != nil || len(list) != 2 || list[1].ID != live.ID() {
+	list, err := s.Past(context.Background(), Filter{}, 10)
+	if err != nil || len(list) != 3 || list[2].ID != past.ID() || list[2].State != Ended {
+		t.Errorf("%+v, %v", list, err)
+	}
+	if list, err = s.Past(context.Background(), Filter{}, 2); err != nil || len(list) != 2 {
 		t.Errorf("%+v, %v", list, err)
 	}
 }

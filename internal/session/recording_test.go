@@ -412,7 +412,7 @@ func TestALogThatStaysAwayEndsSessions(t *testing.T) {
 	until(t, func() bool { return len(log.of(t, isle.ActionSessionClose)) == 1 })
 }
 
-func TestManySessionsAtOnceShareEntries(t *testing.T) {
+func TestManySessionsAtOnceAreEachRecordedWhole(t *testing.T) {
 	cfg, log := testConfig(t)
 	cfg.sealEvery, cfg.tick = 20*time.Millisecond, 20*time.Millisecond
 	s := open(t, cfg)
@@ -453,14 +453,22 @@ func TestManySessionsAtOnceShareEntries(t *testing.T) {
 			t.Errorf("%s has %d events", id, n)
 		}
 	}
-	if keeps, chunks := len(log.of(t, isle.ActionRecordingKeep)), 0; keeps > 0 {
-		for _, e := range log.of(t, isle.ActionRecordingKeep) {
-			chunks += len(chunksOf(e))
-		}
-		t.Logf("%d chunks in %d entries", chunks, keeps)
-		if chunks <= keeps {
-			t.Errorf("%d entries for %d chunks", keeps, chunks)
-		}
+}
+
+func TestChunksOfManySessionsAreInOneEntry(t *testing.T) {
+	cfg, log := testConfig(t)
+	cfg.tick = 50 * time.Millisecond
+	s := open(t, cfg)
+	var list []*Live
+	for range 100 {
+		l := begin(t, s)
+		record(t, l, Event{Kind: Statement, Text: []byte("SELECT 1")})
+		list = append(list, l)
+	}
+	until(t, func() bool { return idle(list) })
+	until(t, func() bool { return len(log.of(t, isle.ActionRecordingKeep)) > 0 })
+	if n := len(log.of(t, isle.ActionRecordingKeep)); n > 20 {
+		t.Errorf("%d entries for the chunks of %d sessions", n, len(list))
 	}
 }
 
