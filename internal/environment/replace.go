@@ -90,6 +90,10 @@ func compare(e Environment, req UpRequest) plan {
 		p.egress = true
 		p.reasons = append(p.reasons, "egress: applied in place")
 	}
+	if !slices.Equal(e.Spec.Uses, req.Spec.Uses) {
+		p.egress = true
+		p.reasons = append(p.reasons, "uses: applied in place")
+	}
 	if e.Spec.Limits != req.Spec.Limits {
 		p.limits = true
 		p.reasons = append(p.reasons, "limits: applied in place")

@@ -36,6 +36,26 @@ func (r *reader) check(f *File) {
 		}
 		seen[where] = true
 	}
+	r.checkUses(f)
+}
+
+// checkUses refuses a connection whose name means something else inside.
+func (r *reader) checkUses(f *File) {
+	seen := map[string]bool{}
+	for i, name := range f.Uses {
+		path := document.Path("uses", fmt.Sprintf("[%d]", i))
+		_, service := f.Service(name)
+		switch {
+		case name == "":
+		case seen[name]:
+			r.problemFor(path, "%s is here a second time; remove one", name)
+		case service:
+			r.problemFor(path, "%s is a service of this file, and a name means one thing inside; give the service another name", name)
+		case slices.ContainsFunc(f.Egress, func(e Egress) bool { return e.Host == name }):
+			r.problemFor(path, "%s is a host under egress, and a name means one thing inside; remove one", name)
+		}
+		seen[name] = true
+	}
 }
 
 // problemFor notes a problem of the value at a path.

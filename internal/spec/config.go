@@ -14,8 +14,8 @@ import (
 // ConfigDigest is the digest of everything about a service, its image aside,
 // that replaces the running service when it changes. Those are its own keys and
 // the file's isolation and limits: what was launched is never changed in place.
-// depends_on is not among them (it orders starts only), nor are egress and ttl,
-// which the environment follows without a new launch. The order of volumes,
+// depends_on is not among them (it orders starts only), nor are egress, uses and
+// ttl, which the environment follows without a new launch. The order of volumes,
 // ports, tmpfs and caps means nothing.
 func ConfigDigest(s Service, f File) isle.Digest {
 	s.Suite, s.Packages, s.Copy, s.Run, s.DependsOn = "", nil, nil, nil, nil

@@ -28,7 +28,7 @@ func TestWhatChangesAServiceReplacesItAndSaysWhy(t *testing.T) {
 		change   func(*File, *Service)
 	}{
 		{"", false, func(f *File, s *Service) { slices.Reverse(s.Volumes); slices.Reverse(s.Ports) }},
-		{"", false, func(f *File, s *Service) { f.TTL, f.Egress = time.Hour, nil }},
+		{"", false, func(f *File, s *Service) { f.TTL, f.Egress, f.Uses = time.Hour, nil, []string{"orders-db"} }},
 		{"command changed", true, func(f *File, s *Service) { s.Command = []string{"x"} }},
 		{"env LOG_LEVEL added", true, func(f *File, s *Service) { s.Env["LOG_LEVEL"] = "debug" }},
 		{"env DATABASE_URL changed", true, func(f *File, s *Service) { s.Env["DATABASE_URL"] = "x" }},

@@ -22,6 +22,7 @@ const (
 	maxTmpfs    = 32
 	maxEgress   = 64
 	maxNetworks = 16
+	maxUses     = 64
 
 	minVolume = 8 << 20
 	maxVolume = 16 << 40
@@ -106,6 +107,8 @@ func fileShape() shape[File] {
 			func(f *File) *[]Service { return &f.Services })),
 		key("egress", "", "What the environment asks to reach outside, by name. Anything else is refused and recorded.",
 			list("a list of destinations", maxEgress, egressShape()), func(f *File) *[]Egress { return &f.Egress }),
+		key("uses", "", "Connections that the environment asks for, each found inside under its own name: `psql -h orders-db`. The policy says what they are and who may; nothing of a credential is inside.",
+			list("a list of connections", maxUses, text("a connection", namePattern, parseUse)), func(f *File) *[]string { return &f.Uses }),
 		key("limits", "{}", "What the environment as a whole may use.", limitsShape(), func(f *File) *Limits { return &f.Limits }),
 		key("ttl", "", "How long the environment lives; its volumes stay seven days longer. Without it there is no end.",
 			durationShape(time.Second, 3650*24*time.Hour), func(f *File) *time.Duration { return &f.TTL }),

@@ -70,7 +70,7 @@ func TestAnErrorSaysWhereAndWhatToDo(t *testing.T) {
 	for _, c := range []struct{ name, in, want string }{
 		{"empty", "", "isle.yaml:1:1: is empty; `isle init` writes one to start from"},
 		{"comments only", "# nothing\n", "isle.yaml:1:1: is empty; `isle init` writes one to start from"},
-		{"a list", "- a\n", "isle.yaml:1:1: is a list; want an environment file with the keys name, isolation, services, egress, limits, ttl"},
+		{"a list", "- a\n", "isle.yaml:1:1: is a list; want an environment file with the keys name, isolation, services, egress, uses, limits, ttl"},
 		{"tab", "name: a\nservices:\n\tweb: {}\n", "isle.yaml:3:2: this is not YAML: found character that cannot start any token; indent with spaces, not tabs, and quote values that begin with @, ` or %"},
 		{"bracket further down", "name: a\nservices:\n  web: {command: [a, b}\n", "isle.yaml:3:3: this is not YAML: did not find expected ',' or ']'; check the indentation, brackets and quotes here and on the line before"},
 		{"bracket", "name: [a\n", "isle.yaml:1:1: this is not YAML: did not find expected ',' or ']'; check the indentation, brackets and quotes here and on the line before"},
@@ -80,7 +80,7 @@ func TestAnErrorSaysWhereAndWhatToDo(t *testing.T) {
 		{"name", "name: My Shop\nservices: {s: {}}\n", `isle.yaml:1:7: name: "My Shop" is no name; want lower-case letters, digits and dashes, at most 40, beginning with a letter, for example "my-shop"`},
 		{"gvisor", "name: a\nisolation: gvisor\nservices: {s: {}}\n", "isle.yaml:2:12: isolation: gvisor is not available yet; the only class is container"},
 		{"near key", service("comand: [true]"), `isle.yaml:4:5: services.s: unknown key "comand"; did you mean "command"?`},
-		{"far key", "name: a\nuses: [x]\nservices: {s: {}}\n", `isle.yaml:2:1: unknown key "uses"; the nearest known one is "name", of name, isolation, services, egress, limits, ttl`},
+		{"far key", "name: a\nvalues: [x]\nservices: {s: {}}\n", `isle.yaml:2:1: unknown key "values"; the nearest known one is "name", of name, isolation, services, egress, uses, limits, ttl`},
 		{"misplaced key", "name: a\nports: {web: 80}\nservices: {s: {}}\n", `isle.yaml:2:1: unknown key "ports" here; it belongs in services.NAME`},
 		{"misplaced limit", service("memory: 1GiB"), `isle.yaml:4:5: services.s: unknown key "memory" here; it belongs in limits`},
 		{"key twice", "name: a\nname: b\nservices: {s: {}}\n", `isle.yaml:2:1: key "name" is here a second time, first on line 1; remove one`},
@@ -121,6 +121,10 @@ func TestAnErrorSaysWhereAndWhatToDo(t *testing.T) {
 		{"wildcard", "name: a\nservices: {s: {}}\negress: ['*.example.com:443']\n", `isle.yaml:3:10: egress[0]: "*.example.com" is a wildcard; name each host that is needed`},
 		{"URL", "name: a\nservices: {s: {}}\negress: ['https://example.com']\n", `isle.yaml:3:10: egress[0]: "https://example.com" is a URL; want host:port, as in api.example.com:443`},
 		{"no port", "name: a\nservices: {s: {}}\negress: [example.com]\n", `isle.yaml:3:10: egress[0]: "example.com" has no port; want host:port, as in example.com:443`},
+		{"a connection twice", "name: a\nservices: {s: {}}\nuses: [db, db]\n", `isle.yaml:3:12: uses[1]: db is here a second time; remove one`},
+		{"a connection with a service's name", "name: a\nservices: {db: {}}\nuses: [db]\n", `isle.yaml:3:8: uses[0]: db is a service of this file, and a name means one thing inside; give the service another name`},
+		{"a connection with an egress host's name", "name: a\nservices: {s: {}}\negress: ['db:1']\nuses: [db]\n", `isle.yaml:4:8: uses[0]: db is a host under egress, and a name means one thing inside; remove one`},
+		{"a connection named localhost", "name: a\nservices: {s: {}}\nuses: [localhost]\n", `isle.yaml:3:8: uses[0]: "localhost" is the environment itself; want the name of a connection of the policy`},
 		{"CIDR", "name: a\nservices: {s: {}}\negress: [{host: db, port: 1, addresses: [10.0.0.1/8]}]\n", `isle.yaml:3:42: egress[0].addresses[0]: "10.0.0.1/8" has bits beyond its length; did you mean 10.0.0.0/8?`},
 		{"memory", "name: a\nservices: {s: {}}\nlimits: {memory: 1GB, cpus: many, pids: 1}\n", "isle.yaml:3:29: limits.cpus: \"many\" is no number of CPUs; want 0.05 to 1024, as in 1 or 0.5\nisle.yaml:3:41: limits.pids: \"1\" is no number of processes; want a whole number from 16 to 1048576"},
 	} {

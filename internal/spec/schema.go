@@ -92,7 +92,8 @@ const referenceTail = `
 - ` + "`depends_on`" + ` names services of the file and has no cycle.
 - Volumes and tmpfs lie neither in one another, nor in /proc, /dev, /sys, /isle or /run/isle, nor over what ` + "`copy`" + ` puts there.
 - At most 64 services, and 512 packages, 64 copies, 64 run steps, 16 volumes, 32 tmpfs, 64 ports and 256 variables
-  each; at most 64 egress destinations.
+  each; at most 64 egress destinations and 64 connections.
+- A connection under ` + "`uses`" + ` has the name of no service and of no egress host.
 
 ## .isleignore
 

@@ -22,6 +22,7 @@ type File struct {
 	Isolation string        `json:"isolation"` // "container"
 	Services  []Service     `json:"services"`  // in the order of the file
 	Egress    []Egress      `json:"egress,omitempty"`
+	Uses      []string      `json:"uses,omitempty"` // names of connections
 	Limits    Limits        `json:"limits"`
 	TTL       time.Duration `json:"ttl,omitempty"` // 0: no end
 }

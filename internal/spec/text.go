@@ -337,6 +337,14 @@ func parseHTTP(s string) (string, error) {
 	return s, nil
 }
 
+// parseUse reads the name of a connection.
+func parseUse(s string) (string, error) {
+	if s == "localhost" {
+		return "", fmt.Errorf("%q is the environment itself; want the name of a connection of the policy", s)
+	}
+	return parseName(s)
+}
+
 // parseEgress reads host:port.
 func parseEgress(s string) (Egress, error) {
 	if strings.Contains(s, "://") {
