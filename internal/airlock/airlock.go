@@ -6,8 +6,10 @@
 // interface. So nothing can pass: there is no forwarding and no firewall rule
 // that could be missing. What listens in the airlock are sockets of the
 // server: home, for isle-init; DNS, which knows granted names only; and one for
-// each grant, at an address made up for its name. A connection to a grant is
-// dialed by the Egress, outside, and copied. Anything else finds no socket and
+// each grant, at an address made up for its name. A connection to a host that is
+// granted is dialed by the Egress, outside, and copied; one to a connection (a
+// resource behind the gateway, found by its name) is handed to the gateway with
+// the name and with whose airlock it came from. Anything else finds no socket and
 // is refused by the kernel at once, while a filter on the link sees the
 // attempt, and it becomes a refused door.
 //
@@ -30,7 +32,6 @@ import (
 
 	"isle"
 	"isle/internal/environment"
-	"isle/internal/spec"
 )
 
 // Config is what an Airlocks needs.
@@ -45,6 +46,11 @@ type Config struct {
 	Home func(instance isle.ID, conn net.Conn)
 	// Egress dials what is granted.
 	Egress Egress
+	// Connect gets each connection to a port of a connection that is granted by
+	// name. It serves it, closes it, and returns when it is over, with why it could
+	// not be served, if so. ctx ends, with the cause, when the door closes, and the
+	// connection is closed a moment later.
+	Connect func(ctx context.Context, instance isle.ID, name string, port int, conn net.Conn) error
 	// Refused is told of each refused destination: when it is first tried, and
 	// from then on how often, at intervals that grow from RefusedEvery to an
 	// hour while it is tried, and when the airlock closes. It may block, for a while: what is tried meanwhile is
@@ -119,6 +125,12 @@ func New(c Config) (*Airlocks, error) {
 	if c.Refused == nil {
 		c.Refused = func(Refusal) {}
 	}
+	if c.Connect == nil {
+		c.Connect = func(_ context.Context, _ isle.ID, name string, _ int, conn net.Conn) error {
+			conn.Close()
+			return isle.Errorf(isle.Refused, "there is no connection %s", name)
+		}
+	}
 	if c.Fault == nil {
 		c.Fault = func(string) {}
 	}
@@ -158,11 +170,11 @@ func (s *Airlocks) hold(instance isle.ID) (*slot, func()) {
 
 // Open makes the airlock of an instance, or takes it up again, or changes what
 // is granted in it. It returns the path of the network namespace to join.
-func (s *Airlocks) Open(ctx context.Context, instance isle.ID, egress []spec.Egress) (string, error) {
+func (s *Airlocks) Open(ctx context.Context, instance isle.ID, grants environment.Grants) (string, error) {
 	if !instance.Valid() {
 		return "", isle.Errorf(isle.Invalid, "airlock: %q is not an instance ID", instance)
 	}
-	plan, err := newPlan(egress)
+	plan, err := newPlan(grants)
 	if err != nil {
 		return "", err
 	}
@@ -309,7 +321,8 @@ func (s *Airlocks) Doors(instance isle.ID) []environment.Door {
 // successor that the server execs itself into: pass them on under their names
 // in its Config.Inherited. Then no connection request is lost on the way;
 // connections that are open end. Names are "airlock/INSTANCE/" and then "home",
-// "dns-udp", "dns-tcp", "watch" or "egress/ADDRESS:PORT".
+// "dns-udp", "dns-tcp", "watch", "egress/ADDRESS:PORT" or
+// "connection/ADDRESS:PORT".
 func (s *Airlocks) Export() (map[string]*os.File, error) {
 	s.mu.Lock()
 	var ids []isle.ID

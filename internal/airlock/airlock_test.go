@@ -92,7 +92,7 @@ func (h *house) granted(name string) spec.Egress {
 func (h *house) enter(egress ...spec.Egress) (isle.ID, string) {
 	h.t.Helper()
 	id := isle.NewID()
-	ns, err := h.Open(context.Background(), id, egress)
+	ns, err := h.Open(context.Background(), id, granting(egress...))
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -455,3 +455,6 @@ func TestConnectionsAreBounded(t *testing.T) {
 }
 
 func hostPort(host string, port int) string { return net.JoinHostPort(host, strconv.Itoa(port)) }
+
+// granting are grants of egress alone.
+func granting(egress ...spec.Egress) environment.Grants { return environment.Grants{Egress: egress} }

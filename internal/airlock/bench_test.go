@@ -8,13 +8,12 @@ import (
 	"testing"
 
 	"isle"
-	"isle/internal/spec"
 )
 
 func BenchmarkOpenClose(b *testing.B) {
 	h := newHouse(b)
 	ctx := context.Background()
-	grants := []spec.Egress{h.granted("api.example.com")}
+	grants := granting(h.granted("api.example.com"))
 	b.Run("open", func(b *testing.B) {
 		for b.Loop() {
 			id := isle.NewID()

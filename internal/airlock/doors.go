@@ -18,6 +18,7 @@ const (
 
 	notGranted = "not granted"
 	granted    = "granted by egress"
+	used       = "granted by uses"
 	tooMany    = "too many connections at once"
 	maxReason  = 200 // bytes
 	// maxEvery is how far apart the reports of one destination get while it goes
@@ -50,6 +51,9 @@ type door struct{ destination, protocol string }
 // A tally counts one door.
 type tally struct {
 	door
+	granted     string // of an open one: what granted it
+	stage       string // of a connection
+	kind        string
 	reason      string
 	count       int
 	active      int
@@ -167,16 +171,23 @@ func (d *doors) stop() {
 }
 
 // grant sets what is open. Doors that stay keep their count.
-func (d *doors) grant(destinations []string) {
+func (d *doors) grant(grants []*grant) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	var open []*tally
-	for _, s := range destinations {
-		t := d.find(s)
-		if t == nil {
-			t = &tally{door: door{s, "tcp"}, reason: granted}
+	for _, g := range grants {
+		want := &tally{door: door{g.door(), "tcp"}, granted: granted, kind: environment.KindEgress}
+		if g.connection != "" {
+			want = &tally{door: door{g.door(), g.connection}, granted: used, kind: environment.KindConnection, stage: g.stage}
 		}
-		open = append(open, t)
+		want.reason = want.granted
+		t := d.find(want.destination)
+		if t == nil || t.door != want.door || t.kind != want.kind || t.stage != want.stage {
+			t = want
+		}
+		if !slices.Contains(open, t) && !slices.ContainsFunc(open, func(o *tally) bool { return o.door == t.door }) {
+			open = append(open, t)
+		}
 	}
 	d.open = open
 }
@@ -210,7 +221,7 @@ func (d *doors) enter(destination string) (leave func(failure string)) {
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		t.active--
-		t.reason = granted
+		t.reason = t.granted
 		if failure != "" {
 			t.reason += "; last failure: " + failure[:min(len(failure), maxReason)]
 		}
@@ -224,7 +235,11 @@ func (d *doors) list() []environment.Door {
 	defer d.mu.Unlock()
 	all := make([]environment.Door, 0, len(d.open)+len(d.tried))
 	add := func(t *tally, state string) {
-		all = append(all, environment.Door{Destination: t.destination, Protocol: t.protocol, State: state, Reason: t.reason,
+		kind := t.kind
+		if kind == "" {
+			kind = environment.KindEgress
+		}
+		all = append(all, environment.Door{Destination: t.destination, Kind: kind, Protocol: t.protocol, Stage: t.stage, State: state, Reason: t.reason,
 			Count: t.count, Active: t.active, First: t.first, Last: t.last})
 	}
 	for _, t := range d.open {

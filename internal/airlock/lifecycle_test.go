@@ -16,7 +16,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"isle"
-	"isle/internal/spec"
 )
 
 func TestAirlocksOutliveTheirServer(t *testing.T) {
@@ -43,7 +42,7 @@ func TestAirlocksOutliveTheirServer(t *testing.T) {
 	if ids, err := h.List(context.Background()); err != nil || len(ids) != 1 || ids[0] != id {
 		t.Fatalf("List: %v, %v; want %s", ids, err, id)
 	}
-	again, err := h.Open(context.Background(), id, []spec.Egress{h.granted("api.example.com")})
+	again, err := h.Open(context.Background(), id, granting(h.granted("api.example.com")))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +74,7 @@ func TestListenersAreHandedOver(t *testing.T) {
 	c := h.config
 	c.Inherited = files
 	h.Airlocks = h.start(c)
-	if _, err := h.Open(context.Background(), id, []spec.Egress{h.granted("api.example.com")}); err != nil {
+	if _, err := h.Open(context.Background(), id, granting(h.granted("api.example.com"))); err != nil {
 		t.Fatal(err)
 	}
 	(<-h.homes).Close()
@@ -96,7 +95,7 @@ func TestListenersAreHandedOver(t *testing.T) {
 func TestGrantsChangeInARunningAirlock(t *testing.T) {
 	h := newHouse(t)
 	id, ns := h.enter(h.granted("one.example.com"))
-	if _, err := h.Open(context.Background(), id, []spec.Egress{h.granted("two.example.com")}); err != nil {
+	if _, err := h.Open(context.Background(), id, granting(h.granted("two.example.com"))); err != nil {
 		t.Fatal(err)
 	}
 	inside(t, ns, func() error {
@@ -127,7 +126,7 @@ func TestAHalfMadeAirlockIsFoundAndRemovedOrMadeAnew(t *testing.T) {
 	if ids, _ := h.List(context.Background()); len(ids) != 1 {
 		t.Fatalf("List: %v, want the half-made one", ids)
 	}
-	ns, err := h.Open(context.Background(), id, nil)
+	ns, err := h.Open(context.Background(), id, granting())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -156,7 +155,7 @@ func TestManyAirlocksLeaveNothingBehind(t *testing.T) {
 	for i := range many {
 		all.Go(func() {
 			id := isle.NewID()
-			ns, err := h.Open(context.Background(), id, []spec.Egress{h.granted("api.example.com")})
+			ns, err := h.Open(context.Background(), id, granting(h.granted("api.example.com")))
 			if err != nil {
 				t.Error(err)
 				return

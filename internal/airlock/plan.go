@@ -9,6 +9,7 @@ import (
 	"unicode/utf8"
 
 	"isle"
+	"isle/internal/environment"
 	"isle/internal/initproto"
 	"isle/internal/spec"
 )
@@ -26,22 +27,40 @@ var (
 const (
 	firstName = 198<<24 | 18<<16 | 1<<8
 	names     = 255<<8 - 1 // how many addresses there are for names
-	// MaxGrants is how many egress destinations an environment can have.
+	// MaxGrants is how many destinations an environment can have, each port of a
+	// connection being one.
 	MaxGrants = 512
 )
 
-// A grant is one destination outside that an environment may reach.
+// A grant is one destination outside that an environment may reach, or one port
+// of a connection.
 type grant struct {
 	host    string
 	port    int
 	allowed []netip.Prefix
 	address netip.AddrPort // where it is inside
+	// connection is the kind of the connection that host is the name of; "" of
+	// egress.
+	connection, stage string
 }
 
 // socket is the name of the grant's socket.
-func (g *grant) socket() string { return "egress/" + g.address.String() }
+func (g *grant) socket() string {
+	if g.connection != "" {
+		return "connection/" + g.address.String()
+	}
+	return "egress/" + g.address.String()
+}
 
 func (g *grant) String() string { return g.host + ":" + strconv.Itoa(g.port) }
+
+// door is the destination that is counted: all ports of a connection are one.
+func (g *grant) door() string {
+	if g.connection != "" {
+		return g.host
+	}
+	return g.String()
+}
 
 // A plan is what one airlock opens. It does not change.
 type plan struct {
@@ -54,21 +73,41 @@ type plan struct {
 // newPlan checks what is asked for, and gives each name an address: by the
 // name's hash, so that it stays the same from launch to launch and from one
 // environment to the next.
-func newPlan(egress []spec.Egress) (*plan, error) {
-	if len(egress) > MaxGrants {
-		return nil, isle.Errorf(isle.Invalid, "egress has %d destinations, at most %d can be granted to one environment", len(egress), MaxGrants)
+func newPlan(grants environment.Grants) (*plan, error) {
+	if n := len(grants.Egress) + len(grants.Connections); n > MaxGrants {
+		return nil, isle.Errorf(isle.Invalid, "egress and uses have %d destinations, at most %d can be granted to one environment", n, MaxGrants)
 	}
 	p := &plan{names: make(map[string]netip.Addr), bySocket: make(map[string]*grant)}
 	seen := make(map[string]bool)
-	for _, e := range egress {
+	hosts := make(map[string]bool) // of egress
+	for _, e := range grants.Egress {
 		g, err := newGrant(e)
 		if err != nil {
 			return nil, err
 		}
+		hosts[g.host] = true
 		if !seen[g.String()] {
 			seen[g.String()] = true
 			p.grants = append(p.grants, g)
 		}
+	}
+	for _, c := range grants.Connections {
+		if hosts[c.Name] {
+			return nil, isle.Errorf(isle.Invalid, "connection %s has the name of an egress host, and a name means one thing inside", c.Name)
+		}
+		for _, port := range c.Ports {
+			g, err := newDoor(c, port)
+			if err != nil {
+				return nil, err
+			}
+			if !seen[g.String()] {
+				seen[g.String()] = true
+				p.grants = append(p.grants, g)
+			}
+		}
+	}
+	if len(p.grants) > MaxGrants {
+		return nil, isle.Errorf(isle.Invalid, "the connections have %d ports, at most %d can be granted to one environment", len(p.grants), MaxGrants)
 	}
 	var sorted []string
 	for _, g := range p.grants {
@@ -96,6 +135,18 @@ func newPlan(egress []spec.Egress) (*plan, error) {
 		p.bySocket[g.socket()] = g
 	}
 	return p, nil
+}
+
+// newDoor checks one port of a connection. Its name comes from a policy, and
+// is a label of DNS.
+func newDoor(c environment.ConnectionDoor, port int) (*grant, error) {
+	switch {
+	case !isle.ValidName(c.Name) || localName(c.Name) || c.Kind == "":
+		return nil, isle.Errorf(isle.Invalid, "connection %q: the name can't be found inside", c.Name)
+	case port < 1 || port > 65535:
+		return nil, isle.Errorf(isle.Invalid, "connection %s: port %d is not between 1 and 65535", c.Name, port)
+	}
+	return &grant{host: c.Name, port: port, connection: c.Kind, stage: c.Stage}, nil
 }
 
 // newGrant checks one destination. Its address is set if it names itself.

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -31,7 +32,8 @@ const (
 	IdleTimeout = time.Hour
 )
 
-// Names of the sockets of an airlock. One for a grant is "egress/ADDRESS:PORT".
+// Names of the sockets of an airlock. One for a grant is "egress/ADDRESS:PORT"
+// or, of a connection, "connection/ADDRESS:PORT".
 const (
 	socketHome  = "home"
 	socketUDP   = "dns-udp"
@@ -181,10 +183,6 @@ func takeWatch(inherited *os.File, granted []netip.AddrPort) (*os.File, error) {
 // follow makes the plan hold: what is no longer granted is closed, and every
 // socket that listen opened is served.
 func (a *airlock) follow(p *plan) error {
-	var destinations []string
-	for _, g := range p.grants {
-		destinations = append(destinations, g.String())
-	}
 	watch := a.sockets[socketWatch].(*os.File)
 	raw, err := watch.SyscallConn()
 	if err != nil {
@@ -197,7 +195,7 @@ func (a *airlock) follow(p *plan) error {
 	if failed != nil {
 		return fmt.Errorf("set the filter of the airlock's link: %w", failed)
 	}
-	a.doors.grant(destinations)
+	a.doors.grant(p.grants)
 	a.plan.Store(p)
 
 	a.watched.Store(watch)
@@ -208,7 +206,7 @@ func (a *airlock) follow(p *plan) error {
 			socket.Close()
 			delete(a.sockets, name)
 			delete(a.served, name)
-			a.drop(func(c *connection) bool { return c.socket == name })
+			a.withdraw(name)
 		}
 	}
 	for name, socket := range a.sockets {
@@ -245,6 +243,10 @@ func (a *airlock) serve(name string, socket io.Closer) {
 		case socketTCP:
 			a.accept(s, name, socketTCP, dnsConnections, a.serveStream)
 		default:
+			if strings.HasPrefix(name, "connection/") {
+				a.accept(s, name, "connection", MaxConnections, a.connect)
+				return
+			}
 			a.accept(s, name, "egress", MaxConnections, a.relay)
 		}
 	}
@@ -257,6 +259,8 @@ type connection struct {
 	kind    string // connections of a kind share a bound
 	airlock *airlock
 	once    sync.Once
+	ctx     context.Context // ends when the connection is closed or its door is
+	end     context.CancelCauseFunc
 }
 
 // Close closes the connection.
@@ -264,6 +268,7 @@ func (c *connection) Close() error {
 	err := net.ErrClosed
 	c.once.Do(func() {
 		err = c.TCPConn.Close()
+		c.end(nil)
 		c.airlock.mu.Lock()
 		defer c.airlock.mu.Unlock()
 		delete(c.airlock.connections, c)
@@ -294,12 +299,14 @@ func (a *airlock) accept(l *net.TCPListener, socket, kind string, bound int, han
 			continue
 		}
 		c := &connection{TCPConn: tcp, socket: socket, kind: kind, airlock: a}
+		c.ctx, c.end = context.WithCancelCause(a.ctx)
 		if !a.admit(c, bound) {
 			tcp.SetLinger(0)
 			tcp.Close()
+			c.end(nil)
 			destination := l.Addr().String()
 			if g := a.current().bySocket[socket]; g != nil {
-				destination = g.String()
+				destination = g.door()
 			}
 			a.refused(destination, "tcp", tooMany, 1)
 			continue
@@ -333,6 +340,45 @@ func (a *airlock) drop(match func(*connection) bool) {
 	a.mu.Unlock()
 	for _, c := range all {
 		c.Close()
+	}
+}
+
+// parting is how long a connection whose door has closed may take to say so to
+// its client.
+const parting = time.Second
+
+// withdraw ends the connections of a socket whose grant is gone. Those of the
+// gateway are told why, and can pass it on.
+func (a *airlock) withdraw(socket string) {
+	if !strings.HasPrefix(socket, "connection/") {
+		a.drop(func(c *connection) bool { return c.socket == socket })
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for c := range a.connections {
+		if c.socket == socket {
+			c.end(errWithdrawn)
+			time.AfterFunc(parting, func() { c.Close() })
+		}
+	}
+}
+
+var errWithdrawn = isle.Errorf(isle.Refused, "the door was closed: the environment may not open the connection any more")
+
+// connect hands a connection to the gateway, which ends it.
+func (a *airlock) connect(inside *connection) {
+	defer inside.Close()
+	g := a.current().bySocket[inside.socket]
+	if g == nil {
+		inside.reset() // revoked just now
+		return
+	}
+	failure := ""
+	leave := a.doors.enter(g.door())
+	defer func() { leave(failure) }()
+	if err := a.config.Connect(inside.ctx, a.instance, g.host, g.port, inside); err != nil {
+		failure = err.Error()
 	}
 }
 

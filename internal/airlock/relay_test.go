@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"isle/internal/spec"
 )
 
 // open connects to the echo server outside, through a grant.
@@ -90,7 +89,7 @@ func TestRevokingAGrantEndsItsConnectionsAndNoOthers(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := h.Open(context.Background(), id, []spec.Egress{h.granted("two.example.com")}); err != nil {
+	if _, err := h.Open(context.Background(), id, granting(h.granted("two.example.com"))); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := one.Read(make([]byte, 1)); err == nil {

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"isle"
-	"isle/internal/spec"
 )
 
 func TestASparePairBecomesTheNextAirlockAndNoOther(t *testing.T) {
@@ -28,7 +27,7 @@ func TestASparePairBecomesTheNextAirlockAndNoOther(t *testing.T) {
 	if want == nil {
 		t.Fatal("no spare pair was made")
 	}
-	grants := []spec.Egress{h.granted("api.example.com")}
+	grants := granting(h.granted("api.example.com"))
 	var got []os.FileInfo
 	for range 2 {
 		ns, err := h.Open(context.Background(), isle.NewID(), grants)

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/net/bpf"
 
 	"isle"
+	"isle/internal/environment"
 	"isle/internal/spec"
 )
 
@@ -117,11 +118,11 @@ func FuzzAnswer(f *testing.F) {
 }
 
 func TestANameKeepsItsAddress(t *testing.T) {
-	one, err := newPlan([]spec.Egress{{Host: "api.example.com", Port: 443}})
+	one, err := newPlan(environment.Grants{Egress: []spec.Egress{{Host: "api.example.com", Port: 443}}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	other, err := newPlan([]spec.Egress{{Host: "z.example", Port: 1}, {Host: "API.example.com.", Port: 80}, {Host: "a.example", Port: 1}, {Host: "api.example.com", Port: 443}})
+	other, err := newPlan(environment.Grants{Egress: []spec.Egress{{Host: "z.example", Port: 1}, {Host: "API.example.com.", Port: 80}, {Host: "a.example", Port: 1}, {Host: "api.example.com", Port: 443}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -140,7 +141,7 @@ func TestWhatCanNotBeGrantedIsSaid(t *testing.T) {
 		{Host: "127.0.0.1", Port: 1}, {Host: "198.18.0.1", Port: 1}, {Host: "224.0.0.1", Port: 1}, {Host: "0.0.0.0", Port: 1},
 		{Host: "2001:db8::1", Port: 1}, {Host: "a", Port: 1, Addresses: []string{"x"}}, {Host: strings.Repeat("a", 64), Port: 1},
 	} {
-		if _, err := newPlan([]spec.Egress{e}); isle.CodeOf(err) != isle.Invalid {
+		if _, err := newPlan(environment.Grants{Egress: []spec.Egress{e}}); isle.CodeOf(err) != isle.Invalid {
 			t.Errorf("%+v: %v, want an Invalid error", e, err)
 		}
 	}

@@ -270,7 +270,7 @@ func TestWhatNoRecordNamesIsRemoved(t *testing.T) {
 	w := newWorld(t)
 	stranger := isle.NewID()
 	w.prepared[stranger] = spec.Limits{}
-	w.networks[stranger] = nil
+	w.networks[stranger] = Grants{}
 	w.files[isle.NewID()] = 1
 	w.sandboxes[isle.NewID()] = &sandbox{w: w, instance: stranger, stop: make(chan struct{}), killed: make(chan struct{})}
 	w.serve(nil)

@@ -2,6 +2,7 @@ package environment
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"isle"
@@ -117,7 +118,7 @@ type Volumes interface {
 type Network interface {
 	// Open makes, or takes up again, the airlock of an instance and returns
 	// the path of the network namespace its services join.
-	Open(ctx context.Context, instance isle.ID, egress []spec.Egress) (netns string, err error)
+	Open(ctx context.Context, instance isle.ID, grants Grants) (netns string, err error)
 	// Close removes it.
 	Close(ctx context.Context, instance isle.ID) error
 	// List says for which instances one exists.
@@ -126,14 +127,44 @@ type Network interface {
 	Doors(instance isle.ID) []Door
 }
 
+// Grants are what an airlock opens.
+type Grants struct {
+	Egress      []spec.Egress
+	Connections []ConnectionDoor
+}
+
+// A ConnectionDoor is a connection as it is found inside: by its name, at ports
+// that its kind has.
+type ConnectionDoor struct {
+	Name, Kind, Stage string
+	Ports             []int
+}
+
+func (g Grants) equal(h Grants) bool {
+	return slices.EqualFunc(g.Egress, h.Egress, func(a, b spec.Egress) bool {
+		return a.Host == b.Host && a.Port == b.Port && slices.Equal(a.Addresses, b.Addresses)
+	}) && slices.EqualFunc(g.Connections, h.Connections, func(a, b ConnectionDoor) bool {
+		return a.Name == b.Name && a.Kind == b.Kind && a.Stage == b.Stage && slices.Equal(a.Ports, b.Ports)
+	})
+}
+
+// The kinds of door.
+const (
+	KindConnection = "connection"
+	KindEgress     = "egress" // attempts at what is neither among them
+)
+
 // A Door is one destination as an environment sees it.
 type Door struct {
-	Destination string    `json:"destination"` // "api.example.com:443", "203.0.113.9:80", "dns:evil.example"
-	Protocol    string    `json:"protocol"`    // "tcp", "udp", "dns", "icmp", …
-	State       string    `json:"state"`       // "open" or "refused"
-	Reason      string    `json:"reason"`      // what granted or refused it
-	Count       int       `json:"count"`       // connections or attempts
+	Destination string    `json:"destination"` // "api.example.com:443", "203.0.113.9:80", "dns:evil.example"; of a connection its name
+	Kind        string    `json:"kind"`
+	Protocol    string    `json:"protocol"`        // "tcp", "udp", "dns", "icmp", …; of a connection its kind
+	Stage       string    `json:"stage,omitempty"` // of a connection
+	State       string    `json:"state"`           // "open", "refused", or "held": somebody waits there for an approval
+	Reason      string    `json:"reason"`          // what granted or refused it
+	Count       int       `json:"count"`           // connections or attempts
 	Active      int       `json:"active"`
+	Held        int       `json:"held,omitempty"` // of Active: sessions that wait for an approval
 	First       time.Time `json:"first,omitzero"`
 	Last        time.Time `json:"last,omitzero"`
 }

@@ -15,12 +15,29 @@ type Policy interface {
 	// Egress says whether an environment may reach a destination, by which rule,
 	// and, where it may not, which grant would let it.
 	Egress(e Environment, destination string) (allowed bool, rule, grant string)
+	// Connection says the same of a connection, by its name. There may be none
+	// of that name.
+	Connection(e Environment, name string) Connection
 }
 
-// An asked destination is one entry of a file's egress with the answer.
+// A Connection is a resource behind the gateway as a policy has it for one
+// environment.
+type Connection struct {
+	Kind  string // "" if there is none
+	Stage string
+	Ports []int // where it is found inside
+	// Allowed says that the environment may open it, or may once a human has
+	// approved.
+	Allowed     bool
+	Rule, Grant string
+}
+
+// An asked destination is one entry of a file's egress or uses with the answer.
 type asked struct {
-	spec.Egress
-	destination string // host:port
+	spec.Egress            // of egress
+	connection  Connection // of uses
+	destination string     // host:port, or the name of a connection
+	by          string     // the key of the file: "egress" or "uses"
 	allowed     bool
 	rule, grant string
 }
@@ -28,23 +45,36 @@ type asked struct {
 // reason is what doors say of it.
 func (a asked) reason() string {
 	switch {
+	case a.by == "uses" && a.connection.Kind == "":
+		return "there is no connection " + a.destination
 	case a.rule == "":
-		return "granted by egress"
+		return "granted by " + a.by
 	case a.allowed:
-		return "granted by egress and " + a.rule
+		return "granted by " + a.by + " and " + a.rule
 	case a.grant == "":
-		return "asked for by egress, refused by policy: " + a.rule
+		return "asked for by " + a.by + ", refused by policy: " + a.rule
 	}
-	return "asked for by egress, refused by policy: " + a.rule + "; ask for the grant " + a.grant
+	return "asked for by " + a.by + ", refused by policy: " + a.rule + "; ask for the grant " + a.grant
+}
+
+// entry is that of its refusal.
+func (a asked) entry(rec Environment) audit.Entry {
+	action, resource := isle.ActionEgressConnect, isle.Resource{Kind: "egress", Name: a.destination, Stage: rec.Ref.Stage}
+	if a.by == "uses" {
+		action, resource = isle.ActionConnectionOpen, isle.Resource{Kind: "connection", Name: a.destination, Stage: a.connection.Stage}
+	}
+	e := audit.NewEvent(isle.Actor{Kind: isle.Workload, Name: rec.Ref.Name + "@" + rec.Ref.Stage}, action, resource, isle.Deny, "asked for by its file").In(rec.Ref, rec.Instance)
+	e.Rule = a.rule
+	return e
 }
 
 // ask puts every destination of an environment's file to the policy, and every
 // network that is not public and that a destination's name may resolve to: what
 // is reached there is decided by whoever answers for the name.
 func (m *Manager) ask(e Environment) []asked {
-	out := make([]asked, 0, len(e.Spec.Egress))
+	out := make([]asked, 0, len(e.Spec.Egress)+len(e.Spec.Uses))
 	for _, d := range e.Spec.Egress {
-		a := asked{Egress: d, destination: d.Host + ":" + strconv.Itoa(d.Port), allowed: true}
+		a := asked{Egress: d, destination: d.Host + ":" + strconv.Itoa(d.Port), by: "egress", allowed: true}
 		if m.cfg.Policy != nil {
 			a.allowed, a.rule, a.grant = m.cfg.Policy.Egress(e, a.destination)
 			for _, network := range d.Addresses {
@@ -55,7 +85,32 @@ func (m *Manager) ask(e Environment) []asked {
 		}
 		out = append(out, a)
 	}
+	for _, name := range e.Spec.Uses {
+		a := asked{destination: name, by: "uses"}
+		if m.cfg.Policy != nil { // without one there are no connections
+			a.connection = m.cfg.Policy.Connection(e, name)
+		}
+		a.allowed, a.rule, a.grant = a.connection.Allowed && a.connection.Kind != "", a.connection.Rule, a.connection.Grant
+		if a.connection.Kind == "" {
+			a.rule = a.reason()
+		}
+		out = append(out, a)
+	}
 	return out
+}
+
+// granted are the doors of what is allowed.
+func granted(all []asked) (g Grants) {
+	for _, a := range all {
+		switch {
+		case !a.allowed:
+		case a.by == "uses":
+			g.Connections = append(g.Connections, ConnectionDoor{Name: a.destination, Kind: a.connection.Kind, Stage: a.connection.Stage, Ports: a.connection.Ports})
+		default:
+			g.Egress = append(g.Egress, a.Egress)
+		}
+	}
+	return g
 }
 
 // openNetwork opens the airlock for what the policy grants of what the file
@@ -67,21 +122,17 @@ func (m *Manager) openNetwork(ctx context.Context, l *live) (refused []asked, er
 		return nil, isle.Errorf(isle.Conflict, "environment %s is being torn down", l.ref)
 	}
 	rec := l.snapshot()
-	var granted []spec.Egress
+	all := m.ask(rec)
 	var entries []audit.Entry
-	for _, a := range m.ask(rec) {
+	for _, a := range all {
 		if a.allowed {
-			granted = append(granted, a.Egress)
 			delete(l.told, a.destination)
 			continue
 		}
 		refused = append(refused, a)
 		if !l.told[a.destination] {
 			l.told[a.destination] = true
-			e := audit.NewEvent(isle.Actor{Kind: isle.Workload, Name: rec.Ref.Name + "@" + rec.Ref.Stage}, isle.ActionEgressConnect,
-				isle.Resource{Kind: "egress", Name: a.destination, Stage: rec.Ref.Stage}, isle.Deny, "asked for by its file").In(rec.Ref, rec.Instance)
-			e.Rule = a.rule
-			entries = append(entries, e)
+			entries = append(entries, a.entry(rec))
 		}
 	}
 	if len(entries) > 0 {
@@ -89,11 +140,12 @@ func (m *Manager) openNetwork(ctx context.Context, l *live) (refused []asked, er
 			return nil, err
 		}
 	}
-	netns, err := m.cfg.Network.Open(ctx, rec.Instance, granted)
+	grants := granted(all)
+	netns, err := m.cfg.Network.Open(ctx, rec.Instance, grants)
 	if err != nil {
 		return nil, err
 	}
-	l.granted = granted
+	l.granted = grants
 	l.mu.Lock()
 	l.netns = netns
 	l.mu.Unlock()
@@ -112,17 +164,9 @@ func (m *Manager) closeNetwork(ctx context.Context, l *live) error {
 // Connections through a door that closes end. It waits for no other work.
 func (m *Manager) PolicyChanged(ctx context.Context) {
 	for _, l := range m.all() {
-		rec := l.snapshot()
-		var want []spec.Egress
-		for _, a := range m.ask(rec) {
-			if a.allowed {
-				want = append(want, a.Egress)
-			}
-		}
+		want := granted(m.ask(l.snapshot()))
 		l.opening.Lock()
-		same := l.shut || !l.opened() || slices.EqualFunc(want, l.granted, func(a, b spec.Egress) bool {
-			return a.Host == b.Host && a.Port == b.Port && slices.Equal(a.Addresses, b.Addresses)
-		})
+		same := l.shut || !l.opened() || want.equal(l.granted)
 		l.opening.Unlock()
 		if same {
 			continue
@@ -141,18 +185,40 @@ func (l *live) opened() bool {
 }
 
 // withPolicy adds to doors what policy says of them: by what they are open, and
-// those that it refuses.
+// those that it refuses. A door where somebody waits for an approval is held.
 func (m *Manager) withPolicy(doors []Door, e Environment) []Door {
 	for _, a := range m.ask(e) {
-		i := slices.IndexFunc(doors, func(d Door) bool { return d.Destination == a.destination && d.Protocol == "tcp" })
+		i := slices.IndexFunc(doors, func(d Door) bool {
+			return d.Destination == a.destination && d.Kind == a.kind() && (d.Kind == KindConnection || d.Protocol == "tcp")
+		})
 		switch {
-		case i >= 0 && doors[i].State == "open" && a.allowed && doors[i].Reason == "granted by egress":
+		case i >= 0 && doors[i].State == "open" && a.allowed && doors[i].Reason == "granted by "+a.by:
 			doors[i].Reason = a.reason()
 		case i >= 0 && !a.allowed:
 			doors[i].Reason = a.reason()
 		case i < 0 && !a.allowed:
-			doors = append(doors, Door{Destination: a.destination, Protocol: "tcp", State: "refused", Reason: a.reason()})
+			protocol := "tcp"
+			if a.connection.Kind != "" {
+				protocol = a.connection.Kind
+			}
+			doors = append(doors, Door{Destination: a.destination, Kind: a.kind(), Protocol: protocol, Stage: a.connection.Stage, State: "refused", Reason: a.reason()})
+		}
+	}
+	if m.cfg.Waiting == nil {
+		return doors
+	}
+	waiting := m.cfg.Waiting(e.Instance)
+	for i, d := range doors {
+		if n := waiting[d.Destination]; d.Kind == KindConnection && d.State == "open" && n > 0 {
+			doors[i].State, doors[i].Held = "held", n
 		}
 	}
 	return doors
+}
+
+func (a asked) kind() string {
+	if a.by == "uses" {
+		return KindConnection
+	}
+	return KindEgress
 }

@@ -1,6 +1,7 @@
 package environment
 
 import (
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -12,6 +13,18 @@ import (
 type grants struct {
 	mu      sync.Mutex
 	allowed map[string]bool
+	known   map[string]Connection // connections that there are
+}
+
+func (g *grants) Connection(_ Environment, name string) Connection {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	c := g.known[name]
+	c.Allowed, c.Rule, c.Grant = g.allowed[name], "role x", ""
+	if !c.Allowed {
+		c.Rule, c.Grant = "default", "{role: y}"
+	}
+	return c
 }
 
 func (g *grants) Egress(_ Environment, destination string) (bool, string, string) {
@@ -51,7 +64,7 @@ func TestOnlyGrantedEgressIsOpenedAndPolicyIsFollowed(t *testing.T) {
 	open := func() (hosts []string) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		for _, e := range w.networks[id] {
+		for _, e := range w.networks[id].Egress {
 			hosts = append(hosts, e.Host)
 		}
 		return hosts
@@ -101,7 +114,7 @@ func TestAFileDoesNotGrantItselfThePrivateNetworkBehindAName(t *testing.T) {
 	open := func() int {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		return len(w.networks[r.Environment.Instance])
+		return len(w.networks[r.Environment.Instance].Egress)
 	}
 	if open() != 0 {
 		t.Error("a name is granted, and with it a network that nobody granted")
@@ -114,6 +127,70 @@ func TestAFileDoesNotGrantItselfThePrivateNetworkBehindAName(t *testing.T) {
 	m.PolicyChanged(t.Context())
 	if open() != 1 {
 		t.Error("what is granted stays closed")
+	}
+	mustDown(t, m, req.Ref, true)
+}
+
+func TestAConnectionIsADoorWherePolicyGrantsItAndARefusedDoorElsewhere(t *testing.T) {
+	w := newWorld(t)
+	g := &grants{allowed: map[string]bool{"orders-db": true}, known: map[string]Connection{
+		"orders-db": {Kind: "postgres", Stage: "testing", Ports: []int{5432}},
+		"other-db":  {Kind: "tcp", Stage: "production", Ports: []int{7000}},
+	}}
+	m := w.serve(func(c *Config) { c.Policy = g })
+	req := shop("shop")
+	req.Spec.Egress = nil
+	req.Spec.Uses = []string{"orders-db", "other-db", "no-db"}
+	r := mustUp(t, m, req)
+	open := func() (names []string) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		for _, c := range w.networks[r.Environment.Instance].Connections {
+			names = append(names, c.Name)
+		}
+		return names
+	}
+	if got := open(); len(got) != 1 || got[0] != "orders-db" {
+		t.Fatalf("open: %v", got)
+	}
+	doors, err := m.Doors(t.Context(), root, req.Ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reasons := map[string]string{}
+	for _, d := range doors {
+		if d.Kind == KindConnection && d.State == "refused" {
+			reasons[d.Destination] = d.Reason
+		}
+	}
+	if !strings.Contains(reasons["other-db"], "refused by policy: default; ask for the grant {role: y}") || reasons["no-db"] != "there is no connection no-db" {
+		t.Errorf("%q", reasons)
+	}
+	w.mu.Lock()
+	refusals := map[string]string{}
+	for _, e := range w.entries {
+		if e.Action == "connection:open" && e.Decision == "deny" {
+			refusals[e.Resource.String()] = e.Rule
+		}
+	}
+	w.mu.Unlock()
+	if len(refusals) != 2 || refusals["connection:other-db@production"] != "default" || refusals["connection:no-db"] != "there is no connection no-db" {
+		t.Errorf("%q", refusals)
+	}
+
+	g.set("orders-db", false)
+	m.PolicyChanged(t.Context())
+	if got := open(); len(got) != 0 {
+		t.Errorf("after a change of policy: %v", got)
+	}
+	g.set("orders-db", true)
+	req.Spec.Uses = []string{"orders-db"}
+	up, err := m.Up(t.Context(), root, req, func(Progress) {})
+	if err != nil || !slices.Contains(up.Replaced, "uses: applied in place") {
+		t.Errorf("%q %v", up.Replaced, err)
+	}
+	if got := open(); len(got) != 1 {
+		t.Errorf("after a change of the file: %v", got)
 	}
 	mustDown(t, m, req.Ref, true)
 }

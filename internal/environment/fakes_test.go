@@ -31,7 +31,7 @@ type world struct {
 	life      *life
 	sandboxes map[isle.ID]*sandbox
 	prepared  map[isle.ID]spec.Limits
-	networks  map[isle.ID][]spec.Egress
+	networks  map[isle.ID]Grants
 	files     map[isle.ID]int // volume -> how often it was made
 	envs      map[isle.ID]Environment
 	volumes   map[isle.ID]Volume
@@ -76,7 +76,7 @@ var errCrashed = errors.New("this server is dead")
 func newWorld(t *testing.T) *world {
 	w := &world{
 		t: t, logs: t.TempDir(), sandboxes: map[isle.ID]*sandbox{}, prepared: map[isle.ID]spec.Limits{},
-		networks: map[isle.ID][]spec.Egress{}, files: map[isle.ID]int{}, envs: map[isle.ID]Environment{},
+		networks: map[isle.ID]Grants{}, files: map[isle.ID]int{}, envs: map[isle.ID]Environment{},
 		volumes: map[isle.ID]Volume{}, ports: map[string]int{},
 	}
 	t.Cleanup(w.reboot)
@@ -87,7 +87,7 @@ func newWorld(t *testing.T) *world {
 func (w *world) reboot() {
 	w.mu.Lock()
 	all := slices.Collect(maps.Values(w.sandboxes))
-	w.networks = map[isle.ID][]spec.Egress{}
+	w.networks = map[isle.ID]Grants{}
 	w.prepared = map[isle.ID]spec.Limits{}
 	w.mu.Unlock()
 	for _, s := range all {
@@ -377,13 +377,13 @@ func (d *fakeDriver) Watch(_, launch isle.ID, exited func()) error {
 
 type fakeNetwork life
 
-func (n *fakeNetwork) Open(_ context.Context, instance isle.ID, egress []spec.Egress) (string, error) {
+func (n *fakeNetwork) Open(_ context.Context, instance isle.ID, grants Grants) (string, error) {
 	l := (*life)(n)
 	if err := l.begin(); err != nil {
 		return "", err
 	}
 	defer l.mu.Unlock()
-	l.networks[instance] = egress
+	l.networks[instance] = grants
 	return "/netns/" + string(instance), nil
 }
 

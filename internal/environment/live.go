@@ -26,7 +26,7 @@ type live struct {
 	gone    bool       // the record is removed; nothing writes it again
 
 	opening sync.Mutex      // held over a change of the airlock, so that they are in order
-	granted []spec.Egress   // what it was last opened for
+	granted Grants          // what it was last opened for
 	told    map[string]bool // refused destinations that are in the audit log
 	shut    bool            // removed for good
 

@@ -27,6 +27,9 @@ type Config struct {
 	Images  Images
 	// Policy grants what files ask for; nil grants all of it.
 	Policy Policy
+	// Waiting says at which connections of an instance sessions wait for an
+	// approval, and how many; nil: none ever do.
+	Waiting func(instance isle.ID) map[string]int
 	// Init is the path of the isle-init binary.
 	Init string
 	// Logs is the folder for what services write, LOGS/<instance>/<service>.log,

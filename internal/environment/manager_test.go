@@ -199,7 +199,7 @@ func TestOnlyWhatChangedIsReplaced(t *testing.T) {
 		t.Fatal("not just web was replaced")
 	}
 	w.checkRunning(t, m, 1)
-	if w.prepared[first.Instance].PIDs != 20 || len(w.networks[first.Instance]) != 1 {
+	if w.prepared[first.Instance].PIDs != 20 || len(w.networks[first.Instance].Egress) != 1 {
 		t.Fatal("limits and egress were not applied")
 	}
 	req.Spec.Services[1].Env = map[string]string{"A": "1"}

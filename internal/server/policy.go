@@ -6,6 +6,7 @@ import (
 
 	"isle"
 	"isle/internal/environment"
+	"isle/internal/gateway"
 	"isle/internal/policy"
 )
 
@@ -43,4 +44,29 @@ func (r *rooms) followPolicy(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// Connection implements environment.Policy.
+func (r *rooms) Connection(e environment.Environment, name string) environment.Connection {
+	set := r.policy.State().Set
+	c, ok := set.Connection(name)
+	if !ok {
+		return environment.Connection{}
+	}
+	q := policy.Query{
+		Actor:    isle.Actor{Kind: isle.Workload, Name: e.Ref.Name + "@" + e.Ref.Stage},
+		Place:    policy.Place{Project: e.Project, Stage: e.Ref.Stage, Environment: e.Ref.Name},
+		Action:   isle.ActionConnectionOpen,
+		Resource: isle.Resource{Kind: "connection", Name: c.Name, Stage: c.Stage},
+		Now:      r.policy.Now(),
+	}
+	a := set.Decide(q)
+	out := environment.Connection{
+		Kind: c.Kind, Stage: c.Stage, Ports: gateway.Ports(c), Rule: a.Rule,
+		Allowed: a.Allowed() || a.Decision == isle.Hold, // who comes waits at the gateway
+	}
+	if !out.Allowed && !a.Final {
+		out.Grant = set.Grant(q)
+	}
+	return out
 }
