@@ -234,10 +234,15 @@ func (x *execution) Close() error {
 
 // Forward opens a connection to a TCP port on 127.0.0.1 inside.
 func (m *Manager) Forward(ctx context.Context, actor isle.Actor, ref isle.Ref, service string, port int) (io.ReadWriteCloser, error) {
+	return m.Reach(ctx, actor, ref, service, port, "")
+}
+
+// Reach is Forward with what it is for, which the entry says.
+func (m *Manager) Reach(ctx context.Context, actor isle.Actor, ref isle.Ref, service string, port int, summary string) (io.ReadWriteCloser, error) {
 	if port < 1 || port > 65535 {
 		return nil, isle.Errorf(isle.Invalid, "%d is no port", port)
 	}
-	w, err := m.enter(ctx, actor, ref, service, isle.ActionEnvironmentPort, "")
+	w, err := m.enter(ctx, actor, ref, service, isle.ActionEnvironmentPort, summary)
 	if err != nil {
 		return nil, err
 	}
