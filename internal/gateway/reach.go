@@ -1,0 +1,152 @@
+package gateway
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"isle"
+)
+
+// linkLocal is where clouds answer for the machine itself, its credentials
+// among what they answer. A name never leads there.
+var linkLocal = netip.MustParsePrefix("169.254.0.0/16")
+
+// Dial connects to the real thing: to the connection's address, or to the
+// service of an environment. It speaks no TLS yet. The error is isle.Refused
+// where the address may not be dialed, isle.Unavailable where nothing answers.
+func (d *Door) Dial(ctx context.Context) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, d.gateway.config.Timeout)
+	defer cancel()
+	if d.connection.Environment != "" {
+		return d.dialService(ctx)
+	}
+	host, _, _ := net.SplitHostPort(d.connection.Address) // checked as the policy was read
+	port := target(d.connection)
+	g := d.gateway
+	addresses, err := g.resolve(ctx, host)
+	if err != nil {
+		return nil, isle.Errorf(isle.Unavailable, "connection %s: %w", d.name, err)
+	}
+	literal, _ := netip.ParseAddr(host)
+	var open []netip.Addr
+	var refusal error
+	for _, a := range addresses {
+		reason, err := g.closedTo(d, netip.AddrPortFrom(a.Unmap(), uint16(port)), a == literal)
+		if err != nil {
+			return nil, err
+		}
+		if reason == "" {
+			open = append(open, a)
+			continue
+		}
+		refusal = isle.Errorf(isle.Refused, "connection %s leads to %s, %s", d.name, netip.AddrPortFrom(a, uint16(port)), reason).
+			WithHint("whoever keeps the policy can give it another address; a service of an environment is named by environment and service")
+	}
+	if len(open) == 0 {
+		return nil, refusal
+	}
+	c, err := dialFirst(ctx, host, port, open)
+	if err != nil {
+		return nil, isle.Errorf(isle.Unavailable, "connection %s: %s does not answer: %w", d.name, d.connection.Address, unwrapped(err))
+	}
+	return c, nil
+}
+
+// unwrapped is the cause of an error of dialFirst, which speaks of egress.
+func unwrapped(err error) error {
+	if u, ok := err.(*isle.Error); ok && u.Err != nil {
+		return u.Err
+	}
+	return err
+}
+
+// closedTo says why no connection leads to an address; "" if it may. That it is
+// private is no reason: whoever keeps the policy named it. A name, though, is
+// answered for by others.
+func (g *Gateway) closedTo(d *Door, to netip.AddrPort, literal bool) (string, error) {
+	a := to.Addr()
+	switch {
+	case a.IsUnspecified() || a.IsMulticast() || a.Is4() && a.As4()[0] >= 240:
+		return "which is the address of no one machine", nil
+	case !literal && (linkLocal.Contains(a) || a.IsLinkLocalUnicast() || a.Zone() != ""):
+		return "a link-local address, which no name may lead to", nil
+	}
+	if reason := g.config.Closed(d.caller.Instance, to); reason != "" {
+		return reason, nil
+	}
+	own, err := g.config.Own(a)
+	if err != nil {
+		return "", isle.Errorf(isle.Internal, "connection %s: could not tell whether %s is this machine: %w", d.name, a, err)
+	}
+	if own && g.config.Listening(to) {
+		return "where this server itself listens", nil
+	}
+	return "", nil
+}
+
+// dialService connects to a service of another environment of the connection's
+// stage, over the line of its isle-init.
+func (d *Door) dialService(ctx context.Context) (net.Conn, error) {
+	c := &d.connection
+	if d.gateway.config.Forward == nil {
+		return nil, isle.Errorf(isle.Unavailable, "connection %s: this server has no environments", d.name)
+	}
+	ref := isle.Ref{Name: c.Environment, Stage: c.Stage}
+	line, err := d.gateway.config.Forward(ctx, d.caller, d.name, ref, c.Service, target(*c))
+	if err != nil {
+		return nil, isle.Errorf(isle.CodeOf(err), "connection %s: %w", d.name, err)
+	}
+	conn, err := asConn(line)
+	if err != nil {
+		line.Close()
+		return nil, isle.Errorf(isle.Internal, "connection %s: %w", d.name, err)
+	}
+	return conn, nil
+}
+
+// asConn gives a stream what protocols need of a connection: deadlines, and
+// ends that close one by one. It is the near end of a pair of sockets, whose far
+// end is copied to and from the stream until either closes.
+func asConn(line io.ReadWriteCloser) (net.Conn, error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	var ends [2]net.Conn
+	for i, fd := range pair {
+		f := os.NewFile(uintptr(fd), "line")
+		ends[i], err = net.FileConn(f) // a duplicate
+		f.Close()
+		if err != nil {
+			if ends[0] != nil {
+				ends[0].Close()
+			}
+			if i == 0 {
+				unix.Close(pair[1])
+			}
+			return nil, err
+		}
+	}
+	near, far := ends[0], ends[1]
+	go func() { // ends when the near end closes, or the stream does
+		io.Copy(line, far)
+		if half, ok := line.(interface{ CloseWrite() error }); ok && half.CloseWrite() == nil {
+			return
+		}
+		line.Close()
+	}()
+	go func() { // ends when the stream does, or is closed
+		io.Copy(far, line)
+		far.(*net.UnixConn).CloseWrite()
+		// What is still sent has nobody who answers it.
+		far.(*net.UnixConn).CloseRead()
+		line.Close()
+		far.Close()
+	}()
+	return near, nil
+}
