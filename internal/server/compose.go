@@ -28,6 +28,7 @@ import (
 	"isle/internal/image"
 	"isle/internal/initproto"
 	"isle/internal/secret"
+	"isle/internal/session"
 	"isle/internal/store/sqlite"
 )
 
@@ -45,6 +46,8 @@ type rooms struct {
 	images   *image.Store
 	builder  *build.Builder
 	driver   *local.Driver
+	sessions *session.Sessions
+	gateway  *gateway.Gateway
 	airlocks *airlock.Airlocks
 	home     *initproto.Home
 	manager  *environment.Manager
@@ -114,8 +117,11 @@ func compose(s *Server) (r *rooms, err error) {
 		return r, err
 	}
 	r.home = initproto.NewHome(initproto.HomeConfig{Log: s.log, Refused: r.impostor, Workload: r.serveWorkload})
+	if err := r.openGateway(); err != nil {
+		return r, err
+	}
 	r.airlocks, err = airlock.New(airlock.Config{
-		Dir: at("airlocks"), Home: r.home.Serve, Egress: gateway.New(gateway.Config{Closed: r.closed}), Refused: r.refused,
+		Dir: at("airlocks"), Home: r.home.Serve, Egress: r.gateway, Connect: r.connect, Refused: r.refused,
 		Inherited: adoptFiles(), Log: s.log, Fault: cfg.fault(),
 	})
 	if err != nil {
@@ -127,7 +133,7 @@ func compose(s *Server) (r *rooms, err error) {
 	}
 	r.manager = environment.New(environment.Config{
 		Store: r.store, Ports: r.store, Driver: r.driver, Network: r.airlocks, Volumes: r.driver.Volumes(), Lines: r.home,
-		Images: r.images, Policy: r, Init: cfg.Init, Logs: at("logs"), HTTP: names, Log: s.log, Fault: cfg.fault(),
+		Images: r.images, Policy: r, Waiting: r.gateway.Waiting, Init: cfg.Init, Logs: at("logs"), HTTP: names, Log: s.log, Fault: cfg.fault(),
 		Listen: func(key, network, address string) (net.Listener, error) {
 			return s.handover.Listen(key, func() (net.Listener, error) { return net.Listen(network, address) })
 		},
@@ -213,8 +219,14 @@ func (r *rooms) close(successor bool) error {
 	if r.manager != nil {
 		errs = append(errs, r.manager.Close())
 	}
+	if r.gateway != nil { // clients are told before their airlock closes
+		r.gateway.Close()
+	}
 	if r.airlocks != nil {
 		r.airlocks.Stop()
+	}
+	if r.sessions != nil { // every one has ended
+		errs = append(errs, r.sessions.Close())
 	}
 	if r.home != nil {
 		errs = append(errs, r.home.Close())

@@ -39,6 +39,7 @@ func (r *rooms) closed(instance isle.ID, to netip.AddrPort) string {
 func (r *rooms) followPolicy(ctx context.Context) {
 	for {
 		state, asked := r.policy.State(), r.policy.Now()
+		r.gateway.PolicyChanged()
 		r.manager.PolicyChanged(ctx)
 		if !r.policy.Await(ctx, state, asked, nil) {
 			return

@@ -1,0 +1,160 @@
+package server
+
+import (
+	"bufio"
+	"context"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"isle"
+	"isle/internal/audit"
+	"isle/internal/gateway"
+	"isle/internal/gateway/tcp"
+	"isle/internal/policy"
+	"isle/internal/session"
+)
+
+// openGateway makes the gateway with every protocol it speaks.
+func (r *rooms) openGateway() (err error) {
+	r.sessions, err = session.Open(session.Config{
+		Dir: filepath.Join(r.server.cfg.State, "recordings"), Log: r.store, Sealer: r.key, Slog: r.server.log, Now: r.server.cfg.Now,
+	})
+	if err != nil {
+		return err
+	}
+	r.gateway = gateway.New(gateway.Config{
+		Closed: r.closed,
+		Policy: r.policy, Sessions: r.sessions, Log: r.store, Secrets: r.secrets,
+		Protocols: map[string]gateway.Protocol{"tcp": tcp.Protocol{}},
+		Refused:   r.refusedAtGateway,
+		Inside:    func(instance isle.ID, at time.Time) []isle.ID { return r.manager.Inside(instance, at) },
+		Forward:   r.reachService,
+		Listening: listensHere,
+		Slog:      r.server.log,
+	})
+	return nil
+}
+
+// connect serves what came to a connection's door in an airlock: whose airlock
+// it is says who the caller is.
+func (r *rooms) connect(ctx context.Context, instance isle.ID, name string, _ int, conn net.Conn) error {
+	c, err := r.callerInside(instance)
+	if err != nil {
+		conn.Close()
+		return err
+	}
+	return r.gateway.Serve(ctx, c, name, conn)
+}
+
+// callerInside is the environment of an instance as who opens a connection.
+func (r *rooms) callerInside(instance isle.ID) (gateway.Caller, error) {
+	e, ok := r.manager.ByInstance(instance)
+	if !ok {
+		return gateway.Caller{}, isle.Errorf(isle.NotFound, "there is no environment of instance %s", instance)
+	}
+	c := gateway.Caller{
+		Actor: isle.Actor{Kind: isle.Workload, Name: e.Ref.Name + "@" + e.Ref.Stage},
+		Place: policy.Place{Project: e.Project, Stage: e.Ref.Stage, Environment: e.Ref.Name},
+		Ref:   e.Ref, Instance: instance,
+		Check: func() error {
+			if !r.manager.Counts(instance) {
+				return isle.Errorf(isle.Unavailable, "environment %s is being torn down", e.Ref)
+			}
+			return nil
+		},
+		Over: func() <-chan struct{} { return r.manager.Changed(instance) },
+	}
+	c.Owner, c.Chain = r.answersFor(e.Owner)
+	return c, nil
+}
+
+// answersFor is the person who answers for what somebody launched, and who is
+// between them and it.
+func (r *rooms) answersFor(who isle.Actor) (owner string, chain []string) {
+	if who.Kind == isle.Machine {
+		chain = []string{who.String()}
+		if m, ok := r.machines.Machine(who.Name); ok {
+			return m.Owner.String(), chain
+		}
+		return "", chain
+	}
+	return who.String(), nil
+}
+
+// refusedAtGateway records what a caller was refused, within its share.
+func (r *rooms) refusedAtGateway(e audit.Entry, ref isle.Ref) {
+	if e.Instance != "" {
+		r.refusals.add(e, ref)
+		return
+	}
+	r.refusals.actor(e)
+}
+
+// reachService opens a port of an environment's service for a connection. It is
+// the gateway that does so, for whoever the entry names.
+func (r *rooms) reachService(ctx context.Context, c gateway.Caller, connection string, ref isle.Ref, service string, port int) (io.ReadWriteCloser, error) {
+	return r.manager.Reach(ctx, isle.Actor{Kind: isle.System, Name: "gateway"}, ref, service, port, "connection "+connection+" for "+c.Actor.String())
+}
+
+// listensHere reports whether one of this program's own listeners would take a
+// connection to an address of this machine. What cannot be read is taken for
+// one: no connection leads to the server itself.
+func listensHere(to netip.AddrPort) bool {
+	inodes, err := listenersOn(to.Port())
+	if err != nil {
+		return true
+	}
+	if len(inodes) == 0 {
+		return false
+	}
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return true
+	}
+	for _, fd := range fds {
+		target, err := os.Readlink("/proc/self/fd/" + fd.Name())
+		if err != nil {
+			continue // closed meanwhile
+		}
+		if inode, ok := strings.CutPrefix(target, "socket:["); ok && inodes[strings.TrimSuffix(inode, "]")] {
+			return true
+		}
+	}
+	return false
+}
+
+// listenersOn are the inodes of the sockets that listen on a port, of any
+// address, in the server's network namespace (proc_pid_net(5)).
+func listenersOn(port uint16) (map[string]bool, error) {
+	const listening = "0A"
+	hex := strings.ToUpper(strconv.FormatUint(uint64(port), 16))
+	suffix := ":" + strings.Repeat("0", 4-len(hex)) + hex
+	inodes := map[string]bool{}
+	for _, name := range []string{"/proc/self/net/tcp", "/proc/self/net/tcp6"} {
+		f, err := os.Open(name)
+		if os.IsNotExist(err) {
+			continue // no IPv6
+		}
+		if err != nil {
+			return nil, err
+		}
+		s := bufio.NewScanner(f)
+		for s.Scan() {
+			if field := strings.Fields(s.Text()); len(field) > 9 && field[3] == listening && strings.HasSuffix(field[1], suffix) {
+				inodes[field[9]] = true
+			}
+		}
+		err = s.Err()
+		f.Close()
+		if err != nil {
+			return nil, err
+		}
+	}
+	return inodes, nil
+}
