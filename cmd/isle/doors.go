@@ -13,11 +13,14 @@ import (
 
 type doorJSON struct {
 	Destination string     `json:"destination"`
-	Protocol    string     `json:"protocol"`
+	Kind        string     `json:"kind"`     // connection, egress
+	Protocol    string     `json:"protocol"` // of a connection its kind: postgres, http, tcp
+	Stage       string     `json:"stage,omitempty"`
 	State       string     `json:"state"`
 	Reason      string     `json:"reason"`
 	Count       int32      `json:"count"`
 	Active      int32      `json:"active"`
+	Held        int32      `json:"held,omitempty"`
 	First       *time.Time `json:"first,omitempty"`
 	Last        *time.Time `json:"last,omitempty"`
 }
@@ -43,7 +46,7 @@ func newDoors(a *app) *cobra.Command {
 			if a.output == "json" {
 				out := []doorJSON{}
 				for _, d := range res.Msg.GetDoors() {
-					out = append(out, doorJSON{d.GetDestination(), d.GetProtocol(), d.GetState(), d.GetReason(), d.GetCount(), d.GetActive(), at(d.GetFirst()), at(d.GetLast())})
+					out = append(out, doorJSON{d.GetDestination(), d.GetKind(), d.GetProtocol(), d.GetStage(), d.GetState(), d.GetReason(), d.GetCount(), d.GetActive(), d.GetHeld(), at(d.GetFirst()), at(d.GetLast())})
 				}
 				return a.json(out)
 			}
@@ -57,9 +60,13 @@ func newDoors(a *app) *cobra.Command {
 				if t := d.GetLast(); t != nil && !t.AsTime().IsZero() {
 					last = span(time.Since(t.AsTime())) + " ago"
 				}
-				rows = append(rows, []string{d.GetState(), d.GetDestination(), d.GetProtocol(), strconv.Itoa(int(d.GetCount())), last, d.GetReason()})
+				destination := d.GetDestination()
+				if d.GetStage() != "" {
+					destination += "@" + d.GetStage()
+				}
+				rows = append(rows, []string{d.GetState(), destination, d.GetProtocol(), strconv.Itoa(int(d.GetCount())), strconv.Itoa(int(d.GetActive())), last, d.GetReason()})
 			}
-			return table(a.stdout, "state\tdestination\tprotocol\tcount\tlast\treason", rows)
+			return table(a.stdout, "state\tdestination\tprotocol\tcount\tactive\tlast\treason", rows)
 		},
 	}
 }

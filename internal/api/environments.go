@@ -106,6 +106,7 @@ func (s *environments) Doors(ctx context.Context, req *connect.Request[islev1.Do
 		res.Doors = append(res.Doors, &islev1.Door{
 			Destination: d.Destination, Protocol: d.Protocol, State: d.State, Reason: d.Reason,
 			Count: int32(d.Count), Active: int32(d.Active), First: timestamp(d.First), Last: timestamp(d.Last),
+			Kind: d.Kind, Stage: d.Stage, Held: int32(d.Held),
 		})
 	}
 	return connect.NewResponse(res), nil

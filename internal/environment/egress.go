@@ -57,6 +57,14 @@ func (a asked) reason() string {
 	return "asked for by " + a.by + ", refused by policy: " + a.rule + "; ask for the grant " + a.grant
 }
 
+// warning is what whoever launches is told of its refusal.
+func (a asked) warning() string {
+	if a.by == "uses" && a.connection.Kind == "" {
+		return a.reason()
+	}
+	return a.destination + " is " + a.reason()
+}
+
 // entry is that of its refusal.
 func (a asked) entry(rec Environment) audit.Entry {
 	action, resource := isle.ActionEgressConnect, isle.Resource{Kind: "egress", Name: a.destination, Stage: rec.Ref.Stage}

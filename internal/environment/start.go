@@ -126,7 +126,7 @@ func (m *Manager) open(ctx context.Context, l *live, say func(Progress)) error {
 		return err
 	}
 	for _, a := range refused {
-		say(Progress{Step: a.by, State: "log", Message: "warning: " + a.destination + " is " + a.reason()})
+		say(Progress{Step: a.by, State: "log", Message: "warning: " + a.warning()})
 	}
 	m.fault("up.network")
 	if groupErr != nil {

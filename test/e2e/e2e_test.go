@@ -89,6 +89,7 @@ func TestPromises(t *testing.T) {
 			"http":      httpGet,
 			"code":      exitCode,
 			"within":    within,
+			"answer":    answer,
 			"listen":    listen,
 			"own":       ownState,
 			"small":     smallState,

@@ -2712,12 +2712,15 @@ type Door struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Destination   string                 `protobuf:"bytes,1,opt,name=destination,proto3" json:"destination,omitempty"`
 	Protocol      string                 `protobuf:"bytes,2,opt,name=protocol,proto3" json:"protocol,omitempty"`
-	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"` // "open", "refused"
+	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"` // "open", "refused", "held"
 	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
 	Count         int32                  `protobuf:"varint,5,opt,name=count,proto3" json:"count,omitempty"`
 	Active        int32                  `protobuf:"varint,6,opt,name=active,proto3" json:"active,omitempty"`
 	First         *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=first,proto3" json:"first,omitempty"`
 	Last          *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=last,proto3" json:"last,omitempty"`
+	Kind          string                 `protobuf:"bytes,9,opt,name=kind,proto3" json:"kind,omitempty"`    // "connection", "egress"
+	Stage         string                 `protobuf:"bytes,10,opt,name=stage,proto3" json:"stage,omitempty"` // of a connection
+	Held          int32                  `protobuf:"varint,11,opt,name=held,proto3" json:"held,omitempty"`  // of active: sessions that wait for an approval
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2806,6 +2809,27 @@ func (x *Door) GetLast() *timestamppb.Timestamp {
 		return x.Last
 	}
 	return nil
+}
+
+func (x *Door) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Door) GetStage() string {
+	if x != nil {
+		return x.Stage
+	}
+	return ""
+}
+
+func (x *Door) GetHeld() int32 {
+	if x != nil {
+		return x.Held
+	}
+	return 0
 }
 
 var File_isle_v1_environment_proto protoreflect.FileDescriptor
@@ -3001,7 +3025,7 @@ const file_isle_v1_environment_proto_rawDesc = "" +
 	"\fDoorsRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\"4\n" +
 	"\rDoorsResponse\x12#\n" +
-	"\x05doors\x18\x01 \x03(\v2\r.isle.v1.DoorR\x05doors\"\x82\x02\n" +
+	"\x05doors\x18\x01 \x03(\v2\r.isle.v1.DoorR\x05doors\"\xc0\x02\n" +
 	"\x04Door\x12 \n" +
 	"\vdestination\x18\x01 \x01(\tR\vdestination\x12\x1a\n" +
 	"\bprotocol\x18\x02 \x01(\tR\bprotocol\x12\x14\n" +
@@ -3010,7 +3034,11 @@ const file_isle_v1_environment_proto_rawDesc = "" +
 	"\x05count\x18\x05 \x01(\x05R\x05count\x12\x16\n" +
 	"\x06active\x18\x06 \x01(\x05R\x06active\x120\n" +
 	"\x05first\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x05first\x12.\n" +
-	"\x04last\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x04last2\x9a\x05\n" +
+	"\x04last\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x04last\x12\x12\n" +
+	"\x04kind\x18\t \x01(\tR\x04kind\x12\x14\n" +
+	"\x05stage\x18\n" +
+	" \x01(\tR\x05stage\x12\x12\n" +
+	"\x04held\x18\v \x01(\x05R\x04held2\x9a\x05\n" +
 	"\x12EnvironmentService\x12,\n" +
 	"\x02Up\x12\x12.isle.v1.UpRequest\x1a\x10.isle.v1.UpEvent0\x01\x126\n" +
 	"\x04Down\x12\x14.isle.v1.DownRequest\x1a\x16.isle.v1.ProgressEvent0\x01\x123\n" +
