@@ -312,19 +312,6 @@ func (m *Manager) Changed(instance isle.ID) <-chan struct{} {
 	return nil
 }
 
-// Counts reports whether an instance is to run: what comes from it is its
-// environment's.
-func (m *Manager) Counts(instance isle.ID) bool {
-	for _, l := range m.all() {
-		if l.instance == instance {
-			l.mu.Lock()
-			defer l.mu.Unlock()
-			return l.rec.Desired == WantRunning
-		}
-	}
-	return false
-}
-
 // ByLaunch returns the environment and the service of a launch that is to run:
 // not that of one which was replaced, nor of an environment that is to be down.
 func (m *Manager) ByLaunch(instance, launch isle.ID) (e Environment, service string, ok bool) {

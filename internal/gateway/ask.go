@@ -185,7 +185,7 @@ func (d *Door) refusal(action isle.Action, rule string, f *policy.Facts, text []
 	e.Rule = rule
 	cfg := &d.gateway.config
 	if cfg.Refused != nil {
-		cfg.Refused(e, d.caller.Ref)
+		cfg.Refused(e)
 		return
 	}
 	if err := cfg.Log.Append(context.WithoutCancel(d.ctx), e); err != nil {

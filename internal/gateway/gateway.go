@@ -69,7 +69,7 @@ type Config struct {
 	Secrets Secrets
 	// Refused takes the entry of a refusal, within the share of who was refused;
 	// nil: each is appended to Log.
-	Refused func(e audit.Entry, ref isle.Ref)
+	Refused func(audit.Entry)
 	// Inside are the exec sessions of an instance at a time, for entries; nil:
 	// none are known.
 	Inside func(instance isle.ID, at time.Time) []isle.ID

@@ -403,4 +403,3 @@ func (p bench) Serve(ctx context.Context, _ net.Conn, d *gateway.Door) error {
 	})
 	return nil
 }
-

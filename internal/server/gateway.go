@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"isle"
-	"isle/internal/audit"
+	"isle/internal/environment"
 	"isle/internal/gateway"
 	"isle/internal/gateway/tcp"
 	"isle/internal/policy"
@@ -32,7 +32,7 @@ func (r *rooms) openGateway() (err error) {
 		Closed: r.closed,
 		Policy: r.policy, Sessions: r.sessions, Log: r.store, Secrets: r.secrets,
 		Protocols: map[string]gateway.Protocol{"tcp": tcp.Protocol{}},
-		Refused:   r.refusedAtGateway,
+		Refused:   r.refusals.actor,
 		Inside:    func(instance isle.ID, at time.Time) []isle.ID { return r.manager.Inside(instance, at) },
 		Forward:   r.reachService,
 		Listening: listensHere,
@@ -63,8 +63,12 @@ func (r *rooms) callerInside(instance isle.ID) (gateway.Caller, error) {
 		Place: policy.Place{Project: e.Project, Stage: e.Ref.Stage, Environment: e.Ref.Name},
 		Ref:   e.Ref, Instance: instance,
 		Check: func() error {
-			if !r.manager.Counts(instance) {
+			now, ok := r.manager.ByInstance(instance)
+			switch {
+			case !ok || now.Desired != environment.WantRunning:
 				return isle.Errorf(isle.Unavailable, "environment %s is being torn down", e.Ref)
+			case now.Project != e.Project:
+				return isle.Errorf(isle.Unavailable, "environment %s is of another project now", e.Ref)
 			}
 			return nil
 		},
@@ -85,15 +89,6 @@ func (r *rooms) answersFor(who isle.Actor) (owner string, chain []string) {
 		return "", chain
 	}
 	return who.String(), nil
-}
-
-// refusedAtGateway records what a caller was refused, within its share.
-func (r *rooms) refusedAtGateway(e audit.Entry, ref isle.Ref) {
-	if e.Instance != "" {
-		r.refusals.add(e, ref)
-		return
-	}
-	r.refusals.actor(e)
 }
 
 // reachService opens a port of an environment's service for a connection. It is
