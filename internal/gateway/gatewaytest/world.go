@@ -55,6 +55,7 @@ func New(t testing.TB, document string, protocols map[string]gateway.Protocol, c
 	must(err)
 	w.Sessions, err = session.Open(session.Config{Dir: t.TempDir(), Log: w.Log, Sealer: sealer})
 	must(err)
+	must(w.Sessions.Recover(t.Context()))
 	cfg := gateway.Config{Policy: w.Policy, Sessions: w.Sessions, Secrets: w.Secrets, Log: w.Log, Protocols: protocols}
 	for _, c := range change {
 		c(&cfg)
