@@ -56,6 +56,12 @@ confirmed twice: on a terminal by two answers, in a script by giving --lock-out 
 			if err != nil {
 				return err
 			}
+			if file != "-" && formatOf(file) == policy.YAML {
+				// The server knows the document's name alone. What is wrong is in this file.
+				if _, err := policy.Parse(file, body); err != nil {
+					return err
+				}
+			}
 			req := &islev1.ApplyRequest{Document: document, Format: formatOf(file), Body: body, DryRun: dryRun, Confirmations: int32(lockOut)}
 			if req.Document == "" {
 				req.Document = policy.DefaultDocument

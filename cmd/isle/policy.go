@@ -31,6 +31,10 @@ type documentJSON struct {
 	Body    string `json:"body"`
 }
 
+type cedarJSON struct {
+	Cedar string `json:"cedar"`
+}
+
 func newPolicyShow(a *app) *cobra.Command {
 	var cedar, list bool
 	cmd := &cobra.Command{
@@ -48,6 +52,9 @@ func newPolicyShow(a *app) *cobra.Command {
 			res, err := c.Policy.Show(cmd.Context(), connect.NewRequest(&islev1.ShowRequest{Cedar: cedar}))
 			if err != nil {
 				return err
+			}
+			if cedar && a.output == "json" {
+				return a.json(cedarJSON{string(res.Msg.GetCedar())})
 			}
 			if cedar {
 				_, err := fmt.Fprint(a.stdout, res.Msg.GetCedar())
