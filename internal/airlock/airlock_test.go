@@ -34,6 +34,7 @@ type house struct {
 	homes   chan net.Conn
 	mu      sync.Mutex
 	refused []Refusal
+	connect func(ctx context.Context, instance isle.ID, name string, port int, conn net.Conn) error // set before a door is used
 }
 
 func newHouse(t testing.TB) *house {
@@ -55,6 +56,9 @@ func newHouse(t testing.TB) *house {
 			h.refused = append(h.refused, r)
 		},
 		Egress: g,
+		Connect: func(ctx context.Context, instance isle.ID, name string, port int, conn net.Conn) error {
+			return h.connect(ctx, instance, name, port, conn)
+		},
 	}
 	h.Airlocks = h.start(h.config)
 	t.Cleanup(func() {
