@@ -1,0 +1,187 @@
+package query
+
+import (
+	"bytes"
+	"strings"
+)
+
+// A span is where a statement stands in a text.
+type span struct{ start, end int }
+
+// A shape is a text cut into tokens.
+type shape struct {
+	key        []byte // the same for texts of the same Facts
+	statements []span // those that aren't empty
+	plain      bool   // key has no values of constants
+	ordinals   bool   // a number could mean a column: ORDER BY 2
+}
+
+// Constants stand in a key as one byte each, which no text has: \x01 and so on.
+const constants = 0x01
+
+// longestKey is how long a text may be to be its own key.
+const longestKey = 16 << 10
+
+// mostTokens bounds the time that the grammar takes for a text.
+const mostTokens = 200_000
+
+// shape cuts a text into tokens, or says why it cannot be.
+func (r *Reader) shape(sql string, set Settings) (*shape, string) {
+	s, ok := r.shapes.Get().(*shape)
+	if !ok {
+		s = new(shape)
+	}
+	s.key, s.statements, s.plain, s.ordinals = s.key[:0], s.statements[:0], true, false
+	if why := readable(sql, set); why != "" {
+		return s, why
+	}
+	s.key = append(s.key, 's', flags(set), byte(set.Version))
+	head := len(s.key)
+	l := lexer{s: sql, set: set}
+	first, start, end := true, 0, 0
+	for n := 0; ; n++ {
+		t, ok, err := l.next()
+		if err != nil {
+			return s, err.Error()
+		}
+		if n > mostTokens {
+			return s, "it has more than 200,000 words"
+		}
+		if semicolon := ok && sql[t.start] == ';'; !ok || semicolon {
+			if !first {
+				s.statements = append(s.statements, span{start, end})
+			}
+			first = true
+			if semicolon {
+				s.key = append(s.key, ';')
+				continue
+			}
+			break
+		}
+		if first {
+			first, start = false, t.start
+			s.plain = s.plain && (t.kind == word && valuesAside(sql[t.start:t.end]) || sql[t.start] == '(')
+		}
+		end = t.end
+		s.add(t, sql[t.start:t.end])
+	}
+	if l.high && set.ServerEncoding != "UTF8" {
+		return s, "it has names beyond ASCII without quotes, and server_encoding is not UTF8"
+	}
+	if !s.plain {
+		s.key = append(s.key[:head], sql...)
+		s.key[0] = 'v'
+	}
+	return s, ""
+}
+
+// add adds a token to the key.
+func (s *shape) add(t token, text string) {
+	if t.kind == word {
+		s.clause(text)
+	}
+	switch {
+	case t.kind.literal() && !(s.ordinals && t.kind == integer):
+		s.key = append(s.key, constants+byte(t.kind-integer), ' ')
+	case t.kind == escaped || t.kind == word && strings.EqualFold(text, "set_config"),
+		t.kind == quoted && strings.Contains(text, "set_config"):
+		s.plain = false
+	default:
+		s.key = append(append(s.key, text...), ' ')
+	}
+}
+
+// clause finds where numbers mean columns. It is no fact of a statement which
+// they mean, but trees of one shape are read as one.
+func (s *shape) clause(word string) {
+	switch {
+	case strings.EqualFold(word, "by"), strings.EqualFold(word, "distinct"):
+		s.ordinals = true
+	case strings.EqualFold(word, "from"), strings.EqualFold(word, "where"), strings.EqualFold(word, "having"),
+		strings.EqualFold(word, "limit"), strings.EqualFold(word, "offset"), strings.EqualFold(word, "values"):
+		s.ordinals = false
+	}
+}
+
+func flags(set Settings) byte {
+	var f byte = 'a'
+	if set.StandardConforming {
+		f |= 1 << 3
+	}
+	if set.PathChanged {
+		f |= 1 << 2
+	}
+	return f
+}
+
+// valuesAside reports whether no fact of a statement that begins with a word
+// depends on the value of a constant in it, calls of set_config aside. EXPLAIN
+// isn't among them: EXPLAIN (ANALYZE 'off').
+func valuesAside(word string) bool {
+	var lower [9]byte
+	if len(word) > len(lower) {
+		return false
+	}
+	for i := range len(word) {
+		lower[i] = word[i] | 0x20
+	}
+	switch string(lower[:len(word)]) {
+	case "select", "insert", "update", "delete", "with", "values", "table", "merge",
+		"begin", "start", "commit", "end", "rollback", "abort", "savepoint", "release",
+		"show", "truncate", "prepare", "execute", "declare", "fetch", "move", "close":
+		return true
+	}
+	return false
+}
+
+// free gives the memory of a shape back, for the next Read.
+func (r *Reader) free(s *shape) {
+	if cap(s.key) <= longestKey {
+		r.shapes.Put(s)
+	}
+}
+
+// shown is the text without comments and constants, as an entry shows it: at
+// most 2 KiB of it.
+func shown(sql string, set Settings) string {
+	l, out := lexer{s: sql, set: set}, strings.Builder{}
+	var last token
+	for out.Len() < mostShown {
+		t, ok, err := l.next()
+		if !ok || err != nil {
+			break
+		}
+		if t.start > last.end && out.Len() > 0 {
+			out.WriteByte(' ')
+		}
+		if t.kind.literal() {
+			out.WriteByte('?')
+		} else {
+			out.WriteString(sql[t.start:t.end])
+		}
+		last = t
+	}
+	return cut(out.String())
+}
+
+const mostShown = 2 << 10
+
+// opaque is what is shown of a text that cannot be cut into tokens: how it
+// begins, as far as no constant can be in it.
+func opaque(sql string) string {
+	end := strings.IndexFunc(sql, func(c rune) bool {
+		return !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c == ' ' || c == '_' || c == '\n')
+	})
+	if end < 0 {
+		end = len(sql)
+	}
+	return cut(strings.TrimSpace(sql[:end]) + " …")
+}
+
+// cut bounds what is shown, at the end of a character.
+func cut(s string) string {
+	if len(s) <= mostShown {
+		return s
+	}
+	return string(bytes.ToValidUTF8([]byte(s[:mostShown]), nil))
+}
