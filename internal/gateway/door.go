@@ -27,8 +27,8 @@ type Door struct {
 	connection policy.Connection // as it was when the door was opened
 	protocol   Protocol
 	session    *session.Live
-	opened     []string     // the rules under which a human approved that it is opened
-	behalf     []isle.Actor // on whose behalf the caller acts, for entries
+	opened     []*policy.Approval // the rules under which a human approved that it is opened
+	behalf     []isle.Actor       // on whose behalf the caller acts, for entries
 
 	ctx      context.Context // ends with the door
 	cancel   context.CancelCauseFunc

@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"net"
+	"reflect"
 	"slices"
 
 	"isle"
@@ -66,10 +67,20 @@ func (d *Door) still(a Ask, was *verdict) error {
 	if v.decision == isle.Deny {
 		return d.refuse(a, v)
 	}
-	if v != was && !slices.Equal(namesOf(v.holds), namesOf(was.holds)) {
+	if v != was && !sameHolds(v.holds, was.holds) {
 		return isle.Errorf(isle.Refused, "the policy has changed since it was asked").WithHint("do it again: it is decided anew")
 	}
 	return nil
+}
+
+// sameHolds reports whether two lists of rules ask for the same. Where they
+// stand in a file means nothing.
+func sameHolds(a, b []*policy.Approval) bool {
+	return slices.EqualFunc(a, b, func(a, b *policy.Approval) bool {
+		x, y := *a, *b
+		x.At, y.At = policy.Position{}, policy.Position{}
+		return reflect.DeepEqual(x, y)
+	})
 }
 
 // namesOf are the rules' names.

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -132,21 +133,36 @@ func asConn(line io.ReadWriteCloser) (net.Conn, error) {
 			return nil, err
 		}
 	}
-	near, far := ends[0], ends[1]
-	go func() { // ends when the near end closes, or the stream does
+	c, far := &lineConn{UnixConn: ends[0].(*net.UnixConn), closed: make(chan struct{})}, ends[1].(*net.UnixConn)
+	ended := make(chan struct{})
+	go func() { // ends when the near end is closed, or the stream is over
 		io.Copy(line, far)
 		if half, ok := line.(interface{ CloseWrite() error }); ok && half.CloseWrite() == nil {
-			return
+			select {
+			case <-c.closed:
+			case <-ended:
+			}
 		}
 		line.Close()
 	}()
 	go func() { // ends when the stream does, or is closed
+		defer close(ended)
 		io.Copy(far, line)
-		far.(*net.UnixConn).CloseWrite()
-		// What is still sent has nobody who answers it.
-		far.(*net.UnixConn).CloseRead()
-		line.Close()
-		far.Close()
+		far.Close() // what is still sent has nobody who answers it
 	}()
-	return near, nil
+	return c, nil
+}
+
+// A lineConn is the near end.
+type lineConn struct {
+	*net.UnixConn
+	once   sync.Once
+	closed chan struct{}
+}
+
+// Close closes the connection; what was written is still sent.
+func (c *lineConn) Close() error {
+	err := c.UnixConn.Close()
+	c.once.Do(func() { close(c.closed) })
+	return err
 }

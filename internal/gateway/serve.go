@@ -156,7 +156,7 @@ func (d *Door) open(client net.Conn) error {
 		if err != nil {
 			return err
 		}
-		d.opened, rule = namesOf(a.Holds), use
+		d.opened, rule = a.Holds, use
 	default:
 		err := refusalOf(state.Set, q, a)
 		d.refusal(isle.ActionConnectionOpen, a.Rule, nil, nil)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"isle"
+	"isle/internal/approval"
 	"isle/internal/gateway"
 	"isle/internal/gateway/gatewaytest"
 	"isle/internal/policy"
@@ -27,6 +28,9 @@ func newWords() *words {
 		"wipe":     {Actions: []isle.Action{isle.ActionPostgresWrite}, Statements: []string{"delete"}, Tables: []string{"orders"}, Unbounded: true, Shape: "delete from orders"},
 		"both":     {Actions: []isle.Action{isle.ActionPostgresSelect, isle.ActionPostgresSchema}, Statements: []string{"ddl"}, Tables: []string{"orders"}, Shape: "create table orders as select ?"},
 		"payments": {Actions: []isle.Action{isle.ActionPostgresSelect}, Statements: []string{"select"}, Tables: []string{"payments"}, Shape: "select * from payments"},
+		"held":     {Actions: []isle.Action{isle.ActionPostgresWrite}, Statements: []string{"update"}, Tables: []string{"ledger"}, Shape: "update ledger set a = ?"},
+		"two":      {Actions: []isle.Action{isle.ActionPostgresWrite}, Statements: []string{"update", "delete"}, Tables: []string{"ledger", "accounts"}, Shape: "two"},
+		"later":    {Actions: []isle.Action{isle.ActionPostgresWrite}, Statements: []string{"update"}, Tables: []string{"later"}, Shape: "update later"},
 		"nothing":  {},
 	}}
 }
@@ -44,11 +48,18 @@ func (p *words) Serve(ctx context.Context, client net.Conn, d *gateway.Door) err
 		case "boom":
 			panic("boom")
 		case "slow":
-			<-ctx.Done()
-			return nil
+			continue // until ctx's end closes the client
 		}
 		d.Started()
-		pass, err := d.Ask(ctx, gateway.Ask{Facts: p.facts[s.Text()], Text: s.Bytes()})
+		word := strings.TrimPrefix(s.Text(), "in write: ")
+		pass, err := d.Ask(ctx, gateway.Ask{
+			Facts: p.facts[word], Text: []byte(word), InWrite: word != s.Text(),
+			Estimate: func(context.Context) string { return "about 3 rows" },
+			Waiting: func(r approval.Request) error {
+				_, err := fmt.Fprintf(client, "waits: %s\n", r.Rule)
+				return err
+			},
+		})
 		if err != nil {
 			fmt.Fprintf(client, "no: %v\n", err)
 			continue

@@ -154,7 +154,7 @@ func (d *Door) stand(state *authority.State, now time.Time) (*standing, error) {
 	a := state.Set.Decide(q)
 	switch {
 	case a.Allowed():
-	case a.Decision == isle.Hold && d.opened != nil && slices.Equal(d.opened, namesOf(a.Holds)):
+	case a.Decision == isle.Hold && len(d.opened) > 0 && sameHolds(d.opened, a.Holds):
 	case a.Decision == isle.Hold:
 		return nil, isle.Errorf(isle.Held, "connection %s: to have it open needs a human's approval now: %s", d.name, strings.Join(namesOf(a.Holds), ", ")).WithHint("connect again, and wait for it")
 	default:

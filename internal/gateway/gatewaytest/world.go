@@ -1,7 +1,7 @@
 // Package gatewaytest is a gateway for tests of protocols.
 //
-// A World is a real Gateway with a real policy, sessions and secrets, over a log
-// in memory. Connect opens a door as a client does.
+// A World is a real Gateway with a real policy, approvals, sessions and secrets,
+// over a log in memory. Connect opens a door as a client does.
 package gatewaytest
 
 import (
@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"isle"
+	"isle/internal/approval"
 	"isle/internal/audit"
 	"isle/internal/authority"
 	"isle/internal/gateway"
@@ -24,12 +25,13 @@ import (
 
 // A World is a gateway and what is around it. It ends with its test.
 type World struct {
-	Gateway  *gateway.Gateway
-	Policy   *authority.Authority
-	Sessions *session.Sessions
-	Secrets  *secret.Secrets
-	Log      *Log
-	t        testing.TB
+	Gateway   *gateway.Gateway
+	Policy    *authority.Authority
+	Sessions  *session.Sessions
+	Approvals *approval.Approvals
+	Secrets   *secret.Secrets
+	Log       *Log
+	t         testing.TB
 }
 
 // root applies policies and sets secrets.
@@ -56,7 +58,11 @@ func New(t testing.TB, document string, protocols map[string]gateway.Protocol, c
 	w.Sessions, err = session.Open(session.Config{Dir: t.TempDir(), Log: w.Log, Sealer: sealer})
 	must(err)
 	must(w.Sessions.Recover(t.Context()))
-	cfg := gateway.Config{Policy: w.Policy, Sessions: w.Sessions, Secrets: w.Secrets, Log: w.Log, Protocols: protocols}
+	w.Approvals, err = approval.Open(t.Context(), approval.Config{
+		Store: w.Log, Log: w.Log, May: func(approval.Decider, approval.Request) error { return nil },
+	})
+	must(err)
+	cfg := gateway.Config{Policy: w.Policy, Sessions: w.Sessions, Approvals: w.Approvals, Secrets: w.Secrets, Log: w.Log, Protocols: protocols}
 	for _, c := range change {
 		c(&cfg)
 	}
@@ -97,6 +103,39 @@ func (w *World) Apply(document string) {
 func (w *World) SetSecret(name, value string) {
 	w.t.Helper()
 	if _, err := w.Secrets.Set(w.t.Context(), root, name, []byte(value)); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// Held waits until a request waits for approval, and returns it.
+func (w *World) Held() approval.Request {
+	w.t.Helper()
+	for range 1000 {
+		list, err := w.Approvals.List(false)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		for _, r := range list {
+			if r.State == approval.Pending {
+				return r
+			}
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	w.t.Fatal("nothing waits for approval")
+	return approval.Request{}
+}
+
+// Decide approves what waits, or denies it with a reason, as human:root.
+func (w *World) Decide(r approval.Request, approve bool, reason string) {
+	w.t.Helper()
+	var err error
+	if approve {
+		_, err = w.Approvals.Approve(w.t.Context(), approval.Decider{Actor: root}, r.ID, r.Hash, reason)
+	} else {
+		_, err = w.Approvals.Deny(w.t.Context(), approval.Decider{Actor: root}, r.ID, reason)
+	}
+	if err != nil {
 		w.t.Fatal(err)
 	}
 }
