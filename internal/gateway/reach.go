@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/netip"
@@ -100,7 +101,13 @@ func (d *Door) dialService(ctx context.Context) (net.Conn, error) {
 	ref := isle.Ref{Name: c.Environment, Stage: c.Stage}
 	line, err := d.gateway.config.Forward(ctx, d.caller, d.name, ref, c.Service, target(*c))
 	if err != nil {
-		return nil, isle.Errorf(isle.CodeOf(err), "connection %s: %w", d.name, err)
+		// Its hint is for people, and tells which other environments there are.
+		if e, ok := errors.AsType[*isle.Error](err); ok {
+			bare := *e
+			bare.Hint = ""
+			err = &bare
+		}
+		return nil, isle.Errorf(isle.CodeOf(err), "connection %s: service %s of environment %s can't be reached: %w", d.name, c.Service, ref, err)
 	}
 	conn, err := asConn(line)
 	if err != nil {

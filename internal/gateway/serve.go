@@ -40,7 +40,9 @@ func (g *Gateway) Serve(ctx context.Context, c Caller, connection string, client
 	stop := context.AfterFunc(d.ctx, func() { time.AfterFunc(parting, func() { client.Close() }) })
 	defer stop()
 	err = d.serve(client)
-	if cause := context.Cause(d.ctx); cause != nil && d.ctx.Err() != nil {
+	// Why the door ended counts for more than what its protocol made of that. That
+	// the client is closed says nothing.
+	if cause := context.Cause(d.ctx); cause != nil && !errors.Is(cause, context.Canceled) {
 		err = cause
 	}
 	d.end(nil)
@@ -55,7 +57,7 @@ func endText(err error) string {
 	case err == nil:
 		return "the client or the other side left"
 	case errors.Is(err, context.Canceled):
-		return "the client's door was closed"
+		return "the client's connection was closed"
 	}
 	return err.Error()
 }
