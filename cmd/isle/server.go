@@ -16,6 +16,7 @@ import (
 	"isle"
 	islev1 "isle/internal/api/isle/v1"
 	"isle/internal/server"
+	"isle/internal/spec"
 )
 
 func newServer(a *app) *cobra.Command {
@@ -76,6 +77,8 @@ a token: see ` + "`isle login`" + `. Without it nobody but this machine reaches 
 	f.StringVar(&cfg.Vault.TokenFile, "vault-token-file", "", "file with the token for Vault, read each time")
 	f.StringVar(&cfg.Vault.CA, "vault-ca", "", "PEM certificates that Vault's must be signed by (default: the machine's)")
 	f.StringVar(&cfg.Vault.Namespace, "vault-namespace", "", "namespace in Vault")
+	f.Var(durationFlag{&cfg.RecordingsKeep}, "recordings-keep", "how long recordings of sessions are kept, such as 30d; at least a day (default 30d)")
+	f.Var(sizeFlag{&cfg.RecordingsMax}, "recordings-max", "bytes that all recordings may have, such as 10GiB; the first ones go first (default 10GiB)")
 	f.StringVar(&cfg.Listen, "listen", "", "TCP address that serves callers from elsewhere, such as :7443 (default: none)")
 	f.StringVar(&cfg.TLSCert, "tls-cert", "", "PEM file with the certificate for --listen, read again when it changes (default: one of the server's own)")
 	f.StringVar(&cfg.TLSKey, "tls-key", "", "PEM file with its key")
@@ -176,4 +179,24 @@ func newServerReload(a *app) *cobra.Command {
 			return isle.Errorf(isle.Failed, "the server did not become a new one; the old one goes on").WithHint("see its log")
 		},
 	}
+}
+
+// durationFlag is a flag with a duration as isle.yaml writes it.
+type durationFlag struct{ to *time.Duration }
+
+func (f durationFlag) String() string { return "" }
+func (f durationFlag) Type() string   { return "duration" }
+func (f durationFlag) Set(s string) (err error) {
+	*f.to, err = spec.ParseDuration(s)
+	return err
+}
+
+// sizeFlag is a flag with bytes as isle.yaml writes them.
+type sizeFlag struct{ to *int64 }
+
+func (f sizeFlag) String() string { return "" }
+func (f sizeFlag) Type() string   { return "size" }
+func (f sizeFlag) Set(s string) (err error) {
+	*f.to, err = spec.ParseSize(s)
+	return err
 }

@@ -143,6 +143,7 @@ type Config struct {
 	Host         Host
 	Policy       Policy
 	Secrets      Secrets
+	Recordings   Recordings
 	Identities   *identity.Registry
 	Credentials  Credentials   // of callers from elsewhere; nil: there are none
 	TrustDomain  func() string // of this server's identities; nil: it gives none
@@ -182,6 +183,7 @@ func New(cfg Config) http.Handler {
 	mux.Handle(islev1connect.NewServerServiceHandler(&host{cfg}, options...))
 	mux.Handle(islev1connect.NewPolicyServiceHandler(&policies{cfg}, options...))
 	mux.Handle(islev1connect.NewSecretServiceHandler(&secrets{cfg}, options...))
+	mux.Handle(islev1connect.NewSessionServiceHandler(&recordings{cfg}, options...))
 	mux.Handle(islev1connect.NewIdentityServiceHandler(&identities{Config: cfg}, options...))
 	mux.Handle("/", tilesMux(&tiles{cfg.Audit, cfg.Signer, cfg.Log, g.mayReadLog}))
 	return impatient(mux)

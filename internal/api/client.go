@@ -27,6 +27,7 @@ type Client struct {
 	Policy       islev1connect.PolicyServiceClient
 	Secrets      islev1connect.SecretServiceClient
 	Identities   islev1connect.IdentityServiceClient
+	Sessions     islev1connect.SessionServiceClient
 
 	address   string // a path, or a URL
 	base      string // URL that every request is below
@@ -68,6 +69,7 @@ func (c *Client) speak(t http.RoundTripper) {
 	c.Server = islev1connect.NewServerServiceClient(c.http, c.base, options...)
 	c.Policy = islev1connect.NewPolicyServiceClient(c.http, c.base, options...)
 	c.Secrets = islev1connect.NewSecretServiceClient(c.http, c.base, options...)
+	c.Sessions = islev1connect.NewSessionServiceClient(c.http, c.base, options...)
 	c.Identities = islev1connect.NewIdentityServiceClient(c.http, c.base, options...)
 }
 

@@ -121,6 +121,14 @@ func (cfg Config) rules() map[string]rule {
 		},
 	}
 	maps.Copy(rules, cfg.identityRules())
+	maps.Copy(rules, map[string]rule{
+		// Which of them the caller may see, and search, the handlers find out.
+		islev1connect.SessionServiceListSessionsProcedure:   server(isle.ActionServerRead),
+		islev1connect.SessionServiceSearchSessionsProcedure: server(isle.ActionServerRead),
+		islev1connect.SessionServiceGetSessionProcedure:     cfg.onSession(isle.ActionSessionRead),
+		islev1connect.SessionServiceEndSessionProcedure:     cfg.onSession(isle.ActionSessionEnd),
+		islev1connect.SessionServiceReplaySessionProcedure:  cfg.onSession(isle.ActionRecordingRead),
+	})
 	return rules
 }
 
@@ -246,7 +254,7 @@ type Log interface {
 func reads(a isle.Action) bool {
 	switch a {
 	case isle.ActionImageRead, isle.ActionEnvironmentList, isle.ActionEnvironmentRead, isle.ActionEnvironmentLogs, isle.ActionAuditRead, isle.ActionPolicyRead, isle.ActionSecretRead,
-		isle.ActionIdentityRead, isle.ActionTokenRead:
+		isle.ActionIdentityRead, isle.ActionTokenRead, isle.ActionSessionRead, isle.ActionRecordingRead:
 		return true
 	}
 	return false

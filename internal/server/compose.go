@@ -97,6 +97,9 @@ func compose(s *Server) (r *rooms, err error) {
 	if err = r.openIssuer(context.Background()); err != nil {
 		return r, err
 	}
+	if err := r.openSessions(context.Background()); err != nil {
+		return r, err
+	}
 	if err := r.openIdentities(); err != nil {
 		return r, err
 	}
@@ -117,9 +120,7 @@ func compose(s *Server) (r *rooms, err error) {
 		return r, err
 	}
 	r.home = initproto.NewHome(initproto.HomeConfig{Log: s.log, Refused: r.impostor, Workload: r.serveWorkload})
-	if err := r.openGateway(); err != nil {
-		return r, err
-	}
+	r.openGateway()
 	r.airlocks, err = airlock.New(airlock.Config{
 		Dir: at("airlocks"), Home: r.home.Serve, Egress: r.gateway, Connect: r.connect, Refused: r.refused,
 		Inherited: adoptFiles(), Log: s.log, Fault: cfg.fault(),
@@ -140,7 +141,7 @@ func compose(s *Server) (r *rooms, err error) {
 	})
 	r.handler = api.New(api.Config{
 		Environments: r.manager, Builder: r.builder, Blobs: r.images, Audit: r.store, Signer: r.book.signer, Host: r, Policy: r.policy,
-		Credentials: r.credentials, TrustDomain: r.issuer.TrustDomain, Secrets: r.secrets, Identities: r.machines,
+		Credentials: r.credentials, TrustDomain: r.issuer.TrustDomain, Secrets: r.secrets, Identities: r.machines, Recordings: r.sessions,
 		Refused: r.refusals.actor,
 		Mirror:  cfg.Mirror, Log: s.log,
 	})
@@ -187,6 +188,11 @@ func tracePoint(file, point string) {
 
 // reconcile makes what is what should be.
 func (r *rooms) reconcile(ctx context.Context) error {
+	// Before anything runs again: no session begins until those are closed in
+	// which the server died.
+	if err := r.sessions.Recover(ctx); err != nil {
+		return err
+	}
 	if err := r.manager.Reconcile(ctx); err != nil {
 		return err
 	}

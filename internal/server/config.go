@@ -134,6 +134,15 @@ type Config struct {
 	// with the machine's name where that is every address.
 	URL string
 
+	// RecordingsKeep is how long the recording of a session is kept after its
+	// end, at least a day. Default 30 days.
+	RecordingsKeep time.Duration
+
+	// RecordingsMax is how many bytes all recordings may have together; where
+	// they have more those of the first sessions are deleted, but none that is
+	// younger than a day. Default 10 GiB.
+	RecordingsMax int64
+
 	// Now is for tests: the clock that the log, the policy and every credential
 	// go by. nil: the machine's.
 	Now func() time.Time

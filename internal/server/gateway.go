@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -17,17 +16,10 @@ import (
 	"isle/internal/gateway"
 	"isle/internal/gateway/tcp"
 	"isle/internal/policy"
-	"isle/internal/session"
 )
 
 // openGateway makes the gateway with every protocol it speaks.
-func (r *rooms) openGateway() (err error) {
-	r.sessions, err = session.Open(session.Config{
-		Dir: filepath.Join(r.server.cfg.State, "recordings"), Log: r.store, Sealer: r.key, Slog: r.server.log, Now: r.server.cfg.Now,
-	})
-	if err != nil {
-		return err
-	}
+func (r *rooms) openGateway() {
 	r.gateway = gateway.New(gateway.Config{
 		Closed: r.closed,
 		Policy: r.policy, Sessions: r.sessions, Log: r.store, Secrets: r.secrets,
@@ -38,7 +30,6 @@ func (r *rooms) openGateway() (err error) {
 		Listening: listensHere,
 		Slog:      r.server.log,
 	})
-	return nil
 }
 
 // connect serves what came to a connection's door in an airlock: whose airlock

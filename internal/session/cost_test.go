@@ -114,7 +114,7 @@ func recordUntilKilled(dir string) {
 	if err != nil {
 		panic(err)
 	}
-	s, err := Open(Config{Dir: filepath.Join(dir, "recordings"), Log: &lines{path: filepath.Join(dir, "log")}, Sealer: ring, flushEvery: 10 * time.Millisecond, sealEvery: 50 * time.Millisecond, tick: 10 * time.Millisecond})
+	s, err := Open(context.Background(), Config{Dir: filepath.Join(dir, "recordings"), Log: &lines{path: filepath.Join(dir, "log")}, Sealer: ring, flushEvery: 10 * time.Millisecond, sealEvery: 50 * time.Millisecond, tick: 10 * time.Millisecond})
 	if err != nil {
 		panic(err)
 	}
@@ -238,7 +238,12 @@ func FuzzFile(f *testing.F) {
 		}
 		defer file.close()
 		file.end()
-		if err := file.events(context.Background(), cfg.Sealer, false, func(Event) error { return nil }); err == nil && !bytes.HasPrefix(whole, b) && !bytes.Equal(whole, b) {
+		u, err := file.unpacker(cfg.Sealer)
+		if err != nil {
+			return
+		}
+		defer u.close()
+		if _, err := file.events(context.Background(), u, false, func(Event) error { return nil }); err == nil && !bytes.HasPrefix(whole, b) && !bytes.Equal(whole, b) {
 			if r := verify(t, cfg, log, id); r[0].State == Whole {
 				t.Errorf("another file is taken for whole")
 			}

@@ -164,7 +164,7 @@ func (s *Sessions) Search(ctx context.Context, f Filter, q Query, emit func(Info
 			return err
 		}
 		var over error // emit wants no more
-		err := s.Events(ctx, i.ID, func(e Event) error {
+		err := s.Events(ctx, i.ID, false, func(e Event) error {
 			if q.Match(e) {
 				over = emit(i, e)
 			}

@@ -13,6 +13,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"time"
 
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/crypto/chacha20poly1305"
@@ -273,44 +274,94 @@ func (s *Sessions) Get(id isle.ID) (Info, error) {
 	return f.info(), nil
 }
 
-// Events gives what is recorded of a session, in order, up to now if it is live.
-// It fails with Untrusted where the recording is not as it was written.
-func (s *Sessions) Events(ctx context.Context, id isle.ID, emit func(Event) error) error {
-	l := s.find(id)
-	if l != nil {
-		l.out.Lock()
-		l.flush() // what fails is the session's end, and not the reader's
-		l.out.Unlock()
-	}
-	f, err := openFile(s.cfg.Dir, id)
-	if isle.CodeOf(err) == isle.NotFound && err != nil && l != nil {
-		return nil // nothing happened yet
-	}
-	if err != nil {
-		return err
+// Events gives what is recorded of a session, in order, up to now if it is live;
+// with follow up to its end. It fails with Untrusted where the recording is not
+// as it was written.
+func (s *Sessions) Events(ctx context.Context, id isle.ID, follow bool, emit func(Event) error) error {
+	var f *file
+	for {
+		l := s.find(id)
+		if l != nil {
+			l.out.Lock()
+			l.flush() // what fails is the session's end, and not the reader's
+			l.out.Unlock()
+		}
+		var err error
+		if f, err = openFile(s.cfg.Dir, id); err == nil {
+			break
+		}
+		switch {
+		case l == nil || isle.CodeOf(err) != isle.NotFound:
+			return err
+		case !follow:
+			return nil // nothing happened yet
+		}
+		if err := pause(ctx); err != nil {
+			return err
+		}
 	}
 	defer f.close()
-	return f.events(ctx, s.cfg.Sealer, l != nil, emit)
-}
-
-// events reads the events of a file that may be growing.
-func (f *file) events(ctx context.Context, sealer identity.Sealer, growing bool, emit func(Event) error) error {
-	u, err := f.unpacker(sealer)
+	u, err := f.unpacker(s.cfg.Sealer)
 	if err != nil {
 		return err
 	}
 	defer u.close()
 	for {
+		l := s.find(id)
+		ended, err := f.events(ctx, u, l != nil, emit)
+		if err != nil || ended || l == nil || !follow {
+			return err
+		}
+		if err := pause(ctx); err != nil {
+			return err
+		}
+		l.out.Lock()
+		l.flush()
+		l.out.Unlock()
+		if err := f.grow(); err != nil {
+			return err
+		}
+	}
+}
+
+// pause waits for more to be recorded.
+func pause(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(followEvery):
+		return nil
+	}
+}
+
+// grow takes what was written meanwhile.
+func (f *file) grow() error {
+	st, err := f.f.Stat()
+	if err != nil {
+		return isle.Errorf(isle.Unavailable, "cannot read a recording: %w", err)
+	}
+	f.accept()
+	f.size = max(st.Size(), f.at)
+	f.in.Reset(io.NewSectionReader(f.f, f.at, f.size-f.at))
+	return nil
+}
+
+// events reads the events up to the end of the file, which may be growing.
+// ended says that it cannot grow any more.
+func (f *file) events(ctx context.Context, u *unpacker, growing bool, emit func(Event) error) (ended bool, err error) {
+	for {
 		b, err := f.next()
 		switch {
 		case err == io.EOF, err == errTorn && growing:
-			return nil
+			return false, nil
 		case err == errTorn:
-			return f.bad("from byte %d on it cannot be read", f.at)
+			return false, f.bad("from byte %d on it cannot be read", f.at)
 		case err != nil:
-			return err
+			return false, err
 		case ctx.Err() != nil:
-			return ctx.Err()
+			return false, ctx.Err()
+		case b.kind == blockEnd:
+			return true, nil
 		}
 		if b.kind != blockEvents {
 			continue
@@ -320,12 +371,12 @@ func (f *file) events(ctx context.Context, sealer identity.Sealer, growing bool,
 			var e Event
 			if e, encoded, err = readEvent(encoded); err == nil {
 				if err := emit(e); err != nil {
-					return err
+					return false, err
 				}
 			}
 		}
 		if err != nil {
-			return f.bad("the block at byte %d cannot be opened", b.at)
+			return false, f.bad("the block at byte %d cannot be opened", b.at)
 		}
 	}
 }

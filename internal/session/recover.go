@@ -25,21 +25,23 @@ const page = 1000
 // Recover closes the sessions that the log has as open: the server died in them.
 // What was written of a recording is kept up to the last event that is whole; a
 // recording that is not what the log vouches for is left as it is, and its
-// session's last entry says so. It is called once, before the first Begin.
+// session's last entry says so. It is called once; sessions may begin meanwhile.
 func (s *Sessions) Recover(ctx context.Context) error {
-	next, err := s.cfg.Log.Next(ctx)
-	if err != nil {
-		return err
+	if s.whole.Load() {
+		return nil
 	}
 	from := s.marked()
-	if from > next {
+	if from > s.first {
 		from = 0 // it is that of a log that was longer
 	}
 	open := map[isle.ID]*unclosed{}
-	for {
-		entries, err := s.cfg.Log.Encoded(ctx, from, page)
+	for from < s.first { // what is later is of sessions that go on
+		entries, err := s.cfg.Log.Encoded(ctx, from, int(min(page, s.first-from)))
 		if err != nil {
 			return err
+		}
+		if len(entries) == 0 {
+			break
 		}
 		for i, b := range entries {
 			if !Concerns(b) {
@@ -52,9 +54,6 @@ func (s *Sessions) Recover(ctx context.Context) error {
 			note(open, e)
 		}
 		from += uint64(len(entries))
-		if len(entries) < page {
-			break
-		}
 	}
 	ids := map[isle.ID]bool{}
 	for id := range open {
@@ -73,6 +72,7 @@ func (s *Sessions) Recover(ctx context.Context) error {
 		}
 		s.log.Info("closed sessions in which the server had died", "sessions", len(entries))
 	}
+	s.whole.Store(true)
 	s.mark()
 	return nil
 }

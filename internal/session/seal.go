@@ -291,6 +291,9 @@ const markFile = "mark"
 // mark writes the number of an entry before which no session began that has not
 // ended. It need not be durable: one of before makes recovery read more.
 func (s *Sessions) mark() {
+	if !s.whole.Load() {
+		return // sessions of before it may be open still
+	}
 	next, err := s.cfg.Log.Next(context.Background())
 	if err != nil {
 		return // recovery reads from an earlier one

@@ -171,6 +171,8 @@ const (
 	tick       = time.Second            // how often it is looked for what to seal
 	logWithin  = 10 * time.Second       // how long the log may be away before sessions end
 
+	followEvery = 250 * time.Millisecond // how often a reader looks for more
+
 	// What a session holds in memory: it is written early from maxEarly bytes on,
 	// and whoever records waits at maxPending.
 	maxEarly   = 32 << 10

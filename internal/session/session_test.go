@@ -85,7 +85,7 @@ func testConfig(t testing.TB) (Config, *book) {
 
 func open(t testing.TB, cfg Config) *Sessions {
 	t.Helper()
-	s, err := Open(cfg)
+	s, err := Open(context.Background(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

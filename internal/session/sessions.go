@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
@@ -20,8 +21,11 @@ import (
 
 // Sessions are those of one server. They are safe for concurrent use.
 type Sessions struct {
-	cfg     Config
-	log     *slog.Logger
+	cfg   Config
+	log   *slog.Logger
+	first uint64 // entry of the log that may be of a session of this Sessions
+
+	whole   atomic.Bool // the sessions of before are closed
 	packer  *zstd.Encoder
 	buffers sync.Pool // of *[]byte with nothing in it
 	scratch sync.Pool // of *scratch
@@ -48,8 +52,8 @@ type Sessions struct {
 }
 
 // Open opens the recordings of a folder and begins to write what is recorded.
-// Recover is called before the first Begin.
-func Open(cfg Config) (*Sessions, error) {
+// Recover is to be called soon.
+func Open(ctx context.Context, cfg Config) (*Sessions, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
@@ -64,13 +68,17 @@ func Open(cfg Config) (*Sessions, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, isle.Errorf(isle.Unavailable, "cannot make the folder of recordings: %w", err)
 	}
+	next, err := cfg.Log.Next(ctx)
+	if err != nil {
+		return nil, err
+	}
 	packer, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(2), zstd.WithLowerEncoderMem(true), zstd.WithWindowSize(256<<10))
 	if err != nil {
 		return nil, isle.Errorf(isle.Internal, "cannot compress recordings: %w", err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	s := &Sessions{
-		cfg: cfg, log: cfg.Slog, packer: packer, stop: cancel, live: map[isle.ID]*Live{},
+		cfg: cfg, log: cfg.Slog, packer: packer, stop: cancel, live: map[isle.ID]*Live{}, first: next, floor: next,
 		work: make(chan struct{}, 1), early: make(chan struct{}, 1), closing: make(chan struct{}, 1),
 	}
 	s.fewer.L = &s.mu

@@ -155,6 +155,9 @@ func parseSize(least, most int64) func(string) (int64, error) {
 	}
 }
 
+// ParseSize reads bytes as isle.yaml writes them, with a unit or without.
+func ParseSize(s string) (int64, error) { return parseSize(1, 1<<60)(s) }
+
 // FormatSize writes bytes as isle.yaml does, in the largest unit that keeps
 // them whole: 2GiB.
 func FormatSize(n int64) string {

@@ -55,7 +55,7 @@ func New(t testing.TB, document string, protocols map[string]gateway.Protocol, c
 	sealer := identitytest.NewSealer()
 	w.Secrets, err = secret.Open(t.Context(), secret.Config{Store: w.Log, Sealer: sealer, Log: w.Log})
 	must(err)
-	w.Sessions, err = session.Open(session.Config{Dir: t.TempDir(), Log: w.Log, Sealer: sealer})
+	w.Sessions, err = session.Open(context.Background(), session.Config{Dir: t.TempDir(), Log: w.Log, Sealer: sealer})
 	must(err)
 	must(w.Sessions.Recover(t.Context()))
 	w.Approvals, err = approval.Open(t.Context(), approval.Config{
