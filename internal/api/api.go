@@ -144,6 +144,7 @@ type Config struct {
 	Policy       Policy
 	Secrets      Secrets
 	Recordings   Recordings
+	Approvals    Approvals
 	Identities   *identity.Registry
 	Credentials  Credentials   // of callers from elsewhere; nil: there are none
 	TrustDomain  func() string // of this server's identities; nil: it gives none
@@ -184,6 +185,7 @@ func New(cfg Config) http.Handler {
 	mux.Handle(islev1connect.NewPolicyServiceHandler(&policies{cfg}, options...))
 	mux.Handle(islev1connect.NewSecretServiceHandler(&secrets{cfg}, options...))
 	mux.Handle(islev1connect.NewSessionServiceHandler(&recordings{cfg}, options...))
+	mux.Handle(islev1connect.NewApprovalServiceHandler(&approvals{cfg}, options...))
 	mux.Handle(islev1connect.NewIdentityServiceHandler(&identities{Config: cfg}, options...))
 	mux.Handle("/", tilesMux(&tiles{cfg.Audit, cfg.Signer, cfg.Log, g.mayReadLog}))
 	return impatient(mux)

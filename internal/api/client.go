@@ -28,6 +28,7 @@ type Client struct {
 	Secrets      islev1connect.SecretServiceClient
 	Identities   islev1connect.IdentityServiceClient
 	Sessions     islev1connect.SessionServiceClient
+	Approvals    islev1connect.ApprovalServiceClient
 
 	address   string // a path, or a URL
 	base      string // URL that every request is below
@@ -71,6 +72,7 @@ func (c *Client) speak(t http.RoundTripper) {
 	c.Secrets = islev1connect.NewSecretServiceClient(c.http, c.base, options...)
 	c.Sessions = islev1connect.NewSessionServiceClient(c.http, c.base, options...)
 	c.Identities = islev1connect.NewIdentityServiceClient(c.http, c.base, options...)
+	c.Approvals = islev1connect.NewApprovalServiceClient(c.http, c.base, options...)
 }
 
 // maxFetch bounds what is fetched in bytes: 256 entries of the largest size.

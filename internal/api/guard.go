@@ -129,6 +129,7 @@ func (cfg Config) rules() map[string]rule {
 		islev1connect.SessionServiceEndSessionProcedure:     cfg.onSession(isle.ActionSessionEnd),
 		islev1connect.SessionServiceReplaySessionProcedure:  cfg.onSession(isle.ActionRecordingRead),
 	})
+	maps.Copy(rules, cfg.approvalRules())
 	return rules
 }
 
@@ -254,7 +255,7 @@ type Log interface {
 func reads(a isle.Action) bool {
 	switch a {
 	case isle.ActionImageRead, isle.ActionEnvironmentList, isle.ActionEnvironmentRead, isle.ActionEnvironmentLogs, isle.ActionAuditRead, isle.ActionPolicyRead, isle.ActionSecretRead,
-		isle.ActionIdentityRead, isle.ActionTokenRead, isle.ActionSessionRead, isle.ActionRecordingRead:
+		isle.ActionIdentityRead, isle.ActionTokenRead, isle.ActionSessionRead, isle.ActionRecordingRead, isle.ActionApprovalRead:
 		return true
 	}
 	return false

@@ -25,6 +25,10 @@ const (
 // BreakGlass is the rule of what is done by access that was taken at once.
 const BreakGlass = "break-glass"
 
+// Keepers is the rule of access that no rule of the policy says who may approve:
+// whoever may change the policy does.
+const Keepers = "whoever keeps the policy"
+
 // GrantedDocument is the name of the policy document that holds what was granted
 // for a time. It is written by the server alone.
 const GrantedDocument = "granted"
@@ -169,18 +173,23 @@ func (a *Approvals) document(more *Request) []byte {
 		fmt.Fprintf(&bindings, "  # request %s\n  - {role: %s, subjects: [%s]%s, reason: %q, expires: %s}\n",
 			r.ID, role, x.Subject, stages, "request "+string(r.ID), x.Until.UTC().Truncate(time.Second).Format(time.RFC3339))
 	}
-	var b strings.Builder
-	b.WriteString("# What was granted for a time, by `isle approvals` and `isle break-glass`. The server\n# writes this document: what is added here by hand is lost. To end a grant:\n# isle approvals deny REQUEST\n")
 	if len(all) == 0 {
-		b.WriteString("{}\n")
-		return []byte(b.String())
+		return Nothing()
 	}
+	var b strings.Builder
+	b.WriteString(grantedHead)
 	if roles.Len() > 0 {
 		b.WriteString("roles:\n" + roles.String())
 	}
 	b.WriteString("bindings:\n" + bindings.String())
 	return []byte(b.String())
 }
+
+// grantedHead begins GrantedDocument.
+const grantedHead = "# What was granted for a time, by `isle approvals` and `isle break-glass`. The server\n# writes this document: what is added here by hand is lost. To end a grant:\n# isle approvals deny REQUEST\n"
+
+// Nothing is GrantedDocument where nothing is granted.
+func Nothing() []byte { return []byte(grantedHead + "{}\n") }
 
 func joined(actions []isle.Action) string {
 	var all []string

@@ -147,6 +147,15 @@ func (r Request) Resource() isle.Resource {
 	return isle.Resource{Kind: "connection", Name: r.Connection, Stage: r.Stage}
 }
 
+// Connections are those that a request is about: one, or all that a role for a
+// time would open.
+func (r Request) Connections() []string {
+	if r.Access != nil {
+		return r.Access.Connections
+	}
+	return []string{r.Connection}
+}
+
 // sumVersion heads what Sum hashes. Another one makes every hash another.
 const sumVersion = "isle approval request v1\n"
 

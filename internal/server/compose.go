@@ -17,6 +17,7 @@ import (
 	"isle"
 	"isle/internal/airlock"
 	"isle/internal/api"
+	"isle/internal/approval"
 	"isle/internal/audit"
 	"isle/internal/authority"
 	"isle/internal/build"
@@ -41,18 +42,20 @@ type rooms struct {
 	policy   *authority.Authority
 	key      *secret.Keyring
 	secrets  *secret.Secrets
-	machines *identity.Registry
-	issuer   *identity.Issuer
-	images   *image.Store
-	builder  *build.Builder
-	driver   *local.Driver
-	sessions *session.Sessions
-	gateway  *gateway.Gateway
-	airlocks *airlock.Airlocks
-	home     *initproto.Home
-	manager  *environment.Manager
-	handler  http.Handler
-	issues   *issues
+	// What waits for people.
+	approvals *approval.Approvals
+	machines  *identity.Registry
+	issuer    *identity.Issuer
+	images    *image.Store
+	builder   *build.Builder
+	driver    *local.Driver
+	sessions  *session.Sessions
+	gateway   *gateway.Gateway
+	airlocks  *airlock.Airlocks
+	home      *initproto.Home
+	manager   *environment.Manager
+	handler   http.Handler
+	issues    *issues
 	// workloads serves the Workload API of every service.
 	workloads *api.WorkloadAPI
 	// Of callers from elsewhere; nil: nobody from there is known.
@@ -106,6 +109,9 @@ func compose(s *Server) (r *rooms, err error) {
 	if err := r.openTokens(context.Background()); err != nil {
 		return r, err
 	}
+	if err := r.openApprovals(context.Background()); err != nil {
+		return r, err
+	}
 	if r.images, err = image.Open(at("images")); err != nil {
 		return r, err
 	}
@@ -141,7 +147,8 @@ func compose(s *Server) (r *rooms, err error) {
 	})
 	r.handler = api.New(api.Config{
 		Environments: r.manager, Builder: r.builder, Blobs: r.images, Audit: r.store, Signer: r.book.signer, Host: r, Policy: r.policy,
-		Credentials: r.credentials, TrustDomain: r.issuer.TrustDomain, Secrets: r.secrets, Identities: r.machines, Recordings: r.sessions,
+		Credentials: r.credentials, TrustDomain: r.issuer.TrustDomain, Secrets: r.secrets, Identities: r.machines,
+		Recordings: r.sessions, Approvals: r.approvals,
 		Refused: r.refusals.actor,
 		Mirror:  cfg.Mirror, Log: s.log,
 	})
@@ -196,11 +203,15 @@ func (r *rooms) reconcile(ctx context.Context) error {
 	if err := r.manager.Reconcile(ctx); err != nil {
 		return err
 	}
+	if err := r.approvals.Publish(ctx); err != nil && r.approvals.Err() == nil {
+		r.server.log.Error("access that was granted for a time could not be put in force", "err", err)
+	}
 	follow, cancel := context.WithCancel(context.Background())
 	r.stopFollow = cancel
 	r.following.Go(func() { r.followPolicy(follow) }) // ends with close
 	r.following.Go(func() { r.machines.Run(follow) }) // so does this
 	r.following.Go(func() { r.issuer.Run(follow) })   // and this
+	r.following.Go(func() { r.approvals.Run(follow) })
 	return nil
 }
 

@@ -22,7 +22,7 @@ import (
 func (r *rooms) openGateway() {
 	r.gateway = gateway.New(gateway.Config{
 		Closed: r.closed,
-		Policy: r.policy, Sessions: r.sessions, Log: r.store, Secrets: r.secrets,
+		Policy: r.policy, Sessions: r.sessions, Log: r.store, Secrets: r.secrets, Approvals: r.approvals,
 		Protocols: map[string]gateway.Protocol{"tcp": tcp.Protocol{}},
 		Refused:   r.refusals.actor,
 		Inside:    func(instance isle.ID, at time.Time) []isle.ID { return r.manager.Inside(instance, at) },

@@ -41,6 +41,9 @@ func (r *rooms) followPolicy(ctx context.Context) {
 		state, asked := r.policy.State(), r.policy.Now()
 		r.gateway.PolicyChanged()
 		r.manager.PolicyChanged(ctx)
+		if err := r.approvals.PolicyChanged(ctx); err != nil && ctx.Err() == nil && r.approvals.Err() == nil {
+			r.server.log.Error("what waits for approval could not be asked about again; it is before it is done", "err", err)
+		}
 		if !r.policy.Await(ctx, state, asked, nil) {
 			return
 		}

@@ -1,0 +1,125 @@
+package server
+
+import (
+	"context"
+	"slices"
+
+	"isle"
+	"isle/internal/api"
+	"isle/internal/approval"
+	"isle/internal/authority"
+	"isle/internal/identity"
+	"isle/internal/policy"
+)
+
+// openApprovals opens what waits for people. A ledger that is not what it was
+// stops nothing but approvals.
+func (r *rooms) openApprovals(ctx context.Context) (err error) {
+	r.approvals, err = approval.Open(ctx, approval.Config{
+		Store: r.store, Log: r.store, May: r.mayDecide, Stands: r.requestStands, Grants: granter{r.policy},
+		Now: r.policy.Now, Slog: r.server.log, Fault: r.server.cfg.fault(),
+	})
+	return err
+}
+
+// mayDecide says whether the policy lets somebody decide about a request: its
+// rule names them as approver, and a role lets them decide about each connection
+// that it is about. Where no rule names anybody, it takes who may change the
+// policy, for that is what access for a time is.
+func (r *rooms) mayDecide(d approval.Decider, q approval.Request) error {
+	set := r.policy.State().Set
+	stage := d.Stage
+	if stage == "" {
+		stage = q.Stage
+	}
+	query := policy.Query{Actor: d.Actor, Groups: d.Groups, Stage: stage, Now: r.policy.Now()}
+	ask := func(action isle.Action, resource isle.Resource) error {
+		query.Action, query.Resource = action, resource
+		if a := set.Decide(query); !a.Allowed() {
+			return isle.Errorf(isle.Refused, "%s may not %s %s: %s", d.Actor, action, resource, a.Rule)
+		}
+		return nil
+	}
+	for _, name := range q.Connections() {
+		if err := ask(isle.ActionApprovalDecide, isle.Resource{Kind: "connection", Name: name, Stage: q.Stage}); err != nil {
+			return err
+		}
+	}
+	if q.Rule == approval.Keepers || q.Access != nil && q.Access.Glass && len(q.Approvers) == 0 {
+		return ask(isle.ActionPolicyApply, isle.Resource{Kind: "policy", Name: "policy"})
+	}
+	if !set.Among(q.Approvers, query) {
+		return isle.Errorf(isle.Refused, "%s is none of those who may decide about request %s", d.Actor, q.ID).
+			WithHint("they are %v, by %s", q.Approvers, q.Rule)
+	}
+	return nil
+}
+
+// requestStands says whether the policy in force has room for a request, and
+// whether who asked for it still may.
+func (r *rooms) requestStands(q approval.Request) error {
+	set := r.policy.State().Set
+	for _, name := range q.Connections() {
+		c, ok := set.Connection(name)
+		switch {
+		case !ok:
+			return isle.Errorf(isle.Refused, "there is no connection %s any more", name)
+		case c.Stage != q.Stage || q.Access == nil && c.Kind != q.Kind:
+			return isle.Errorf(isle.Refused, "the connection %s is another one now", name)
+		}
+	}
+	if q.Rule != approval.Keepers {
+		rule, ok := set.Approval(q.Rule)
+		if !ok || rule.Separate != q.Separate || max(rule.Quorum, 1) != q.Quorum || !slices.Equal(rule.Approvers, q.Approvers) {
+			return isle.Errorf(isle.Refused, "the rule that it waited under is gone or another: %s", q.Rule)
+		}
+	}
+	query := policy.Query{Actor: q.Actor, Stage: q.Stage, Now: r.policy.Now(), Action: isle.ActionConnectionOpen}
+	if q.Access != nil {
+		query.Action = isle.ActionAccessRequest
+	}
+	switch q.Actor.Kind {
+	case isle.Workload:
+		e, ok := r.manager.ByInstance(q.Instance)
+		if !ok {
+			return isle.Errorf(isle.Refused, "the environment %s is gone", q.Actor.Name)
+		}
+		query.Place = policy.Place{Project: e.Project, Stage: e.Ref.Stage, Environment: e.Ref.Name}
+	case isle.Human:
+		query.Groups = api.GroupsOf(q.Actor.Name)
+	case isle.Machine:
+		if m, ok := r.machines.Machine(q.Actor.Name); !ok || r.machines.StateOf(m) != identity.Active {
+			return isle.Errorf(isle.Refused, "the machine %s counts no more", q.Actor.Name)
+		}
+	}
+	for _, name := range q.Connections() {
+		query.Resource = isle.Resource{Kind: "connection", Name: name, Stage: q.Stage}
+		if a := set.Decide(query); a.Decision == isle.Deny {
+			return isle.Errorf(isle.Refused, "%s may not %s %s any more: %s", q.Actor, query.Action, query.Resource, a.Rule)
+		}
+	}
+	return nil
+}
+
+// A granter keeps the document of what was granted for a time.
+type granter struct{ policy *authority.Authority }
+
+func (g granter) apply(ctx context.Context, body []byte, dryRun bool) error {
+	req := authority.Request{Document: policy.Document{Name: approval.GrantedDocument, Format: policy.YAML, Body: body}, DryRun: dryRun}
+	if g.absent() && string(body) == string(approval.Nothing()) {
+		return nil
+	}
+	_, err := g.policy.Apply(ctx, isle.Actor{Kind: isle.System, Name: "approval-access"}, req)
+	return err
+}
+
+// absent reports whether nothing was ever granted.
+func (g granter) absent() bool {
+	return !slices.ContainsFunc(g.policy.State().Set.Documents(), func(d policy.Document) bool { return d.Name == approval.GrantedDocument })
+}
+
+// Check implements approval.Granter.
+func (g granter) Check(ctx context.Context, body []byte) error { return g.apply(ctx, body, true) }
+
+// Publish implements approval.Granter.
+func (g granter) Publish(ctx context.Context, body []byte) error { return g.apply(ctx, body, false) }
