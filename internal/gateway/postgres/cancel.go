@@ -1,0 +1,129 @@
+package postgres
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/subtle"
+	"encoding/binary"
+	"net"
+	"sync"
+	"time"
+
+	"isle"
+)
+
+// registry finds the session that a CancelRequest means. The keys in it are the
+// gateway's own: a client never learns the server's.
+type registry struct {
+	mu       sync.Mutex // guards what follows
+	sessions map[uint32]*registered
+}
+
+type registered struct {
+	secret  string
+	session *session
+}
+
+// add gives a session a key: of 4 bytes, or of 32 from protocol 3.2 on.
+func (r *registry) add(s *session, minor int) cancelKey {
+	n := 4
+	if minor >= 2 {
+		n = 32
+	}
+	secret := make([]byte, n)
+	rand.Read(secret)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.sessions == nil {
+		r.sessions = make(map[uint32]*registered)
+	}
+	for {
+		var b [4]byte
+		rand.Read(b[:])
+		process := binary.BigEndian.Uint32(b[:]) & 0x7fffffff // drivers take it for a signed number
+		if process == 0 || r.sessions[process] != nil {
+			continue
+		}
+		r.sessions[process] = &registered{string(secret), s}
+		return cancelKey{process, string(secret)}
+	}
+}
+
+func (r *registry) remove(k cancelKey) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.sessions, k.Process)
+}
+
+func (r *registry) find(k cancelKey) *session {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	e := r.sessions[k.Process]
+	if e == nil || subtle.ConstantTimeCompare([]byte(e.secret), []byte(k.Secret)) != 1 {
+		return nil
+	}
+	return e.session
+}
+
+// frame appends BackendKeyData.
+func (k cancelKey) frame(dst []byte) []byte {
+	dst = append(dst, 'K')
+	dst = binary.BigEndian.AppendUint32(dst, uint32(8+len(k.Secret)))
+	dst = binary.BigEndian.AppendUint32(dst, k.Process)
+	return append(dst, k.Secret...)
+}
+
+// cancel does what a CancelRequest asks for: it withdraws what waits for an
+// approval, or else asks the server to cancel. Nobody is told whether the key was
+// right.
+func (p *Protocol) cancel(ctx context.Context, k cancelKey, same func(door) bool) error {
+	s := p.registry.find(k)
+	if s == nil || !same(s.door) {
+		return nil
+	}
+	s.mu.Lock()
+	waiting, idle := s.hold.waiting, s.outstanding() == 0
+	withdraw := s.hold.cancel
+	s.mu.Unlock()
+	if waiting {
+		withdraw(errCanceled)
+		return nil
+	}
+	if idle || len(s.cancelPacket) == 0 {
+		return nil
+	}
+	ctx, stop := context.WithTimeout(ctx, p.config.Handshake)
+	defer stop()
+	conn, _, err := p.reach(ctx, s.door)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	end := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	defer end()
+	if _, err := conn.Write(s.cancelPacket); err != nil {
+		return isle.Errorf(isle.Unavailable, "connection %s: could not ask the server behind to cancel: %w", s.connection.Name, err)
+	}
+	drain(conn) // until it has taken note and closes
+	return nil
+}
+
+func drain(conn net.Conn) {
+	var b [64]byte
+	for {
+		if _, err := conn.Read(b[:]); err != nil {
+			return
+		}
+	}
+}
+
+// cancelRequest is what the server behind is sent.
+func cancelRequest(process uint32, key []byte) []byte {
+	if len(key) == 0 {
+		return nil
+	}
+	b := binary.BigEndian.AppendUint32(nil, uint32(12+len(key)))
+	b = binary.BigEndian.AppendUint32(b, codeCancel)
+	b = binary.BigEndian.AppendUint32(b, process)
+	return append(b, key...)
+}

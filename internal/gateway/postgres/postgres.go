@@ -1,0 +1,211 @@
+// Package postgres carries PostgreSQL's protocol through the gateway, true to
+// the wire: protocol 3.0 and 3.2 of PostgreSQL 18's manual, chapter 54.
+//
+// A client speaks with the gateway as with a server; the gateway has a connection
+// of its own to the server behind for each (an upstream), where it logs in with
+// the connection's credential, which the client never sees. Messages are frames: a
+// type, a length, a body. A splice carries frames one way, unchanged and without
+// copying where it may. What a client would execute, a run, is read and asked for
+// before it is forwarded; what is refused is replaced by a message that the server
+// refuses too, so that both sides agree on the transaction (see fromClient). An
+// entry is a message that the server has yet to answer: answers come in the order
+// of the messages, so the queue of entries says what each answer is to. A name is
+// what a prepared statement's or a portal's name stands for; a hold is a run that
+// waits for an approval.
+//
+// Everything that is read is hostile, from either side: sizes are bounded before
+// memory is taken, handshakes have deadlines, and a message that does not fit ends
+// its own session only.
+package postgres
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+
+	"isle"
+)
+
+// Config is what a Protocol needs.
+type Config struct {
+	// Reader reads SQL.
+	Reader Reader
+	// Handshake bounds a client's start-up, and a login at the server behind;
+	// default 20 seconds.
+	Handshake time.Duration
+	// Large bounds the memory in bytes that messages above 32 KiB take while they
+	// are read, of all sessions together; default 256 MiB.
+	Large int64
+	Slog  *slog.Logger // nil discards
+}
+
+// A Protocol serves connections of kind postgres.
+type Protocol struct {
+	config       Config
+	buffers      buffers
+	large        *semaphore.Weighted
+	registry     registry
+	refusedQuery []byte
+}
+
+// New returns a Protocol.
+func New(c Config) *Protocol {
+	if c.Handshake <= 0 {
+		c.Handshake = 20 * time.Second
+	}
+	if c.Large <= 0 {
+		c.Large = 256 << 20
+	}
+	if c.Slog == nil {
+		c.Slog = slog.New(slog.DiscardHandler)
+	}
+	// What stands for a refused Query is no SQL; it shows in the server's own log.
+	const text = "refused: the gateway did not forward what its client sent in this place\x00"
+	return &Protocol{config: c, large: semaphore.NewWeighted(c.Large),
+		refusedQuery: append(binary.BigEndian.AppendUint32([]byte{'Q'}, uint32(4+len(text))), text...)}
+}
+
+// serve speaks with one client until one side ends or ctx does.
+func (p *Protocol) serve(ctx context.Context, client net.Conn, d door) error {
+	stop := context.AfterFunc(ctx, func() { client.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	client.SetDeadline(time.Now().Add(p.config.Handshake))
+	start, err := greet(client)
+	if err != nil {
+		return p.dismiss(ctx, client, err)
+	}
+	if start.Cancel != nil {
+		return p.cancel(ctx, *start.Cancel, d.Same)
+	}
+	s, err := p.begin(ctx, client, d, start)
+	if err != nil {
+		return p.dismiss(ctx, client, err)
+	}
+	key := p.registry.add(s, min(start.Minor, latestMinor))
+	defer p.registry.remove(key)
+	if err := s.welcome(start, key); err != nil {
+		s.server.Close()
+		s.down.in.release()
+		return err
+	}
+	client.SetDeadline(time.Time{})
+	stop()
+	return s.serve()
+}
+
+// greet reads a client's first packet. What came through Front has it already.
+func greet(client net.Conn) (*startup, error) {
+	if a, ok := client.(*arrival); ok {
+		return a.start, nil
+	}
+	_, start, err := readStartup(client, declineTLS)
+	return start, err
+}
+
+// dismiss tells a client that is not let in why.
+func (p *Protocol) dismiss(ctx context.Context, client net.Conn, err error) error {
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return nil // it only looked whether somebody is there
+	}
+	if errors.Is(err, errStartup) {
+		err = &refusal{State: stateProtocol, Message: "isle: this is not PostgreSQL's protocol"}
+	}
+	client.SetDeadline(time.Now().Add(time.Second))
+	client.Write(turnAway(err).frame(nil, "FATAL"))
+	return err
+}
+
+// Refuse tells a client why it is not served.
+func (p *Protocol) Refuse(client net.Conn, err error) {
+	client.SetDeadline(time.Now().Add(p.config.Handshake))
+	start, unread := greet(client)
+	if unread == nil && start.Cancel != nil {
+		return
+	}
+	client.SetDeadline(time.Now().Add(time.Second))
+	client.Write(turnAway(err).frame(nil, "FATAL"))
+}
+
+// begin logs in at the server behind.
+func (p *Protocol) begin(ctx context.Context, client net.Conn, d door, start *startup) (*session, error) {
+	c := d.Connection()
+	settings, err := parameters(c, start.Parameters)
+	if err != nil {
+		return nil, err
+	}
+	base, err := database(c, start.Parameters)
+	if err != nil {
+		return nil, err
+	}
+	u, err := p.connect(ctx, d, login{connection: c, database: base, settings: settings})
+	if err != nil {
+		return nil, err
+	}
+	who, err := p.checkRole(ctx, u, c.Name)
+	if err != nil {
+		u.close()
+		return nil, err
+	}
+	s := &session{p: p, door: d, connection: c, client: client, server: u.conn, role: who, database: base, status: 'I', settings: make(map[string]string)}
+	s.ctx, s.end = context.WithCancelCause(ctx)
+	s.outlet.conn = client
+	s.up = splice{in: newReader(client, &p.buffers, p.large), write: func(b []byte, _ bool) error { _, err := s.server.Write(b); return err }}
+	s.down = splice{in: u.in, write: s.outlet.carry}
+	for _, v := range u.parameters {
+		s.settings[v.name] = v.value
+	}
+	s.cancelPacket = cancelRequest(u.process, u.key)
+	s.poison = poison()
+	s.waiting = s.wait
+	s.estimate = func(context.Context) string { return "" }
+	s.pairs = s.context()
+	return s, nil
+}
+
+// poison is an Execute of a portal that nobody can have made.
+func poison() []byte {
+	name := "isle: refused " + string(isle.NewID())
+	b := binary.BigEndian.AppendUint32([]byte{'E'}, uint32(4+len(name)+1+4))
+	return append(append(b, name...), 0, 0, 0, 0, 0)
+}
+
+// context is what a statement's meaning depends on, beside its text: an approval
+// is bound to it.
+func (s *session) context() []Pair {
+	pairs := []Pair{{"database", s.database}, {"role", s.role.name}, {"search_path", s.role.searchPath}}
+	for _, name := range []string{"standard_conforming_strings", "client_encoding", "DateStyle", "TimeZone", "IntervalStyle"} {
+		pairs = append(pairs, Pair{name, s.settings[name]})
+	}
+	return pairs
+}
+
+// welcome lets the client in.
+func (s *session) welcome(start *startup, key cancelKey) error {
+	b, _ := start.negotiated(nil)
+	b = append(b, 'R', 0, 0, 0, 8, 0, 0, 0, 0)
+	for name, value := range s.settings {
+		b = append(b, 'S')
+		b = binary.BigEndian.AppendUint32(b, uint32(4+len(name)+1+len(value)+1))
+		b = append(append(b, name...), 0)
+		b = append(append(b, value...), 0)
+	}
+	b = key.frame(b)
+	b = append(b, 'Z', 0, 0, 0, 5, 'I')
+	_, err := s.client.Write(b)
+	return err
+}
+
+// An arrival is a client that Front let in: its first packet is read.
+type arrival struct {
+	net.Conn
+	start *startup
+}

@@ -1,0 +1,345 @@
+package postgres
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgproto3"
+)
+
+// errReply is an answer that does not fit what was asked: what the gateway knows
+// of the session would no longer be true.
+var errReply = errors.New("postgres: the server behind answers something else than it was asked")
+
+// fromServer reads what the server says, keeps account of it, and forwards it.
+func (s *session) fromServer() error {
+	for {
+		kind, size, frame, err := s.down.next()
+		if err != nil {
+			return serverGone{err}
+		}
+		switch kind {
+		case 'D', 'd':
+			s.rows++
+			if frame == nil {
+				err = s.down.stream(size)
+			} else {
+				s.down.pass(size)
+			}
+		default:
+			if frame == nil {
+				if frame, err = s.down.grow(size, maxReply); err != nil {
+					return serverGone{fmt.Errorf("a message of type %q of %d bytes: %w", kind, size, err)}
+				}
+			}
+			err = s.reply(kind, frame)
+		}
+		if err != nil {
+			return err
+		}
+		if len(s.down.out) >= bufferSize {
+			if err := s.down.flush(); err != nil {
+				return clientGone{err}
+			}
+		}
+	}
+}
+
+// reply handles one whole message of the server's.
+func (s *session) reply(kind byte, frame []byte) error {
+	body := frame[headerSize:]
+	switch kind {
+	case 'N', 'A':
+		s.down.pass(len(frame))
+		return nil
+	case 'S':
+		s.down.pass(len(frame))
+		return s.reported(body)
+	case 'E':
+		return s.failed(frame)
+	case 'Z':
+		return s.ready(frame)
+	case 'G', 'H', 'W':
+		if err := s.copies(kind); err != nil {
+			return err
+		}
+		s.down.pass(len(frame))
+		return nil
+	case 'c':
+		s.down.pass(len(frame))
+		return nil
+	}
+	return s.answer(kind, frame)
+}
+
+// answers reports whether an answer can be one to a message; last, whether it is
+// the last one.
+func answers(asked, kind byte) (fits, last bool) {
+	switch asked {
+	case 'Q':
+		return kind == 'T' || kind == 'C' || kind == 'I', false
+	case 'P':
+		return kind == '1', true
+	case 'B':
+		return kind == '2', true
+	case 'C':
+		return kind == '3', true
+	case 'D':
+		return kind == 't' || kind == 'T' || kind == 'n', kind != 't'
+	case 'E':
+		return kind == 'C' || kind == 'I' || kind == 's', true
+	}
+	return false, false
+}
+
+// answer handles the answers that succeed.
+func (s *session) answer(kind byte, frame []byte) error {
+	s.mu.Lock()
+	s.unmark()
+	e := s.front()
+	if e == nil || e.refused != nil {
+		s.mu.Unlock()
+		return errReply
+	}
+	fits, last := answers(e.kind, kind)
+	if !fits {
+		s.mu.Unlock()
+		return errReply
+	}
+	r := e.run
+	if last {
+		done := s.pop()
+		switch {
+		case done.statement != nil:
+			s.statements.agree(done.key, done.statement)
+		case done.portal != nil:
+			s.portals.agree(done.key, done.portal)
+		}
+	}
+	s.mu.Unlock()
+	s.down.pass(len(frame))
+	switch kind {
+	case 'C', 'I', 's':
+		s.complete(r, kind, frame[headerSize:])
+	}
+	return nil
+}
+
+// unmark takes ends of COPY data away that nothing waited for. The caller holds
+// mu.
+func (s *session) unmark() {
+	for e := s.front(); e != nil && e.kind == 'c'; e = s.front() {
+		s.pop()
+	}
+}
+
+// complete accounts for one part of an execution.
+func (s *session) complete(r *run, kind byte, body []byte) {
+	rows, tag := s.rows, ""
+	s.rows = 0
+	switch kind {
+	case 'C':
+		tag = string(bytes.TrimSuffix(body, []byte{0}))
+		rows = affected(tag)
+	case 'I':
+		tag = "EMPTY"
+	case 's':
+		tag = "SUSPENDED"
+	}
+	if r == nil {
+		return
+	}
+	r.rows += rows
+	if r.part < len(r.passes) {
+		r.passes[r.part].Done(tag, rows)
+		r.part++
+	}
+	s.result(r, tag, rows)
+}
+
+// affected is the number of rows that a command tag ends in.
+func affected(tag string) int64 {
+	for i := len(tag) - 1; i >= 0; i-- {
+		if tag[i] == ' ' {
+			n, err := strconv.ParseInt(tag[i+1:], 10, 64)
+			if err == nil {
+				return n
+			}
+			break
+		}
+	}
+	return 0
+}
+
+// copies notes that COPY begins. What of the client's was sent already and is
+// not data, the server ignores (Sync, Flush) or fails at.
+func (s *session) copies(kind byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unmark()
+	e := s.front()
+	if e == nil || e.kind != 'Q' && e.kind != 'E' || kind == 'W' {
+		return errReply
+	}
+	if kind != 'G' {
+		return nil
+	}
+	kept := s.head + 1
+	s.copying = true
+	for i := s.head + 1; i < len(s.queue); i++ {
+		switch {
+		case !s.copying:
+			s.queue[kept] = s.queue[i]
+			kept++
+		case s.queue[i].kind == 'c':
+			s.copying = false
+		case s.queue[i].kind != 'S':
+			return &refusal{State: stateProtocol, Message: fmt.Sprintf("isle: message type %q while the server reads COPY data", s.queue[i].kind)}
+		}
+	}
+	clear(s.queue[kept:])
+	s.queue = s.queue[:kept]
+	return nil
+}
+
+// failed handles ErrorResponse: it is the answer to the oldest message, and in
+// the extended protocol to all after it, until Sync.
+func (s *session) failed(frame []byte) error {
+	var m pgproto3.ErrorResponse
+	if err := m.Decode(frame[headerSize:]); err != nil {
+		return serverGone{err}
+	}
+	s.rows = 0
+	severity := m.SeverityUnlocalized
+	if severity == "" {
+		severity = m.Severity
+	}
+	if severity == "FATAL" || severity == "PANIC" {
+		s.down.pass(len(frame))
+		if err := s.down.flush(); err != nil {
+			return clientGone{err}
+		}
+		return errDone
+	}
+	s.mu.Lock()
+	s.unmark()
+	e := s.front()
+	if e == nil || e.kind == 'S' {
+		s.mu.Unlock()
+		s.down.pass(len(frame))
+		return nil
+	}
+	s.copying = false
+	refused := e.refused
+	var left []*run
+	if e.kind == 'Q' {
+		if e.run != nil {
+			left = append(left, e.run)
+			e.run = nil
+		}
+	} else {
+		left = s.skip()
+	}
+	s.mu.Unlock()
+	if refused != nil {
+		s.down.cut(len(frame))
+		s.down.out = refused.frame(s.down.out, "ERROR")
+	} else {
+		s.down.pass(len(frame))
+	}
+	outcome := "error " + m.Code
+	for _, r := range left {
+		r.failed = m.Code
+		s.account(r, outcome)
+		outcome = notExecuted
+	}
+	return nil
+}
+
+// skip takes away all up to Sync, which the server will not answer, and undoes
+// what they would have defined. The caller holds mu.
+func (s *session) skip() (left []*run) {
+	from := s.head
+	to := from
+	for to < len(s.queue) && s.queue[to].kind != 'S' {
+		to++
+	}
+	for i := to - 1; i >= from; i-- {
+		switch e := &s.queue[i]; {
+		case e.statement != nil:
+			s.statements.undo(e.key, e.statement)
+		case e.portal != nil:
+			if p := e.portal.value; p != nil && p.run != nil {
+				left = append(left, p.run)
+				p.run = nil
+			}
+			s.portals.undo(e.key, e.portal)
+		}
+	}
+	var runs []*run
+	s.skipping = to == len(s.queue)
+	for range to - from {
+		if e := s.pop(); e.run != nil {
+			runs = append(runs, e.run)
+		}
+	}
+	return append(runs, left...)
+}
+
+// ready handles ReadyForQuery.
+func (s *session) ready(frame []byte) error {
+	if len(frame) != headerSize+1 {
+		return errReply
+	}
+	s.mu.Lock()
+	s.unmark()
+	e := s.front()
+	if e == nil || e.kind != 'Q' && e.kind != 'S' {
+		s.mu.Unlock()
+		return errReply
+	}
+	done := s.pop()
+	s.copying = false
+	if s.status = frame[headerSize]; s.status == 'I' {
+		if s.outstanding() == 0 {
+			s.wrote = false
+		}
+		s.expire()
+	}
+	s.mu.Unlock()
+	s.down.pass(len(frame))
+	if done.run != nil && done.run.part < len(done.run.passes) {
+		s.account(done.run, "unknown")
+	}
+	return nil
+}
+
+// expire drops the portals that ended with their transaction. The caller holds
+// mu.
+func (s *session) expire() {
+	if s.outstanding() == 0 {
+		clear(s.portals.m)
+	}
+}
+
+// reported handles ParameterStatus.
+func (s *session) reported(body []byte) error {
+	var m pgproto3.ParameterStatus
+	if err := m.Decode(body); err != nil {
+		return serverGone{err}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.settings) < 1000 {
+		s.settings[m.Name] = m.Value
+	}
+	return nil
+}
+
+// result records what became of one part of an execution.
+func (s *session) result(r *run, tag string, rows int64) {
+	s.record(Event{Kind: "result", Tag: tag, Rows: rows, Took: time.Since(r.began)})
+}

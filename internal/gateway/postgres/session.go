@@ -1,0 +1,241 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"net"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"isle"
+	"isle/internal/policy"
+)
+
+// Bounds of one session.
+const (
+	// maxOutstanding is how many messages may await the server's answer; then no
+	// more are taken from the client.
+	maxOutstanding = 8192
+	// maxStatements and maxPortals bound what a client prepares.
+	maxStatements = 4096
+	maxPortals    = 4096
+	// maxPrepared bounds the text of the prepared statements, in bytes.
+	maxPrepared = 32 << 20
+	// maxMessage bounds a statement, or a Bind with its parameters, in bytes.
+	maxMessage = 64 << 20
+	// maxReply bounds what of the server's must be read whole, in bytes.
+	maxReply = 64 << 20
+)
+
+// An entry is a message of the client's that the server has yet to answer.
+type entry struct {
+	kind      byte // the message's type
+	refused   *refusal
+	run       *run
+	key       string // of statement or portal
+	statement *name[statement]
+	portal    *name[portal]
+	segment   uint64
+	sets      bool // may change how statements are read
+}
+
+// A session is one client at one server. Two goroutines carry it: fromClient and
+// fromServer, which share what is under mu.
+type session struct {
+	p            *Protocol
+	door         door
+	connection   policy.Connection
+	client       net.Conn
+	server       net.Conn
+	up           splice // client to server; of the goroutine fromClient
+	down         splice // server to client; of the goroutine fromServer
+	outlet       outlet
+	poison       []byte // an Execute that fails
+	ctx          context.Context
+	end          context.CancelCauseFunc
+	role         role
+	database     string
+	cancelPacket []byte // for the server behind
+
+	// Of the goroutine fromClient.
+	segment  uint64
+	prepared int // bytes of statements' texts
+	params   []Param
+	asking   *run
+	touched  bool // a setting was changed that a transaction's end may change back
+	waiting  func(Request) error
+	estimate func(ctx context.Context) string
+	pairs    []Pair
+
+	rows int64 // of the answer that comes; of the goroutine fromServer
+
+	mu         sync.Mutex // guards what follows
+	changed    sync.Cond  // an answer came, or the session ends
+	queue      []entry
+	head       int
+	status     byte // of the transaction, as the server said last: I, T or E
+	skipping   bool // until Sync: something of this segment failed
+	copying    bool // the server reads COPY data
+	setting    int  // entries in queue that may change how statements are read
+	ended      error
+	statements names[statement]
+	portals    names[portal]
+	settings   map[string]string // as the server reported them
+	wrote      bool              // the transaction has, or will have, written
+	hold       holding
+}
+
+// outstanding is how many messages await an answer.
+func (s *session) outstanding() int { return len(s.queue) - s.head }
+
+// push adds an entry. The caller holds mu.
+func (s *session) push(e entry) {
+	if s.head > 256 && s.head*2 > len(s.queue) {
+		n := copy(s.queue, s.queue[s.head:])
+		clear(s.queue[n:])
+		s.queue, s.head = s.queue[:n], 0
+	}
+	s.queue = append(s.queue, e)
+}
+
+// pop takes the oldest entry. The caller holds mu.
+func (s *session) pop() entry {
+	e := s.queue[s.head]
+	s.queue[s.head] = entry{}
+	s.head++
+	if e.sets {
+		s.setting--
+	}
+	if s.head == len(s.queue) {
+		s.queue, s.head = s.queue[:0], 0
+		if cap(s.queue) > 1024 {
+			s.queue = nil
+		}
+	}
+	s.changed.Broadcast()
+	return e
+}
+
+// front is the oldest entry; nil if there is none. The caller holds mu.
+func (s *session) front() *entry {
+	if s.head == len(s.queue) {
+		return nil
+	}
+	return &s.queue[s.head]
+}
+
+// errDone ends a session as both sides want.
+var errDone = errors.New("postgres: the session is over")
+
+// serve carries a session until one side ends it, or ctx.
+func (s *session) serve() error {
+	s.changed.L = &s.mu
+	stop := context.AfterFunc(s.ctx, s.over)
+	var carried sync.WaitGroup
+	carried.Go(func() { s.stop(s.guarded(s.fromServer)) })
+	s.stop(s.guarded(s.fromClient))
+	carried.Wait()
+	stop()
+	s.finish()
+	err := context.Cause(s.ctx)
+	if errors.Is(err, errDone) {
+		return nil
+	}
+	return err
+}
+
+// stop ends the session, for a reason; the first one counts.
+func (s *session) stop(why error) {
+	if why == nil {
+		why = errDone
+	}
+	s.end(why)
+}
+
+// over tells the client why, and closes both sides: then both goroutines end.
+func (s *session) over() {
+	why := context.Cause(s.ctx)
+	s.mu.Lock()
+	s.ended = why
+	s.changed.Broadcast()
+	s.mu.Unlock()
+	if last := s.lastWords(why); last != nil {
+		s.outlet.farewell(last.frame(nil, "FATAL"), time.Second)
+	}
+	s.server.Close()
+	s.client.Close()
+}
+
+// lastWords is what a client is told of an end that it did not ask for.
+func (s *session) lastWords(why error) *refusal {
+	var told *refusal
+	switch {
+	case errors.Is(why, errDone) || errors.As(why, new(clientGone)):
+		return nil
+	case errors.As(why, &told):
+		return told
+	case errors.As(why, new(serverGone)):
+		return &refusal{State: stateAway, Message: "isle: the server behind ended the connection", Hint: "what was being done may or may not have been done"}
+	}
+	r := refuse(why)
+	return &refusal{State: stateEnded, Message: r.Message, Detail: r.Detail, Hint: r.Hint}
+}
+
+// clientGone and serverGone are ends of connections.
+type clientGone struct{ error }
+
+type serverGone struct{ error }
+
+// Unwrap returns the cause.
+func (e clientGone) Unwrap() error { return e.error }
+
+// Unwrap returns the cause.
+func (e serverGone) Unwrap() error { return e.error }
+
+// finish accounts for what will not be answered any more, and gives memory back.
+func (s *session) finish() {
+	s.mu.Lock()
+	var left []*run
+	for s.outstanding() > 0 {
+		if e := s.pop(); e.run != nil {
+			left = append(left, e.run)
+		}
+	}
+	s.mu.Unlock()
+	for _, r := range left {
+		s.account(r, "unknown")
+	}
+	s.up.in.release()
+	s.down.in.release()
+}
+
+// guarded runs f and makes an error of a panic: a hostile message ends its own
+// session only.
+func (s *session) guarded(f func() error) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			s.p.config.Slog.Error("a PostgreSQL session failed", "connection", s.connection.Name, "panic", v, "stack", string(debug.Stack()))
+			err = isle.Errorf(isle.Internal, "the gateway failed at a message of this session")
+		}
+	}()
+	return f()
+}
+
+// account says what became of an execution, to those who passed it and to the
+// recording.
+func (s *session) account(r *run, outcome string) {
+	for i := r.part; i < len(r.passes); i++ {
+		r.passes[i].Done(outcome, 0)
+	}
+	r.part = len(r.passes)
+	s.record(Event{Kind: "result", Tag: outcome, Rows: r.rows, Took: time.Since(r.began), Error: r.failed})
+}
+
+// record adds to the recording. Where that can't be, nothing more may pass.
+func (s *session) record(e Event) {
+	e.At = time.Now()
+	if err := s.door.Record(e); err != nil {
+		s.stop(&refusal{State: stateNoLog, Message: "isle: the session can't be recorded any more, so nothing more passes: " + err.Error()})
+	}
+}
