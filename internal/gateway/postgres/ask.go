@@ -4,147 +4,154 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
-	"slices"
-	"strings"
 	"sync"
 	"time"
 
 	"isle"
+	"isle/internal/approval"
+	"isle/internal/gateway"
 	"isle/internal/policy"
+	"isle/internal/session"
 )
 
 // read reads a statement's text, once it is known how the server will read it.
-func (s *session) read(text []byte) (*Read, error) {
+func (s *exchange) read(text []byte) (*Read, error) {
 	if err := s.await(func() bool { return s.setting == 0 }); err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
-	standard := s.settings["standard_conforming_strings"] != "off"
-	encoding := s.settings["client_encoding"]
+	set := s.reading
 	s.mu.Unlock()
-	if !readable(encoding) {
-		return nil, &refusal{State: stateFeature, Message: "isle: statements in client_encoding " + encoding + " can't be read", Hint: "use UTF8: begin the session anew"}
+	if !readable(set.Encoding) {
+		return nil, &refusal{State: stateFeature, Message: "isle: statements in client_encoding " + set.Encoding + " can't be read", Hint: "begin a new session, which has UTF8"}
 	}
-	read, err := s.p.config.Reader.Read(s.ctx, string(text), Settings{StandardConforming: standard})
-	if err != nil {
-		return nil, err
-	}
-	return read, nil
+	return s.reader.Read(s.ctx, string(text), set)
 }
 
-// sets reports whether a statement may change how those after it are read.
-func (s *session) sets(read *Read) bool {
-	for _, p := range read.Parts {
-		for _, k := range p.Facts.Statements {
-			if k == "set" || k == "transaction" && s.touched {
-				s.touched = true
-				return true
-			}
-		}
-		if slices.Contains(p.Facts.Actions, isle.ActionPostgresAdmin) {
+// sets reports whether a run may change how statements after it are read: by a
+// setting, or once one was changed by the end of a transaction, which may change
+// it back.
+func (s *exchange) sets(read *Read) bool {
+	for i := range read.Parts {
+		p := &read.Parts[i]
+		if len(p.Settings) > 0 {
 			s.touched = true
+			return true
+		}
+		if s.touched && p.Transaction != "" {
 			return true
 		}
 	}
 	return false
 }
 
-// ask asks for every part of an execution, before any of it is forwarded. Its
-// error is for the client; what was passed before it is accounted for.
-func (s *session) ask(r *run, params []Param, st *statement) error {
+// ask asks for an execution before any of it is forwarded. All of its parts are
+// asked for at once, so that a human sees and approves it once; one by one where
+// the whole would hide something of a part: what EXECUTE executes, and a write
+// with WHERE beside one without.
+func (s *exchange) ask(r *run, params []approval.Param) error {
+	if len(r.read.Parts) == 0 {
+		r.began = time.Now()
+		return nil
+	}
 	s.mu.Lock()
-	in := s.wrote
+	wrote := s.wrote
 	s.mu.Unlock()
+	single := len(r.read.Parts) > 1 && r.read.Facts.Unbounded
 	for i := range r.read.Parts {
-		part := &r.read.Parts[i]
-		if err := s.guard(part.Facts); err != nil {
-			return s.deny(r, part, err)
+		p := &r.read.Parts[i]
+		single = single || p.Kind == "execute"
+		if p.Kind == "prepare" && len(r.read.Parts) > 1 {
+			return s.refuseHere(r, &refusal{State: stateFeature, Message: "isle: PREPARE together with other statements does not pass the gateway", Hint: "send it by itself"})
 		}
 	}
+	if !single {
+		return s.askFor(r, r.read.Facts, params, wrote)
+	}
 	for i := range r.read.Parts {
-		part := &r.read.Parts[i]
-		pass, err := s.askOne(r, part, params, in)
+		facts, err := s.partFacts(r, &r.read.Parts[i])
 		if err != nil {
-			return s.deny(r, part, err)
+			return s.refuseHere(r, err)
 		}
-		r.passes = append(r.passes, pass)
-		r.write = r.write || changes(part.Facts.Actions)
-		s.record(Event{Kind: "statement", Text: r.text[part.Start:part.End], Shape: part.Facts.Shape, Params: shown(params), Decision: isle.Allow, Rule: pass.Rule(), Approval: pass.Approval()})
+		if err := s.askFor(r, facts, params, wrote); err != nil {
+			return err
+		}
 	}
-	r.began = time.Now()
 	return nil
 }
 
-func (s *session) askOne(r *run, part *Part, params []Param, in bool) (Pass, error) {
-	s.asking = r
-	ctx := s.hold.begin(s.ctx)
-	pass, err := s.door.Ask(ctx, Ask{Facts: part.Facts, Text: r.text, Params: params, Context: s.pairs, InWrite: in, Waiting: s.waiting, Estimate: s.estimate, Quiet: true})
-	s.asking = nil
-	s.hold.unwatch(s)
-	s.mu.Lock()
-	s.hold.waiting = false
-	s.mu.Unlock()
-	if err != nil && ctx.Err() != nil {
-		err = context.Cause(ctx)
+// partFacts are those of one part; of EXECUTE with what it executes.
+func (s *exchange) partFacts(r *run, p *Part) (*policy.Facts, error) {
+	if p.Kind != "execute" {
+		return p.Facts, nil
 	}
-	return pass, err
+	if err := s.await(func() bool { return s.settled(p.Name) }); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d := s.statements.m[p.Name]
+	if d == nil || d.value == nil {
+		return nil, &refusal{State: stateStatement, Message: fmt.Sprintf("isle: prepared statement %q does not exist", clip(p.Name))}
+	}
+	r.executes = append(r.executes, executed{p.Name, d})
+	return s.reader.Execute(*p, d.value.read.Facts), nil
 }
 
-// deny accounts for what was passed before a part was refused.
-func (s *session) deny(r *run, part *Part, err error) error {
+// askFor asks for one of the things that a run does.
+func (s *exchange) askFor(r *run, facts *policy.Facts, params []approval.Param, wrote bool) error {
+	ctx := s.hold.begin(s.ctx)
+	s.asking = r
+	pass, err := s.door.Ask(ctx, gateway.Ask{Facts: facts, Text: r.text, Params: params, Context: s.pairs, InWrite: wrote, Waiting: s.waiting, Estimate: s.estimate, Quiet: true})
+	s.asking = nil
+	s.hold.unwatch(s)
+	if err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		s.notDone(r)
+		return err
+	}
+	first := len(r.passes) == 0
+	r.passes = append(r.passes, pass)
+	r.write = r.write || changes(facts.Actions)
+	if first {
+		r.began = time.Now()
+		s.record(session.Event{At: r.began, Kind: session.Statement, Text: r.text, Shape: facts.Shape, Params: shown(params), Decision: isle.Allow, Rule: pass.Rule(), Approval: pass.Approval()})
+	}
+	return nil
+}
+
+// refuseHere records what is refused without asking policy.
+func (s *exchange) refuseHere(r *run, err error) error {
+	s.notDone(r)
+	s.record(session.Event{Kind: session.Refused, Text: r.text, Shape: r.read.Facts.Shape, Decision: isle.Deny, Error: err.Error()})
+	return err
+}
+
+// notDone accounts for the parts that passed before another was refused.
+func (s *exchange) notDone(r *run) {
+	if len(r.passes) == 0 {
+		return
+	}
 	for _, p := range r.passes {
 		p.Done("not executed: another part of it is refused", 0)
 	}
 	r.passes = nil
-	kind, decision := "refused", isle.Deny
-	if isle.CodeOf(err) == isle.Held {
-		kind, decision = "held", isle.Hold
-	}
-	s.record(Event{Kind: kind, Text: r.text[part.Start:part.End], Shape: part.Facts.Shape, Decision: decision, Error: err.Error()})
-	return err
-}
-
-// guard refuses what no policy allows on this connection. A read-only one has a
-// second fence at the server, default_transaction_read_only, which a statement
-// could take away.
-func (s *session) guard(f *policy.Facts) error {
-	if !s.connection.ReadOnly {
-		return nil
-	}
-	if changes(f.Actions) {
-		return isle.Errorf(isle.Refused, "connection %s is read-only: %s is refused", s.connection.Name, strings.Join(f.Statements, ", "))
-	}
-	for _, k := range f.Statements {
-		if (k == "set" || k == "transaction") && unlocks(f.Shape) {
-			return isle.Errorf(isle.Refused, "connection %s is read-only: a transaction of it can't be made read-write", s.connection.Name)
-		}
-	}
-	return nil
-}
-
-// unlocks reports whether a SET or BEGIN speaks of read-write or read-only; the
-// shape has neither literals nor comments.
-func unlocks(shape string) bool {
-	words := strings.Fields(strings.ToLower(shape))
-	for i, w := range words {
-		if strings.Contains(w, "read_only") || w == "read" && i+1 < len(words) && strings.HasPrefix(words[i+1], "write") {
-			return true
-		}
-	}
-	return false
+	s.record(session.Event{Kind: session.Result, Tag: "not executed", Took: time.Since(r.began)})
 }
 
 // A bound is what a Bind says.
 type bound struct {
 	portal, statement []byte
-	params            []Param
+	params            []approval.Param
 	results           []byte // format codes of the results
 }
 
 var errBind = &refusal{State: stateProtocol, Message: "isle: a malformed Bind"}
 
 // parseBind reads a Bind's body, its parameters into params.
-func parseBind(body []byte, params []Param) (bound, error) {
+func parseBind(body []byte, params []approval.Param) (bound, error) {
 	var b bound
 	var ok, ok2 bool
 	b.portal, body, ok = cutText(body)
@@ -168,7 +175,7 @@ func parseBind(body []byte, params []Param) (bound, error) {
 		}
 		n := int32(binary.BigEndian.Uint32(body))
 		body = body[4:]
-		p := Param{Null: n == -1}
+		p := approval.Param{Null: n == -1}
 		switch {
 		case formats == 1:
 			p.Binary = codes[1] != 0
@@ -192,7 +199,7 @@ func parseBind(body []byte, params []Param) (bound, error) {
 }
 
 // shown are parameters as a recording has them.
-func shown(params []Param) []string {
+func shown(params []approval.Param) []string {
 	if len(params) == 0 {
 		return nil
 	}

@@ -21,11 +21,11 @@ type registry struct {
 
 type registered struct {
 	secret  string
-	session *session
+	session *exchange
 }
 
 // add gives a session a key: of 4 bytes, or of 32 from protocol 3.2 on.
-func (r *registry) add(s *session, minor int) cancelKey {
+func (r *registry) add(s *exchange, minor int) cancelKey {
 	n := 4
 	if minor >= 2 {
 		n = 32
@@ -55,7 +55,7 @@ func (r *registry) remove(k cancelKey) {
 	delete(r.sessions, k.Process)
 }
 
-func (r *registry) find(k cancelKey) *session {
+func (r *registry) find(k cancelKey) *exchange {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	e := r.sessions[k.Process]
@@ -83,13 +83,11 @@ func (p *Protocol) cancel(ctx context.Context, k cancelKey, same func(door) bool
 	}
 	s.mu.Lock()
 	waiting, idle := s.hold.waiting, s.outstanding() == 0
-	withdraw := s.hold.cancel
-	s.mu.Unlock()
 	if waiting {
-		withdraw(errCanceled)
-		return nil
+		s.hold.cancel(errCanceled)
 	}
-	if idle || len(s.cancelPacket) == 0 {
+	s.mu.Unlock()
+	if waiting || idle || len(s.cancelPacket) == 0 {
 		return nil
 	}
 	ctx, stop := context.WithTimeout(ctx, p.config.Handshake)
@@ -106,6 +104,21 @@ func (p *Protocol) cancel(ctx context.Context, k cancelKey, same func(door) bool
 	}
 	drain(conn) // until it has taken note and closes
 	return nil
+}
+
+// sameCaller reports whether two doors are of one caller, to one connection.
+func sameCaller(a, b door) bool {
+	x, y := a.Caller(), b.Caller()
+	return a.Connection().Name == b.Connection().Name && x.Actor == y.Actor && x.Instance == y.Instance && x.Key == y.Key && host(x.Source) == host(y.Source)
+}
+
+// host is an address without its port, which differs from connection to
+// connection.
+func host(source string) string {
+	if h, _, err := net.SplitHostPort(source); err == nil {
+		return h
+	}
+	return source
 }
 
 func drain(conn net.Conn) {

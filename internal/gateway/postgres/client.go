@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"isle"
+	"isle/internal/session"
 )
 
 // fromClient reads what the client says, asks about what would be done, and
@@ -20,7 +21,7 @@ import (
 // skipped, and fails the transaction as it would have; only the error's text is
 // then replaced by ours. The states of the client's and of the server's
 // transaction can't come apart.
-func (s *session) fromClient() error {
+func (s *exchange) fromClient() error {
 	for {
 		kind, size, frame, err := s.up.next()
 		if err != nil {
@@ -33,7 +34,7 @@ func (s *session) fromClient() error {
 }
 
 // message handles one message of the client's.
-func (s *session) message(kind byte, size int, frame []byte) error {
+func (s *exchange) message(kind byte, size int, frame []byte) error {
 	switch kind {
 	case 'd':
 		if frame == nil {
@@ -87,7 +88,7 @@ func (s *session) message(kind byte, size int, frame []byte) error {
 }
 
 // wrap tells an error of carrying to the server from one of the client.
-func (s *session) wrap(err error) error {
+func (s *exchange) wrap(err error) error {
 	if err == nil {
 		return nil
 	}
@@ -95,7 +96,7 @@ func (s *session) wrap(err error) error {
 }
 
 // short handles messages that nobody is asked about.
-func (s *session) short(kind byte, size int, frame []byte) error {
+func (s *exchange) short(kind byte, size int, frame []byte) error {
 	if frame == nil {
 		if kind != 'f' {
 			return errFrame
@@ -132,7 +133,7 @@ func (s *session) short(kind byte, size int, frame []byte) error {
 
 // markCopy notes the end of COPY data, which decides whether a Sync before it is
 // answered.
-func (s *session) markCopy() error {
+func (s *exchange) markCopy() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
@@ -147,7 +148,7 @@ func (s *session) markCopy() error {
 }
 
 // room waits until the server has answered enough of what was sent.
-func (s *session) room(kind byte) error {
+func (s *exchange) room(kind byte) error {
 	s.mu.Lock()
 	full := s.outstanding() >= maxOutstanding
 	copying := s.copying
@@ -163,7 +164,7 @@ func (s *session) room(kind byte) error {
 }
 
 // await sends what is ready and waits until ok, which is called with mu held.
-func (s *session) await(ok func() bool) error {
+func (s *exchange) await(ok func() bool) error {
 	s.mu.Lock()
 	done := ok()
 	s.mu.Unlock()
@@ -185,13 +186,13 @@ func (s *session) await(ok func() bool) error {
 }
 
 // skips reports whether the server skips what comes, until Sync.
-func (s *session) skips() (bool, error) {
+func (s *exchange) skips() (bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.skipping, s.ended
 }
 
-func (s *session) drop(size int, frame []byte) error {
+func (s *exchange) drop(size int, frame []byte) error {
 	if frame == nil {
 		return s.wrap(s.up.discard(size))
 	}
@@ -201,7 +202,7 @@ func (s *session) drop(size int, frame []byte) error {
 
 // refused puts a message that fails in the place of one that was refused, and of
 // which size bytes are still to be taken away.
-func (s *session) refused(kind byte, size int, why *refusal) error {
+func (s *exchange) refused(kind byte, size int, why *refusal) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.skipping {
@@ -223,7 +224,7 @@ func (s *session) refused(kind byte, size int, why *refusal) error {
 // forward sends a message on and expects its answer; what it defines counts from
 // now on. It reports false where the server skips it: something before it in its
 // segment has failed by now.
-func (s *session) forward(size int, e entry) bool {
+func (s *exchange) forward(size int, e entry) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.skipping {
@@ -250,7 +251,7 @@ func (s *session) forward(size int, e entry) bool {
 
 // query handles a simple query: all of its parts are asked for before any is
 // forwarded.
-func (s *session) query(size int, frame []byte) error {
+func (s *exchange) query(size int, frame []byte) error {
 	text, rest, ok := cutText(frame[headerSize:])
 	if !ok || len(rest) != 0 {
 		return &refusal{State: stateProtocol, Message: "isle: a malformed Query"}
@@ -260,10 +261,12 @@ func (s *session) query(size int, frame []byte) error {
 		return s.told('Q', size, err)
 	}
 	r := &run{text: text, read: read}
-	if err := s.ask(r, nil, nil); err != nil {
+	if err := s.ask(r, nil); err != nil {
 		return s.told('Q', size, err)
 	}
-	if !s.forward(size, entry{kind: 'Q', run: r, sets: s.sets(read)}) {
+	e := entry{kind: 'Q', run: r, sets: s.sets(read)}
+	s.prepares(&e, text)
+	if !s.forward(size, e) {
 		s.account(r, notExecuted)
 		return nil
 	}
@@ -272,7 +275,7 @@ func (s *session) query(size int, frame []byte) error {
 }
 
 // told refuses a message with an error; ends are passed on.
-func (s *session) told(kind byte, size int, err error) error {
+func (s *exchange) told(kind byte, size int, err error) error {
 	if s.ctx.Err() != nil {
 		return context.Cause(s.ctx)
 	}
@@ -282,9 +285,24 @@ func (s *session) told(kind byte, size int, err error) error {
 	return s.refused(kind, size, refuse(err))
 }
 
+// prepares notes what a PREPARE or DEALLOCATE does to a name, which it shares with
+// Parse and Close.
+func (s *exchange) prepares(e *entry, text []byte) {
+	if len(e.run.read.Parts) != 1 {
+		return // PREPARE stands by itself; a name that is gone and known is harmless
+	}
+	switch p := &e.run.read.Parts[0]; {
+	case p.Kind == "prepare":
+		e.key = p.Name
+		e.statement = &name[statement]{value: &statement{text: slices.Clone(text), read: e.run.read}}
+	case p.Kind == "deallocate" && p.Name != "":
+		e.key, e.statement = p.Name, &name[statement]{}
+	}
+}
+
 // parse handles Parse: the statement is read, and asked for when it is bound.
 // Until then the server only looks up what its names mean.
-func (s *session) parse(size int, frame []byte) error {
+func (s *exchange) parse(size int, frame []byte) error {
 	key, rest, ok := cutText(frame[headerSize:])
 	text, rest, ok2 := cutText(rest)
 	if !ok || !ok2 || len(rest) < 2 || len(rest) != 2+4*int(binary.BigEndian.Uint16(rest)) {
@@ -306,7 +324,7 @@ func (s *session) parse(size int, frame []byte) error {
 }
 
 // fits reports whether there is room for one more prepared statement.
-func (s *session) fits(st *statement) bool {
+func (s *exchange) fits(st *statement) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.prepared += len(st.text); s.prepared > maxPrepared {
@@ -324,7 +342,7 @@ func (s *session) fits(st *statement) bool {
 
 // bind handles Bind: here the statement's parameters are known, and planning
 // begins, which runs functions. So it is asked for now.
-func (s *session) bind(size int, frame []byte) error {
+func (s *exchange) bind(size int, frame []byte) error {
 	b, err := parseBind(frame[headerSize:], s.params[:0])
 	if err != nil {
 		return err
@@ -355,7 +373,7 @@ func (s *session) bind(size int, frame []byte) error {
 		}
 	}
 	r := &run{text: st.text, read: st.read}
-	if err := s.ask(r, b.params, st); err != nil {
+	if err := s.ask(r, b.params); err != nil {
 		return s.told('B', size, err)
 	}
 	if !s.forward(size, entry{kind: 'B', key: string(b.portal), portal: &name[portal]{value: &portal{statement: st, run: r}}}) {
@@ -369,13 +387,13 @@ const notExecuted = "not executed: an earlier message failed"
 
 // settled reports whether it is known what a prepared statement's name stands
 // for. The caller holds mu.
-func (s *session) settled(statement string) bool {
+func (s *exchange) settled(statement string) bool {
 	d := s.statements.m[statement]
 	return s.skipping || d == nil || !d.pending || d.segment == s.segment
 }
 
 // execute handles Execute of a portal that Bind made.
-func (s *session) execute(size int, frame []byte) error {
+func (s *exchange) execute(size int, frame []byte) error {
 	key, rest, ok := cutText(frame[headerSize:])
 	if !ok || len(rest) != 4 {
 		return &refusal{State: stateProtocol, Message: "isle: a malformed Execute"}
@@ -392,9 +410,10 @@ func (s *session) execute(size int, frame []byte) error {
 		p = d.value
 	}
 	var r *run
+	again := false
 	if p != nil {
-		if r = p.run; r == nil {
-			r = &run{text: p.statement.text, read: p.statement.read, began: time.Now()}
+		if r, again = p.run, p.run == nil; again {
+			r = &run{read: p.statement.read, began: time.Now()}
 		}
 		p.run = nil
 	}
@@ -403,14 +422,36 @@ func (s *session) execute(size int, frame []byte) error {
 		return s.refused('E', size, &refusal{State: statePortal, Message: fmt.Sprintf("isle: portal %q does not exist", clip(string(key))),
 			Hint: "a cursor that DECLARE made is read with FETCH"})
 	}
-	if !s.forward(size, entry{kind: 'E', run: r, sets: s.sets(r.read)}) {
+	if again {
+		s.record(session.Event{Kind: session.Statement, At: r.began, Shape: r.read.Facts.Shape, Decision: isle.Allow})
+	}
+	if err := s.unchanged(r); err != nil {
+		s.account(r, "not executed")
+		return s.told('E', size, err)
+	}
+	e := entry{kind: 'E', run: r, sets: s.sets(r.read)}
+	s.prepares(&e, p.statement.text)
+	if !s.forward(size, e) {
 		s.account(r, notExecuted)
 	}
 	return nil
 }
 
+// unchanged refuses an EXECUTE whose name was given to something else since it was
+// asked for.
+func (s *exchange) unchanged(r *run) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range r.executes {
+		if s.statements.m[e.name] != e.what {
+			return &refusal{State: stateStatement, Message: fmt.Sprintf("isle: prepared statement %q was changed since this was bound", clip(e.name)), Hint: "bind it again"}
+		}
+	}
+	return nil
+}
+
 // named handles Describe and Close.
-func (s *session) named(kind byte, size int, frame []byte) error {
+func (s *exchange) named(kind byte, size int, frame []byte) error {
 	body := frame[headerSize:]
 	if len(body) < 2 || body[0] != 'S' && body[0] != 'P' || slices.Index(body, 0) != len(body)-1 {
 		return &refusal{State: stateProtocol, Message: "isle: a malformed Describe or Close"}

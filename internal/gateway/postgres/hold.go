@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgproto3"
+
+	"isle/internal/approval"
 )
 
 // keepAlive is how often the server behind hears of a session that waits for an
@@ -17,7 +19,7 @@ const keepAlive = 30 * time.Second
 // wait is called when an execution begins to wait for an approval. What was asked
 // before it goes on, the client is told, and its end is watched for until
 // waited.
-func (s *session) wait(r Request) error {
+func (s *exchange) wait(r approval.Request) error {
 	if err := s.up.flush(); err != nil {
 		return serverGone{err}
 	}
@@ -53,7 +55,7 @@ func reason(why string) string {
 // watch looks after both sides until the hold ends: it reads ahead, so that the
 // client's end is seen, and keeps the server's side alive. Its goroutines end
 // with unwatch.
-func (h *holding) watch(s *session) {
+func (h *holding) watch(s *exchange) {
 	h.over = make(chan struct{})
 	h.watchers.Go(func() {
 		err := s.up.in.ahead()
@@ -82,7 +84,7 @@ func (h *holding) watch(s *session) {
 }
 
 // unwatch ends what watch began.
-func (h *holding) unwatch(s *session) {
+func (h *holding) unwatch(s *exchange) {
 	if h.over == nil {
 		return
 	}

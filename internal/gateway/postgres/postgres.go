@@ -30,12 +30,15 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"isle"
+	"isle/internal/approval"
+	"isle/internal/gateway"
+	"isle/internal/policy"
 )
 
 // Config is what a Protocol needs.
 type Config struct {
-	// Reader reads SQL.
-	Reader Reader
+	// Reader reads the SQL of a connection.
+	Reader func(policy.Connection) Reader
 	// Handshake bounds a client's start-up, and a login at the server behind;
 	// default 20 seconds.
 	Handshake time.Duration
@@ -71,6 +74,16 @@ func New(c Config) *Protocol {
 		refusedQuery: append(binary.BigEndian.AppendUint32([]byte{'Q'}, uint32(4+len(text))), text...)}
 }
 
+var (
+	_ gateway.Protocol = (*Protocol)(nil)
+	_ gateway.Refuser  = (*Protocol)(nil)
+)
+
+// Serve implements gateway.Protocol.
+func (p *Protocol) Serve(ctx context.Context, client net.Conn, d *gateway.Door) error {
+	return p.serve(ctx, client, gate{d})
+}
+
 // serve speaks with one client until one side ends or ctx does.
 func (p *Protocol) serve(ctx context.Context, client net.Conn, d door) error {
 	stop := context.AfterFunc(ctx, func() { client.SetDeadline(time.Unix(1, 0)) })
@@ -81,7 +94,8 @@ func (p *Protocol) serve(ctx context.Context, client net.Conn, d door) error {
 		return p.dismiss(ctx, client, err)
 	}
 	if start.Cancel != nil {
-		return p.cancel(ctx, *start.Cancel, d.Same)
+		d.Started()
+		return p.cancel(ctx, *start.Cancel, func(o door) bool { return sameCaller(d, o) })
 	}
 	s, err := p.begin(ctx, client, d, start)
 	if err != nil {
@@ -95,6 +109,8 @@ func (p *Protocol) serve(ctx context.Context, client net.Conn, d door) error {
 		return err
 	}
 	client.SetDeadline(time.Time{})
+	d.Started()
+	d.Describe("", s.database, s.role.name)
 	stop()
 	return s.serve()
 }
@@ -124,7 +140,7 @@ func (p *Protocol) dismiss(ctx context.Context, client net.Conn, err error) erro
 	return err
 }
 
-// Refuse tells a client why it is not served.
+// Refuse implements gateway.Refuser.
 func (p *Protocol) Refuse(client net.Conn, err error) {
 	client.SetDeadline(time.Now().Add(p.config.Handshake))
 	start, unread := greet(client)
@@ -136,7 +152,7 @@ func (p *Protocol) Refuse(client net.Conn, err error) {
 }
 
 // begin logs in at the server behind.
-func (p *Protocol) begin(ctx context.Context, client net.Conn, d door, start *startup) (*session, error) {
+func (p *Protocol) begin(ctx context.Context, client net.Conn, d door, start *startup) (*exchange, error) {
 	c := d.Connection()
 	settings, err := parameters(c, start.Parameters)
 	if err != nil {
@@ -155,7 +171,7 @@ func (p *Protocol) begin(ctx context.Context, client net.Conn, d door, start *st
 		u.close()
 		return nil, err
 	}
-	s := &session{p: p, door: d, connection: c, client: client, server: u.conn, role: who, database: base, status: 'I', settings: make(map[string]string)}
+	s := &exchange{p: p, door: d, connection: c, client: client, server: u.conn, role: who, database: base, status: 'I', settings: make(map[string]string)}
 	s.ctx, s.end = context.WithCancelCause(ctx)
 	s.outlet.conn = client
 	s.up = splice{in: newReader(client, &p.buffers, p.large), write: func(b []byte, _ bool) error { _, err := s.server.Write(b); return err }}
@@ -163,6 +179,8 @@ func (p *Protocol) begin(ctx context.Context, client net.Conn, d door, start *st
 	for _, v := range u.parameters {
 		s.settings[v.name] = v.value
 	}
+	s.reader = p.config.Reader(c)
+	s.reads()
 	s.cancelPacket = cancelRequest(u.process, u.key)
 	s.poison = poison()
 	s.waiting = s.wait
@@ -180,17 +198,20 @@ func poison() []byte {
 
 // context is what a statement's meaning depends on, beside its text: an approval
 // is bound to it.
-func (s *session) context() []Pair {
-	pairs := []Pair{{"database", s.database}, {"role", s.role.name}, {"search_path", s.role.searchPath}}
+func (s *exchange) context() []approval.Pair {
+	pairs := []approval.Pair{{Key: "database", Value: s.database}, {Key: "role", Value: s.role.name}, {Key: "search_path", Value: s.role.searchPath}}
 	for _, name := range []string{"standard_conforming_strings", "client_encoding", "DateStyle", "TimeZone", "IntervalStyle"} {
-		pairs = append(pairs, Pair{name, s.settings[name]})
+		pairs = append(pairs, approval.Pair{Key: name, Value: s.settings[name]})
 	}
 	return pairs
 }
 
 // welcome lets the client in.
-func (s *session) welcome(start *startup, key cancelKey) error {
-	b, _ := start.negotiated(nil)
+func (s *exchange) welcome(start *startup, key cancelKey) error {
+	var b []byte
+	if !start.told {
+		b, _ = start.negotiated(nil)
+	}
 	b = append(b, 'R', 0, 0, 0, 8, 0, 0, 0, 0)
 	for name, value := range s.settings {
 		b = append(b, 'S')
@@ -202,10 +223,4 @@ func (s *session) welcome(start *startup, key cancelKey) error {
 	b = append(b, 'Z', 0, 0, 0, 5, 'I')
 	_, err := s.client.Write(b)
 	return err
-}
-
-// An arrival is a client that Front let in: its first packet is read.
-type arrival struct {
-	net.Conn
-	start *startup
 }

@@ -4,86 +4,25 @@ import (
 	"context"
 	"crypto/tls"
 	"net"
-	"time"
 
-	"isle"
+	"isle/internal/gateway"
 	"isle/internal/policy"
+	"isle/internal/session"
 )
-
-// What follows stands for what other rooms have.
-
-type Param struct {
-	Type         string
-	Value        []byte
-	Null, Binary bool
-}
-
-type Pair struct{ Key, Value string }
-
-type Ask struct {
-	Facts    *policy.Facts
-	Text     []byte
-	Params   []Param
-	Context  []Pair
-	InWrite  bool
-	Waiting  func(Request) error
-	Estimate func(ctx context.Context) string
-	Quiet    bool
-}
-
-type Request struct {
-	ID      isle.ID
-	Rule    string
-	Why     string
-	Expires time.Time
-}
-
-type Pass interface {
-	Done(outcome string, rows int64)
-	Rule() string
-	Approval() isle.ID
-}
-
-type Event struct {
-	At       time.Time
-	Kind     string
-	Text     []byte
-	Params   []string
-	Shape    string
-	Decision isle.Decision
-	Rule     string
-	Approval isle.ID
-	Tag      string
-	Rows     int64
-	Bytes    int64
-	Took     time.Duration
-	Error    string
-	Data     []byte
-}
 
 // A door is what is used of a gateway.Door.
 type door interface {
-	Same(other door) bool
+	Caller() gateway.Caller
 	Connection() policy.Connection
+	Started()
 	Dial(ctx context.Context) (net.Conn, error)
 	TLS(ctx context.Context) (*tls.Config, error)
-	Secret(ctx context.Context) (hidden, error)
-	Ask(ctx context.Context, a Ask) (Pass, error)
-	Record(e Event) error
+	Password(ctx context.Context) (hidden, error)
+	Ask(ctx context.Context, a gateway.Ask) (gateway.Pass, error)
+	Record(e session.Event) error
+	Count(in, out int64)
+	Describe(address, database, role string)
 }
-
-type Part struct {
-	Start, End int
-	Facts      *policy.Facts
-	Class      string
-}
-
-type Read struct {
-	Facts *policy.Facts
-	Parts []Part
-}
-
-type Settings struct{ StandardConforming bool }
 
 // hidden is what is used of a secret.Value.
 type hidden interface {
@@ -91,7 +30,47 @@ type hidden interface {
 	Destroy()
 }
 
-// A Reader reads SQL.
+// A gate is a gateway.Door as a door.
+type gate struct{ *gateway.Door }
+
+// Password is the credential's.
+func (g gate) Password(ctx context.Context) (hidden, error) { return g.Secret(ctx) }
+
+// Record adds to the session's recording.
+func (g gate) Record(e session.Event) error { return g.Session().Record(e) }
+
+// Count adds to the session's bytes.
+func (g gate) Count(in, out int64) { g.Session().Count(in, out) }
+
+// Describe says what was found out of the other end.
+func (g gate) Describe(address, database, role string) {
+	g.Session().Describe(address, database, role)
+}
+
+// What follows stands for package query.
+
+type Part struct {
+	Start, End  int
+	Facts       *policy.Facts
+	Kind        string
+	Name        string
+	Settings    []string
+	Transaction string
+}
+
+type Read struct {
+	Facts *policy.Facts
+	Parts []Part
+}
+
+type Settings struct {
+	StandardConforming       bool
+	Encoding, ServerEncoding string
+	Version                  int
+	PathChanged              bool
+}
+
 type Reader interface {
 	Read(ctx context.Context, sql string, s Settings) (*Read, error)
+	Execute(p Part, prepared *policy.Facts) *policy.Facts
 }

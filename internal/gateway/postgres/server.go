@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
-	"time"
+	"strings"
 
 	"github.com/jackc/pgx/v5/pgproto3"
 )
@@ -15,7 +15,7 @@ import (
 var errReply = errors.New("postgres: the server behind answers something else than it was asked")
 
 // fromServer reads what the server says, keeps account of it, and forwards it.
-func (s *session) fromServer() error {
+func (s *exchange) fromServer() error {
 	for {
 		kind, size, frame, err := s.down.next()
 		if err != nil {
@@ -49,7 +49,7 @@ func (s *session) fromServer() error {
 }
 
 // reply handles one whole message of the server's.
-func (s *session) reply(kind byte, frame []byte) error {
+func (s *exchange) reply(kind byte, frame []byte) error {
 	body := frame[headerSize:]
 	switch kind {
 	case 'N', 'A':
@@ -96,7 +96,7 @@ func answers(asked, kind byte) (fits, last bool) {
 }
 
 // answer handles the answers that succeed.
-func (s *session) answer(kind byte, frame []byte) error {
+func (s *exchange) answer(kind byte, frame []byte) error {
 	s.mu.Lock()
 	s.unmark()
 	e := s.front()
@@ -123,21 +123,22 @@ func (s *session) answer(kind byte, frame []byte) error {
 	s.down.pass(len(frame))
 	switch kind {
 	case 'C', 'I', 's':
-		s.complete(r, kind, frame[headerSize:])
+		s.complete(r, kind, frame[headerSize:], last)
 	}
 	return nil
 }
 
 // unmark takes ends of COPY data away that nothing waited for. The caller holds
 // mu.
-func (s *session) unmark() {
+func (s *exchange) unmark() {
 	for e := s.front(); e != nil && e.kind == 'c'; e = s.front() {
 		s.pop()
 	}
 }
 
-// complete accounts for one part of an execution.
-func (s *session) complete(r *run, kind byte, body []byte) {
+// complete notes the end of one part of an execution, and where it is the only
+// one accounts for it.
+func (s *exchange) complete(r *run, kind byte, body []byte, single bool) {
 	rows, tag := s.rows, ""
 	s.rows = 0
 	switch kind {
@@ -152,12 +153,10 @@ func (s *session) complete(r *run, kind byte, body []byte) {
 	if r == nil {
 		return
 	}
-	r.rows += rows
-	if r.part < len(r.passes) {
-		r.passes[r.part].Done(tag, rows)
-		r.part++
+	r.did(tag, rows)
+	if single {
+		s.account(r, r.tag)
 	}
-	s.result(r, tag, rows)
 }
 
 // affected is the number of rows that a command tag ends in.
@@ -176,7 +175,7 @@ func affected(tag string) int64 {
 
 // copies notes that COPY begins. What of the client's was sent already and is
 // not data, the server ignores (Sync, Flush) or fails at.
-func (s *session) copies(kind byte) error {
+func (s *exchange) copies(kind byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.unmark()
@@ -207,7 +206,7 @@ func (s *session) copies(kind byte) error {
 
 // failed handles ErrorResponse: it is the answer to the oldest message, and in
 // the extended protocol to all after it, until Sync.
-func (s *session) failed(frame []byte) error {
+func (s *exchange) failed(frame []byte) error {
 	var m pgproto3.ErrorResponse
 	if err := m.Decode(frame[headerSize:]); err != nil {
 		return serverGone{err}
@@ -240,6 +239,10 @@ func (s *session) failed(frame []byte) error {
 			left = append(left, e.run)
 			e.run = nil
 		}
+		if e.statement != nil {
+			s.statements.undo(e.key, e.statement)
+			e.statement = nil
+		}
 	} else {
 		left = s.skip()
 	}
@@ -252,7 +255,9 @@ func (s *session) failed(frame []byte) error {
 	}
 	outcome := "error " + m.Code
 	for _, r := range left {
-		r.failed = m.Code
+		if outcome != notExecuted {
+			r.failure = m.Code + ": " + m.Message
+		}
 		s.account(r, outcome)
 		outcome = notExecuted
 	}
@@ -261,7 +266,7 @@ func (s *session) failed(frame []byte) error {
 
 // skip takes away all up to Sync, which the server will not answer, and undoes
 // what they would have defined. The caller holds mu.
-func (s *session) skip() (left []*run) {
+func (s *exchange) skip() (left []*run) {
 	from := s.head
 	to := from
 	for to < len(s.queue) && s.queue[to].kind != 'S' {
@@ -290,7 +295,7 @@ func (s *session) skip() (left []*run) {
 }
 
 // ready handles ReadyForQuery.
-func (s *session) ready(frame []byte) error {
+func (s *exchange) ready(frame []byte) error {
 	if len(frame) != headerSize+1 {
 		return errReply
 	}
@@ -302,6 +307,9 @@ func (s *session) ready(frame []byte) error {
 		return errReply
 	}
 	done := s.pop()
+	if done.statement != nil {
+		s.statements.agree(done.key, done.statement)
+	}
 	s.copying = false
 	if s.status = frame[headerSize]; s.status == 'I' {
 		if s.outstanding() == 0 {
@@ -311,22 +319,22 @@ func (s *session) ready(frame []byte) error {
 	}
 	s.mu.Unlock()
 	s.down.pass(len(frame))
-	if done.run != nil && done.run.part < len(done.run.passes) {
-		s.account(done.run, "unknown")
+	if done.run != nil {
+		s.account(done.run, done.run.tag)
 	}
 	return nil
 }
 
 // expire drops the portals that ended with their transaction. The caller holds
 // mu.
-func (s *session) expire() {
+func (s *exchange) expire() {
 	if s.outstanding() == 0 {
 		clear(s.portals.m)
 	}
 }
 
 // reported handles ParameterStatus.
-func (s *session) reported(body []byte) error {
+func (s *exchange) reported(body []byte) error {
 	var m pgproto3.ParameterStatus
 	if err := m.Decode(body); err != nil {
 		return serverGone{err}
@@ -336,10 +344,20 @@ func (s *session) reported(body []byte) error {
 	if len(s.settings) < 1000 {
 		s.settings[m.Name] = m.Value
 	}
+	s.reads()
 	return nil
 }
 
-// result records what became of one part of an execution.
-func (s *session) result(r *run, tag string, rows int64) {
-	s.record(Event{Kind: "result", Tag: tag, Rows: rows, Took: time.Since(r.began)})
+// reads says how SQL is read from now on. The caller holds mu, or is alone.
+func (s *exchange) reads() {
+	version, _, _ := strings.Cut(s.settings["server_version"], ".")
+	major, _ := strconv.Atoi(version)
+	s.reading = Settings{StandardConforming: s.settings["standard_conforming_strings"] == "on", Encoding: s.settings["client_encoding"],
+		ServerEncoding: s.settings["server_encoding"], Version: major, PathChanged: !ordinaryPath(s.role.searchPath)}
+}
+
+// ordinaryPath reports whether a search path leaves pg_catalog where it is by
+// itself: before all else.
+func ordinaryPath(path string) bool {
+	return !strings.Contains(strings.ToLower(path), "pg_")
 }

@@ -9,7 +9,9 @@ import (
 	"time"
 
 	"isle"
+	"isle/internal/approval"
 	"isle/internal/policy"
+	"isle/internal/session"
 )
 
 // Bounds of one session.
@@ -42,10 +44,11 @@ type entry struct {
 
 // A session is one client at one server. Two goroutines carry it: fromClient and
 // fromServer, which share what is under mu.
-type session struct {
+type exchange struct {
 	p            *Protocol
 	door         door
 	connection   policy.Connection
+	reader       Reader
 	client       net.Conn
 	server       net.Conn
 	up           splice // client to server; of the goroutine fromClient
@@ -61,12 +64,12 @@ type session struct {
 	// Of the goroutine fromClient.
 	segment  uint64
 	prepared int // bytes of statements' texts
-	params   []Param
+	params   []approval.Param
 	asking   *run
 	touched  bool // a setting was changed that a transaction's end may change back
-	waiting  func(Request) error
+	waiting  func(approval.Request) error
 	estimate func(ctx context.Context) string
-	pairs    []Pair
+	pairs    []approval.Pair
 
 	rows int64 // of the answer that comes; of the goroutine fromServer
 
@@ -82,15 +85,16 @@ type session struct {
 	statements names[statement]
 	portals    names[portal]
 	settings   map[string]string // as the server reported them
+	reading    Settings          // those of them that say how SQL is read
 	wrote      bool              // the transaction has, or will have, written
 	hold       holding
 }
 
 // outstanding is how many messages await an answer.
-func (s *session) outstanding() int { return len(s.queue) - s.head }
+func (s *exchange) outstanding() int { return len(s.queue) - s.head }
 
 // push adds an entry. The caller holds mu.
-func (s *session) push(e entry) {
+func (s *exchange) push(e entry) {
 	if s.head > 256 && s.head*2 > len(s.queue) {
 		n := copy(s.queue, s.queue[s.head:])
 		clear(s.queue[n:])
@@ -100,7 +104,7 @@ func (s *session) push(e entry) {
 }
 
 // pop takes the oldest entry. The caller holds mu.
-func (s *session) pop() entry {
+func (s *exchange) pop() entry {
 	e := s.queue[s.head]
 	s.queue[s.head] = entry{}
 	s.head++
@@ -118,7 +122,7 @@ func (s *session) pop() entry {
 }
 
 // front is the oldest entry; nil if there is none. The caller holds mu.
-func (s *session) front() *entry {
+func (s *exchange) front() *entry {
 	if s.head == len(s.queue) {
 		return nil
 	}
@@ -129,7 +133,7 @@ func (s *session) front() *entry {
 var errDone = errors.New("postgres: the session is over")
 
 // serve carries a session until one side ends it, or ctx.
-func (s *session) serve() error {
+func (s *exchange) serve() error {
 	s.changed.L = &s.mu
 	stop := context.AfterFunc(s.ctx, s.over)
 	var carried sync.WaitGroup
@@ -146,7 +150,7 @@ func (s *session) serve() error {
 }
 
 // stop ends the session, for a reason; the first one counts.
-func (s *session) stop(why error) {
+func (s *exchange) stop(why error) {
 	if why == nil {
 		why = errDone
 	}
@@ -154,7 +158,7 @@ func (s *session) stop(why error) {
 }
 
 // over tells the client why, and closes both sides: then both goroutines end.
-func (s *session) over() {
+func (s *exchange) over() {
 	why := context.Cause(s.ctx)
 	s.mu.Lock()
 	s.ended = why
@@ -168,7 +172,7 @@ func (s *session) over() {
 }
 
 // lastWords is what a client is told of an end that it did not ask for.
-func (s *session) lastWords(why error) *refusal {
+func (s *exchange) lastWords(why error) *refusal {
 	var told *refusal
 	switch {
 	case errors.Is(why, errDone) || errors.As(why, new(clientGone)):
@@ -194,7 +198,7 @@ func (e clientGone) Unwrap() error { return e.error }
 func (e serverGone) Unwrap() error { return e.error }
 
 // finish accounts for what will not be answered any more, and gives memory back.
-func (s *session) finish() {
+func (s *exchange) finish() {
 	s.mu.Lock()
 	var left []*run
 	for s.outstanding() > 0 {
@@ -212,7 +216,7 @@ func (s *session) finish() {
 
 // guarded runs f and makes an error of a panic: a hostile message ends its own
 // session only.
-func (s *session) guarded(f func() error) (err error) {
+func (s *exchange) guarded(f func() error) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
 			s.p.config.Slog.Error("a PostgreSQL session failed", "connection", s.connection.Name, "panic", v, "stack", string(debug.Stack()))
@@ -224,18 +228,23 @@ func (s *session) guarded(f func() error) (err error) {
 
 // account says what became of an execution, to those who passed it and to the
 // recording.
-func (s *session) account(r *run, outcome string) {
-	for i := r.part; i < len(r.passes); i++ {
-		r.passes[i].Done(outcome, 0)
+func (s *exchange) account(r *run, outcome string) {
+	for _, p := range r.passes {
+		p.Done(outcome, r.rows)
 	}
-	r.part = len(r.passes)
-	s.record(Event{Kind: "result", Tag: outcome, Rows: r.rows, Took: time.Since(r.began), Error: r.failed})
+	if r.began.IsZero() {
+		return
+	}
+	e := session.Event{Kind: session.Result, Tag: outcome, Rows: r.rows, Took: time.Since(r.began)}
+	if r.failure != "" {
+		e.Kind, e.Error = session.Failure, r.failure
+	}
+	s.record(e)
 }
 
 // record adds to the recording. Where that can't be, nothing more may pass.
-func (s *session) record(e Event) {
-	e.At = time.Now()
+func (s *exchange) record(e session.Event) {
 	if err := s.door.Record(e); err != nil {
-		s.stop(&refusal{State: stateNoLog, Message: "isle: the session can't be recorded any more, so nothing more passes: " + err.Error()})
+		s.stop(&refusal{State: stateNoLog, Message: "isle: nothing more passes: " + err.Error()})
 	}
 }

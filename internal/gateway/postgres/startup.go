@@ -30,6 +30,8 @@ type startup struct {
 	Parameters map[string]string // user, database, settings
 	Options    []string          // protocol extensions ("_pq_.…"), none of which is known
 	Cancel     *cancelKey        // it only asks to cancel what another connection does
+
+	told bool // which version counts
 }
 
 // A cancelKey names a session for a CancelRequest.

@@ -2,6 +2,8 @@ package postgres
 
 import (
 	"time"
+
+	"isle/internal/gateway"
 )
 
 // A statement is a prepared one.
@@ -75,12 +77,34 @@ func (n *names[T]) forget() { clear(n.m) }
 
 // A run is one execution of a statement: of a Query all of its parts.
 type run struct {
-	text   []byte
-	read   *Read
-	passes []Pass // one for each part
-	began  time.Time
-	part   int
-	rows   int64
-	failed string // SQLSTATE
-	write  bool   // it may change something
+	text     []byte // until it is forwarded
+	read     *Read
+	passes   []gateway.Pass
+	one      [1]gateway.Pass // where passes are, mostly
+	executes []executed
+	began    time.Time
+	rows     int64
+	tag      string // of what is done, "; " between parts
+	failure  string
+	write    bool // it may change something
+}
+
+// executed is what an EXECUTE stood for when it was asked for.
+type executed struct {
+	name string
+	what *name[statement]
+}
+
+// maxTag bounds what is kept of the tags of a run, in bytes.
+const maxTag = 512
+
+// did adds the tag of a part.
+func (r *run) did(tag string, rows int64) {
+	r.rows += rows
+	switch {
+	case r.tag == "":
+		r.tag = tag
+	case len(r.tag) < maxTag:
+		r.tag += "; " + tag
+	}
 }

@@ -286,7 +286,7 @@ func (a *authentication) step(ctx context.Context, body []byte) ([]byte, error) 
 			Hint: "use TLS, or scram-sha-256 in the server's pg_hba.conf"}
 	}
 	a.shown = true
-	value, err := a.door.Secret(ctx)
+	value, err := a.door.Password(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -15,7 +15,9 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"isle"
+	"isle/internal/gateway"
 	"isle/internal/policy"
+	"isle/internal/session"
 	"isle/test/lab"
 )
 
@@ -51,23 +53,25 @@ func (words) Read(_ context.Context, sql string, _ Settings) (*Read, error) {
 			case "insert", "update", "delete", "copy", "create", "drop":
 				f.Actions = []isle.Action{isle.ActionPostgresWrite}
 			}
-			r.Parts = append(r.Parts, Part{Start: at, End: end, Facts: f})
+			r.Facts = f
+			r.Parts = append(r.Parts, Part{Start: at, End: end, Facts: f, Kind: f.Statements[0]})
 		}
 		at = end
 	}
 	return r, nil
 }
 
+func (words) Execute(p Part, _ *policy.Facts) *policy.Facts { return p.Facts }
+
 // A fake is a gateway that asks decide.
 type fake struct {
 	connection policy.Connection
 	addr       string
 	password   string
-	decide     func(ctx context.Context, a Ask) error
+	decide     func(ctx context.Context, a gateway.Ask) error
 
 	mu     sync.Mutex
-	events []Event
-	done   []string
+	events []session.Event
 }
 
 type word string
@@ -75,17 +79,10 @@ type word string
 func (w word) Reveal() []byte { return []byte(w) }
 func (word) Destroy()         {}
 
-type fakePass struct{ f *fake }
-
-func (p fakePass) Done(outcome string, rows int64) {
-	p.f.mu.Lock()
-	defer p.f.mu.Unlock()
-	p.f.done = append(p.f.done, outcome)
-}
-func (p fakePass) Rule() string      { return "rule" }
-func (p fakePass) Approval() isle.ID { return "" }
-
-func (f *fake) Same(o door) bool              { return o == door(f) }
+func (f *fake) Caller() gateway.Caller        { return gateway.Caller{} }
+func (f *fake) Started()                      {}
+func (f *fake) Count(in, out int64)           {}
+func (f *fake) Describe(_, _, _ string)       {}
 func (f *fake) Connection() policy.Connection { return f.connection }
 func (f *fake) Dial(ctx context.Context) (net.Conn, error) {
 	var d net.Dialer
@@ -99,16 +96,16 @@ func (f *fake) TLS(context.Context) (*tls.Config, error) {
 	pool.AppendCertsFromPEM([]byte(f.connection.TLS.CA))
 	return &tls.Config{RootCAs: pool, ServerName: f.connection.TLS.Name}, nil
 }
-func (f *fake) Secret(context.Context) (hidden, error) { return word(f.password), nil }
-func (f *fake) Ask(ctx context.Context, a Ask) (Pass, error) {
+func (f *fake) Password(context.Context) (hidden, error) { return word(f.password), nil }
+func (f *fake) Ask(ctx context.Context, a gateway.Ask) (gateway.Pass, error) {
 	if f.decide != nil {
 		if err := f.decide(ctx, a); err != nil {
-			return nil, err
+			return gateway.Pass{}, err
 		}
 	}
-	return fakePass{f}, nil
+	return gateway.Pass{}, nil
 }
-func (f *fake) Record(e Event) error {
+func (f *fake) Record(e session.Event) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.events = append(f.events, e)
@@ -125,7 +122,7 @@ func orders() *fake {
 // listen serves a connection on a port of loopback until the test ends.
 func listen(t testing.TB, f *fake) (addr string) {
 	t.Helper()
-	p := New(Config{Reader: words{}})
+	p := New(Config{Reader: func(policy.Connection) Reader { return words{} }})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -203,7 +200,7 @@ func TestStatementsPassInBothProtocols(t *testing.T) {
 
 func TestARefusedStatementFailsItsTransactionOnBothSides(t *testing.T) {
 	f := orders()
-	f.decide = func(_ context.Context, a Ask) error {
+	f.decide = func(_ context.Context, a gateway.Ask) error {
 		if a.Facts.Statements[0] == "delete" {
 			return isle.Errorf(isle.Refused, "no").WithHint("ask")
 		}
