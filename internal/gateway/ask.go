@@ -32,6 +32,9 @@ type Ask struct {
 	// Quiet says that the protocol itself records what passes, and its outcome.
 	// Refusals, holds and what came of these are recorded here all the same.
 	Quiet bool
+	// Prepare says that nothing is done yet: only what policy refuses outright is
+	// refused. It is asked again, without, before it is done.
+	Prepare bool
 }
 
 const (
@@ -88,6 +91,9 @@ func (d *Door) Ask(ctx context.Context, a Ask) (Pass, error) {
 	}
 	if v.decision == isle.Deny {
 		return Pass{}, d.refuse(a, v)
+	}
+	if a.Prepare {
+		return Pass{}, nil
 	}
 	pass := Pass{door: d, rule: v.rule, quiet: a.Quiet}
 	if v.decision == isle.Hold {

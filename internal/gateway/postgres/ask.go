@@ -80,6 +80,21 @@ func (s *exchange) ask(r *run, params []approval.Param) error {
 	return nil
 }
 
+// mayPrepare refuses what would be refused whatever its parameters are. What an
+// EXECUTE executes is known when it is bound.
+func (s *exchange) mayPrepare(st *statement) error {
+	for i := range st.read.Parts {
+		if st.read.Parts[i].Kind == "execute" {
+			return nil
+		}
+	}
+	if len(st.read.Parts) == 0 {
+		return nil
+	}
+	_, err := s.door.Ask(s.ctx, gateway.Ask{Facts: st.read.Facts, Text: st.text, Prepare: true, Quiet: true})
+	return err
+}
+
 // partFacts are those of one part; of EXECUTE with what it executes.
 func (s *exchange) partFacts(r *run, p *Part) (*policy.Facts, error) {
 	if p.Kind != "execute" {

@@ -300,8 +300,8 @@ func (s *exchange) prepares(e *entry, text []byte) {
 	}
 }
 
-// parse handles Parse: the statement is read, and asked for when it is bound.
-// Until then the server only looks up what its names mean.
+// parse handles Parse: what is refused outright is refused here. It is asked for
+// when it is bound; until then the server only looks up what its names mean.
 func (s *exchange) parse(size int, frame []byte) error {
 	key, rest, ok := cutText(frame[headerSize:])
 	text, rest, ok2 := cutText(rest)
@@ -315,6 +315,9 @@ func (s *exchange) parse(size int, frame []byte) error {
 	st := &statement{text: slices.Clone(text), read: read}
 	for t := rest[2:]; len(t) > 0; t = t[4:] {
 		st.types = append(st.types, binary.BigEndian.Uint32(t))
+	}
+	if err := s.mayPrepare(st); err != nil {
+		return s.told('P', size, err)
 	}
 	if !s.fits(st) {
 		return s.refused('P', size, &refusal{State: stateLimit, Message: fmt.Sprintf("isle: the session has too many prepared statements: %d, of %d bytes in all, are kept", maxStatements, maxPrepared), Hint: "close some"})

@@ -69,6 +69,7 @@ type fake struct {
 	addr       string
 	password   string
 	decide     func(ctx context.Context, a gateway.Ask) error
+	early      bool // decide is asked at Parse too
 
 	mu     sync.Mutex
 	events []session.Event
@@ -98,7 +99,7 @@ func (f *fake) TLS(context.Context) (*tls.Config, error) {
 }
 func (f *fake) Password(context.Context) (hidden, error) { return word(f.password), nil }
 func (f *fake) Ask(ctx context.Context, a gateway.Ask) (gateway.Pass, error) {
-	if f.decide != nil {
+	if f.decide != nil && (!a.Prepare || f.early) {
 		if err := f.decide(ctx, a); err != nil {
 			return gateway.Pass{}, err
 		}
@@ -208,7 +209,10 @@ func TestARefusedStatementFailsItsTransactionOnBothSides(t *testing.T) {
 	}
 	addr := listen(t, f)
 	psql(t, addr, "create table if not exists gone (a int); insert into gone values (1)")
-	for _, mode := range []string{"simple_protocol", "exec"} {
+	for _, mode := range []string{"simple_protocol", "exec", "early"} {
+		if f.early = mode == "early"; f.early {
+			mode = "exec"
+		}
 		c := dial(t, addr, "default_query_exec_mode="+mode)
 		refused := func() {
 			t.Helper()
