@@ -10,12 +10,13 @@ import (
 	"isle"
 	"isle/internal/approval"
 	"isle/internal/gateway"
+	"isle/internal/gateway/postgres/query"
 	"isle/internal/policy"
 	"isle/internal/session"
 )
 
 // read reads a statement's text, once it is known how the server will read it.
-func (s *exchange) read(text []byte) (*Read, error) {
+func (s *exchange) read(text []byte) (*query.Read, error) {
 	if err := s.await(func() bool { return s.setting == 0 }); err != nil {
 		return nil, err
 	}
@@ -31,7 +32,7 @@ func (s *exchange) read(text []byte) (*Read, error) {
 // sets reports whether a run may change how statements after it are read: by a
 // setting, or once one was changed by the end of a transaction, which may change
 // it back.
-func (s *exchange) sets(read *Read) bool {
+func (s *exchange) sets(read *query.Read) bool {
 	for i := range read.Parts {
 		p := &read.Parts[i]
 		if len(p.Settings) > 0 {
@@ -96,7 +97,7 @@ func (s *exchange) mayPrepare(st *statement) error {
 }
 
 // partFacts are those of one part; of EXECUTE with what it executes.
-func (s *exchange) partFacts(r *run, p *Part) (*policy.Facts, error) {
+func (s *exchange) partFacts(r *run, p *query.Part) (*policy.Facts, error) {
 	if p.Kind != "execute" {
 		return p.Facts, nil
 	}

@@ -32,13 +32,14 @@ import (
 	"isle"
 	"isle/internal/approval"
 	"isle/internal/gateway"
-	"isle/internal/policy"
+	"isle/internal/gateway/postgres/query/grammar"
 )
 
 // Config is what a Protocol needs.
 type Config struct {
-	// Reader reads the SQL of a connection.
-	Reader func(policy.Connection) Reader
+	// Grammar reads SQL; nil: one of its own. It is made ready by the first
+	// session.
+	Grammar *grammar.Grammar
 	// Handshake bounds a client's start-up, and a login at the server behind;
 	// default 20 seconds.
 	Handshake time.Duration
@@ -54,6 +55,7 @@ type Protocol struct {
 	buffers      buffers
 	large        *semaphore.Weighted
 	registry     registry
+	readers      readers
 	refusedQuery []byte
 }
 
@@ -70,7 +72,10 @@ func New(c Config) *Protocol {
 	}
 	// What stands for a refused Query is no SQL; it shows in the server's own log.
 	const text = "refused: the gateway did not forward what its client sent in this place\x00"
-	return &Protocol{config: c, large: semaphore.NewWeighted(c.Large),
+	if c.Grammar == nil {
+		c.Grammar = grammar.New()
+	}
+	return &Protocol{config: c, readers: readers{grammar: c.Grammar}, large: semaphore.NewWeighted(c.Large),
 		refusedQuery: append(binary.BigEndian.AppendUint32([]byte{'Q'}, uint32(4+len(text))), text...)}
 }
 
@@ -179,7 +184,7 @@ func (p *Protocol) begin(ctx context.Context, client net.Conn, d door, start *st
 	for _, v := range u.parameters {
 		s.settings[v.name] = v.value
 	}
-	s.reader = p.config.Reader(c)
+	s.reader = p.readers.of(c)
 	s.reads()
 	s.cancelPacket = cancelRequest(u.process, u.key)
 	s.poison = poison()

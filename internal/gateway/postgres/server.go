@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5/pgproto3"
+
+	"isle/internal/gateway/postgres/query"
 )
 
 // errReply is an answer that does not fit what was asked: what the gateway knows
@@ -352,7 +354,7 @@ func (s *exchange) reported(body []byte) error {
 func (s *exchange) reads() {
 	version, _, _ := strings.Cut(s.settings["server_version"], ".")
 	major, _ := strconv.Atoi(version)
-	s.reading = Settings{StandardConforming: s.settings["standard_conforming_strings"] == "on", Encoding: s.settings["client_encoding"],
+	s.reading = query.Settings{StandardConforming: s.settings["standard_conforming_strings"] == "on", Encoding: s.settings["client_encoding"],
 		ServerEncoding: s.settings["server_encoding"], Version: major, PathChanged: !ordinaryPath(s.role.searchPath)}
 }
 

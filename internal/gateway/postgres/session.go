@@ -10,6 +10,7 @@ import (
 
 	"isle"
 	"isle/internal/approval"
+	"isle/internal/gateway/postgres/query"
 	"isle/internal/policy"
 	"isle/internal/session"
 )
@@ -48,7 +49,7 @@ type exchange struct {
 	p            *Protocol
 	door         door
 	connection   policy.Connection
-	reader       Reader
+	reader       *query.Reader
 	client       net.Conn
 	server       net.Conn
 	up           splice // client to server; of the goroutine fromClient
@@ -85,7 +86,7 @@ type exchange struct {
 	statements names[statement]
 	portals    names[portal]
 	settings   map[string]string // as the server reported them
-	reading    Settings          // those of them that say how SQL is read
+	reading    query.Settings    // those of them that say how SQL is read
 	wrote      bool              // the transaction has, or will have, written
 	hold       holding
 }

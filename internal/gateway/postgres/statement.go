@@ -4,13 +4,14 @@ import (
 	"time"
 
 	"isle/internal/gateway"
+	"isle/internal/gateway/postgres/query"
 )
 
 // A statement is a prepared one.
 type statement struct {
 	text  []byte
 	types []uint32 // of the parameters, as Parse gave them; 0 is the server's choice
-	read  *Read
+	read  *query.Read
 }
 
 // A portal is a statement bound to parameters, and asked for.
@@ -78,7 +79,7 @@ func (n *names[T]) forget() { clear(n.m) }
 // A run is one execution of a statement: of a Query all of its parts.
 type run struct {
 	text     []byte // until it is forwarded
-	read     *Read
+	read     *query.Read
 	passes   []gateway.Pass
 	one      [1]gateway.Pass // where passes are, mostly
 	executes []executed

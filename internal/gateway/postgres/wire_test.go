@@ -16,12 +16,16 @@ import (
 
 	"isle"
 	"isle/internal/gateway"
+	"isle/internal/gateway/postgres/query/grammar"
 	"isle/internal/policy"
 	"isle/internal/session"
 	"isle/test/lab"
 )
 
-var server *lab.PG
+var (
+	server *lab.PG
+	parser = grammar.New()
+)
 
 func TestMain(m *testing.M) {
 	var err error
@@ -37,31 +41,6 @@ func TestMain(m *testing.M) {
 	server.Close()
 	os.Exit(code)
 }
-
-// words reads SQL by its first word: enough to tell what is refused.
-type words struct{}
-
-func (words) Read(_ context.Context, sql string, _ Settings) (*Read, error) {
-	r := &Read{}
-	at := 0
-	for _, part := range strings.SplitAfter(sql, ";") {
-		end := at + len(part)
-		kind, _, _ := strings.Cut(strings.TrimLeft(strings.ToLower(part), " \n"), " ")
-		if strings.Trim(kind, " \n;") != "" || sql == "" {
-			f := &policy.Facts{Statements: []string{strings.Trim(kind, ";\n")}, Actions: []isle.Action{isle.ActionPostgresSelect}, Shape: strings.TrimSpace(part)}
-			switch kind {
-			case "insert", "update", "delete", "copy", "create", "drop":
-				f.Actions = []isle.Action{isle.ActionPostgresWrite}
-			}
-			r.Facts = f
-			r.Parts = append(r.Parts, Part{Start: at, End: end, Facts: f, Kind: f.Statements[0]})
-		}
-		at = end
-	}
-	return r, nil
-}
-
-func (words) Execute(p Part, _ *policy.Facts) *policy.Facts { return p.Facts }
 
 // A fake is a gateway that asks decide.
 type fake struct {
@@ -123,7 +102,7 @@ func orders() *fake {
 // listen serves a connection on a port of loopback until the test ends.
 func listen(t testing.TB, f *fake) (addr string) {
 	t.Helper()
-	p := New(Config{Reader: func(policy.Connection) Reader { return words{} }})
+	p := New(Config{Grammar: parser})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

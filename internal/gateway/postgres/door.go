@@ -46,31 +46,3 @@ func (g gate) Count(in, out int64) { g.Session().Count(in, out) }
 func (g gate) Describe(address, database, role string) {
 	g.Session().Describe(address, database, role)
 }
-
-// What follows stands for package query.
-
-type Part struct {
-	Start, End  int
-	Facts       *policy.Facts
-	Kind        string
-	Name        string
-	Settings    []string
-	Transaction string
-}
-
-type Read struct {
-	Facts *policy.Facts
-	Parts []Part
-}
-
-type Settings struct {
-	StandardConforming       bool
-	Encoding, ServerEncoding string
-	Version                  int
-	PathChanged              bool
-}
-
-type Reader interface {
-	Read(ctx context.Context, sql string, s Settings) (*Read, error)
-	Execute(p Part, prepared *policy.Facts) *policy.Facts
-}
