@@ -26,6 +26,7 @@ type analysis struct {
 	ctes    *cteScope
 	depth   int
 	touches bool     // a table with masks
+	values  bool     // a masked column is written or compared, so that literals say what is in it
 	makes   []*table // tables that the statement makes
 	made    bool     // a table that this session made and the catalog does not have
 	unknown bool     // something that the catalog does not have: it may be old
@@ -59,7 +60,7 @@ func (a *analysis) refuse(format string, args ...any) {
 
 // used is called for each use of a masked column but plain output.
 func (a *analysis) used(r *rule, u use, how string) {
-	a.touches = true
+	a.touches, a.values = true, true
 	if r.allows(u) {
 		a.allowed++
 		return

@@ -30,7 +30,7 @@ type column struct {
 	rule *rule // nil: it may leave as it is
 }
 
-// A table is a table, view, materialized view or foreign table.
+// A table is a table, view, materialized view, foreign table or sequence.
 type table struct {
 	oid          uint32
 	schema, name string
@@ -82,7 +82,7 @@ type catalog struct {
 const (
 	sqlPath    = `SELECT pg_catalog.set_config('search_path', 'pg_catalog', false)`
 	sqlVersion = `SELECT pg_catalog.concat_ws(' ',
-(SELECT pg_catalog.concat(pg_catalog.count(*), ':', pg_catalog.sum(xmin::text::bigint)) FROM pg_catalog.pg_class WHERE oid >= 16384 AND relkind IN ('r', 'p', 'v', 'm', 'f')),
+(SELECT pg_catalog.concat(pg_catalog.count(*), ':', pg_catalog.sum(xmin::text::bigint)) FROM pg_catalog.pg_class WHERE oid >= 16384 AND relkind IN ('r', 'p', 'v', 'm', 'f', 'S')),
 (SELECT pg_catalog.concat(pg_catalog.count(*), ':', pg_catalog.sum(xmin::text::bigint)) FROM pg_catalog.pg_attribute WHERE attrelid >= 16384 AND attnum > 0),
 (SELECT pg_catalog.concat(pg_catalog.count(*), ':', pg_catalog.sum(xmin::text::bigint)) FROM pg_catalog.pg_rewrite WHERE ev_class >= 16384),
 (SELECT pg_catalog.concat(pg_catalog.count(*), ':', pg_catalog.sum(xmin::text::bigint)) FROM pg_catalog.pg_inherits),
@@ -90,7 +90,7 @@ const (
 	sqlColumns = `SELECT c.oid, n.nspname, c.relname, c.relkind, a.attnum, a.attname
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND (c.oid >= 16384 OR n.nspname = 'pg_catalog' AND c.relname IN (%s))
+WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND (c.oid >= 16384 OR n.nspname = 'pg_catalog' AND c.relname IN (%s))
 ORDER BY c.oid, a.attnum`
 	sqlInherits  = `SELECT inhrelid, inhparent FROM pg_catalog.pg_inherits`
 	sqlGenerated = `SELECT ad.adrelid, ad.adnum, d.refobjsubid FROM pg_catalog.pg_attrdef ad

@@ -78,9 +78,9 @@ func (a *analysis) rangeVar(v *pg.RangeVar) *relation {
 		}
 	}
 	s := a.lookup(v)
+	a.touches = a.touches || s.masked()
 	switch {
 	case s.closed != "":
-		a.touches = true
 		a.refuse("%s may not be read here: %s", v.Relname, s.closed)
 	case !s.found:
 		a.missing(v)

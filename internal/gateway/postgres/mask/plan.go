@@ -16,6 +16,7 @@ type Plan struct {
 	rows         *result // nil: it gives no rows of tables
 	alternatives []*Plan // of EXECUTE and FETCH: what their name may mean
 	touches      bool    // a table with masks, or one that may have them
+	values       bool    // a masked column is written or compared
 	made         bool    // a table that the catalog does not have yet
 	unknown      bool    // a name that the catalog does not have
 
@@ -26,7 +27,7 @@ type Plan struct {
 }
 
 // Touches reports whether the statement has to do with a table that has masks:
-// its errors are scrubbed and its text is not recorded.
+// its errors are scrubbed, and its result has to be described.
 func (p *Plan) Touches() bool { return p.touches }
 
 // A Field is a column of a result as RowDescription has it.
@@ -47,7 +48,10 @@ type Field struct {
 // formats are those of Bind; nil where the fields' own count.
 func (s *Session) Rows(ctx context.Context, p *Plan, fields []Field, formats []int16) (*Rows, error) {
 	rules := make([]*rule, len(fields))
-	if len(s.masks.rules) > 0 && p.cat != nil {
+	if len(s.masks.rules) > 0 {
+		if p == nil || p.cat == nil || p.err != nil {
+			return nil, isle.Errorf(isle.Refused, "a result came of a statement that was not planned, and this connection has masks")
+		}
 		if err := s.origins(ctx, p, fields, rules); err != nil {
 			return nil, err
 		}
@@ -155,9 +159,9 @@ func same(name, given string) bool {
 }
 
 // Redact is what may be recorded of a statement: its shape, and no parameters,
-// where it has to do with masked columns.
+// where a masked column is written or compared in it, or it was refused.
 func (p *Plan) Redact(text []byte, params []string) ([]byte, []string) {
-	if !p.touches {
+	if !p.values {
 		return text, params
 	}
 	if f := p.statement.Facts; f != nil && f.Shape != "" {

@@ -161,7 +161,7 @@ func (a *analysis) selectStmt(s *pg.SelectStmt, up *scope, first func(result)) r
 	}
 	sc := &scope{up: up}
 	if len(s.ValuesLists) > 0 {
-		out := a.values(s, sc)
+		out := a.valueLists(s, sc)
 		a.tail(s, &scope{up: up, outputs: out.columns, relations: []*relation{{columns: out.columns}}})
 		return out
 	}
@@ -278,7 +278,7 @@ func setName(op pg.SetOperation) string {
 	return "UNION"
 }
 
-func (a *analysis) values(s *pg.SelectStmt, sc *scope) (out result) {
+func (a *analysis) valueLists(s *pg.SelectStmt, sc *scope) (out result) {
 	for i, n := range s.ValuesLists {
 		items := n.GetList().GetItems()
 		if i == 0 {

@@ -50,13 +50,13 @@ func (s *Session) Plan(ctx context.Context, st Statement) (*Plan, error) {
 	}
 	cat, err := s.masks.current(ctx, s.query, false)
 	if err != nil {
-		return &Plan{statement: st, touches: true}, err
+		return &Plan{statement: st, touches: true, values: true}, err
 	}
 	p := s.plan(cat, st)
 	if p.unknown {
 		again, err := s.masks.current(ctx, s.query, true)
 		if err != nil {
-			return &Plan{statement: st, touches: true}, err
+			return &Plan{statement: st, touches: true, values: true}, err
 		}
 		if again != cat {
 			p = s.plan(again, st)
@@ -114,7 +114,7 @@ func (s *Session) plan(cat *catalog, st Statement) *Plan {
 // follow makes a plan. own says that it is of this session, or of this text, and
 // no other of the same shape may have it.
 func (s *Session) follow(cat *catalog, st Statement) (p *Plan, own bool) {
-	p = &Plan{cat: cat, statement: st, touches: true}
+	p = &Plan{cat: cat, statement: st, touches: true, values: true}
 	if f := st.Facts; f != nil && f.Uncertain != "" && !st.Lift {
 		p.err = isle.Errorf(isle.Refused, "what this statement does can't be read (%s), and this connection has masks", f.Uncertain)
 		return p, false
@@ -143,22 +143,25 @@ func (s *Session) follow(cat *catalog, st Statement) (p *Plan, own bool) {
 		p.rows = a.statement(tree)
 	}
 	own = own || a.literal || len(a.makes) > 0 || a.made
-	p.touches, p.made, p.unknown, p.makes = p.alternatives != nil && p.touches || a.touches, a.made, a.unknown, a.makes
+	if p.alternatives == nil {
+		p.touches, p.values, p.made = a.touches, a.values, a.made
+	}
+	p.unknown, p.makes = a.unknown, a.makes
 	p.changes = changes(tree)
 	if a.err != nil {
-		p.err = a.err
+		p.err, p.values = a.err, true
 	}
 	return p, own
 }
 
 // named is a statement that gives what another one gives.
 func (s *Session) named(p *Plan, a *analysis, names map[string][]*Plan, name, what string) {
-	p.alternatives, p.touches = names[name], false
+	p.alternatives, p.touches, p.values = names[name], false, false
 	if p.alternatives == nil {
 		a.refuse("there is no %s %q that this session has made", what, name)
 	}
 	for _, o := range p.alternatives {
-		p.touches = p.touches || o.touches
+		p.touches, p.values = p.touches || o.touches, p.values || o.values
 		p.made = p.made || o.made
 	}
 }

@@ -220,8 +220,11 @@ func (a *analysis) create(c *pg.CreateStmt) {
 		a.other(n, &scope{up: sc})
 	}
 	if heir {
-		// Rows of the masked table may come to be in it: nothing is known of it
-		// until the catalog has it.
+		// Rows of the masked table may come to be in it: it is closed until the
+		// catalog has it.
+		if a.session != nil && a.err == nil && c.Relation != nil {
+			a.makes = append(a.makes, &table{name: c.Relation.Relname, schema: c.Relation.Schemaname, kind: openKind, closed: "it was made from a table with masks in this transaction"})
+		}
 		return
 	}
 	a.make(c.Relation, columns, open)

@@ -10,15 +10,12 @@ func (a *analysis) target(v *pg.RangeVar) *relation {
 		return &relation{open: true}
 	}
 	s := a.lookup(v)
+	a.touches = a.touches || s.masked()
 	switch {
 	case s.closed != "":
-		a.touches = true
 		a.refuse("%s may not be used here: %s", v.Relname, s.closed)
 	case !s.found:
 		a.missing(v)
-	}
-	if s.masked() {
-		a.touches = true
 	}
 	return aliased(&relation{name: v.Relname, columns: s.columns, open: s.open}, v.Alias)
 }
@@ -36,14 +33,16 @@ func (a *analysis) insert(s *pg.InsertStmt, up *scope) result {
 		a.copied(a.query(sel, up, nil), "another table")
 	}
 	sc := onlyOf(up, t)
+	a.fills(t, len(s.Cols) == 0)
 	for _, c := range s.Cols {
+		a.writes(t, c.GetResTarget().GetName())
 		a.walkAll(c.GetResTarget().GetIndirection(), &scope{up: up}, useOther)
 	}
 	if c := s.OnConflictClause; c != nil {
 		// What EXCLUDED has is what the statement itself gives.
 		both := &scope{up: up, relations: []*relation{t, {name: "excluded", open: t.open, columns: plain(t.columns)}}}
 		for _, n := range c.TargetList {
-			a.assignment(n, both)
+			a.assignment(n, t, both)
 		}
 		a.walk(c.WhereClause, both, useFilter)
 		a.walk(c.Infer, sc, useFilter)
@@ -59,9 +58,22 @@ func plain(in []column) []column {
 	return out
 }
 
+// writes notes that a column gets values from the statement.
+func (a *analysis) writes(r *relation, name string) {
+	for _, c := range r.columns {
+		a.values = a.values || c.name == name && c.rule != nil
+	}
+}
+
+// fills notes that all columns do.
+func (a *analysis) fills(r *relation, all bool) {
+	a.values = a.values || all && r.masked()
+}
+
 // assignment is one of SET.
-func (a *analysis) assignment(n *pg.Node, sc *scope) {
+func (a *analysis) assignment(n *pg.Node, target *relation, sc *scope) {
 	t := n.GetResTarget()
+	a.writes(target, t.GetName())
 	a.walkAll(t.GetIndirection(), sc, useOther)
 	a.walk(t.GetVal(), sc, useOther)
 }
@@ -72,7 +84,7 @@ func (a *analysis) update(s *pg.UpdateStmt, up *scope) result {
 		sc.items = append(sc.items, a.from(n, sc))
 	}
 	for _, n := range s.TargetList {
-		a.assignment(n, sc)
+		a.assignment(n, sc.relations[0], sc)
 	}
 	a.walk(s.WhereClause, sc, useFilter)
 	return a.targets(s.ReturningList, sc)
@@ -88,14 +100,16 @@ func (a *analysis) delete(s *pg.DeleteStmt, up *scope) result {
 }
 
 func (a *analysis) merge(s *pg.MergeStmt, up *scope) result {
-	sc := onlyOf(up, a.target(s.Relation))
+	target := a.target(s.Relation)
+	sc := onlyOf(up, target)
+	a.fills(target, true)
 	sc.items = append([]result{a.from(s.SourceRelation, sc)}, sc.items...)
 	a.walk(s.JoinCondition, sc, useFilter)
 	for _, n := range s.MergeWhenClauses {
 		w := n.GetMergeWhenClause()
 		a.walk(w.GetCondition(), sc, useFilter)
 		for _, t := range w.GetTargetList() {
-			a.assignment(t, sc)
+			a.assignment(t, target, sc)
 		}
 		a.walkAll(w.GetValues(), sc, useOther)
 	}
