@@ -32,6 +32,7 @@ import (
 	"time"
 
 	"isle"
+	"isle/internal/allowance"
 	"isle/internal/approval"
 	"isle/internal/audit"
 	"isle/internal/authority"
@@ -141,6 +142,11 @@ const (
 	MaxSessions     = 4096
 	MaxSessionsEach = 256
 
+	// A caller may open sessionBurst sessions at once and one more every
+	// sessionEvery; more wait. Each is two entries of a log that nobody may shorten.
+	sessionBurst = 512
+	sessionEvery = 20 * time.Millisecond
+
 	startTimeout = 30 * time.Second
 	// parting is how long a protocol may take to tell its client why it ends.
 	parting = 2 * time.Second
@@ -153,6 +159,7 @@ const (
 type Gateway struct {
 	config  Config
 	serving sync.WaitGroup
+	fresh   allowance.Table // of new sessions, by caller
 
 	mu      sync.Mutex // guards what follows
 	doors   map[*Door]struct{}
@@ -190,7 +197,10 @@ func New(c Config) *Gateway {
 	if c.Slog == nil {
 		c.Slog = slog.New(slog.DiscardHandler)
 	}
-	return &Gateway{config: c, doors: map[*Door]struct{}{}, callers: map[string]int{}, changed: make(chan struct{})}
+	return &Gateway{
+		config: c, fresh: allowance.Table{Rate: allowance.Rate{Burst: sessionBurst, Every: sessionEvery}, Max: MaxSessions},
+		doors: map[*Door]struct{}{}, callers: map[string]int{}, changed: make(chan struct{}),
+	}
 }
 
 // PolicyChanged has every door ask again whether it may be open: the policy is

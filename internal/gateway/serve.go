@@ -27,7 +27,10 @@ func (g *Gateway) Serve(ctx context.Context, c Caller, connection string, client
 	}
 	defer g.leave(d)
 	defer d.end(nil)
-	if err := d.open(client); err != nil {
+	if err = g.paced(d.ctx, d.caller.key()); err == nil {
+		err = d.open(client)
+	}
+	if err != nil {
 		g.refuseClient(connection, client, err)
 		return err
 	}
@@ -85,6 +88,18 @@ func (g *Gateway) admit(ctx context.Context, c Caller, name string) (*Door, erro
 	g.doors[d] = struct{}{}
 	g.serving.Add(1)
 	return d, nil
+}
+
+// paced returns once a caller may open one more session.
+func (g *Gateway) paced(ctx context.Context, key string) error {
+	for !g.fresh.Take(key, time.Now()) {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(sessionEvery):
+		}
+	}
+	return nil
 }
 
 // leave counts a door out.
