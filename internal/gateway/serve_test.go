@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -268,18 +269,19 @@ func TestAGrantThatEndsEndsWhatItOpened(t *testing.T) {
 
 func TestACallerThatCountsNoMoreIsCutOff(t *testing.T) {
 	w := world(t)
-	over, gone := make(chan struct{}), false
+	over := make(chan struct{})
+	var gone atomic.Bool
 	shop := gatewaytest.Workload("shop", "testing")
 	shop.Over = func() <-chan struct{} { return over }
 	shop.Check = func() error {
-		if gone {
+		if gone.Load() {
 			return isle.Errorf(isle.Unavailable, "the environment is being torn down")
 		}
 		return nil
 	}
 	c := connect(w, t, shop, "orders-db")
 	c.wants("read", "ok")
-	gone = true // happens before the close
+	gone.Store(true)
 	close(over)
 	c.wants("", "over: the environment is being torn down")
 	if err := <-c.served; isle.CodeOf(err) != isle.Unavailable {

@@ -13,7 +13,10 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"isle"
 	"isle/internal/gateway"
@@ -90,21 +93,24 @@ func dial(ctx context.Context, d *gateway.Door) (net.Conn, error) {
 	return secure, nil
 }
 
-var buffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
+type buffer [32 << 10]byte
 
 // pipe copies until the end of src, which it passes on; an error it passes on
-// by ending both. count is told of each piece.
+// by ending both. count is told of each piece. While nothing comes it holds no
+// memory.
 func pipe(dst, src net.Conn, count func(n int64)) {
-	buf := buffers.Get().(*[32 << 10]byte)
-	defer buffers.Put(buf)
+	r := newReader(src)
 	for {
-		n, err := src.Read(buf[:])
+		buf, n, err := r.read()
 		if n > 0 {
 			if _, werr := dst.Write(buf[:n]); werr != nil {
 				err = werr
 			} else {
 				count(int64(n))
 			}
+		}
+		if buf != nil {
+			buffers.Put(buf)
 		}
 		switch {
 		case err == nil:
@@ -120,6 +126,54 @@ func pipe(dst, src net.Conn, count func(n int64)) {
 		}
 		return
 	}
+}
+
+var buffers = sync.Pool{New: func() any { return new(buffer) }}
+
+// A reader takes a buffer only once there is something to read.
+type reader struct {
+	conn net.Conn
+	raw  syscall.RawConn // nil: of what is no socket by itself, such as TLS
+}
+
+func newReader(c net.Conn) reader {
+	r := reader{conn: c}
+	if sc, ok := c.(syscall.Conn); ok {
+		r.raw, _ = sc.SyscallConn() // without it, it is read with a buffer in hand
+	}
+	return r
+}
+
+// read returns what came, io.EOF at the end. A buffer goes back to the pool.
+func (r reader) read() (buf *buffer, n int, err error) {
+	if r.raw == nil {
+		buf = buffers.Get().(*buffer)
+		n, err = r.conn.Read(buf[:])
+		return buf, n, err
+	}
+	var failed error
+	err = r.raw.Read(func(fd uintptr) (done bool) {
+		buf = buffers.Get().(*buffer)
+		for {
+			if n, failed = unix.Read(int(fd), buf[:]); failed != unix.EINTR {
+				break
+			}
+		}
+		if failed == unix.EAGAIN {
+			buffers.Put(buf)
+			return false // until there is something
+		}
+		return true
+	})
+	switch {
+	case err != nil:
+		return nil, 0, err // it was closed
+	case failed != nil:
+		return buf, 0, failed
+	case n == 0:
+		return buf, 0, io.EOF
+	}
+	return buf, n, nil
 }
 
 // reset closes a connection so that the other side sees an error.
