@@ -25,6 +25,7 @@ import (
 	"isle/internal/driver/local"
 	"isle/internal/environment"
 	"isle/internal/gateway"
+	"isle/internal/gateway/postgres"
 	"isle/internal/identity"
 	"isle/internal/image"
 	"isle/internal/initproto"
@@ -51,6 +52,7 @@ type rooms struct {
 	driver    *local.Driver
 	sessions  *session.Sessions
 	gateway   *gateway.Gateway
+	postgres  *postgres.Protocol // of the gateway
 	airlocks  *airlock.Airlocks
 	home      *initproto.Home
 	manager   *environment.Manager

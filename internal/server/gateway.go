@@ -14,16 +14,18 @@ import (
 	"isle"
 	"isle/internal/environment"
 	"isle/internal/gateway"
+	"isle/internal/gateway/postgres"
 	"isle/internal/gateway/tcp"
 	"isle/internal/policy"
 )
 
 // openGateway makes the gateway with every protocol it speaks.
 func (r *rooms) openGateway() {
+	r.postgres = postgres.New(postgres.Config{Slog: r.server.log})
 	r.gateway = gateway.New(gateway.Config{
 		Closed: r.closed,
 		Policy: r.policy, Sessions: r.sessions, Log: r.store, Secrets: r.secrets, Approvals: r.approvals,
-		Protocols: map[string]gateway.Protocol{"tcp": tcp.Protocol{}},
+		Protocols: map[string]gateway.Protocol{"tcp": tcp.Protocol{}, "postgres": r.postgres},
 		Refused:   r.refusals.actor,
 		Inside:    func(instance isle.ID, at time.Time) []isle.ID { return r.manager.Inside(instance, at) },
 		Forward:   r.reachService,
