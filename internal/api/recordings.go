@@ -27,10 +27,9 @@ type Recordings interface {
 
 // Bounds of what is listed and found.
 const (
-	listSessions    = 100
-	mostSessions    = 10000
-	searchedEvents  = 1000
-	mostConnections = 10000 // of which one search says that it read them
+	listSessions   = 100
+	mostSessions   = 10000
+	searchedEvents = 1000
 )
 
 // recordings serves the SessionService.
@@ -48,20 +47,12 @@ func (cfg Config) onSession(action isle.Action) rule {
 	}
 }
 
-// sees says which sessions the caller may do something with.
+// sees says which sessions the caller may do something with, asked anew for
+// each: a search may last longer than a grant.
 func (cfg Config) sees(ctx context.Context, action isle.Action) func(session.Info) bool {
-	who, _ := callerFrom(ctx)
-	known := map[isle.Resource]bool{}
 	return func(i session.Info) bool {
-		r := i.Resource()
-		may, ok := known[r]
-		if !ok {
-			may = cfg.Policy.Decide(queriesOf(who, ask{action, r, ""})[0]).Allowed()
-			if len(known) < mostConnections {
-				known[r] = may
-			}
-		}
-		return may
+		who, _ := callerFrom(ctx)
+		return cfg.Policy.Decide(queriesOf(who, ask{action, i.Resource(), ""})[0]).Allowed()
 	}
 }
 

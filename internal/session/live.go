@@ -74,7 +74,9 @@ const idleAfter = 5 * time.Second
 
 // Count adds to the bytes that came from the client, and that went to it.
 func (l *Live) Count(in, out int64) {
+	now := l.s.cfg.Now()
 	l.mu.Lock()
+	l.info.Last = now
 	l.info.BytesIn += in
 	l.info.BytesOut += out
 	l.mu.Unlock()

@@ -52,7 +52,7 @@ type Info struct {
 
 	Started time.Time `json:"started"`
 	Ended   time.Time `json:"ended,omitzero"`
-	Last    time.Time `json:"last,omitzero"` // of the last event
+	Last    time.Time `json:"last,omitzero"` // when something happened or passed last
 	State   string    `json:"state"`
 	Why     string    `json:"why,omitempty"` // it ended
 
