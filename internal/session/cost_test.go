@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"isle"
 	"isle/internal/audit"
 	"isle/internal/secret"
@@ -51,6 +53,41 @@ func BenchmarkBeginAndEnd(b *testing.B) {
 		begin(b, s).End("")
 	}
 	s.Close() // counts: all of them are durable
+}
+
+// 1,000 idle sessions and 200 that do 250 statements a second each: what that
+// costs of a processor, and how much waits in memory.
+func BenchmarkBusySessions(b *testing.B) {
+	cfg, log := testConfig(b)
+	cfg.flushEvery, cfg.sealEvery, cfg.tick = 0, 0, 0
+	s := open(b, cfg)
+	for range 1000 {
+		record(b, begin(b, s), Event{Kind: Statement, Text: []byte("SELECT 1")})
+	}
+	var busy []*Live
+	for range 200 {
+		busy = append(busy, begin(b, s))
+	}
+	var before, after unix.Rusage
+	unix.Getrusage(unix.RUSAGE_SELF, &before)
+	started, n := time.Now(), 0
+	for b.Loop() { // one is 4 ms of them all
+		for i, l := range busy {
+			text := append([]byte("UPDATE pgbench_accounts SET abalance = abalance + 17 WHERE aid = "), isle.NewID()...)
+			if err := l.Record(Event{Kind: Statement, Text: text, Decision: isle.Allow, Rule: "role writer", Shape: "UPDATE pgbench_accounts SET abalance = abalance + WHERE aid = "}); err != nil {
+				b.Fatal(err)
+			}
+			record(b, l, Event{Kind: Result, Tag: "UPDATE 1", Rows: int64(i), Took: time.Millisecond})
+			n++
+		}
+		time.Sleep(time.Until(started.Add(time.Duration(n/len(busy)) * 4 * time.Millisecond)))
+	}
+	b.StopTimer()
+	unix.Getrusage(unix.RUSAGE_SELF, &after)
+	used := time.Duration(after.Utime.Nano() - before.Utime.Nano() + after.Stime.Nano() - before.Stime.Nano())
+	b.ReportMetric(100*float64(used)/float64(time.Since(started)), "%cpu")
+	b.ReportMetric(float64(used)/float64(n), "ns/statement")
+	b.ReportMetric(float64(len(log.of(b, isle.ActionRecordingKeep)))/time.Since(started).Seconds(), "entries/s")
 }
 
 func TestAnIdleSessionHoldsLittle(t *testing.T) {

@@ -43,9 +43,9 @@ const (
 	blockSeal   = 'S'
 	blockEnd    = 'Z'
 
-	blockHead = 5       // bytes in front of a block's content
-	maxHeader = 8 << 10 // bytes of a header's JSON, and of an end's
-	maxBlock  = 4 << 20 // bytes of a block's content
+	blockHead = 5        // bytes in front of a block's content
+	maxHeader = 32 << 10 // bytes of a header's JSON, and of an end's
+	maxBlock  = 4 << 20  // bytes of a block's content
 	suffix    = ".rec"
 )
 

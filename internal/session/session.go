@@ -143,6 +143,7 @@ type Config struct {
 
 	// Of tests; 0 is what docs/sessions.md says.
 	flushEvery, sealEvery, tick time.Duration
+	reserve                     uint64
 }
 
 // Retention.
@@ -178,6 +179,6 @@ const (
 	maxEarly   = 32 << 10
 	maxPending = 256 << 10
 
-	// Room that there must be on the disk for a session to begin, in bytes.
-	minRoom = 4 << 20
+	// maxReserve bounds what recordings leave free of a disk, in bytes.
+	maxReserve = 256 << 20
 )

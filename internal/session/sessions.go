@@ -62,6 +62,7 @@ func Open(ctx context.Context, cfg Config) (*Sessions, error) {
 	}
 	cfg.Keep, cfg.Max = cmp.Or(cfg.Keep, DefaultKeep), cmp.Or(cfg.Max, DefaultMax)
 	cfg.flushEvery, cfg.sealEvery, cfg.tick = cmp.Or(cfg.flushEvery, flushEvery), cmp.Or(cfg.sealEvery, sealEvery), cmp.Or(cfg.tick, tick)
+	cfg.reserve = cmp.Or(cfg.reserve, maxReserve)
 	if cfg.Keep < MinKeep {
 		return nil, isle.Errorf(isle.Invalid, "recordings cannot be kept for %s only: the least is %s", cfg.Keep, MinKeep)
 	}
@@ -166,14 +167,16 @@ func (s *Sessions) register(ctx context.Context, l *Live) error {
 	return nil
 }
 
-// hasRoom says whether there is room on the disk for one more session.
+// hasRoom fails where the disk is so full that the rest is the audit log's, which
+// is to say why nothing passes: a twentieth of it, maxReserve at most.
 func (s *Sessions) hasRoom() error {
 	var st unix.Statfs_t
 	if err := unix.Statfs(s.cfg.Dir, &st); err != nil {
-		return isle.Errorf(isle.Unavailable, "a session cannot be recorded, so none begins: cannot look at %s: %w", s.cfg.Dir, err)
+		return isle.Errorf(isle.Unavailable, "nothing can be recorded, so nothing may pass: cannot look at %s: %w", s.cfg.Dir, err)
 	}
-	if free := st.Bavail * uint64(st.Bsize); free < minRoom {
-		return isle.Errorf(isle.Exhausted, "a session cannot be recorded, so none begins: %s has %d bytes free, and needs %d", s.cfg.Dir, free, minRoom).
+	free, reserve := st.Bavail*uint64(st.Bsize), min(st.Blocks*uint64(st.Bsize)/20, s.cfg.reserve)
+	if free < reserve {
+		return isle.Errorf(isle.Exhausted, "nothing more can be recorded, so nothing more may pass: %s has %d bytes free, and %d of them are kept for the audit log", s.cfg.Dir, free, reserve).
 			WithHint("free space there; or keep recordings for a shorter time with --recordings-keep")
 	}
 	return nil
@@ -312,6 +315,9 @@ func (s *Sessions) write(ctx context.Context) {
 
 // pack writes events as one block.
 func (s *Sessions) pack(w *writer, encoded []byte) error {
+	if err := s.hasRoom(); err != nil {
+		return err
+	}
 	z := s.scratch.Get().(*scratch)
 	defer s.scratch.Put(z)
 	return w.events(s.cfg.Now(), encoded, s.packer, z)
