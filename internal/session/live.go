@@ -107,7 +107,7 @@ func (l *Live) Record(e Event) error {
 		e = e.cutTo()
 	}
 	l.mu.Lock()
-	for len(l.buf) >= maxPending && !l.broken && !l.over {
+	for l.crowded() && !l.broken && !l.over {
 		l.room.Wait()
 	}
 	switch {
@@ -121,7 +121,9 @@ func (l *Live) Record(e Event) error {
 	if l.buf == nil {
 		l.buf = l.s.buffer()
 	}
+	before := len(l.buf)
 	l.buf = appendEvent(l.buf, &e)
+	l.s.unwritten.Add(int64(len(l.buf) - before))
 	l.count(&e)
 	queue, early, cause := !l.queued, len(l.buf) >= maxEarly, l.cause
 	l.queued = true
@@ -133,6 +135,20 @@ func (l *Live) Record(e Event) error {
 		poke(l.s.early)
 	}
 	return cause
+}
+
+// crowded says that there is no room for another event: of this session, or of
+// all. What has nothing waiting gets in, since nothing of it would be written
+// and make room. mu is held.
+func (l *Live) crowded() bool {
+	return len(l.buf) >= maxPending || len(l.buf) > 0 && l.s.unwritten.Load() >= maxUnwritten
+}
+
+// waiting is how many bytes of events are not written yet.
+func (l *Live) waiting() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.buf)
 }
 
 // count keeps the counters. mu is held.
@@ -164,6 +180,7 @@ func (l *Live) flush() error {
 	buf := l.buf
 	l.buf, l.queued = nil, false
 	broken := l.broken
+	l.s.unwritten.Add(-int64(len(buf)))
 	l.room.Broadcast()
 	l.mu.Unlock()
 	if len(buf) == 0 || broken {
@@ -211,7 +228,9 @@ func (l *Live) End(why string) {
 		if l.buf == nil {
 			l.buf = l.s.buffer()
 		}
+		before := len(l.buf)
 		l.buf = appendEvent(l.buf, &Event{At: now, Kind: End, Text: []byte(why)})
+		l.s.unwritten.Add(int64(len(l.buf) - before))
 	}
 	l.over = true
 	l.info.Ended, l.info.Why, l.info.State, l.info.Rate = now, why, Ended, 0

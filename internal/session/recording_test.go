@@ -507,3 +507,83 @@ func TestAnEntryHoldsEveryChunkThatItIsGiven(t *testing.T) {
 		t.Errorf("%d of %d", len(got), len(list))
 	}
 }
+
+func TestALiveSessionIsFollowedToItsEnd(t *testing.T) {
+	cfg, _ := testConfig(t)
+	s := open(t, cfg)
+	l := begin(t, s)
+	got := make(chan Event)
+	done := make(chan error, 1)
+	go func() { // ends with the session
+		done <- s.Events(context.Background(), l.ID(), true, func(e Event) error { got <- e; return nil })
+	}()
+	for i := range 5 {
+		record(t, l, Event{Kind: Statement, Text: fmt.Appendf(nil, "SELECT %d", i)})
+		if e := <-got; string(e.Text) != fmt.Sprintf("SELECT %d", i) {
+			t.Fatalf("%+v", e)
+		}
+	}
+	l.End("bye")
+	if e := <-got; e.Kind != End {
+		t.Errorf("%+v", e)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// Where the disk is slow whoever records waits, and memory is bounded.
+func TestWhoRecordsWaitsForTheWriter(t *testing.T) {
+	cfg, _ := testConfig(t)
+	s := open(t, cfg)
+	l := begin(t, s)
+	l.out.Lock() // as while it is synced
+	done := make(chan int)
+	const count = 100
+	go func() { // ends once there is room
+		for range count {
+			l.Record(Event{Kind: Row, Data: make([]byte, 16<<10)})
+		}
+		close(done)
+	}()
+	until(t, func() bool { return l.waiting() >= maxPending })
+	select {
+	case <-done:
+		t.Error("nobody waited")
+	case <-time.After(20 * time.Millisecond):
+	}
+	if n := l.waiting(); n > maxPending+20<<10 {
+		t.Errorf("%d bytes wait", n)
+	}
+	l.out.Unlock()
+	<-done
+	if n := len(events(t, s, l.ID())); n != count {
+		t.Errorf("%d events", n)
+	}
+	if n := s.unwritten.Load(); n != 0 {
+		t.Errorf("%d bytes are unwritten", n)
+	}
+}
+
+// A session that waits does not outlast its end.
+func TestWhoWaitsForTheWriterIsLetGoByTheEnd(t *testing.T) {
+	cfg, _ := testConfig(t)
+	s := open(t, cfg)
+	l := begin(t, s)
+	l.out.Lock()
+	done := make(chan error)
+	go func() { // ends with the session
+		for {
+			if err := l.Record(Event{Kind: Row, Data: make([]byte, 16<<10)}); err != nil {
+				done <- err
+				return
+			}
+		}
+	}()
+	until(t, func() bool { return l.waiting() >= maxPending })
+	l.End("gone")
+	if err := <-done; err == nil {
+		t.Error("recorded after the end")
+	}
+	l.out.Unlock()
+}

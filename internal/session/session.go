@@ -175,9 +175,10 @@ const (
 	followEvery = 250 * time.Millisecond // how often a reader looks for more
 
 	// What a session holds in memory: it is written early from maxEarly bytes on,
-	// and whoever records waits at maxPending.
-	maxEarly   = 32 << 10
-	maxPending = 256 << 10
+	// and whoever records waits at maxPending; and all of them together.
+	maxEarly     = 32 << 10
+	maxPending   = 256 << 10
+	maxUnwritten = 64 << 20
 
 	// maxReserve bounds what recordings leave free of a disk, in bytes.
 	maxReserve = 256 << 20

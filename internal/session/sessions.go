@@ -44,6 +44,8 @@ type Sessions struct {
 	fewer  sync.Cond // ending became less
 	closed bool
 
+	unwritten atomic.Int64 // bytes of events, of all sessions
+
 	dirty struct {
 		sync.Mutex // guards list
 		list       []*Live
@@ -277,40 +279,55 @@ func (s *Sessions) queue(l *Live) {
 	poke(s.work)
 }
 
-// write writes what is recorded, each time that a moment has passed. Where
-// nothing is it sleeps.
+// write writes what is recorded, each time that a moment has passed, and sooner
+// what is much. Where nothing is it sleeps.
 func (s *Sessions) write(ctx context.Context) {
-	t := time.NewTimer(0)
+	t := time.NewTimer(s.cfg.flushEvery)
 	defer t.Stop()
+	var held []*Live // to be written when t runs out
 	for {
+		work := s.work
+		if len(held) > 0 {
+			work = nil // the timer runs for them already
+		}
+		all := false
 		select {
-		case <-s.work:
 		case <-ctx.Done():
 			return // what is left the sealing goroutine writes as it closes
-		}
-		t.Reset(s.cfg.flushEvery)
-		select {
-		case <-t.C:
+		case <-work:
+			t.Reset(s.cfg.flushEvery)
 		case <-s.early:
-		case <-ctx.Done():
-			return
+		case <-t.C:
+			all = true
 		}
 		s.dirty.Lock()
-		list := s.dirty.list
+		held = append(held, s.dirty.list...)
 		s.dirty.list = nil
 		s.dirty.Unlock()
-		for _, l := range list {
-			if !l.out.TryLock() { // it is being synced: the others do not wait for that
-				s.queue(l)
-				continue
-			}
-			err := l.flush()
-			l.out.Unlock()
-			if err != nil {
-				s.log.Error("a session cannot be recorded", "session", l.id, "err", err)
+		rest := held[:0]
+		for _, l := range held {
+			if !(all || l.waiting() >= maxEarly) || !s.flush(l) {
+				rest = append(rest, l)
 			}
 		}
+		clear(held[len(rest):])
+		if held = rest; all && len(held) > 0 {
+			t.Reset(s.cfg.flushEvery)
+		}
 	}
+}
+
+// flush writes what is recorded of a session, unless it is being synced: the
+// others do not wait for that.
+func (s *Sessions) flush(l *Live) bool {
+	if !l.out.TryLock() {
+		return false
+	}
+	defer l.out.Unlock()
+	if err := l.flush(); err != nil {
+		s.log.Error("a session cannot be recorded", "session", l.id, "err", err)
+	}
+	return true
 }
 
 // pack writes events as one block.
@@ -327,7 +344,7 @@ func (s *Sessions) pack(w *writer, encoded []byte) error {
 func (s *Sessions) buffer() []byte { return (*s.buffers.Get().(*[]byte))[:0] }
 
 func (s *Sessions) giveBack(b []byte) {
-	if cap(b) <= maxPending {
+	if cap(b) <= 2*maxPending {
 		s.buffers.Put(&b)
 	}
 }
