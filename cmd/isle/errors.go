@@ -71,6 +71,9 @@ func (a *app) finish(ctx context.Context, err error) int {
 	if flat.Code == isle.Refused {
 		return exitRefused
 	}
+	if flat.Code == isle.Held {
+		return exitAwaiting
+	}
 	return exitFailed
 }
 

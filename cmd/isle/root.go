@@ -14,12 +14,11 @@ import (
 
 // The exit codes. exec, shell and run pass the command's own code through.
 const (
-	exitDone    = 0
-	exitFailed  = 1
-	exitUsage   = 2
-	exitRefused = 3 // by policy
-	// exitAwaiting (4, awaiting approval) is reserved: nothing waits for a
-	// human yet.
+	exitDone     = 0
+	exitFailed   = 1
+	exitUsage    = 2
+	exitRefused  = 3 // by policy
+	exitAwaiting = 4 // a human's approval
 )
 
 // An app is one run of the command line: where it reads and writes, and what
@@ -99,7 +98,7 @@ them; isle starts one by itself when none answers.`,
 			newDoors(a), newTTL(a), newDown(a),
 		}},
 		{"What they are made of:", []*cobra.Command{newInit(a), newSchema(a), newLock(a), newBuild(a)}},
-		{"Who may do what:", []*cobra.Command{newApply(a), newPolicy(a), newRole(a), newIdentity(a), newToken(a), newSecret(a), newSessions(a), newAudit(a)}},
+		{"Who may do what:", []*cobra.Command{newApply(a), newPolicy(a), newRole(a), newIdentity(a), newToken(a), newSecret(a), newApprovals(a), newRequest(a), newBreakGlass(a), newSessions(a), newAudit(a)}},
 		{"The server:", []*cobra.Command{newServer(a), newLogin(a), newLogout(a), newWhoami(a), newDoctor(a), newGC(a), newVersion(a)}},
 	} {
 		cmd.AddGroup(&cobra.Group{ID: g.title, Title: g.title})
