@@ -189,8 +189,7 @@ func (s *approvals) Review(ctx context.Context, req *connect.Request[islev1.Revi
 
 // reach are the connections that a role or a door opens. A role is given for a
 // time only if it is of named connections of one stage, and of nothing else.
-func (cfg Config) reach(what, name string) (connections []string, stage string, err error) {
-	set := cfg.Policy.State().Set
+func reach(set *policy.Set, what, name string) (connections []string, stage string, err error) {
 	switch what {
 	case approval.KindDoor:
 		c, ok := set.Connection(name)
@@ -248,7 +247,14 @@ func (s *approvals) accessOf(ctx context.Context, action isle.Action, m *islev1.
 		}
 		subject = policy.Subject{Kind: string(isle.Workload), Project: e.Project, Stage: ref.Stage, Environment: ref.Name}
 	}
-	r, err := s.newAccess(ctx, action, m, subject)
+	if !who.member {
+		q := policy.Query{Actor: who.actor, Action: action, Resource: isle.Resource{Kind: "connection", Name: clipped(m.GetName()), Stage: isle.DefaultStage}}
+		return approval.Request{}, s.guard.refuse(ctx, q, policy.Answer{Decision: isle.Deny, Rule: strangers, Final: true}, "")
+	}
+	r, no, err := newAccess(s.Policy, policy.Query{Actor: who.actor, Groups: who.groups, Stage: who.stage(), Action: action}, m, subject)
+	if no != nil {
+		return r, s.guard.refuse(ctx, no.query, no.answer, "")
+	}
 	r.Ref = ref
 	if m, ok := s.machine(who.actor); ok {
 		r.Owner = m.Owner.String()
@@ -264,37 +270,47 @@ func (cfg Config) machine(actor isle.Actor) (m identity.Machine, ok bool) {
 	return cfg.Identities.Machine(actor.Name)
 }
 
-// newAccess is a request of the caller for access, with who may approve it: whom
-// the policy's approvals of the action name, and where there are none whoever
-// keeps the policy.
-func (s *approvals) newAccess(ctx context.Context, action isle.Action, m *islev1.AccessRequest, subject policy.Subject) (approval.Request, error) {
-	who, _ := callerFrom(ctx)
-	connections, stage, err := s.reach(m.GetWhat(), m.GetName())
+// A denial is what the policy does not let somebody ask for.
+type denial struct {
+	query  policy.Query
+	answer policy.Answer
+}
+
+// newAccess is a request for access by whom a query is of, with who may approve
+// it: whom the policy's approvals of the action name, and where there are none
+// whoever keeps the policy.
+func newAccess(p Policy, by policy.Query, m *islev1.AccessRequest, subject policy.Subject) (approval.Request, *denial, error) {
+	set := p.State().Set
+	connections, stage, err := reach(set, m.GetWhat(), m.GetName())
 	if err != nil {
-		return approval.Request{}, err
+		return approval.Request{}, nil, err
 	}
 	if subject.Stage != "" && subject.Stage != stage {
-		return approval.Request{}, isle.Errorf(isle.Refused, "connection %s is of stage %s, and the environment of %s", connections[0], stage, subject.Stage)
+		return approval.Request{}, nil, isle.Errorf(isle.Refused, "connection %s is of stage %s, and the environment of %s", connections[0], stage, subject.Stage)
 	}
 	x := &approval.Access{What: m.GetWhat(), Name: m.GetName(), Connections: connections, For: m.GetFor().AsDuration(), Subject: subject}
-	if c, ok := s.Policy.State().Set.Connection(x.Name); ok && x.What == approval.KindDoor {
-		x.Actions = doorActions(c.Kind, m.GetWrite() || action == isle.ActionAccessBreakGlass)
+	if c, ok := set.Connection(x.Name); ok && x.What == approval.KindDoor {
+		x.Actions = doorActions(c.Kind, m.GetWrite() || by.Action == isle.ActionAccessBreakGlass)
 	}
-	r := approval.Request{Actor: who.actor, Stage: stage, Why: m.GetWhy(), Actions: []isle.Action{action}, Access: x, Rule: approval.Keepers}
+	r := approval.Request{Actor: by.Actor, Stage: stage, Why: m.GetWhy(), Actions: []isle.Action{by.Action}, Access: x, Rule: approval.Keepers}
+	if by.Stage == "" {
+		by.Stage = stage
+	}
 	for _, name := range connections {
-		q := queriesOf(who, ask{action, isle.Resource{Kind: "connection", Name: name, Stage: stage}, ""})[0]
-		a := policy.Answer{Decision: isle.Deny, Rule: strangers, Final: true}
-		if who.member {
-			a = s.Policy.Decide(q)
-		}
+		by.Resource = isle.Resource{Kind: "connection", Name: name, Stage: stage}
+		a := p.Decide(by)
 		if a.Decision == isle.Deny {
-			return approval.Request{}, s.guard.refuse(ctx, q, a, "")
+			return approval.Request{}, &denial{by, a}, nil
 		}
-		for _, h := range a.Holds {
+		for i, h := range a.Holds {
+			if i == 0 && r.Rule != approval.Keepers && r.Rule != h.String() || i > 0 {
+				return approval.Request{}, nil, isle.Errorf(isle.Refused, "more than one rule says who approves %s of %s: %s and %s", by.Action, x.Name, r.Rule, h).
+					WithHint("whoever keeps the policy gives it as a binding with an end")
+			}
 			r.Rule, r.Approvers, r.Quorum, r.Separate, r.Notify = h.String(), h.Approvers, h.Quorum, h.Separate, h.Notify
 		}
 	}
-	return r, nil
+	return r, nil, nil
 }
 
 // RequestAccess implements the RPC.

@@ -13,6 +13,7 @@ import (
 
 	"isle"
 	islev1 "isle/internal/api/isle/v1"
+	"isle/internal/approval"
 	"isle/internal/audit"
 	"isle/internal/identity"
 )
@@ -24,6 +25,9 @@ type RemoteConfig struct {
 	// Endpoints answers below /oauth/ and /.well-known/, where callers come for
 	// a credential and have none; nil: nothing does.
 	Endpoints http.Handler
+	// Callback answers at approval.CallbackPath, where webhooks bring decisions
+	// back, which prove themselves by a signature; nil: nothing does.
+	Callback http.Handler
 	// Group is that of the operating system whose members, beside root, may
 	// speak to the server. A person who left it is refused here too.
 	Group string
@@ -45,6 +49,9 @@ func NewRemote(cfg RemoteConfig) http.Handler {
 		h := r.brief(cfg.Endpoints)
 		mux.Handle("/oauth/", h)
 		mux.Handle("/.well-known/", h)
+	}
+	if cfg.Callback != nil {
+		mux.Handle(approval.CallbackPath, r.brief(cfg.Callback))
 	}
 	mux.HandleFunc("/", r.serve)
 	return mux

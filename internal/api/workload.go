@@ -55,8 +55,10 @@ type WorkloadConfig struct {
 	Issuing func(ctx context.Context, caller WorkloadCaller, kind string, audience []string) error
 	// Refused records that a caller asked for what is not its own.
 	Refused func(caller WorkloadCaller, kind, asked string)
-	Log     *slog.Logger
-	Now     func() time.Time // nil is time.Now
+	// Access is where workloads ask for access for a time; nil: nowhere.
+	Access *WorkloadAccess
+	Log    *slog.Logger
+	Now    func() time.Time // nil is time.Now
 }
 
 // Bounds of the Workload API.

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -28,6 +29,7 @@ const (
 // known: who is at the other end is not asked there. Close ends it.
 type WorkloadAPI struct {
 	handler http.Handler
+	access  *WorkloadAccess // nil: nobody asks for access here
 	server  *http.Server
 	conns   chan net.Conn // handed to the server
 	closed  chan struct{}
@@ -43,7 +45,7 @@ func NewWorkloadAPI(cfg WorkloadConfig) *WorkloadAPI {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	w := &WorkloadAPI{handler: workloadHandler(cfg), conns: make(chan net.Conn), closed: make(chan struct{})}
+	w := &WorkloadAPI{handler: workloadHandler(cfg), access: cfg.Access, conns: make(chan net.Conn), closed: make(chan struct{})}
 	w.shares.of = map[isle.ID]*workloadShare{}
 	w.server = &http.Server{
 		Handler: http.HandlerFunc(w.serve),
@@ -59,6 +61,7 @@ func NewWorkloadAPI(cfg WorkloadConfig) *WorkloadAPI {
 		ErrorLog: slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug),
 	}
 	w.server.Protocols.SetUnencryptedHTTP2(true)
+	w.server.Protocols.SetHTTP1(cfg.Access != nil) // curl, and whatever speaks JSON
 	w.served.Go(func() { _ = w.server.Serve(workloadListener{w}) }) // ends with Close, and with nothing else
 	return w
 }
@@ -106,7 +109,8 @@ func (w *WorkloadAPI) Close() error {
 
 // serve sees to what every call has in common.
 func (w *WorkloadAPI) serve(rw http.ResponseWriter, r *http.Request) {
-	if t := r.Header.Get("Content-Type"); t != "application/grpc" && t != "application/grpc+proto" {
+	forAccess := w.access != nil && (r.URL.Path == accessPath || strings.HasPrefix(r.URL.Path, accessPath+"/"))
+	if t := r.Header.Get("Content-Type"); !forAccess && t != "application/grpc" && t != "application/grpc+proto" {
 		http.Error(rw, "the Workload API is gRPC", http.StatusUnsupportedMediaType)
 		return
 	}
@@ -137,7 +141,11 @@ func (w *WorkloadAPI) serve(rw http.ResponseWriter, r *http.Request) {
 		return
 	}
 	b := &boundedWriter{ResponseWriter: rw, control: http.NewResponseController(rw)}
-	_ = b.control.SetReadDeadline(time.Now().Add(workloadFirstWord)) // it never fails over HTTP/2
+	_ = b.control.SetReadDeadline(time.Now().Add(workloadFirstWord)) // it never fails here
+	if forAccess {
+		w.access.serve(b, r, c.caller)
+		return
+	}
 	w.handler.ServeHTTP(b, r)
 }
 

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"maps"
 	"slices"
 	"strings"
 )
@@ -48,4 +49,9 @@ func (s *Set) Role(name string) (Role, bool) {
 		return *r, true
 	}
 	return Role{}, false
+}
+
+// Webhooks returns those of all documents, by name.
+func (s *Set) Webhooks() []Webhook {
+	return slices.SortedFunc(maps.Values(s.webhooks), func(a, b Webhook) int { return strings.Compare(a.Name, b.Name) })
 }

@@ -2,24 +2,73 @@ package server
 
 import (
 	"context"
+	"net"
+	"net/netip"
 	"slices"
 
 	"isle"
 	"isle/internal/api"
 	"isle/internal/approval"
+	"isle/internal/audit"
 	"isle/internal/authority"
 	"isle/internal/identity"
 	"isle/internal/policy"
 )
 
-// openApprovals opens what waits for people. A ledger that is not what it was
+// openApprovals opens what waits for people, and what asks them. A ledger that is not what it was
 // stops nothing but approvals.
 func (r *rooms) openApprovals(ctx context.Context) (err error) {
+	r.notifier = approval.NewNotifier(approval.NotifierConfig{
+		Hooks:  func() []policy.Webhook { return r.policy.State().Set.Webhooks() },
+		Secret: r.secrets.Resolve, Dial: r.dialWebhook, URL: r.server.URL, Slog: r.server.log,
+	})
 	r.approvals, err = approval.Open(ctx, approval.Config{
-		Store: r.store, Log: r.store, May: r.mayDecide, Stands: r.requestStands, Grants: granter{r.policy},
+		Store: r.store, Log: r.store, May: r.mayDecide, Stands: r.requestStands, Notify: r.notifier.Notify, Grants: granter{r.policy},
 		Now: r.policy.Now, Slog: r.server.log, Fault: r.server.cfg.fault(),
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	r.callback = approval.NewCallback(approval.CallbackConfig{
+		Approvals: r.approvals, Notifier: r.notifier,
+		Groups: func(person string) ([]string, error) {
+			if !speaks(person, r.server.cfg.Group) {
+				return nil, isle.Errorf(isle.Refused, "%s may not speak to this server", person)
+			}
+			return api.GroupsOf(person), nil
+		},
+		Refused: func(e audit.Entry, source string) { r.refusals.source(e, api.SourceOf(source)) },
+	})
+	r.workloads = api.NewWorkloadAPI(api.WorkloadConfig{
+		SVIDs: r.issuer, Issuing: r.issuing, Refused: r.refusedIdentity, Access: r.access(), Log: r.server.log,
+	})
+	return nil
+}
+
+// dialWebhook connects to where a webhook is: a public address, or one that the
+// policy names for it.
+func (r *rooms) dialWebhook(ctx context.Context, w policy.Webhook, host string, port int) (net.Conn, error) {
+	var named []netip.Prefix
+	for _, a := range w.Addresses {
+		p, err := netip.ParsePrefix(a)
+		if err != nil {
+			return nil, isle.Errorf(isle.Invalid, "webhook %s: %w", w.Name, err)
+		}
+		named = append(named, p)
+	}
+	return r.gateway.Dial(ctx, "", host, port, named)
+}
+
+// access is where workloads ask for access.
+func (r *rooms) access() *api.WorkloadAccess {
+	return &api.WorkloadAccess{
+		Policy: r.policy, Approvals: r.approvals,
+		Owner: func(instance isle.ID) (owner, project string, ok bool) {
+			e, ok := r.manager.ByInstance(instance)
+			return e.Owner.String(), e.Project, ok
+		},
+		Refused: func(c api.WorkloadCaller, e audit.Entry) { r.refusals.add(e, c.Ref) },
+	}
 }
 
 // mayDecide says whether the policy lets somebody decide about a request: its

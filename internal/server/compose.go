@@ -45,6 +45,8 @@ type rooms struct {
 	secrets  *secret.Secrets
 	// What waits for people.
 	approvals *approval.Approvals
+	notifier  *approval.Notifier
+	callback  http.Handler // where webhooks bring decisions back to
 	machines  *identity.Registry
 	issuer    *identity.Issuer
 	images    *image.Store
@@ -243,6 +245,9 @@ func (r *rooms) close(successor bool) error {
 	}
 	if r.airlocks != nil {
 		r.airlocks.Stop()
+	}
+	if r.notifier != nil {
+		r.notifier.Close()
 	}
 	if r.sessions != nil { // every one has ended
 		errs = append(errs, r.sessions.Close())

@@ -23,7 +23,6 @@ func (r *rooms) openIssuer(ctx context.Context) (err error) {
 		return err
 	}
 	r.issues = newIssues(r.store)
-	r.workloads = api.NewWorkloadAPI(api.WorkloadConfig{SVIDs: r.issuer, Issuing: r.issuing, Refused: r.refusedIdentity, Log: log})
 	return nil
 }
 

@@ -141,7 +141,7 @@ func (s *Server) nameRemote(address net.Addr) (url string, cert *certificate, er
 func (s *Server) serveRemote(e *elsewhere, calls context.Context, failed chan<- error) *http.Server {
 	srv := &http.Server{
 		Handler: api.NewRemote(api.RemoteConfig{
-			API: s.rooms.handler, Credentials: s.rooms.credentials, Endpoints: s.rooms.endpoints, Group: s.cfg.Group,
+			API: s.rooms.handler, Credentials: s.rooms.credentials, Endpoints: s.rooms.endpoints, Callback: s.rooms.callback, Group: s.cfg.Group,
 			Refused: s.rooms.refusals.source, Proven: func(r *http.Request) bool { return proveConn(r.Context()) }, Log: s.log,
 		}),
 		BaseContext: func(net.Listener) context.Context { return calls },
