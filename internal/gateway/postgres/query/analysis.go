@@ -104,7 +104,7 @@ func (a *analysis) walk(m protoreflect.Message, sc *scope) {
 	case *pg_query.FuncCall:
 		a.function(v)
 	case *pg_query.A_Expr:
-		a.operator(v.GetName())
+		a.operator(operatorOf(v))
 	case *pg_query.SubLink:
 		a.operator(v.GetOperName())
 	case *pg_query.SortBy:
@@ -209,6 +209,11 @@ func (a *analysis) function(c *pg_query.FuncCall) {
 	}
 }
 
+// dumpValue is what pg_dump sets restrict_nonsystem_relation_kind to, if there is
+// such a setting: it takes the name from pg_settings. No other setting takes it,
+// or does harm by it.
+const dumpValue = "view, foreign-table"
+
 // setConfig reads set_config(name, value, local), which is SET.
 func (a *analysis) setConfig(c *pg_query.FuncCall) {
 	args := c.GetArgs()
@@ -217,12 +222,26 @@ func (a *analysis) setConfig(c *pg_query.FuncCall) {
 		return
 	}
 	name, ok := constant(args[0])
-	if !ok {
-		a.unsure("set_config could change any setting")
-		return
-	}
 	value, known := constant(args[1])
-	a.setting(name, value, known, false)
+	switch {
+	case ok:
+		a.setting(name, value, known, false)
+	case known && value == dumpValue:
+		a.actions |= read
+	default:
+		a.unsure("set_config could change any setting")
+	}
+}
+
+// operatorOf gives the operator of an expression. BETWEEN stands for two, of
+// which the grammar has no name.
+func operatorOf(e *pg_query.A_Expr) []*pg_query.Node {
+	switch e.GetKind() {
+	case pg_query.A_Expr_Kind_AEXPR_BETWEEN, pg_query.A_Expr_Kind_AEXPR_NOT_BETWEEN,
+		pg_query.A_Expr_Kind_AEXPR_BETWEEN_SYM, pg_query.A_Expr_Kind_AEXPR_NOT_BETWEEN_SYM:
+		return []*pg_query.Node{pg_query.MakeStrNode(">=")}
+	}
+	return e.GetName()
 }
 
 // operator says what an operator can do: one that is not built in is a function.
@@ -251,7 +270,7 @@ func (a *analysis) cast(t *pg_query.TypeName) {
 		return
 	}
 	builtin := len(names) == 1 && !a.session.PathChanged || len(names) == 2 && names[0] == "pg_catalog"
-	if builtin && a.r.catalog.types[names[len(names)-1]] && !t.GetPctType() {
+	if builtin && (len(names) == 2 || a.r.catalog.types[names[0]]) && !t.GetPctType() {
 		return
 	}
 	full := dotted(names...)

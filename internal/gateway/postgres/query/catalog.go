@@ -14,10 +14,10 @@ const harmless = `
 	array_cat array_dims array_fill array_length array_lower array_ndims array_position array_positions
 	array_prepend array_remove array_replace array_reverse array_sample array_shuffle array_sort
 	array_to_json array_to_string array_to_tsvector array_upper ascii asin asind asinh atan atan2
-	atan2d atand atanh avg bit bit_and bit_count bit_length bit_or bit_xor bool bool_and bool_or box
-	bpchar btrim cardinality casefold cash_words cbrt ceil ceiling center char char_length
-	character_length chr cidr circle clock_timestamp col_description concat concat_ws convert
-	convert_from convert_to corr cos cosd cosh cot cotd count covar_pop covar_samp crc32 crc32c
+	atan2d atand atanh avg bit bit_and bit_count bit_length bit_or bit_xor bool bool_and bool_or
+	bound_box box bpchar btrim cardinality casefold cash_words cbrt ceil ceiling center char
+	char_length character_length chr cidr circle clock_timestamp col_description concat concat_ws
+	convert convert_from convert_to corr cos cosd cosh cot cotd count covar_pop covar_samp crc32 crc32c
 	cume_dist current_database current_query current_schema current_schemas current_setting
 	current_user date date_add date_bin date_part date_subtract date_trunc datemultirange daterange
 	decode degrees dense_rank diagonal diameter div encode enum_first enum_last enum_range erf erfc
@@ -26,10 +26,11 @@ const harmless = `
 	getdatabaseencoding has_any_column_privilege has_column_privilege has_database_privilege
 	has_foreign_data_wrapper_privilege has_function_privilege has_language_privilege
 	has_largeobject_privilege has_parameter_privilege has_schema_privilege has_sequence_privilege
-	has_server_privilege has_table_privilege has_tablespace_privilege has_type_privilege height host
-	hostmask icu_unicode_version inet_client_addr inet_client_port inet_server_addr inet_server_port
-	initcap int2 int4 int4multirange int4range int8 int8multirange int8range interval is_normalized
-	isclosed isfinite ishorizontal isopen isparallel isperp isvertical json_agg json_array_elements
+	has_server_privilege has_table_privilege has_tablespace_privilege has_type_privilege hashint4
+	hashint8 hashtext hashtextextended height host hostmask icu_unicode_version inet_client_addr
+	inet_client_port inet_merge inet_same_family inet_server_addr inet_server_port initcap int2 int4
+	int4multirange int4range int8 int8multirange int8range interval is_normalized isclosed isempty
+	isfinite ishorizontal isopen isparallel isperp isvertical json_agg json_array_elements
 	json_array_elements_text json_array_length json_build_array json_build_object json_each
 	json_each_text json_extract_path json_extract_path_text json_object json_object_agg
 	json_object_keys json_populate_record json_populate_recordset json_strip_nulls json_to_record
@@ -115,25 +116,25 @@ const harmless = `
 	pg_typeof pg_visible_in_snapshot pg_wal_lsn_diff pg_walfile_name pg_walfile_name_offset
 	pg_xact_commit_timestamp pg_xact_status phraseto_tsquery pi plainto_tsquery point polygon position
 	pow power querytree quote_ident quote_literal quote_nullable radians radius random random_normal
-	range_agg range_intersect_agg rank regclass regexp_count regexp_instr regexp_like regexp_match
-	regexp_matches regexp_replace regexp_split_to_array regexp_split_to_table regexp_substr regr_avgx
-	regr_avgy regr_count regr_intercept regr_r2 regr_slope regr_sxx regr_sxy regr_syy repeat replace
-	reverse right round row_number row_security_active row_to_json rpad rtrim scale session_user
-	set_bit set_byte set_masklen setseed setweight sha224 sha256 sha384 sha512 shobj_description sign
-	similar_escape similar_to_escape sin sind sinh slope split_part sqrt starts_with
-	statement_timestamp stddev stddev_pop stddev_samp string_agg string_to_array string_to_table strip
-	strpos substr substring sum system_user tan tand tanh text time timeofday timestamp timestamptz
-	timetz timezone to_ascii to_bin to_char to_date to_hex to_json to_jsonb to_number to_oct
-	to_regclass to_regcollation to_regnamespace to_regoper to_regoperator to_regproc to_regprocedure
-	to_regrole to_regtype to_regtypemod to_timestamp to_tsquery to_tsvector transaction_timestamp
-	translate trim_array trim_scale trunc ts_debug ts_delete ts_filter ts_headline ts_lexize ts_parse
-	ts_rank ts_rank_cd ts_token_type tsmultirange tsrange tstzmultirange tstzrange tsvector_to_array
-	txid_current_if_assigned txid_current_snapshot txid_snapshot_xip txid_snapshot_xmax
-	txid_snapshot_xmin txid_status txid_visible_in_snapshot unicode_assigned unicode_version unistr
-	unnest upper upper_inc upper_inf uuid_extract_timestamp uuid_extract_version uuidv4 uuidv7 var_pop
-	var_samp varbit varchar variance version websearch_to_tsquery width width_bucket xid xml
-	xml_is_well_formed xml_is_well_formed_content xml_is_well_formed_document xmlagg xmlcomment
-	xmlexists xmltext xpath xpath_exists`
+	range_agg range_intersect_agg range_merge rank regclass regexp_count regexp_instr regexp_like
+	regexp_match regexp_matches regexp_replace regexp_split_to_array regexp_split_to_table
+	regexp_substr regr_avgx regr_avgy regr_count regr_intercept regr_r2 regr_slope regr_sxx regr_sxy
+	regr_syy repeat replace reverse right round row_number row_security_active row_to_json rpad rtrim
+	scale session_user set_bit set_byte set_masklen setseed setweight sha224 sha256 sha384 sha512
+	shobj_description sign similar_escape similar_to_escape sin sind sinh slope split_part sqrt
+	starts_with statement_timestamp stddev stddev_pop stddev_samp string_agg string_to_array
+	string_to_table strip strpos substr substring sum system_user tan tand tanh text time timeofday
+	timestamp timestamptz timetz timezone to_ascii to_bin to_char to_date to_hex to_json to_jsonb
+	to_number to_oct to_regclass to_regcollation to_regnamespace to_regoper to_regoperator to_regproc
+	to_regprocedure to_regrole to_regtype to_regtypemod to_timestamp to_tsquery to_tsvector
+	transaction_timestamp translate trim_array trim_scale trunc ts_debug ts_delete ts_filter
+	ts_headline ts_lexize ts_parse ts_rank ts_rank_cd ts_token_type tsmultirange tsrange tstzmultirange
+	tstzrange tsvector_to_array txid_current_if_assigned txid_current_snapshot txid_snapshot_xip
+	txid_snapshot_xmax txid_snapshot_xmin txid_status txid_visible_in_snapshot unicode_assigned
+	unicode_version unistr unnest upper upper_inc upper_inf uuid_extract_timestamp uuid_extract_version
+	uuidv4 uuidv7 var_pop var_samp varbit varchar variance version websearch_to_tsquery width
+	width_bucket xid xml xml_is_well_formed xml_is_well_formed_content xml_is_well_formed_document
+	xmlagg xmlcomment xmlexists xmltext xpath xpath_exists`
 
 // writing functions change something that outlives the statement, or take locks:
 // sequences, notifications, advisory locks, transaction IDs. currval and lastval

@@ -1,6 +1,10 @@
 package query
 
-import "fmt"
+import (
+	"fmt"
+	"strconv"
+	"strings"
+)
 
 // The kinds of tokens that PostgreSQL's scanner (scan.l) tells apart, as far as
 // a shape needs them.
@@ -191,28 +195,17 @@ func (l *lexer) quote(start int, backslash bool) error {
 }
 
 // continued moves to after the quote that continues a constant: one after white
-// space that has a line's end, and in which comments to the end of a line may be.
+// space that has a line's end. A comment may be there too, which the grammar
+// refuses; then it is another constant, and no text has two in a row.
 func (l *lexer) continued() bool {
-	i, line := l.at, false
-	for i < len(l.s) {
-		switch c := l.s[i]; {
-		case c == '\n' || c == '\r':
-			line = true
-			i++
-		case isSpace(c):
-			i++
-		case c == '-' && i+1 < len(l.s) && l.s[i+1] == '-':
-			for i < len(l.s) && l.s[i] != '\n' && l.s[i] != '\r' {
-				i++
+	line := false
+	for i := l.at; i < len(l.s) && (isSpace(l.s[i]) || l.s[i] == '\''); i++ {
+		line = line || l.s[i] == '\n' || l.s[i] == '\r'
+		if l.s[i] == '\'' {
+			if line {
+				l.at = i + 1
 			}
-			if i == len(l.s) {
-				return false
-			}
-		case c == '\'' && line:
-			l.at = i + 1
-			return true
-		default:
-			return false
+			return line
 		}
 	}
 	return false
@@ -272,7 +265,11 @@ func (l *lexer) number() (kind, error) {
 	if l.s[l.at] == '0' {
 		switch l.peek(1) | 0x20 {
 		case 'x', 'o', 'b':
-			return number, l.radix(start)
+			err := l.radix(start)
+			if small(l.s[start:l.at], 0) {
+				return integer, err
+			}
+			return number, err
 		}
 	}
 	k := integer
@@ -300,13 +297,13 @@ func (l *lexer) number() (kind, error) {
 	if nameStart(l.peek(0)) {
 		return k, l.fail("a number followed by letters", start)
 	}
-	if k == integer && !under && !small(l.s[start:l.at]) || under {
+	if k == integer && !small(l.s[start:l.at], 10) {
 		k = number
 	}
 	return k, nil
 }
 
-// radix skips 0x1f, 0o7 and 0b1. They count as numbers of any size.
+// radix skips 0x1f, 0o7 and 0b1.
 func (l *lexer) radix(start int) error {
 	if l.set.Version < 16 {
 		return l.fail("a number of another base, which means something else before PostgreSQL 16", start)
@@ -342,15 +339,11 @@ func (l *lexer) digits() (under bool) {
 	return under
 }
 
-// small reports whether decimal digits are a number of 31 bits.
-func small(s string) bool {
-	n := 0
-	for i := range len(s) {
-		if n = n*10 + int(s[i]-'0'); n > 1<<31-1 {
-			return false
-		}
-	}
-	return true
+// small reports whether a number has at most 31 bits. Base 0 is that of 0x, 0o
+// and 0b.
+func small(s string, base int) bool {
+	_, err := strconv.ParseInt(strings.ReplaceAll(s, "_", ""), base, 32)
+	return err == nil
 }
 
 // operator skips an operator: all characters of operators, but not from where a

@@ -251,7 +251,11 @@ func (a *analysis) inserts(s *pg_query.InsertStmt, up *scope) {
 		a.statements = append(a.statements, "update")
 		a.assigned(table, c.GetTargetList())
 	}
-	a.walk(s.GetSelectStmt().ProtoReflect(), with)
+	if v := s.GetSelectStmt().GetSelectStmt(); len(v.GetValuesLists()) > 0 && v.GetWithClause() == nil {
+		a.children(v.ProtoReflect(), with) // rows of the statement's own are not read
+	} else if v != nil {
+		a.selects(v, with)
+	}
 	a.children(s.ProtoReflect(), sc, "with_clause", "relation", "select_stmt")
 	a.returns(s.GetReturningList())
 }

@@ -144,24 +144,35 @@ func (r *Reader) free(s *shape) {
 // shown is the text without comments and constants, as an entry shows it: at
 // most 2 KiB of it.
 func shown(sql string, set Settings) string {
-	l, out := lexer{s: sql, set: set}, strings.Builder{}
-	var last token
+	l, out, last := lexer{s: sql, set: set}, strings.Builder{}, ""
 	for out.Len() < mostShown {
 		t, ok, err := l.next()
 		if !ok || err != nil {
 			break
 		}
-		if t.start > last.end && out.Len() > 0 {
+		this := sql[t.start:t.end]
+		if t.kind.literal() {
+			this = "?"
+		}
+		if last != "" && apart(last, this) {
 			out.WriteByte(' ')
 		}
-		if t.kind.literal() {
-			out.WriteByte('?')
-		} else {
-			out.WriteString(sql[t.start:t.end])
-		}
-		last = t
+		out.WriteString(this)
+		last = this
 	}
 	return cut(out.String())
+}
+
+// apart reports whether a space is shown between two tokens. It depends on them
+// alone, so that texts of one shape are shown as one.
+func apart(last, this string) bool {
+	switch this {
+	case ",", ";", ")", "]", ".", "::", "[":
+		return false
+	case "(":
+		return !nameGoesOn(last[len(last)-1])
+	}
+	return last != "(" && last != "[" && last != "." && last != "::"
 }
 
 const mostShown = 2 << 10

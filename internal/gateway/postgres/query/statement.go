@@ -95,6 +95,11 @@ func (a *analysis) statement(n *pg_query.Node, part *Part) {
 		return
 	case *pg_query.Node_CallStmt:
 		a.say(part, "call", write)
+	case *pg_query.Node_LockStmt:
+		a.say(part, "lock", write)
+		if s.LockStmt.GetMode() == accessShare {
+			a.actions = read
+		}
 	case *pg_query.Node_DropStmt:
 		a.drop(s.DropStmt, part)
 	case *pg_query.Node_DiscardStmt:
@@ -116,6 +121,9 @@ func (a *analysis) statement(n *pg_query.Node, part *Part) {
 		return true
 	})
 }
+
+// accessShare is the lock that SELECT takes as well.
+const accessShare = 1
 
 // say names what a statement is, and what it needs.
 func (a *analysis) say(part *Part, kind string, needs actions) {
@@ -159,8 +167,6 @@ func utility(n *pg_query.Node) (use, bool) {
 		return use{"listen", read}, true
 	case *pg_query.Node_NotifyStmt:
 		return use{"notify", write}, true
-	case *pg_query.Node_LockStmt:
-		return use{"lock", write}, true
 	case *pg_query.Node_VacuumStmt:
 		return use{"vacuum", write}, true
 	case *pg_query.Node_ClusterStmt, *pg_query.Node_ReindexStmt, *pg_query.Node_RefreshMatViewStmt,
