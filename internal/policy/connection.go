@@ -192,8 +192,13 @@ func qualified(pattern, name string, exact bool) bool {
 	if glob(pattern, name) {
 		return true
 	}
+	if exact {
+		return false
+	}
 	p, n := strings.Split(pattern, "."), strings.Split(name, ".")
-	if exact || len(p) == len(n) {
+	if n[len(n)-1] == "*" { // a whole row is each of its columns
+		p, n = p[:len(p)-1], n[:len(n)-1]
+	} else if len(p) == len(n) {
 		return false
 	}
 	short := min(len(p), len(n))

@@ -16,6 +16,7 @@ connections:
     credential: {secret: orders}
     rules:
       - {effect: deny, tables: [salaries], reason: nobody reads salaries}
+      - {effect: deny, columns: [customers.email]}
       - {effect: allow, statements: [delete, truncate], tables: [scratch], where: false}
   read-db: {kind: postgres, address: "db.example:5432", stage: testing, read_only: true}
 roles:
@@ -40,6 +41,10 @@ func TestAConnectionsRulesDecideBesideRoles(t *testing.T) {
 		{"a read", read, "orders-db", &Facts{Statements: []string{"select"}, Tables: []string{"orders"}}, isle.Allow, "role clerk"},
 		{"a denied table", read, "orders-db", &Facts{Statements: []string{"select"}, Tables: []string{"orders", "hr.salaries"}}, isle.Deny, "connection orders-db, rule at"},
 		{"what cannot be read", read, "orders-db", &Facts{Statements: []string{"other"}, Uncertain: "a syntax error"}, isle.Deny, "connection orders-db, rule at"},
+		{"a denied column", read, "orders-db", &Facts{Statements: []string{"select"}, Columns: []string{"public.customers.email"}}, isle.Deny, "connection orders-db, rule at"},
+		{"a row with a denied column", read, "orders-db", &Facts{Statements: []string{"select"}, Columns: []string{"public.customers.*"}}, isle.Deny, "connection orders-db, rule at"},
+		{"a row of another table", read, "orders-db", &Facts{Statements: []string{"select"}, Columns: []string{"orders.*", "orders.email"}}, isle.Allow, "role clerk"},
+		{"a column that may be it", read, "orders-db", &Facts{Statements: []string{"select"}, Columns: []string{"email"}}, isle.Deny, "connection orders-db, rule at"},
 		{"a write", write, "orders-db", &Facts{Statements: []string{"update"}, Tables: []string{"customers"}}, isle.Allow, "role clerk"},
 		{"a write that is held", write, "orders-db", &Facts{Statements: []string{"update"}, Tables: []string{"public.orders"}}, isle.Hold, "role clerk"},
 		{"without WHERE", write, "orders-db", &Facts{Statements: []string{"delete"}, Tables: []string{"customers"}, Unbounded: true}, isle.Deny, unbounded},
