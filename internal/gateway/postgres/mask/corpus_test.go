@@ -38,10 +38,10 @@ func TestTheCorpusOfMaskingHolds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	db, masks := shop(t, all())
-	side := connect(t, db, "shop")
+	db, database, masks := shop(t, all())
+	side := connect(t, db, database)
 	for format, name := range []string{"text", "binary"} {
-		c := connect(t, db, "shop")
+		c := connect(t, db, database)
 		s := masks.Begin(side.rows)
 		t.Run(name, func(t *testing.T) {
 			for n, line := range strings.Split(string(corpus), "\n") {

@@ -81,6 +81,7 @@ func (a *analysis) rangeVar(v *pg.RangeVar) *relation {
 	a.touches = a.touches || s.masked()
 	switch {
 	case s.closed != "":
+		a.unknown = true // the reason may be gone
 		a.refuse("%s may not be read here: %s", v.Relname, s.closed)
 	case !s.found:
 		a.missing(v)

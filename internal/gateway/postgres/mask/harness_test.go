@@ -9,6 +9,8 @@ import (
 	"net"
 	"os"
 	"strconv"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -172,17 +174,36 @@ func statement(sql string, lift bool) mask.Statement {
 
 func parse(_ context.Context, sql string) (*pg.ParseResult, error) { return pgquery.Parse(sql) }
 
+// server is one PostgreSQL for all tests, each of which has its own database.
+var server = sync.OnceValues(func() (*lab.PG, error) { return lab.StartPostgres() })
+
+var databases atomic.Int32
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if databases.Load() > 0 {
+		if db, err := server(); err == nil {
+			db.Close()
+		}
+	}
+	os.Exit(code)
+}
+
 // shop is a database with masks, and its masks.
-func shop(t testing.TB, masks []policy.Mask, detect ...string) (*lab.PG, *mask.Masks) {
+func shop(t testing.TB, masks []policy.Mask, detect ...string) (db *lab.PG, database string, m *mask.Masks) {
 	t.Helper()
-	db := lab.Postgres(t)
+	name := fmt.Sprintf("shop%d", databases.Add(1))
+	db, err := server()
+	if err != nil {
+		t.Fatal(err)
+	}
 	setup, err := os.ReadFile("testdata/setup.sql")
 	if err != nil {
 		t.Fatal(err)
 	}
-	db.Must(t, "postgres", "CREATE DATABASE shop")
-	db.Must(t, "shop", string(setup))
-	return db, masksOf(t, masks, detect...)
+	db.Must(t, "postgres", "CREATE DATABASE "+name)
+	db.Must(t, name, string(setup))
+	return db, name, masksOf(t, masks, detect...)
 }
 
 func masksOf(t testing.TB, masks []policy.Mask, detect ...string) *mask.Masks {

@@ -13,7 +13,7 @@ import (
 
 // freshFor is how long a catalog is believed without asking the database
 // whether it has changed. What changes through the gateway is asked for at once.
-const freshFor = 5 * time.Second
+const freshFor = time.Second
 
 // Config is what Masks are made of.
 type Config struct {

@@ -56,6 +56,7 @@ func (s *Session) Rows(ctx context.Context, p *Plan, fields []Field, formats []i
 			return nil, err
 		}
 		if err := p.lineage(fields, rules); err != nil {
+			s.masks.changed()
 			return nil, err
 		}
 	}

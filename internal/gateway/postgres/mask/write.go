@@ -13,6 +13,7 @@ func (a *analysis) target(v *pg.RangeVar) *relation {
 	a.touches = a.touches || s.masked()
 	switch {
 	case s.closed != "":
+		a.unknown = true // the reason may be gone
 		a.refuse("%s may not be used here: %s", v.Relname, s.closed)
 	case !s.found:
 		a.missing(v)
