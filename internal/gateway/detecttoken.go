@@ -15,44 +15,35 @@ type tokenForm struct {
 	sum    bool // ends in six characters of base62, the CRC-32 of what is before
 }
 
-// tokenForms returns the forms of tokens that begin with c.
-func tokenForms(c byte) []tokenForm {
-	switch c {
-	case 'i':
-		return []tokenForm{{prefix: "isle_", exact: 46, sum: true}, {prefix: "islep_", exact: 46, sum: true}}
-	case 'g':
-		return []tokenForm{{prefix: "ghp_", least: 36}, {prefix: "gho_", least: 36}, {prefix: "ghu_", least: 36}, {prefix: "ghs_", least: 36},
-			{prefix: "ghr_", least: 36}, {prefix: "github_pat_", least: 40, signs: true}, {prefix: "glpat-", least: 20, signs: true}}
-	case 's':
-		return []tokenForm{{prefix: "sk_live_", least: 16}, {prefix: "sk_test_", least: 16}, {prefix: "sk-", least: 20, signs: true}, {prefix: "shpat_", least: 32}}
-	case 'r':
-		return []tokenForm{{prefix: "rk_live_", least: 16}, {prefix: "rk_test_", least: 16}}
-	case 'x':
-		return []tokenForm{{prefix: "xoxb-", least: 10, signs: true}, {prefix: "xoxp-", least: 10, signs: true}, {prefix: "xoxa-", least: 10, signs: true},
-			{prefix: "xoxr-", least: 10, signs: true}, {prefix: "xoxs-", least: 10, signs: true}, {prefix: "xapp-", least: 10, signs: true}}
-	case 'A':
-		return []tokenForm{{prefix: "AKIA", exact: 16}, {prefix: "ASIA", exact: 16}, {prefix: "AIza", least: 35, signs: true}}
-	case 'n':
-		return []tokenForm{{prefix: "npm_", least: 36}}
-	case 'p':
-		return []tokenForm{{prefix: "pypi-", least: 32, signs: true}}
-	case 'd':
-		return []tokenForm{{prefix: "dop_v1_", least: 64}}
-	case 'h':
-		return []tokenForm{{prefix: "hf_", least: 30}, {prefix: "hvs.", least: 24, signs: true}}
-	case 'S':
-		return []tokenForm{{prefix: "SG.", least: 22, signs: true}}
-	}
-	return nil
+// tokenForms are the forms of tokens by their first character.
+var tokenForms = [128][]tokenForm{
+	'i': {{prefix: "isle_", exact: 46, sum: true}, {prefix: "islep_", exact: 46, sum: true}},
+	'g': {{prefix: "ghp_", least: 36}, {prefix: "gho_", least: 36}, {prefix: "ghu_", least: 36}, {prefix: "ghs_", least: 36},
+		{prefix: "ghr_", least: 36}, {prefix: "github_pat_", least: 40, signs: true}, {prefix: "glpat-", least: 20, signs: true}},
+	's': {{prefix: "sk_live_", least: 16}, {prefix: "sk_test_", least: 16}, {prefix: "sk-", least: 20, signs: true}, {prefix: "shpat_", least: 32}},
+	'r': {{prefix: "rk_live_", least: 16}, {prefix: "rk_test_", least: 16}},
+	'x': {{prefix: "xoxb-", least: 10, signs: true}, {prefix: "xoxp-", least: 10, signs: true}, {prefix: "xoxa-", least: 10, signs: true},
+		{prefix: "xoxr-", least: 10, signs: true}, {prefix: "xoxs-", least: 10, signs: true}, {prefix: "xapp-", least: 10, signs: true}},
+	'A': {{prefix: "AKIA", exact: 16}, {prefix: "ASIA", exact: 16}, {prefix: "AIza", least: 35, signs: true}},
+	'n': {{prefix: "npm_", least: 36}},
+	'p': {{prefix: "pypi-", least: 32, signs: true}},
+	'd': {{prefix: "dop_v1_", least: 64}},
+	'h': {{prefix: "hf_", least: 30}, {prefix: "hvs.", least: 24, signs: true}},
+	'S': {{prefix: "SG.", least: 22, signs: true}},
 }
 
 // maskToken masks a token that begins at i, and returns its end, or i.
 func maskToken(b []byte, i int, fill byte) int {
+	if len(b)-i < 20 { // the shortest there is
+		return i
+	}
 	if b[i] == 'e' {
 		return maskJWT(b, i, fill)
 	}
-	for _, f := range tokenForms(b[i]) {
-		if len(b)-i < len(f.prefix)+f.least+f.exact || string(b[i:i+len(f.prefix)]) != f.prefix {
+	forms := tokenForms[b[i]&127]
+	for k := range forms {
+		f := &forms[k]
+		if b[i+1] != f.prefix[1] || len(b)-i < len(f.prefix)+f.least+f.exact || string(b[i:i+len(f.prefix)]) != f.prefix {
 			continue
 		}
 		end := i + len(f.prefix)

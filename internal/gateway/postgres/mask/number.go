@@ -52,10 +52,15 @@ func (c *cell) uuid(dst []byte, d *gateway.Disguise, value []byte) []byte {
 // value hash equal.
 func (c *cell) number(dst []byte, d *gateway.Disguise, value []byte) []byte {
 	text := value
-	if c.binary {
+	switch {
+	case c.binary:
 		text = c.decimal(value)
-	} else if c.form == formNumeric {
+	case c.form == formNumeric:
 		text = trimZeros(value)
+	case c.form == formFloat4:
+		text = floatOf(value, 32)
+	case c.form == formFloat8:
+		text = floatOf(value, 64)
 	}
 	n := binary.BigEndian.Uint64(d.Sum(text))
 	switch c.form {
@@ -67,8 +72,11 @@ func (c *cell) number(dst []byte, d *gateway.Disguise, value []byte) []byte {
 		n &= math.MaxInt64
 	case formFloat4:
 		n &= 1<<24 - 1
-	default: // float8 holds so many exactly; of numeric its scale is not known
+	default: // float8 holds so many exactly
 		n &= 1<<53 - 1
+	}
+	if c.form == formNumeric && c.limit > 0 && c.limit < 16 {
+		n %= uint64(math.Pow10(c.limit))
 	}
 	if !c.binary {
 		return strconv.AppendUint(dst, n, 10)
@@ -88,7 +96,8 @@ func (c *cell) number(dst []byte, d *gateway.Disguise, value []byte) []byte {
 	return appendNumeric(dst, n)
 }
 
-// decimal is a binary number as PostgreSQL writes it as text.
+// decimal is a binary number as PostgreSQL writes it as text, of floating point
+// its bits.
 func (c *cell) decimal(b []byte) []byte {
 	switch {
 	case c.form == formInt2 && len(b) == 2:
@@ -98,34 +107,30 @@ func (c *cell) decimal(b []byte) []byte {
 	case c.form == formInt8 && len(b) == 8:
 		return strconv.AppendInt(nil, int64(binary.BigEndian.Uint64(b)), 10)
 	case c.form == formFloat4 && len(b) == 4:
-		return floatText(float64(math.Float32frombits(binary.BigEndian.Uint32(b))), 32)
+		return floatBits(float64(math.Float32frombits(binary.BigEndian.Uint32(b))))
 	case c.form == formFloat8 && len(b) == 8:
-		return floatText(math.Float64frombits(binary.BigEndian.Uint64(b)), 64)
+		return floatBits(math.Float64frombits(binary.BigEndian.Uint64(b)))
 	case c.form == formNumeric:
 		return numericText(b)
 	}
 	return b
 }
 
-// floatText writes as PostgreSQL does (Ryu, with an exponent from 1e+15 on and
-// below 1e-4).
-func floatText(f float64, bits int) []byte {
-	switch {
-	case math.IsNaN(f):
-		return []byte("NaN")
-	case math.IsInf(f, 1):
-		return []byte("Infinity")
-	case math.IsInf(f, -1):
-		return []byte("-Infinity")
+// floatOf reads a number as PostgreSQL writes it: its text is not always the one
+// that Go writes for the same bits.
+func floatOf(text []byte, bits int) []byte {
+	f, err := strconv.ParseFloat(string(text), bits)
+	if err != nil {
+		return text
 	}
-	limit := 1e15
-	if bits == 32 {
-		limit = 1e6
+	return floatBits(f)
+}
+
+func floatBits(f float64) []byte {
+	if math.IsNaN(f) {
+		f = math.NaN() // of many that there are
 	}
-	if a := math.Abs(f); a != 0 && (a < 1e-4 || a >= limit) {
-		return strconv.AppendFloat(nil, f, 'e', -1, bits)
-	}
-	return strconv.AppendFloat(nil, f, 'f', -1, bits)
+	return strconv.AppendUint(nil, math.Float64bits(f), 16)
 }
 
 // trimZeros takes the zeros from the end of decimals, which 1.50 has and 1.5

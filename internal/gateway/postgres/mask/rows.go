@@ -25,7 +25,7 @@ type cell struct {
 	show   string // of computed
 	form   form
 	binary bool
-	limit  int  // characters at most; 0: any number
+	limit  int  // characters at most, of numeric digits before the point; 0: any number
 	pad    bool // with blanks to the limit
 	fill   byte // of searched
 }

@@ -173,6 +173,9 @@ func cellOf(f Field, show string) cell {
 	if f.Type == 19 {
 		c.limit = 63
 	}
+	if f.Type == 1700 && f.Modifier >= 4 { // precision and scale
+		c.limit = max(0, int((f.Modifier-4)>>16&0xffff)-int((f.Modifier-4)&0x7ff))
+	}
 	switch c.form {
 	case formText, formBlank, formJSON, formJSONB:
 		if show == gateway.ShowPartial || show == gateway.ShowHash {
@@ -410,6 +413,9 @@ func (c *cell) yearBinary(dst, value []byte) []byte {
 	year := 1970
 	if at > -1e17 && at < 1e17 { // not infinity
 		year = time.UnixMicro(at - epoch*int64(day)).UTC().Year()
+	}
+	if year < 1 || year > 9999 { // as text, which is written otherwise then
+		year = 1970
 	}
 	if c.form == formDate {
 		return binary.BigEndian.AppendUint32(dst, uint32(int32(int64(stamp(year))/int64(day))))
