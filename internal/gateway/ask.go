@@ -18,6 +18,8 @@ type Ask struct {
 	// Text is it, exactly: what an approval is bound to.
 	Text   []byte
 	Params []approval.Param
+	// Record is what a recording may hold of Text; nil: all of it.
+	Record []byte
 	// Context is what else makes out its meaning: database, role, search_path.
 	Context []approval.Pair
 	// InWrite says that its transaction has written: others wait for its locks, so
@@ -79,6 +81,14 @@ func (p Pass) Done(outcome string, rows int64) {
 	_ = p.door.session.Record(session.Event{Kind: session.Result, Tag: outcome, Rows: rows, Took: time.Since(p.began)})
 }
 
+// recorded is what a recording holds of what is asked.
+func (a Ask) recorded() []byte {
+	if a.Record != nil {
+		return a.Record
+	}
+	return a.Text
+}
+
 // Ask says whether one statement or request may pass, and returns once it may.
 // What changes something is in the audit log by then. The error is isle.Refused
 // where policy or a human says no; isle.Held where it awaits a human and is not
@@ -112,7 +122,7 @@ func (d *Door) Ask(ctx context.Context, a Ask) (Pass, error) {
 		return pass, nil
 	}
 	pass.began = time.Now()
-	err = d.session.Record(session.Event{Kind: session.Statement, Text: a.Text, Shape: a.Facts.Shape, Decision: isle.Allow, Rule: pass.rule, Approval: pass.Approval()})
+	err = d.session.Record(session.Event{Kind: session.Statement, Text: a.recorded(), Shape: a.Facts.Shape, Decision: isle.Allow, Rule: pass.rule, Approval: pass.Approval()})
 	if err != nil {
 		d.end(err)
 		pass.quiet = true
@@ -175,7 +185,7 @@ func (d *Door) refuse(a Ask, v *verdict) error {
 		err.Message += "; it counts as the most that it could be, for it can't be read with certainty: " + a.Facts.Uncertain
 	}
 	d.refusal(v.action, v.rule, a.Facts, a.Text)
-	ev := session.Event{Kind: session.Refused, Text: a.Text, Decision: isle.Deny, Rule: v.rule, Error: err.Message}
+	ev := session.Event{Kind: session.Refused, Text: a.recorded(), Decision: isle.Deny, Rule: v.rule, Error: err.Message}
 	if a.Facts != nil {
 		ev.Shape = a.Facts.Shape
 	}
@@ -183,6 +193,22 @@ func (d *Door) refuse(a Ask, v *verdict) error {
 		d.end(rerr)
 	}
 	return err
+}
+
+// Refuse writes down what the protocol refuses by itself, with the rule that it
+// has for that, as Ask does with what policy refuses.
+func (d *Door) Refuse(a Ask, rule string, err error) {
+	action := isle.ActionConnectionOpen
+	for _, other := range a.Facts.Actions {
+		if gravity(other) > gravity(action) {
+			action = other
+		}
+	}
+	d.refusal(action, rule, a.Facts, a.Text)
+	e := session.Event{Kind: session.Refused, Text: a.recorded(), Shape: a.Facts.Shape, Decision: isle.Deny, Rule: rule, Error: err.Error()}
+	if err := d.session.Record(e); err != nil {
+		d.end(err)
+	}
 }
 
 // refusal writes down that something was refused, within the caller's share.

@@ -54,6 +54,17 @@ func (d *Door) Session() *session.Live { return d.session }
 // Started says that the client is through its handshake.
 func (d *Door) Started() { d.starting.Stop() }
 
+// Lifted reports whether an allow rule of the connection, as it stands now, fits
+// facts: what masks refuse passes then.
+func (d *Door) Lifted(f *policy.Facts) bool {
+	s, err := d.current()
+	if err != nil {
+		return false
+	}
+	c, ok := s.state.Set.Connection(d.name)
+	return ok && c.Lifts(f)
+}
+
 // end ends the door; the first cause counts.
 func (d *Door) end(cause error) { d.cancel(cause) }
 

@@ -30,7 +30,7 @@ func (d *Door) hold(ctx context.Context, a Ask, v *verdict) (uses []approval.Use
 		// Right before a use is spent, the policy is asked again: a while has passed.
 		r.Still = func() error { return d.still(a, v) }
 		use, err := d.acquire(ctx, r, func(r approval.Request) error {
-			err := d.session.Record(session.Event{Kind: session.Holding, Text: a.Text, Shape: a.Facts.Shape, Decision: isle.Hold, Rule: rule.String(), Approval: r.ID})
+			err := d.session.Record(session.Event{Kind: session.Holding, Text: a.recorded(), Shape: a.Facts.Shape, Decision: isle.Hold, Rule: rule.String(), Approval: r.ID})
 			if err == nil && a.Waiting != nil {
 				err = a.Waiting(r)
 			}

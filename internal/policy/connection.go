@@ -276,6 +276,12 @@ func (s *Set) Connection(name string) (Connection, bool) {
 	return c, ok
 }
 
+// Lifts reports whether an allow rule of the connection lets something pass that
+// is refused without: a write without WHERE, or a use of a masked column.
+func (c Connection) Lifts(f *Facts) bool {
+	return f != nil && slices.ContainsFunc(c.Rules, func(r Rule) bool { return r.Effect == "allow" && r.Match.fits(f, allParts) })
+}
+
 // Connections returns those of all documents, by name.
 func (s *Set) Connections() []Connection {
 	return slices.SortedFunc(maps.Values(s.connections), func(a, b Connection) int { return strings.Compare(a.Name, b.Name) })

@@ -20,6 +20,9 @@ func (s *exchange) read(text []byte) (*query.Read, error) {
 	if err := s.await(func() bool { return s.setting == 0 }); err != nil {
 		return nil, err
 	}
+	if err := s.refresh(); err != nil {
+		return nil, err
+	}
 	s.mu.Lock()
 	set := s.reading
 	s.mu.Unlock()
@@ -36,10 +39,11 @@ func (s *exchange) sets(read *query.Read) bool {
 	for i := range read.Parts {
 		p := &read.Parts[i]
 		if len(p.Settings) > 0 {
-			s.touched = true
+			s.touched, s.stale = true, true
 			return true
 		}
 		if s.touched && p.Transaction != "" {
+			s.stale = true
 			return true
 		}
 	}
@@ -55,6 +59,8 @@ func (s *exchange) ask(r *run, params []approval.Param) error {
 		r.began = time.Now()
 		return nil
 	}
+	r.passes = r.one[:0]
+	text, values := redact(r.plans, r.read, r.text, shown(params))
 	s.mu.Lock()
 	wrote := s.wrote
 	s.mu.Unlock()
@@ -67,14 +73,14 @@ func (s *exchange) ask(r *run, params []approval.Param) error {
 		}
 	}
 	if !single {
-		return s.askFor(r, r.read.Facts, params, wrote)
+		return s.askFor(r, r.read.Facts, params, wrote, text, values)
 	}
 	for i := range r.read.Parts {
 		facts, err := s.partFacts(r, &r.read.Parts[i])
 		if err != nil {
 			return s.refuseHere(r, err)
 		}
-		if err := s.askFor(r, facts, params, wrote); err != nil {
+		if err := s.askFor(r, facts, params, wrote, text, values); err != nil {
 			return err
 		}
 	}
@@ -92,7 +98,8 @@ func (s *exchange) mayPrepare(st *statement) error {
 	if len(st.read.Parts) == 0 {
 		return nil
 	}
-	_, err := s.door.Ask(s.ctx, gateway.Ask{Facts: st.read.Facts, Text: st.text, Prepare: true, Quiet: true})
+	text, _ := redact(st.plans, st.read, st.text, nil)
+	_, err := s.door.Ask(s.ctx, gateway.Ask{Facts: st.read.Facts, Text: st.text, Record: text, Prepare: true, Quiet: true})
 	return err
 }
 
@@ -115,10 +122,10 @@ func (s *exchange) partFacts(r *run, p *query.Part) (*policy.Facts, error) {
 }
 
 // askFor asks for one of the things that a run does.
-func (s *exchange) askFor(r *run, facts *policy.Facts, params []approval.Param, wrote bool) error {
+func (s *exchange) askFor(r *run, facts *policy.Facts, params []approval.Param, wrote bool, text []byte, values []string) error {
 	ctx := s.hold.begin(s.ctx)
 	s.asking = r
-	pass, err := s.door.Ask(ctx, gateway.Ask{Facts: facts, Text: r.text, Params: params, Context: s.pairs, InWrite: wrote, Waiting: s.waiting, Estimate: s.estimate, Quiet: true})
+	pass, err := s.door.Ask(ctx, gateway.Ask{Facts: facts, Text: r.text, Record: text, Params: params, Context: s.pairs, InWrite: wrote, Waiting: s.waiting, Estimate: s.estimate, Quiet: true})
 	s.asking = nil
 	s.hold.unwatch(s)
 	if err != nil {
@@ -133,7 +140,7 @@ func (s *exchange) askFor(r *run, facts *policy.Facts, params []approval.Param, 
 	r.write = r.write || changes(facts.Actions)
 	if first {
 		r.began = time.Now()
-		s.record(session.Event{At: r.began, Kind: session.Statement, Text: r.text, Shape: facts.Shape, Params: shown(params), Decision: isle.Allow, Rule: pass.Rule(), Approval: pass.Approval()})
+		s.record(session.Event{At: r.began, Kind: session.Statement, Text: text, Shape: facts.Shape, Params: values, Decision: isle.Allow, Rule: pass.Rule(), Approval: pass.Approval()})
 	}
 	return nil
 }
@@ -141,7 +148,8 @@ func (s *exchange) askFor(r *run, facts *policy.Facts, params []approval.Param, 
 // refuseHere records what is refused without asking policy.
 func (s *exchange) refuseHere(r *run, err error) error {
 	s.notDone(r)
-	s.record(session.Event{Kind: session.Refused, Text: r.text, Shape: r.read.Facts.Shape, Decision: isle.Deny, Error: err.Error()})
+	text, _ := redact(r.plans, r.read, r.text, nil)
+	s.door.Refuse(gateway.Ask{Facts: r.read.Facts, Text: r.text, Record: text}, "built in: what the gateway can't follow", err)
 	return err
 }
 

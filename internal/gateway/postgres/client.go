@@ -260,7 +260,12 @@ func (s *exchange) query(size int, frame []byte) error {
 	if err != nil {
 		return s.told('Q', size, err)
 	}
-	r := &run{text: text, read: read}
+	plans, err := s.plan(read, text)
+	if err != nil {
+		return s.told('Q', size, err)
+	}
+	r := &run{text: text, read: read, plans: plans}
+	s.params = s.params[:0]
 	if err := s.ask(r, nil); err != nil {
 		return s.told('Q', size, err)
 	}
@@ -294,7 +299,7 @@ func (s *exchange) prepares(e *entry, text []byte) {
 	switch p := &e.run.read.Parts[0]; {
 	case p.Kind == "prepare":
 		e.key = p.Name
-		e.statement = &name[statement]{value: &statement{text: slices.Clone(text), read: e.run.read}}
+		e.statement = &name[statement]{value: &statement{text: slices.Clone(text), read: e.run.read, plans: e.run.plans}}
 	case p.Kind == "deallocate" && p.Name != "":
 		e.key, e.statement = p.Name, &name[statement]{}
 	}
@@ -313,6 +318,9 @@ func (s *exchange) parse(size int, frame []byte) error {
 		return s.told('P', size, err)
 	}
 	st := &statement{text: slices.Clone(text), read: read}
+	if st.plans, err = s.plan(read, st.text); err != nil {
+		return s.told('P', size, err)
+	}
 	for t := rest[2:]; len(t) > 0; t = t[4:] {
 		st.types = append(st.types, binary.BigEndian.Uint32(t))
 	}
@@ -321,6 +329,11 @@ func (s *exchange) parse(size int, frame []byte) error {
 	}
 	if !s.fits(st) {
 		return s.refused('P', size, &refusal{State: stateLimit, Message: fmt.Sprintf("isle: the session has too many prepared statements: %d, of %d bytes in all, are kept", maxStatements, maxPrepared), Hint: "close some"})
+	}
+	if s.masked != nil && len(st.plans) == 1 {
+		s.masking.Lock()
+		s.masked.Prepared(string(key), st.plans[0])
+		s.masking.Unlock()
 	}
 	s.forward(size, entry{kind: 'P', key: string(key), statement: &name[statement]{value: st}})
 	return nil
@@ -375,14 +388,42 @@ func (s *exchange) bind(size int, frame []byte) error {
 			b.params[i].Type = typeName(st.types[i])
 		}
 	}
-	r := &run{text: st.text, read: st.read}
+	plans, err := s.checked(st.plans)
+	if err != nil {
+		return s.told('B', size, err)
+	}
+	r := &run{text: st.text, types: st.types, read: st.read, plans: plans}
 	if err := s.ask(r, b.params); err != nil {
 		return s.told('B', size, err)
 	}
-	if !s.forward(size, entry{kind: 'B', key: string(b.portal), portal: &name[portal]{value: &portal{statement: st, run: r}}}) {
+	po := &portal{statement: st, run: r, plans: plans}
+	if !s.forward(size, entry{kind: 'B', key: string(b.portal), portal: &name[portal]{value: po}}) {
 		s.account(r, notExecuted)
+		return nil
 	}
-	return nil
+	return s.describe(string(b.portal), po)
+}
+
+// describe asks the server for the description of a portal: masks need it, and
+// the client may not ask.
+func (s *exchange) describe(key string, po *portal) error {
+	if s.masked == nil {
+		return nil
+	}
+	s.masking.Lock()
+	if len(po.plans) == 1 {
+		s.masked.Portal(key, po.plans[0])
+	}
+	s.masking.Unlock()
+	b := binary.BigEndian.AppendUint32([]byte{'D'}, uint32(4+1+len(key)+1))
+	b = append(append(append(b, 'P'), key...), 0)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.skipping {
+		s.push(entry{kind: 'D', ours: true, of: po, segment: s.segment})
+		s.up.insert(b)
+	}
+	return s.ended
 }
 
 // notExecuted is the outcome of what the server skips.
@@ -416,7 +457,7 @@ func (s *exchange) execute(size int, frame []byte) error {
 	again := false
 	if p != nil {
 		if r, again = p.run, p.run == nil; again {
-			r = &run{read: p.statement.read, began: time.Now()}
+			r = &run{read: p.statement.read, plans: p.plans, began: time.Now()}
 		}
 		p.run = nil
 	}
@@ -432,7 +473,7 @@ func (s *exchange) execute(size int, frame []byte) error {
 		s.account(r, "not executed")
 		return s.told('E', size, err)
 	}
-	e := entry{kind: 'E', run: r, sets: s.sets(r.read)}
+	e := entry{kind: 'E', run: r, of: p, sets: s.sets(r.read)}
 	s.prepares(&e, p.statement.text)
 	if !s.forward(size, e) {
 		s.account(r, notExecuted)

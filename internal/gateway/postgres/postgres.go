@@ -46,7 +46,9 @@ type Config struct {
 	// Large bounds the memory in bytes that messages above 32 KiB take while they
 	// are read, of all sessions together; default 256 MiB.
 	Large int64
-	Slog  *slog.Logger // nil discards
+	// MaskKey is the key of the server's that masks of kind hash are made with.
+	MaskKey []byte
+	Slog    *slog.Logger // nil discards
 }
 
 // A Protocol serves connections of kind postgres.
@@ -56,6 +58,7 @@ type Protocol struct {
 	large        *semaphore.Weighted
 	registry     registry
 	readers      readers
+	disguises    disguises
 	refusedQuery []byte
 }
 
@@ -75,7 +78,7 @@ func New(c Config) *Protocol {
 	if c.Grammar == nil {
 		c.Grammar = grammar.New()
 	}
-	return &Protocol{config: c, readers: readers{grammar: c.Grammar}, large: semaphore.NewWeighted(c.Large),
+	return &Protocol{config: c, readers: readers{grammar: c.Grammar}, disguises: disguises{grammar: c.Grammar, key: c.MaskKey}, large: semaphore.NewWeighted(c.Large),
 		refusedQuery: append(binary.BigEndian.AppendUint32([]byte{'Q'}, uint32(4+len(text))), text...)}
 }
 
@@ -111,6 +114,7 @@ func (p *Protocol) serve(ctx context.Context, client net.Conn, d door) error {
 	if err := s.welcome(start, key); err != nil {
 		s.server.Close()
 		s.down.in.release()
+		s.side.close()
 		return err
 	}
 	client.SetDeadline(time.Time{})
@@ -188,8 +192,20 @@ func (p *Protocol) begin(ctx context.Context, client net.Conn, d door, start *st
 	s.reads()
 	s.cancelPacket = cancelRequest(u.process, u.key)
 	s.poison = poison()
+	if s.masks, err = p.disguises.of(c); err != nil {
+		u.close()
+		return nil, err
+	}
+	s.side = p.newSide(d, c, base, who.searchPath)
+	if s.masks != nil {
+		s.masked = s.masks.Begin(s.side.query)
+		s.looks.Add(1)
+	}
+	if c.Results {
+		s.looks.Add(1)
+	}
 	s.waiting = s.wait
-	s.estimate = func(context.Context) string { return "" }
+	s.estimate = s.guess
 	s.pairs = s.context()
 	return s, nil
 }

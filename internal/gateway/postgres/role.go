@@ -64,6 +64,9 @@ func (p *Protocol) checkRole(ctx context.Context, u *upstream, connection string
 	return role{name: session, searchPath: r[4]}, nil
 }
 
+// serverSaid is an error that the server answered with; the connection goes on.
+type serverSaid struct{ error }
+
 // query runs a statement of our own before the client is let in, and returns its
 // rows as text.
 func (u *upstream) query(sql string) ([][]string, error) {
@@ -71,6 +74,11 @@ func (u *upstream) query(sql string) ([][]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	return u.exchange(packet)
+}
+
+// exchange sends messages of our own and reads until the server is ready.
+func (u *upstream) exchange(packet []byte) ([][]string, error) {
 	if _, err := u.conn.Write(packet); err != nil {
 		return nil, err
 	}
@@ -96,14 +104,14 @@ func (u *upstream) query(sql string) ([][]string, error) {
 			if err := e.Decode(body); err != nil {
 				return nil, err
 			}
-			failure = fmt.Errorf("%s (%s)", e.Message, e.Code)
+			failure = serverSaid{fmt.Errorf("%s (%s)", e.Message, e.Code)}
 		case 'Z':
 			return rows, failure
 		case 'S':
 			if err := u.learn(kind, body); err != nil {
 				return nil, err
 			}
-		case 'T', 'C', 'N', 'A', 'I':
+		case 'T', 'C', 'N', 'A', 'I', '1', '2', 'n':
 		default:
 			return nil, fmt.Errorf("a message of type %q", kind)
 		}

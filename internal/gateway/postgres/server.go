@@ -24,13 +24,18 @@ func (s *exchange) fromServer() error {
 			return serverGone{err}
 		}
 		switch kind {
-		case 'D', 'd':
+		case 'D':
 			s.rows++
-			if frame == nil {
+			switch {
+			case s.looks.Load() > 0:
+				err = s.row(size, frame)
+			case frame == nil:
 				err = s.down.stream(size)
-			} else {
+			default:
 				s.down.pass(size)
 			}
+		case 'd':
+			err = s.copied(size, frame)
 		default:
 			if frame == nil {
 				if frame, err = s.down.grow(size, maxReply); err != nil {
@@ -54,7 +59,10 @@ func (s *exchange) fromServer() error {
 func (s *exchange) reply(kind byte, frame []byte) error {
 	body := frame[headerSize:]
 	switch kind {
-	case 'N', 'A':
+	case 'N':
+		s.scrubbed(frame)
+		return nil
+	case 'A':
 		s.down.pass(len(frame))
 		return nil
 	case 'S':
@@ -111,7 +119,13 @@ func (s *exchange) answer(kind byte, frame []byte) error {
 		s.mu.Unlock()
 		return errReply
 	}
-	r := e.run
+	if e.probe != nil {
+		s.mu.Unlock()
+		s.down.cut(len(frame))
+		return nil
+	}
+	r, ours, of := e.run, e.ours, e.of
+	plan := s.planAt()
 	if last {
 		done := s.pop()
 		switch {
@@ -122,7 +136,24 @@ func (s *exchange) answer(kind byte, frame []byte) error {
 		}
 	}
 	s.mu.Unlock()
-	s.down.pass(len(frame))
+	if kind == 'T' && s.masked != nil && (ours || !last) {
+		rows, err := s.described(frame, plan)
+		if err != nil {
+			return err
+		}
+		s.mu.Lock()
+		if ours {
+			of.rows = rows
+		} else {
+			s.showing = rows
+		}
+		s.mu.Unlock()
+	}
+	if ours {
+		s.down.cut(len(frame))
+	} else {
+		s.down.pass(len(frame))
+	}
 	switch kind {
 	case 'C', 'I', 's':
 		s.complete(r, kind, frame[headerSize:], last)
@@ -156,6 +187,10 @@ func (s *exchange) complete(r *run, kind byte, body []byte, single bool) {
 		return
 	}
 	r.did(tag, rows)
+	s.mu.Lock()
+	r.part++
+	s.showing = nil
+	s.mu.Unlock()
 	if single {
 		s.account(r, r.tag)
 	}
@@ -219,7 +254,7 @@ func (s *exchange) failed(frame []byte) error {
 		severity = m.Severity
 	}
 	if severity == "FATAL" || severity == "PANIC" {
-		s.down.pass(len(frame))
+		s.scrubbed(frame)
 		if err := s.down.flush(); err != nil {
 			return clientGone{err}
 		}
@@ -230,11 +265,17 @@ func (s *exchange) failed(frame []byte) error {
 	e := s.front()
 	if e == nil || e.kind == 'S' {
 		s.mu.Unlock()
-		s.down.pass(len(frame))
+		s.scrubbed(frame)
 		return nil
 	}
-	s.copying = false
+	s.copying, s.showing = false, nil
+	if e.probe != nil {
+		s.mu.Unlock()
+		s.down.cut(len(frame))
+		return nil
+	}
 	refused := e.refused
+	plan := s.planAt()
 	var left []*run
 	if e.kind == 'Q' {
 		if e.run != nil {
@@ -252,8 +293,8 @@ func (s *exchange) failed(frame []byte) error {
 	if refused != nil {
 		s.down.cut(len(frame))
 		s.down.out = refused.frame(s.down.out, "ERROR")
-	} else {
-		s.down.pass(len(frame))
+	} else if s.scrub(frame, plan) {
+		m.Message = "(left out: it may quote what is masked)"
 	}
 	outcome := "error " + m.Code
 	for _, r := range left {
@@ -313,13 +354,26 @@ func (s *exchange) ready(frame []byte) error {
 		s.statements.agree(done.key, done.statement)
 	}
 	s.copying = false
+	if done.probe != nil {
+		s.looks.Add(-1)
+	}
 	if s.status = frame[headerSize]; s.status == 'I' {
 		if s.outstanding() == 0 {
 			s.wrote = false
 		}
 		s.expire()
 	}
+	status := s.status
 	s.mu.Unlock()
+	if status == 'I' && s.masked != nil {
+		s.masking.Lock()
+		s.masked.Idle()
+		s.masking.Unlock()
+	}
+	if done.probe != nil {
+		s.down.cut(len(frame))
+		return nil
+	}
 	s.down.pass(len(frame))
 	if done.run != nil {
 		s.account(done.run, done.run.tag)

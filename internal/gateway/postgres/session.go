@@ -6,10 +6,12 @@ import (
 	"net"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"isle"
 	"isle/internal/approval"
+	"isle/internal/gateway/postgres/mask"
 	"isle/internal/gateway/postgres/query"
 	"isle/internal/policy"
 	"isle/internal/session"
@@ -40,7 +42,10 @@ type entry struct {
 	statement *name[statement]
 	portal    *name[portal]
 	segment   uint64
-	sets      bool // may change how statements are read
+	of        *portal
+	sets      bool   // may change how statements are read
+	probe     *probe // a Query of our own: the client hears nothing of it
+	ours      bool   // a Describe of our own
 }
 
 // A session is one client at one server. Two goroutines carry it: fromClient and
@@ -50,6 +55,9 @@ type exchange struct {
 	door         door
 	connection   policy.Connection
 	reader       *query.Reader
+	side         *side
+	masks        *mask.Masks  // nil where the connection has none
+	looks        atomic.Int32 // reasons to look at rows
 	client       net.Conn
 	server       net.Conn
 	up           splice // client to server; of the goroutine fromClient
@@ -67,6 +75,7 @@ type exchange struct {
 	prepared int // bytes of statements' texts
 	params   []approval.Param
 	asking   *run
+	stale    bool // search_path may have changed
 	touched  bool // a setting was changed that a transaction's end may change back
 	waiting  func(approval.Request) error
 	estimate func(ctx context.Context) string
@@ -74,7 +83,11 @@ type exchange struct {
 
 	rows int64 // of the answer that comes; of the goroutine fromServer
 
+	masking sync.Mutex    // guards masked
+	masked  *mask.Session // nil as masks
+
 	mu         sync.Mutex // guards what follows
+	showing    *mask.Rows // of the Query that the server answers
 	changed    sync.Cond  // an answer came, or the session ends
 	queue      []entry
 	head       int
@@ -213,6 +226,7 @@ func (s *exchange) finish() {
 	}
 	s.up.in.release()
 	s.down.in.release()
+	s.side.close()
 }
 
 // guarded runs f and makes an error of a panic: a hostile message ends its own

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"isle/internal/gateway"
+	"isle/internal/gateway/postgres/mask"
 	"isle/internal/gateway/postgres/query"
 )
 
@@ -12,12 +13,15 @@ type statement struct {
 	text  []byte
 	types []uint32 // of the parameters, as Parse gave them; 0 is the server's choice
 	read  *query.Read
+	plans []*mask.Plan // of its masked columns, where the connection has masks
 }
 
 // A portal is a statement bound to parameters, and asked for.
 type portal struct {
 	statement *statement
 	run       *run // its execution; nil once the first Execute took it
+	plans     []*mask.Plan
+	rows      *mask.Rows // how its rows are rewritten, once it is described
 }
 
 // A name is what a prepared statement's or portal's name stands for, from one
@@ -79,7 +83,10 @@ func (n *names[T]) forget() { clear(n.m) }
 // A run is one execution of a statement: of a Query all of its parts.
 type run struct {
 	text     []byte // until it is forwarded
+	types    []uint32
 	read     *query.Read
+	plans    []*mask.Plan
+	part     int // which part the server answers
 	passes   []gateway.Pass
 	one      [1]gateway.Pass // where passes are, mostly
 	executes []executed

@@ -1,0 +1,66 @@
+package postgres
+
+import (
+	"encoding/binary"
+
+	"isle/internal/approval"
+)
+
+// A probe is a Query of our own within the client's session. It asks what only
+// that session knows.
+type probe struct{ row []string }
+
+const probeQuery = "select pg_catalog.current_setting('search_path')\x00"
+
+// refresh asks for the search path after a statement that may have changed it:
+// what names mean depends on it, so an approval is bound to it. Where it can't be
+// asked, between messages that are one transaction or in one that has failed, it
+// counts as changed, and functions as not known.
+func (s *exchange) refresh() error {
+	if !s.stale {
+		return nil
+	}
+	s.mu.Lock()
+	can := s.outstanding() == 0 && s.status != 'E' && !s.skipping
+	if !can {
+		s.reading.PathChanged = true
+		s.mu.Unlock()
+		s.setContext("not known")
+		return nil
+	}
+	p := &probe{}
+	s.push(entry{kind: 'Q', probe: p, segment: s.segment})
+	s.mu.Unlock()
+	s.looks.Add(1)
+	b := binary.BigEndian.AppendUint32([]byte{'Q'}, uint32(4+len(probeQuery)))
+	s.up.insert(append(b, probeQuery...))
+	if err := s.await(func() bool { return s.outstanding() == 0 }); err != nil {
+		return err
+	}
+	path := "not known"
+	s.mu.Lock()
+	if len(p.row) == 1 {
+		path = p.row[0]
+		s.stale = false
+	}
+	s.role.searchPath = path
+	s.reads()
+	if s.stale {
+		s.reading.PathChanged = true
+	}
+	s.mu.Unlock()
+	s.setContext(path)
+	return nil
+}
+
+// setContext is made anew, since an approval may still hold the old one.
+func (s *exchange) setContext(path string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pairs = s.context()
+	for i := range s.pairs {
+		if s.pairs[i].Key == "search_path" {
+			s.pairs[i] = approval.Pair{Key: "search_path", Value: path}
+		}
+	}
+}
