@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"isle"
@@ -302,7 +303,16 @@ func (s *exchange) prepares(e *entry, text []byte) {
 		e.statement = &name[statement]{value: &statement{text: slices.Clone(text), read: e.run.read, plans: e.run.plans}}
 	case p.Kind == "deallocate" && p.Name != "":
 		e.key, e.statement = p.Name, &name[statement]{}
+	case p.Kind == "deallocate" || p.Kind == "discard":
+		e.forgets = p.Kind == "deallocate" || discardsAll(e.run.read.Facts.Shape)
 	}
+}
+
+// discardsAll reports whether a DISCARD is one of all, which ends prepared
+// statements too.
+func discardsAll(shape string) bool {
+	words := strings.Fields(strings.TrimRight(strings.ToLower(shape), "; "))
+	return len(words) == 2 && words[1] == "all"
 }
 
 // parse handles Parse: what is refused outright is refused here. It is asked for

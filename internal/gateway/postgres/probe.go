@@ -21,8 +21,15 @@ func (s *exchange) refresh() error {
 		return nil
 	}
 	s.mu.Lock()
-	can := s.outstanding() == 0 && s.status != 'E' && !s.skipping
-	if !can {
+	open := s.skipping || s.outstanding() > 0 && !closes(s.queue[len(s.queue)-1].kind)
+	s.mu.Unlock()
+	if !open {
+		if err := s.await(func() bool { return s.outstanding() == 0 }); err != nil {
+			return err
+		}
+	}
+	s.mu.Lock()
+	if open || s.status == 'E' {
 		s.reading.PathChanged = true
 		s.mu.Unlock()
 		s.setContext("not known")
@@ -52,6 +59,9 @@ func (s *exchange) refresh() error {
 	s.setContext(path)
 	return nil
 }
+
+// closes reports whether a message ends a segment: nothing is open after it.
+func closes(kind byte) bool { return kind == 'S' || kind == 'Q' }
 
 // setContext is made anew, since an approval may still hold the old one.
 func (s *exchange) setContext(path string) {

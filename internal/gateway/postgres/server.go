@@ -128,6 +128,9 @@ func (s *exchange) answer(kind byte, frame []byte) error {
 	plan := s.planAt()
 	if last {
 		done := s.pop()
+		if done.forgets {
+			s.statements.forget()
+		}
 		switch {
 		case done.statement != nil:
 			s.statements.agree(done.key, done.statement)
@@ -286,6 +289,7 @@ func (s *exchange) failed(frame []byte) error {
 			s.statements.undo(e.key, e.statement)
 			e.statement = nil
 		}
+		e.forgets = false
 	} else {
 		left = s.skip()
 	}
@@ -352,6 +356,9 @@ func (s *exchange) ready(frame []byte) error {
 	done := s.pop()
 	if done.statement != nil {
 		s.statements.agree(done.key, done.statement)
+	}
+	if done.forgets {
+		s.statements.forget()
 	}
 	s.copying = false
 	if done.probe != nil {

@@ -45,6 +45,7 @@ type entry struct {
 	of        *portal
 	sets      bool   // may change how statements are read
 	probe     *probe // a Query of our own: the client hears nothing of it
+	forgets   bool   // no prepared statement is left after it
 	ours      bool   // a Describe of our own
 }
 

@@ -77,8 +77,14 @@ func (n *names[T]) undo(key string, d *name[T]) {
 	}
 }
 
-// forget drops what is known of a name: it may stand for anything.
-func (n *names[T]) forget() { clear(n.m) }
+// forget drops what the server has forgotten: all but what it has yet to answer.
+func (n *names[T]) forget() {
+	for key, d := range n.m {
+		if !d.pending {
+			delete(n.m, key)
+		}
+	}
+}
 
 // A run is one execution of a statement: of a Query all of its parts.
 type run struct {
