@@ -146,6 +146,19 @@ func (k *Keyring) Open(purpose string, sealed []byte) ([]byte, error) {
 	return plain, nil
 }
 
+// Derive returns 32 bytes that this key alone gives for a purpose, the same ones
+// each time. Another key gives others.
+func (k *Keyring) Derive(purpose string) ([]byte, error) {
+	if k.err != nil {
+		return nil, k.err
+	}
+	sub, err := hkdf.Key(sha256.New, k.key.bytes[:], nil, "isle derive v1\n"+purpose, sha256.Size)
+	if err != nil {
+		return nil, isle.Errorf(isle.Internal, "cannot derive a key: %w", err)
+	}
+	return sub, nil
+}
+
 // parseSealed takes what is sealed apart; rest is the nonce and what follows.
 func parseSealed(sealed []byte) (id keyID, rest []byte, err error) {
 	switch {

@@ -21,7 +21,7 @@ import (
 
 // openGateway makes the gateway with every protocol it speaks.
 func (r *rooms) openGateway() {
-	r.postgres = postgres.New(postgres.Config{Slog: r.server.log})
+	r.postgres = postgres.New(postgres.Config{Slog: r.server.log, MaskKey: func() ([]byte, error) { return r.key.Derive("masks") }})
 	r.gateway = gateway.New(gateway.Config{
 		Closed: r.closed,
 		Policy: r.policy, Sessions: r.sessions, Log: r.store, Secrets: r.secrets, Approvals: r.approvals,

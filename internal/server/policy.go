@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"net/netip"
+	"slices"
 
 	"isle"
 	"isle/internal/environment"
@@ -37,8 +38,17 @@ func (r *rooms) closed(instance isle.ID, to netip.AddrPort) string {
 
 // followPolicy opens and closes doors as the policy changes and grants end.
 func (r *rooms) followPolicy(ctx context.Context) {
+	warm := false
 	for {
 		state, asked := r.policy.State(), r.policy.Now()
+		if !warm && slices.ContainsFunc(state.Set.Connections(), func(c policy.Connection) bool { return c.Kind == "postgres" }) {
+			warm = true
+			r.following.Go(func() { // ends by itself, in seconds
+				if err := r.postgres.Warm(); err != nil {
+					r.server.log.Error("SQL can't be read, so nothing passes at connections of kind postgres", "err", err)
+				}
+			})
+		}
 		r.gateway.PolicyChanged()
 		r.manager.PolicyChanged(ctx)
 		if err := r.approvals.PolicyChanged(ctx); err != nil && ctx.Err() == nil && r.approvals.Err() == nil {

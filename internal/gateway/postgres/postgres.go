@@ -20,6 +20,7 @@ package postgres
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -46,8 +47,9 @@ type Config struct {
 	// Large bounds the memory in bytes that messages above 32 KiB take while they
 	// are read, of all sessions together; default 256 MiB.
 	Large int64
-	// MaskKey is the key of the server's that masks of kind hash are made with.
-	MaskKey []byte
+	// MaskKey is the key of the server's that masks of kind hash are made with;
+	// nil: one that is made anew each time that the server starts.
+	MaskKey func() ([]byte, error)
 	Slog    *slog.Logger // nil discards
 }
 
@@ -70,6 +72,11 @@ func New(c Config) *Protocol {
 	if c.Large <= 0 {
 		c.Large = 256 << 20
 	}
+	if c.MaskKey == nil {
+		key := make([]byte, 32)
+		rand.Read(key)
+		c.MaskKey = func() ([]byte, error) { return key, nil }
+	}
 	if c.Slog == nil {
 		c.Slog = slog.New(slog.DiscardHandler)
 	}
@@ -91,6 +98,10 @@ var (
 func (p *Protocol) Serve(ctx context.Context, client net.Conn, d *gateway.Door) error {
 	return p.serve(ctx, client, gate{d})
 }
+
+// Warm makes the grammar ready, which takes seconds; without, the first session
+// waits for it.
+func (p *Protocol) Warm() error { return p.config.Grammar.Warm() }
 
 // serve speaks with one client until one side ends or ctx does.
 func (p *Protocol) serve(ctx context.Context, client net.Conn, d door) error {
@@ -183,8 +194,8 @@ func (p *Protocol) begin(ctx context.Context, client net.Conn, d door, start *st
 	s := &exchange{p: p, door: d, connection: c, client: client, server: u.conn, role: who, database: base, status: 'I', settings: make(map[string]string)}
 	s.ctx, s.end = context.WithCancelCause(ctx)
 	s.outlet.conn = client
-	s.up = splice{in: newReader(client, &p.buffers, p.large), write: func(b []byte, _ bool) error { _, err := s.server.Write(b); return err }}
-	s.down = splice{in: u.in, write: s.outlet.carry}
+	s.up = splice{in: newReader(client, &p.buffers, p.large), write: s.send}
+	s.down = splice{in: u.in, write: s.carry}
 	for _, v := range u.parameters {
 		s.settings[v.name] = v.value
 	}
@@ -208,6 +219,19 @@ func (p *Protocol) begin(ctx context.Context, client net.Conn, d door, start *st
 	s.estimate = s.guess
 	s.pairs = s.context()
 	return s, nil
+}
+
+// send writes to the server behind.
+func (s *exchange) send(b []byte, _ bool) error {
+	s.in.Add(int64(len(b)))
+	_, err := s.server.Write(b)
+	return err
+}
+
+// carry writes to the client.
+func (s *exchange) carry(b []byte, within bool) error {
+	s.out.Add(int64(len(b)))
+	return s.outlet.carry(b, within)
 }
 
 // poison is an Execute of a portal that nobody can have made.

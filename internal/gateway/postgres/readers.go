@@ -51,7 +51,7 @@ func (r *readers) of(c policy.Connection) *query.Reader {
 // masked.
 type disguises struct {
 	grammar *grammar.Grammar
-	key     []byte
+	key     func() ([]byte, error)
 
 	mu   sync.Mutex // guards what follows
 	each map[string]disguise
@@ -74,7 +74,11 @@ func (d *disguises) of(c policy.Connection) (*mask.Masks, error) {
 	if have, ok := d.each[c.Name]; ok && reflect.DeepEqual(have.of, plain) {
 		return have.masks, nil
 	}
-	m, err := mask.New(mask.Config{Connection: c, Key: gateway.MaskKey(d.key, c.Name), Parse: d.grammar.Parse})
+	key, err := d.key()
+	if err != nil {
+		return nil, err
+	}
+	m, err := mask.New(mask.Config{Connection: c, Key: gateway.MaskKey(key, c.Name), Parse: d.grammar.Parse})
 	if err != nil {
 		return nil, err
 	}

@@ -58,6 +58,7 @@ type exchange struct {
 	reader       *query.Reader
 	side         *side
 	masks        *mask.Masks  // nil where the connection has none
+	in, out      atomic.Int64 // bytes that are not counted yet
 	looks        atomic.Int32 // reasons to look at rows
 	client       net.Conn
 	server       net.Conn
@@ -225,6 +226,7 @@ func (s *exchange) finish() {
 	for _, r := range left {
 		s.account(r, "unknown")
 	}
+	s.count()
 	s.up.in.release()
 	s.down.in.release()
 	s.side.close()
@@ -248,6 +250,7 @@ func (s *exchange) account(r *run, outcome string) {
 	for _, p := range r.passes {
 		p.Done(outcome, r.rows)
 	}
+	s.count()
 	if r.began.IsZero() {
 		return
 	}
@@ -256,6 +259,13 @@ func (s *exchange) account(r *run, outcome string) {
 		e.Kind, e.Error = session.Failure, r.failure
 	}
 	s.record(e)
+}
+
+// count tells the session how many bytes went each way.
+func (s *exchange) count() {
+	if in, out := s.in.Swap(0), s.out.Swap(0); in+out > 0 {
+		s.door.Count(in, out)
+	}
 }
 
 // record adds to the recording. Where that can't be, nothing more may pass.
