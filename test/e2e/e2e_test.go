@@ -90,6 +90,7 @@ func TestPromises(t *testing.T) {
 			"code":      exitCode,
 			"within":    within,
 			"answer":    answer,
+			"postgres":  realPostgres,
 			"listen":    listen,
 			"own":       ownState,
 			"small":     smallState,

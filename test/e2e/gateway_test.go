@@ -4,9 +4,12 @@ import (
 	"bufio"
 	"fmt"
 	"net"
+	"os"
 	"strconv"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"isle/test/lab"
 )
 
 // answer listens on 127.0.0.1 until the script ends, as something real behind a
@@ -36,4 +39,20 @@ func answer(ts *testscript.TestScript, neg bool, args []string) {
 			}()
 		}
 	}()
+}
+
+// realPostgres starts a PostgreSQL that ends with the script: postgres VAR CAFILE
+// SQLFILE puts its port into a variable and its authority into a file, and runs
+// the SQL as the superuser.
+func realPostgres(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 3 {
+		ts.Fatalf("usage: postgres VAR CAFILE SQLFILE")
+	}
+	pg, err := lab.StartPostgres()
+	ts.Check(err)
+	ts.Defer(pg.Close)
+	ts.Setenv(args[0], strconv.Itoa(pg.Port))
+	ts.Check(os.WriteFile(ts.MkAbs(args[1]), []byte(pg.CA), 0o600))
+	_, err = pg.Exec("postgres", ts.ReadFile(args[2]))
+	ts.Check(err)
 }
