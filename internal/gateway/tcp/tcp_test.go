@@ -49,6 +49,10 @@ func echo(c net.Conn) {
 
 // world has a connection of an address that shop may open.
 func world(t *testing.T, address, more string, idle time.Duration) *gatewaytest.World {
+	return worldOf(t, address, more, idle)
+}
+
+func worldOf(t testing.TB, address, more string, idle time.Duration) *gatewaytest.World {
 	return gatewaytest.New(t, document(address, more), map[string]gateway.Protocol{"tcp": tcp.Protocol{Idle: idle}})
 }
 
