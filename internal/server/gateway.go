@@ -1,14 +1,9 @@
 package server
 
 import (
-	"bufio"
 	"context"
 	"io"
 	"net"
-	"net/netip"
-	"os"
-	"strconv"
-	"strings"
 	"time"
 
 	"isle"
@@ -29,7 +24,7 @@ func (r *rooms) openGateway() {
 		Refused:   r.refusals.actor,
 		Inside:    func(instance isle.ID, at time.Time) []isle.ID { return r.manager.Inside(instance, at) },
 		Forward:   r.reachService,
-		Listening: listensHere,
+		Listening: r.server.handover.listens,
 		Slog:      r.server.log,
 	})
 }
@@ -88,61 +83,4 @@ func (r *rooms) answersFor(who isle.Actor) (owner string, chain []string) {
 // the gateway that does so, for whoever the entry names.
 func (r *rooms) reachService(ctx context.Context, c gateway.Caller, connection string, ref isle.Ref, service string, port int) (io.ReadWriteCloser, error) {
 	return r.manager.Reach(ctx, isle.Actor{Kind: isle.System, Name: "gateway"}, ref, service, port, "connection "+connection+" for "+c.Actor.String())
-}
-
-// listensHere reports whether one of this program's own listeners would take a
-// connection to an address of this machine. What cannot be read is taken for
-// one: no connection leads to the server itself.
-func listensHere(to netip.AddrPort) bool {
-	inodes, err := listenersOn(to.Port())
-	if err != nil {
-		return true
-	}
-	if len(inodes) == 0 {
-		return false
-	}
-	fds, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		return true
-	}
-	for _, fd := range fds {
-		target, err := os.Readlink("/proc/self/fd/" + fd.Name())
-		if err != nil {
-			continue // closed meanwhile
-		}
-		if inode, ok := strings.CutPrefix(target, "socket:["); ok && inodes[strings.TrimSuffix(inode, "]")] {
-			return true
-		}
-	}
-	return false
-}
-
-// listenersOn are the inodes of the sockets that listen on a port, of any
-// address, in the server's network namespace (proc_pid_net(5)).
-func listenersOn(port uint16) (map[string]bool, error) {
-	const listening = "0A"
-	hex := strings.ToUpper(strconv.FormatUint(uint64(port), 16))
-	suffix := ":" + strings.Repeat("0", 4-len(hex)) + hex
-	inodes := map[string]bool{}
-	for _, name := range []string{"/proc/self/net/tcp", "/proc/self/net/tcp6"} {
-		f, err := os.Open(name)
-		if os.IsNotExist(err) {
-			continue // no IPv6
-		}
-		if err != nil {
-			return nil, err
-		}
-		s := bufio.NewScanner(f)
-		for s.Scan() {
-			if field := strings.Fields(s.Text()); len(field) > 9 && field[3] == listening && strings.HasSuffix(field[1], suffix) {
-				inodes[field[9]] = true
-			}
-		}
-		err = s.Err()
-		f.Close()
-		if err != nil {
-			return nil, err
-		}
-	}
-	return inodes, nil
 }

@@ -3,6 +3,7 @@ package server
 import (
 	"encoding/json"
 	"net"
+	"net/netip"
 	"os"
 	"strconv"
 	"sync"
@@ -89,6 +90,23 @@ func (h *Handover) address(key string) (address string, ok bool) {
 	}
 	defer l.Close()
 	return l.Addr().String(), true
+}
+
+// listens reports whether a listener would take a connection to an address of
+// this machine.
+func (h *Handover) listens(to netip.AddrPort) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, l := range h.held {
+		at, err := netip.ParseAddrPort(l.Addr().String())
+		if err != nil || at.Port() != to.Port() { // a unix socket
+			continue
+		}
+		if a := at.Addr().Unmap(); a.IsUnspecified() || a == to.Addr().Unmap() {
+			return true
+		}
+	}
+	return false
 }
 
 // take returns the inherited listener of a key, nil if there is none.
