@@ -1,8 +1,6 @@
 package api
 
 import (
-	"encoding/base64"
-	"encoding/json"
 	"net/http"
 	"strings"
 
@@ -47,35 +45,4 @@ func token68(s string) bool {
 		}
 	}
 	return body != ""
-}
-
-// spiffeScheme begins a SPIFFE ID.
-const spiffeScheme = "spiffe://"
-
-// workloadOf is the SPIFFE ID that a request claims to be, by a JWT-SVID as its
-// token or an X.509-SVID as its certificate; "" if it claims none. Nothing of it
-// is verified: whoever claims it is refused.
-func workloadOf(r *http.Request, token string) string {
-	if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
-		for _, u := range r.TLS.PeerCertificates[0].URIs {
-			if strings.EqualFold(u.Scheme, "spiffe") {
-				return u.String()
-			}
-		}
-	}
-	parts := strings.Split(token, ".")
-	if len(parts) != 3 {
-		return ""
-	}
-	b, err := base64.RawURLEncoding.DecodeString(strings.TrimRight(parts[1], "="))
-	if err != nil {
-		return ""
-	}
-	var claims struct {
-		Subject string `json:"sub"`
-	}
-	if json.Unmarshal(b, &claims) != nil || len(claims.Subject) < len(spiffeScheme) || !strings.EqualFold(claims.Subject[:len(spiffeScheme)], spiffeScheme) {
-		return ""
-	}
-	return claims.Subject
 }

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"log/slog"
@@ -102,17 +103,18 @@ type remote struct {
 	held             places // bytes, by key
 }
 
-// The rules that refuse a credential.
-const (
-	unproven = ended // what is none never counted
-	airlocks = "built in: a workload's credential counts only inside its own airlock"
-)
+// unproven is the rule that refuses what is no credential: it never counted.
+const unproven = ended
 
 func (c *remote) serve(w http.ResponseWriter, r *http.Request) {
 	source := SourceOf(r.RemoteAddr)
 	token, err := bearer(r.Header)
-	if claimed := workloadOf(r, token); claimed != "" {
-		c.refuse(w, source, airlocks, claimed, isle.Errorf(isle.Refused, "a workload's credential counts only inside its own airlock").
+	var certificates []*x509.Certificate
+	if r.TLS != nil {
+		certificates = r.TLS.PeerCertificates
+	}
+	if claimed := identity.Claimed(token, certificates); claimed != "" {
+		c.refuse(w, source, identity.WorkloadRule, claimed, isle.Errorf(isle.Refused, "a workload's credential counts only inside its own airlock").
 			WithHint("what runs outside proves itself as a machine: see `isle identity create --help`"))
 		return
 	}
