@@ -25,7 +25,8 @@ const maxCredential = 16 << 10
 // the connection's; the user's name means nothing.
 type Front struct {
 	// TLS is the listener's. Both ways to begin TLS are known: SSLRequest, and TLS
-	// from the first byte with the ALPN name postgresql.
+	// from the first byte with the ALPN name postgresql. A client that is a *tls.Conn
+	// already has begun it so.
 	TLS *tls.Config
 	// Authenticate says who shows a password from a source. Whatever its error,
 	// the client is told the same, unless its code is isle.Unavailable or
@@ -77,8 +78,8 @@ func (f *Front) greet(ctx context.Context, client net.Conn) (net.Conn, *startup,
 	if _, err := io.ReadFull(client, first[:]); err != nil {
 		return client, nil, err
 	}
+	_, secure := client.(*tls.Conn)
 	client = &begun{Conn: client, first: first[:]}
-	secure := false
 	open := func(conn net.Conn) (net.Conn, error) {
 		config := f.TLS.Clone()
 		config.NextProtos = []string{alpn}
@@ -90,7 +91,7 @@ func (f *Front) greet(ctx context.Context, client net.Conn) (net.Conn, *startup,
 		return c, nil
 	}
 	const handshake = 0x16 // the type of a TLS record
-	if first[0] == handshake {
+	if first[0] == handshake && !secure {
 		conn, err := open(client)
 		if err != nil {
 			return client, nil, errQuiet{err}
