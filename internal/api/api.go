@@ -101,6 +101,7 @@ type Info struct {
 	PID     int
 	Started time.Time
 	Remote  RemoteInfo
+	Gateway string // the address at which it serves connections to who is outside; "": it does not
 }
 
 // RemoteInfo says how a server is reached from elsewhere; the zero value: it is
@@ -147,6 +148,7 @@ type Config struct {
 	Approvals    Approvals
 	Identities   *identity.Registry
 	Credentials  Credentials   // of callers from elsewhere; nil: there are none
+	Gateway      Gateway       // that serves connections; nil: there is none
 	TrustDomain  func() string // of this server's identities; nil: it gives none
 	Mirror       string        // of requests that name none; "" is the machine's
 	// Refused records what a caller was refused, within what one of them may put
@@ -187,6 +189,7 @@ func New(cfg Config) http.Handler {
 	mux.Handle(islev1connect.NewSessionServiceHandler(&recordings{cfg}, options...))
 	mux.Handle(islev1connect.NewApprovalServiceHandler(&approvals{cfg}, options...))
 	mux.Handle(islev1connect.NewIdentityServiceHandler(&identities{Config: cfg}, options...))
+	mux.Handle(islev1connect.NewConnectionServiceHandler(&connections{cfg}, options...))
 	mux.Handle("/", tilesMux(&tiles{cfg.Audit, cfg.Signer, cfg.Log, g.mayReadLog}))
 	return impatient(mux)
 }

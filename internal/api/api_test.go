@@ -461,6 +461,21 @@ func calls(ctx context.Context, c *Client) map[string]func() error {
 			_, err := c.Policy.Explain(ctx, connect.NewRequest(&islev1.ExplainRequest{Actor: "human:a", Action: "audit:read", Resource: "audit:log"}))
 			return err
 		},
+		"ConnectionService/ListConnections": func() error {
+			_, err := c.Connections.ListConnections(ctx, connect.NewRequest(&islev1.ListConnectionsRequest{}))
+			return err
+		},
+		"ConnectionService/GetConnection": func() error {
+			_, err := c.Connections.GetConnection(ctx, connect.NewRequest(&islev1.GetConnectionRequest{Connection: "orders-db"}))
+			return err
+		},
+		"ConnectionService/Connect": func() error {
+			s := c.Connections.Connect(ctx)
+			s.Send(&islev1.ConnectInput{Input: &islev1.ConnectInput_Start{Start: &islev1.ConnectStart{Connection: "orders-db"}}})
+			s.CloseRequest()
+			_, err := s.Receive()
+			return err
+		},
 		"PolicyService/Roles": func() error {
 			_, err := c.Policy.Roles(ctx, connect.NewRequest(&islev1.RolesRequest{}))
 			return err
@@ -471,7 +486,7 @@ func calls(ctx context.Context, c *Client) map[string]func() error {
 // procedures are the names of every call in the API's definition.
 func procedures() []string {
 	var out []string
-	for _, file := range []protoreflect.FileDescriptor{islev1.File_isle_v1_environment_proto, islev1.File_isle_v1_build_proto, islev1.File_isle_v1_server_proto, islev1.File_isle_v1_policy_proto} {
+	for _, file := range []protoreflect.FileDescriptor{islev1.File_isle_v1_environment_proto, islev1.File_isle_v1_build_proto, islev1.File_isle_v1_server_proto, islev1.File_isle_v1_policy_proto, islev1.File_isle_v1_connection_proto} {
 		for i := range file.Services().Len() {
 			service := file.Services().Get(i)
 			for j := range service.Methods().Len() {

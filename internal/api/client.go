@@ -29,6 +29,7 @@ type Client struct {
 	Identities   islev1connect.IdentityServiceClient
 	Sessions     islev1connect.SessionServiceClient
 	Approvals    islev1connect.ApprovalServiceClient
+	Connections  islev1connect.ConnectionServiceClient
 
 	address   string // a path, or a URL
 	base      string // URL that every request is below
@@ -73,6 +74,7 @@ func (c *Client) speak(t http.RoundTripper) {
 	c.Sessions = islev1connect.NewSessionServiceClient(c.http, c.base, options...)
 	c.Identities = islev1connect.NewIdentityServiceClient(c.http, c.base, options...)
 	c.Approvals = islev1connect.NewApprovalServiceClient(c.http, c.base, options...)
+	c.Connections = islev1connect.NewConnectionServiceClient(c.http, c.base, options...)
 }
 
 // maxFetch bounds what is fetched in bytes: 256 entries of the largest size.

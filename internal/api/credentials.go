@@ -29,7 +29,7 @@ type Credentials interface {
 // root, or as a member of the group.
 func withSubject(ctx context.Context, s identity.Subject, group string) context.Context {
 	who := func(groups []string) caller {
-		member := s.Actor.Kind == isle.Machine || s.Actor == isle.Actor{Kind: isle.Human, Name: Root} || s.Actor.Kind == isle.Human && group != "" && slices.Contains(groups, group)
+		member := s.Actor.Kind == isle.Machine || s.Actor.Kind == isle.Human && Member(s.Actor.Name, groups, group)
 		return caller{actor: s.Actor, groups: groups, member: member, subject: &s}
 	}
 	if s.Actor.Kind != isle.Human {
@@ -37,6 +37,26 @@ func withSubject(ctx context.Context, s identity.Subject, group string) context.
 	}
 	look := func() caller { return who(GroupsOf(s.Actor.Name)) }
 	return context.WithValue(ctx, actorKey{}, &changing{look: look, caller: who(s.Groups), at: time.Now()})
+}
+
+// Member reports whether a person in groups of the operating system may speak to
+// a server at all, whose group is group.
+func Member(person string, groups []string, group string) bool {
+	return person == Root || group != "" && slices.Contains(groups, group)
+}
+
+// sourceKey is that of the address that a call came from.
+type sourceKey struct{}
+
+func withSource(ctx context.Context, source string) context.Context {
+	return context.WithValue(ctx, sourceKey{}, source)
+}
+
+// sourceFrom is the address, without its port, that a call came from elsewhere; ""
+// of one by the socket.
+func sourceFrom(ctx context.Context) string {
+	source, _ := ctx.Value(sourceKey{}).(string)
+	return source
 }
 
 // ended is the rule that a credential does not count any more.

@@ -130,6 +130,7 @@ func (cfg Config) rules() map[string]rule {
 		islev1connect.SessionServiceReplaySessionProcedure:  cfg.onSession(isle.ActionRecordingRead),
 	})
 	maps.Copy(rules, cfg.approvalRules())
+	maps.Copy(rules, cfg.connectionRules())
 	return rules
 }
 
@@ -351,10 +352,12 @@ func (g *guard) may(ctx context.Context, who caller, queries []policy.Query, doi
 		if who.member {
 			a = g.policy.Decide(q)
 		}
-		if !a.Allowed() {
+		switch {
+		case a.Allowed():
+			audit.Allowed(ctx, q.Actor, q.Action, q.Resource, a.Rule)
+		case a.Decision != isle.Hold || !waits(q.Action):
 			return nil, g.refuse(ctx, q, a, doing)
 		}
-		audit.Allowed(ctx, q.Actor, q.Action, q.Resource, a.Rule)
 		answers[i] = a
 	}
 	return answers, nil

@@ -23,7 +23,7 @@ func (s *host) Info(ctx context.Context, _ *connect.Request[islev1.InfoRequest])
 	i := s.Host.Info()
 	return connect.NewResponse(&islev1.InfoResponse{
 		Version: i.Version, State: i.State, Pid: int32(i.PID), Started: timestamp(i.Started), Environments: int32(len(list)),
-		Listen: i.Remote.Address, Url: i.Remote.URL, Pin: i.Remote.Pin,
+		Listen: i.Remote.Address, Url: i.Remote.URL, Pin: i.Remote.Pin, Gateway: i.Gateway,
 	}), nil
 }
 

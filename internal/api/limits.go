@@ -35,7 +35,11 @@ func uploads(path string) bool {
 // pieces are the procedures whose request is a stream: no message of theirs is
 // kept.
 func pieces(path string) bool {
-	return uploads(path) || path == islev1connect.EnvironmentServiceExecProcedure || path == islev1connect.EnvironmentServicePortForwardProcedure
+	switch path {
+	case islev1connect.EnvironmentServiceExecProcedure, islev1connect.EnvironmentServicePortForwardProcedure, islev1connect.ConnectionServiceConnectProcedure:
+		return true
+	}
+	return uploads(path)
 }
 
 // A weighedBody takes room for what is read of it, which is kept whole before

@@ -34,6 +34,8 @@ type RemoteConfig struct {
 	Group string
 	// Refused records what a source showed that is no credential, or a workload's.
 	Refused func(e audit.Entry, source string)
+	// Tries counts credentials that do not count; nil: by itself.
+	Tries *Tries
 	// Proven says that the connection of a request has shown a credential that
 	// counts; false: there are too many of those. nil: there is no bound.
 	Proven func(r *http.Request) bool
@@ -43,7 +45,10 @@ type RemoteConfig struct {
 // NewRemote returns the API for callers from elsewhere: each request proves who
 // makes it by a bearer token (RFC 6750). It speaks HTTP over TLS only.
 func NewRemote(cfg RemoteConfig) http.Handler {
-	r := &remote{RemoteConfig: cfg, tries: NewTries(),
+	if cfg.Tries == nil {
+		cfg.Tries = NewTries()
+	}
+	r := &remote{RemoteConfig: cfg,
 		strangers: places{all: maxBrief, each: maxBriefEach}, known: places{all: maxOpen, each: maxOpenEach}, held: places{all: maxHeld, each: maxHeldEach}}
 	mux := http.NewServeMux()
 	if cfg.Endpoints != nil {
@@ -97,7 +102,6 @@ func (c *remote) brief(next http.Handler) http.Handler {
 
 type remote struct {
 	RemoteConfig
-	tries *Tries
 	// What is open: requests of anybody, by source; calls, by key.
 	strangers, known places
 	held             places // bytes, by key
@@ -160,7 +164,7 @@ func (c *remote) serve(w http.ResponseWriter, r *http.Request) {
 		defer func() { c.held.leaveAll(key, total) }()
 	}
 	r.Header.Del("Authorization") // nothing behind here has a use for it
-	c.API.ServeHTTP(w, r.WithContext(withSubject(r.Context(), s, c.Group)))
+	c.API.ServeHTTP(w, r.WithContext(withSource(withSubject(r.Context(), s, c.Group), source)))
 }
 
 // full says that there is no place for a request now.
@@ -185,7 +189,7 @@ func (c *remote) refuse(w http.ResponseWriter, source, rule, claimed string, err
 // the same address, so that nobody is locked out by a neighbour.
 func (c *remote) deny(w http.ResponseWriter, source string, err error) {
 	flat := Flatten(err)
-	if !c.tries.Take(source) {
+	if !c.Tries.Take(source) {
 		w.Header().Set("Retry-After", "5")
 		c.answer(w, http.StatusTooManyRequests, "", isle.Errorf(isle.Exhausted, "too many credentials from %s that count for nothing", source).WithHint("wait some seconds; log in again with `isle login`"))
 		return

@@ -68,7 +68,8 @@ type InfoResponse struct {
 	// How it is reached from elsewhere; empty: it is not.
 	Listen        string `protobuf:"bytes,6,opt,name=listen,proto3" json:"listen,omitempty"` // HOST:PORT
 	Url           string `protobuf:"bytes,7,opt,name=url,proto3" json:"url,omitempty"`
-	Pin           string `protobuf:"bytes,8,opt,name=pin,proto3" json:"pin,omitempty"` // of its key, as curl's --pinnedpubkey takes it
+	Pin           string `protobuf:"bytes,8,opt,name=pin,proto3" json:"pin,omitempty"`         // of its key, as curl's --pinnedpubkey takes it
+	Gateway       string `protobuf:"bytes,9,opt,name=gateway,proto3" json:"gateway,omitempty"` // HOST:PORT at which it serves connections to who is outside; empty: it does not
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -155,6 +156,13 @@ func (x *InfoResponse) GetUrl() string {
 func (x *InfoResponse) GetPin() string {
 	if x != nil {
 		return x.Pin
+	}
+	return ""
+}
+
+func (x *InfoResponse) GetGateway() string {
+	if x != nil {
+		return x.Gateway
 	}
 	return ""
 }
@@ -785,7 +793,7 @@ var File_isle_v1_server_proto protoreflect.FileDescriptor
 const file_isle_v1_server_proto_rawDesc = "" +
 	"\n" +
 	"\x14isle/v1/server.proto\x12\aisle.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\r\n" +
-	"\vInfoRequest\"\xe6\x01\n" +
+	"\vInfoRequest\"\x80\x02\n" +
 	"\fInfoResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x10\n" +
@@ -794,7 +802,8 @@ const file_isle_v1_server_proto_rawDesc = "" +
 	"\fenvironments\x18\x05 \x01(\x05R\fenvironments\x12\x16\n" +
 	"\x06listen\x18\x06 \x01(\tR\x06listen\x12\x10\n" +
 	"\x03url\x18\a \x01(\tR\x03url\x12\x10\n" +
-	"\x03pin\x18\b \x01(\tR\x03pin\"\x0f\n" +
+	"\x03pin\x18\b \x01(\tR\x03pin\x12\x18\n" +
+	"\agateway\x18\t \x01(\tR\agateway\"\x0f\n" +
 	"\rDoctorRequest\"8\n" +
 	"\x0eDoctorResponse\x12&\n" +
 	"\x06checks\x18\x01 \x03(\v2\x0e.isle.v1.CheckR\x06checks\"c\n" +
