@@ -31,9 +31,13 @@ dies they go on, and the next start takes them up. On SIGHUP it becomes the prog
 that is installed now, without refusing a connection.
 
 With --listen it serves callers from elsewhere too, over TLS, who prove themselves by
-a token: see ` + "`isle login`" + `. Without it nobody but this machine reaches it.`,
+a token: see ` + "`isle login`" + `. Without it nobody but this machine reaches it. With
+--gateway it opens connections to them, for unchanged clients: psql with the connection
+as dbname and a key or token as the password, https://HOST:PORT/CONNECTION/ with it as
+Authorization: Bearer.`,
 		Example: `  isle server --state /srv/isle
   isle server --listen :7443 --url https://isle.example.org:7443
+  isle server --gateway :6432
   isle server stop
   isle server reload`,
 		Args: args(0, 0, "no arguments"),
@@ -80,7 +84,8 @@ a token: see ` + "`isle login`" + `. Without it nobody but this machine reaches 
 	f.Var(durationFlag{&cfg.RecordingsKeep}, "recordings-keep", "how long recordings of sessions are kept, such as 30d; at least a day (default 30d)")
 	f.Var(sizeFlag{&cfg.RecordingsMax}, "recordings-max", "bytes that all recordings may have, such as 10GiB; the first ones go first (default 10GiB)")
 	f.StringVar(&cfg.Listen, "listen", "", "TCP address that serves callers from elsewhere, such as :7443 (default: none)")
-	f.StringVar(&cfg.TLSCert, "tls-cert", "", "PEM file with the certificate for --listen, read again when it changes (default: one of the server's own)")
+	f.StringVar(&cfg.Gateway, "gateway", os.Getenv("ISLE_GATEWAY"), "TCP address at which connections are opened from outside by PostgreSQL and HTTPS clients, such as :6432 (ISLE_GATEWAY; default: none)")
+	f.StringVar(&cfg.TLSCert, "tls-cert", "", "PEM file with the certificate for --listen and --gateway, read again when it changes (default: one of the server's own)")
 	f.StringVar(&cfg.TLSKey, "tls-key", "", "PEM file with its key")
 	f.StringVar(&cfg.URL, "url", "", "what the server is called from elsewhere (default: https and the address of --listen)")
 	f.StringVar(&level, "log-level", slog.LevelInfo.String(), "least level to log: debug, info, warn or error")

@@ -44,12 +44,14 @@ func newVersion(a *app) *cobra.Command {
 				URL     string `json:"url,omitempty"`
 				Listen  string `json:"listen,omitempty"`
 				Pin     string `json:"pin,omitempty"`
+				Gateway string `json:"gateway,omitempty"`
 			}{Version: version()}
 			ctx, cancel := context.WithTimeout(cmd.Context(), 5*time.Second)
 			defer cancel()
 			if c, err := a.existing(ctx); err == nil {
 				if info, err := c.Server.Info(ctx, connect.NewRequest(&islev1.InfoRequest{})); err == nil {
 					out.Server, out.URL, out.Listen, out.Pin = info.Msg.GetVersion(), info.Msg.GetUrl(), info.Msg.GetListen(), info.Msg.GetPin()
+					out.Gateway = info.Msg.GetGateway()
 				}
 			}
 			if a.output == "json" {
@@ -61,6 +63,9 @@ func newVersion(a *app) *cobra.Command {
 			}
 			if out.URL != "" {
 				fmt.Fprintf(a.stdout, "  from elsewhere: %s, listening at %s\n  key: %s\n", clean(out.URL), clean(out.Listen), clean(out.Pin))
+			}
+			if out.Gateway != "" {
+				fmt.Fprintf(a.stdout, "  connections from outside: %s, over TLS\n", clean(out.Gateway))
 			}
 			return nil
 		},

@@ -55,6 +55,7 @@ type rooms struct {
 	sessions  *session.Sessions
 	gateway   *gateway.Gateway
 	postgres  *postgres.Protocol // of the gateway
+	tries     *api.Tries // of credentials, at every listener
 	airlocks  *airlock.Airlocks
 	home      *initproto.Home
 	manager   *environment.Manager
@@ -75,7 +76,7 @@ type rooms struct {
 func compose(s *Server) (r *rooms, err error) {
 	cfg := s.cfg
 	at := func(name string) string { return filepath.Join(cfg.State, name) }
-	r = &rooms{server: s}
+	r = &rooms{server: s, tries: api.NewTries()}
 	defer func() {
 		if err != nil {
 			if cerr := r.close(false); cerr != nil {
@@ -152,7 +153,7 @@ func compose(s *Server) (r *rooms, err error) {
 	r.handler = api.New(api.Config{
 		Environments: r.manager, Builder: r.builder, Blobs: r.images, Audit: r.store, Signer: r.book.signer, Host: r, Policy: r.policy,
 		Credentials: r.credentials, TrustDomain: r.issuer.TrustDomain, Secrets: r.secrets, Identities: r.machines,
-		Recordings: r.sessions, Approvals: r.approvals,
+		Recordings: r.sessions, Approvals: r.approvals, Gateway: r.gateway,
 		Refused: r.refusals.actor,
 		Mirror:  cfg.Mirror, Log: s.log,
 	})
@@ -315,12 +316,12 @@ func (r *rooms) refusal(instance isle.ID, destination, protocol, reason string, 
 // Info implements api.Host.
 func (r *rooms) Info() api.Info {
 	s := r.server
-	return api.Info{Version: s.cfg.Version, State: s.cfg.State, PID: os.Getpid(), Started: s.started, Remote: s.remote.Load().info()}
+	return api.Info{Version: s.cfg.Version, State: s.cfg.State, PID: os.Getpid(), Started: s.started, Remote: s.remote.Load().info(), Gateway: s.entrance.Load().address()}
 }
 
 // Doctor implements api.Host.
 func (r *rooms) Doctor(context.Context) []api.Check {
-	return append(Doctor(r.server.cfg), r.book.check(), r.checkSecrets(), r.checkIssuer(), r.server.remote.Load().check())
+	return append(Doctor(r.server.cfg), r.book.check(), r.checkSecrets(), r.checkIssuer(), r.server.remote.Load().check(), r.server.entrance.Load().check())
 }
 
 // Stop implements api.Host.

@@ -124,7 +124,12 @@ type Config struct {
 	// elsewhere, over TLS, who prove themselves by a token: ":7443". Default: none.
 	Listen string
 
-	// TLSCert and TLSKey are PEM files of the certificate that is shown there,
+	// Gateway is a TCP address at which connections are opened by people and
+	// machines outside of environments, over TLS, who prove themselves by a token or
+	// key: by clients of PostgreSQL and of HTTPS. Default: none.
+	Gateway string
+
+	// TLSCert and TLSKey are PEM files of the certificate that is shown at both,
 	// with its chain, and of its key; they are read again when they change.
 	// Default: one that the server makes itself, of one key for good.
 	TLSCert, TLSKey string

@@ -24,10 +24,17 @@ const (
 	maxProvenEach = 256
 )
 
+// bounds are those of one gate.
+type bounds struct{ waiting, waitingEach, proven, provenEach int }
+
+// callers are those of the API from elsewhere.
+var callers = bounds{maxWaiting, maxWaitingEach, maxProven, maxProvenEach}
+
 // A gate is a listener that bounds open connections. None waits to be accepted
 // for another's sake.
 type gate struct {
 	net.Listener
+	bounds bounds
 
 	mu      sync.Mutex // guards what follows
 	waiting list.List  // of *gated, oldest first
@@ -37,8 +44,8 @@ type gate struct {
 
 type sourceCount struct{ waiting, proven int }
 
-func newGate(l net.Listener) *gate {
-	return &gate{Listener: l, sources: map[string]*sourceCount{}}
+func newGate(l net.Listener, b bounds) *gate {
+	return &gate{Listener: l, bounds: b, sources: map[string]*sourceCount{}}
 }
 
 // A gated is a connection through a gate.
@@ -76,9 +83,9 @@ func (g *gate) enter(c *gated) (old *gated) {
 		g.sources[c.source] = n
 	}
 	switch {
-	case n.waiting >= maxWaitingEach:
+	case n.waiting >= g.bounds.waitingEach:
 		old = g.oldest(c.source)
-	case g.waiting.Len() >= maxWaiting:
+	case g.waiting.Len() >= g.bounds.waiting:
 		old = g.oldest("")
 	}
 	n.waiting++
@@ -109,7 +116,7 @@ func (c *gated) prove() bool {
 		return true
 	case c.closed:
 		return false
-	case g.proven >= maxProven, n.proven >= maxProvenEach:
+	case g.proven >= g.bounds.proven, n.proven >= g.bounds.provenEach:
 		return false
 	}
 	g.waiting.Remove(c.place)

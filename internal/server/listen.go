@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"isle"
@@ -30,14 +31,16 @@ func (c Config) checkRemote() error {
 			return isle.Errorf(isle.Invalid, "--url %s: %w", c.URL, err)
 		}
 	}
-	if c.Listen == "" {
-		if c.TLSCert != "" || c.URL != "" {
-			return isle.Errorf(isle.Invalid, "--tls-cert, --tls-key and --url say how the server is reached from elsewhere, and it is not").WithHint("add --listen ADDRESS")
+	for _, l := range [][2]string{{"--listen", c.Listen}, {"--gateway", c.Gateway}} {
+		if _, _, err := net.SplitHostPort(l[1]); l[1] != "" && err != nil {
+			return isle.Errorf(isle.Invalid, "%s %s: want ADDRESS:PORT or :PORT, such as :7443", l[0], l[1])
 		}
-		return nil
 	}
-	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
-		return isle.Errorf(isle.Invalid, "--listen %s: want ADDRESS:PORT or :PORT, such as :7443", c.Listen)
+	switch {
+	case c.Listen == "" && c.URL != "":
+		return isle.Errorf(isle.Invalid, "--url says how the server is reached from elsewhere, and it is not").WithHint("add --listen ADDRESS")
+	case c.Listen == "" && c.Gateway == "" && c.TLSCert != "":
+		return isle.Errorf(isle.Invalid, "--tls-cert and --tls-key say how the server is reached from elsewhere, and it is not").WithHint("add --listen ADDRESS, or --gateway ADDRESS")
 	}
 	return nil
 }
@@ -63,15 +66,8 @@ func (e *elsewhere) check() api.Check {
 	if e == nil {
 		return c
 	}
-	i, until := e.info(), e.cert.expires()
-	c.Message = i.URL + ", listening at " + i.Address + ", key " + i.Pin + ", certificate until " + until.UTC().Format(time.DateOnly)
-	switch left := time.Until(until); {
-	case left <= 0:
-		c.State, c.Remedy = api.CheckMissing, "renew the certificate "+e.cert.certFile+"; clients refuse it"
-	case left < 14*24*time.Hour:
-		c.State, c.Remedy = api.CheckWarning, "renew the certificate "+e.cert.certFile
-	}
-	return c
+	i := e.info()
+	return e.cert.check(c.Name, i.URL+", listening at "+i.Address+", key "+i.Pin)
 }
 
 func (e *elsewhere) close() {
@@ -83,57 +79,100 @@ func (e *elsewhere) close() {
 // URL is what the server is called from elsewhere; "" where it listens to nobody.
 func (s *Server) URL() string { return s.remote.Load().info().URL }
 
-// listenRemote opens the listener for callers from elsewhere, where there is to
-// be one. Nobody is served yet.
-func (s *Server) listenRemote() error {
-	if s.cfg.Listen == "" {
-		return nil
-	}
+// listenRemote opens the listeners for callers from elsewhere and for the
+// gateway's visitors, where there are to be some. Nobody is served yet.
+func (s *Server) listenRemote() (err error) {
 	if s.rooms.credentials == nil {
 		return isle.Errorf(isle.Internal, "the server can prove nobody from elsewhere")
 	}
-	l, err := s.handover.Listen("remote", func() (net.Listener, error) {
-		l, err := net.Listen("tcp", s.cfg.Listen)
-		if err != nil {
-			return nil, isle.Errorf(isle.Unavailable, "cannot listen for callers from elsewhere: %w", err).WithHint("choose another address with --listen")
+	var remote, gateway net.Listener
+	defer func() {
+		for _, l := range []net.Listener{remote, gateway} {
+			if err != nil && l != nil {
+				l.Close()
+			}
 		}
-		return l, nil
-	})
+	}()
+	if remote, err = s.listenTCP("remote", "--listen", s.cfg.Listen); err != nil {
+		return err
+	}
+	if gateway, err = s.listenTCP("gateway", "--gateway", s.cfg.Gateway); err != nil {
+		return err
+	}
+	var url, called string
+	var addresses []net.Addr
+	if remote != nil {
+		if url, called, err = s.nameRemote(remote.Addr()); err != nil {
+			return err
+		}
+		addresses = append(addresses, remote.Addr())
+	}
+	if gateway != nil {
+		addresses = append(addresses, gateway.Addr())
+	}
+	if addresses == nil {
+		return nil
+	}
+	cert, err := s.certify(called, addresses)
 	if err != nil {
 		return err
 	}
-	e := &elsewhere{gate: newGate(l)}
-	e.url, e.cert, err = s.nameRemote(l.Addr())
-	if err != nil {
-		l.Close()
-		return err
+	if remote != nil {
+		s.remote.Store(&elsewhere{gate: newGate(remote, callers), cert: cert, url: url})
 	}
-	s.remote.Store(e)
+	if gateway != nil {
+		s.entrance.Store(&entrance{gate: newGate(gateway, outsiders), cert: cert})
+	}
 	return nil
 }
 
-// nameRemote settles what the server is called that listens at an address, and
-// opens its certificate.
-func (s *Server) nameRemote(address net.Addr) (url string, cert *certificate, err error) {
-	url, called := s.cfg.URL, ""
-	if url != "" {
+// listenTCP listens at an address, or takes up the listener of the program
+// before; nil where there is no address.
+func (s *Server) listenTCP(key, flag, address string) (net.Listener, error) {
+	if address == "" {
+		return nil, nil
+	}
+	return s.handover.Listen(key, func() (net.Listener, error) {
+		l, err := net.Listen("tcp", address)
+		if err != nil {
+			return nil, isle.Errorf(isle.Unavailable, "cannot listen for callers from elsewhere: %w", err).WithHint("choose another address with %s", flag)
+		}
+		return l, nil
+	})
+}
+
+// nameRemote settles what the server is called that listens at an address: its
+// URL, and the name in it where that was said.
+func (s *Server) nameRemote(address net.Addr) (url, called string, err error) {
+	if url = s.cfg.URL; url != "" {
 		called, _ = api.ServerURL(url) // checked
 		called, _, _ = net.SplitHostPort(called[len("https://"):])
-	} else {
-		host, port, _ := net.SplitHostPort(address.String())
-		if ip := net.ParseIP(host); ip == nil || ip.IsUnspecified() {
-			if host, err = os.Hostname(); err != nil || !isDNSName(host) {
-				host = "localhost"
+		return url, called, nil
+	}
+	host, port, _ := net.SplitHostPort(address.String())
+	if ip := net.ParseIP(host); ip == nil || ip.IsUnspecified() {
+		if host, err = os.Hostname(); err != nil || !isDNSName(host) {
+			host = "localhost"
+		}
+	}
+	return "https://" + net.JoinHostPort(host, port), "", nil
+}
+
+// certify opens the certificate that is shown at addresses, of a server that is
+// called so.
+func (s *Server) certify(called string, addresses []net.Addr) (*certificate, error) {
+	if s.cfg.TLSCert != "" {
+		return openCertificate(s.cfg.TLSCert, s.cfg.TLSKey, s.log)
+	}
+	var names []string
+	for _, a := range addresses {
+		for _, n := range namesOf(a, called) {
+			if !slices.Contains(names, n) {
+				names = append(names, n)
 			}
 		}
-		url = "https://" + net.JoinHostPort(host, port)
 	}
-	if s.cfg.TLSCert != "" {
-		cert, err = openCertificate(s.cfg.TLSCert, s.cfg.TLSKey, s.log)
-		return url, cert, err
-	}
-	cert, err = openOwnCertificate(filepath.Join(s.cfg.State, "tls.crt"), RemoteKeyPath(s.cfg.Keys, s.cfg.State), namesOf(address, called), s.log)
-	return url, cert, err
+	return openOwnCertificate(filepath.Join(s.cfg.State, "tls.crt"), RemoteKeyPath(s.cfg.Keys, s.cfg.State), names, s.log)
 }
 
 // serveRemote serves callers from elsewhere. What it fails with later is sent on
@@ -142,7 +181,7 @@ func (s *Server) serveRemote(e *elsewhere, calls context.Context, failed chan<- 
 	srv := &http.Server{
 		Handler: api.NewRemote(api.RemoteConfig{
 			API: s.rooms.handler, Credentials: s.rooms.credentials, Endpoints: s.rooms.endpoints, Callback: s.rooms.callback, Group: s.cfg.Group,
-			Refused: s.rooms.refusals.source, Proven: func(r *http.Request) bool { return proveConn(r.Context()) }, Log: s.log,
+			Refused: s.rooms.refusals.source, Tries: s.rooms.tries, Proven: func(r *http.Request) bool { return proveConn(r.Context()) }, Log: s.log,
 		}),
 		BaseContext: func(net.Listener) context.Context { return calls },
 		ConnContext: withConn,

@@ -166,7 +166,7 @@ func newClient(t *testing.T, e *elsewhere) func() error {
 }
 
 func TestProvenConnectionsAreBoundedForEachSource(t *testing.T) {
-	g := newGate(nil)
+	g := newGate(nil, callers)
 	enter := func(source string) *gated {
 		a, b := net.Pipe()
 		t.Cleanup(func() { a.Close(); b.Close() })

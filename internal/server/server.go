@@ -36,6 +36,7 @@ type Server struct {
 	started  time.Time
 	rooms    *rooms
 	remote   atomic.Pointer[elsewhere] // nil until it listens, or where it does not
+	entrance atomic.Pointer[entrance]  // so is this
 
 	variables variables
 	newcomers newcomers
@@ -170,18 +171,20 @@ func (s *Server) Run(ctx context.Context) error {
 			l.Close()
 		}
 		s.remote.Load().close()
+		s.entrance.Load().close()
 		return errors.Join(err, s.rooms.close(false))
 	}
 	srv := s.httpServer(calls)
 	bounded := newLimit(l, maxConnections)
 	srv.ConnState = bounded.state
 	s.newcomers.watch(srv)
-	served := make(chan error, 3)
+	served := make(chan error, 4)
 	followers, err := s.serveLog(served)
 	if err != nil {
 		s.ready.say(err)
 		l.Close()
 		s.remote.Load().close()
+		s.entrance.Load().close()
 		return errors.Join(err, s.rooms.close(false))
 	}
 	if followers != nil {
@@ -192,6 +195,12 @@ func (s *Server) Run(ctx context.Context) error {
 	if r := s.remote.Load(); r != nil {
 		servers, doors = append(servers, s.serveRemote(r, calls, served)), append(doors, r.gate)
 		defer r.close()
+	}
+	if e := s.entrance.Load(); e != nil {
+		s.serveOutside(e, served)
+		doors = append(doors, e.gate)
+		defer e.leaveAll()
+		defer e.close()
 	}
 	go func() { served <- srv.Serve(bounded) }() // ends with Shutdown or Close, which every way out of here calls
 	s.ready.say(nil)
@@ -227,7 +236,10 @@ func (s *Server) Stop() { s.stopOnce.Do(func() { close(s.stop) }) }
 // end stops serving: no new calls, then those in progress are cut off and may
 // undo what they hold.
 func (s *Server) end(servers []*http.Server, cutOff context.CancelFunc) {
-	quiet := time.AfterFunc(graceful, cutOff)
+	quiet := time.AfterFunc(graceful, func() {
+		s.rooms.gateway.Close() // sessions are told why before their calls are cut off
+		cutOff()
+	})
 	defer quiet.Stop()
 	ctx, cancel := context.WithTimeout(context.Background(), graceful+teardown)
 	defer cancel()
@@ -241,6 +253,7 @@ func (s *Server) end(servers []*http.Server, cutOff context.CancelFunc) {
 		})
 	}
 	ending.Wait()
+	s.entrance.Load().leaveAll()
 }
 
 // checkSuccessor sees whether the program that would take over runs at all.
