@@ -95,7 +95,7 @@ them; isle starts one by itself when none answers.`,
 	}{
 		{"Environments:", []*cobra.Command{
 			newUp(a), newRun(a), newLs(a), newStatus(a), newLogs(a), newExec(a), newShell(a), newCp(a), newDiff(a), newPortForward(a),
-			newDoors(a), newTTL(a), newDown(a),
+			newDoors(a), newConnect(a), newTTL(a), newDown(a),
 		}},
 		{"What they are made of:", []*cobra.Command{newInit(a), newSchema(a), newLock(a), newBuild(a)}},
 		{"Who may do what:", []*cobra.Command{newApply(a), newPolicy(a), newRole(a), newIdentity(a), newToken(a), newSecret(a), newApprovals(a), newRequest(a), newBreakGlass(a), newSessions(a), newAudit(a)}},
