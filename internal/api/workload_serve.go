@@ -61,7 +61,7 @@ func NewWorkloadAPI(cfg WorkloadConfig) *WorkloadAPI {
 		ErrorLog: slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug),
 	}
 	w.server.Protocols.SetUnencryptedHTTP2(true)
-	w.server.Protocols.SetHTTP1(cfg.Access != nil) // curl, and whatever speaks JSON
+	w.server.Protocols.SetHTTP1(cfg.Access != nil)                  // curl, and whatever speaks JSON
 	w.served.Go(func() { _ = w.server.Serve(workloadListener{w}) }) // ends with Close, and with nothing else
 	return w
 }

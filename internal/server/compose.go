@@ -55,7 +55,7 @@ type rooms struct {
 	sessions  *session.Sessions
 	gateway   *gateway.Gateway
 	postgres  *postgres.Protocol // of the gateway
-	tries     *api.Tries // of credentials, at every listener
+	tries     *api.Tries         // of credentials, at every listener
 	airlocks  *airlock.Airlocks
 	home      *initproto.Home
 	manager   *environment.Manager
