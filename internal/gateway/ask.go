@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"isle"
@@ -16,7 +17,10 @@ type Ask struct {
 	// Facts are what it is. Decisions are remembered by this pointer.
 	Facts *policy.Facts
 	// Text is it, exactly: what an approval is bound to.
-	Text   []byte
+	Text []byte
+	// More gives the rest of the text, where a human has to see it: a body that
+	// otherwise passes without being kept. It may be nil.
+	More   func() ([]byte, error)
 	Params []approval.Param
 	// Record is what a recording may hold of Text; nil: all of it.
 	Record []byte
@@ -107,6 +111,13 @@ func (d *Door) Ask(ctx context.Context, a Ask) (Pass, error) {
 	}
 	pass := Pass{door: d, rule: v.rule, quiet: a.Quiet}
 	if v.decision == isle.Hold {
+		if a.More != nil {
+			more, err := a.More()
+			if err != nil {
+				return Pass{}, err
+			}
+			a.Text = append(slices.Clip(a.Text), more...)
+		}
 		if pass.uses, err = d.hold(ctx, a, v); err != nil {
 			return Pass{}, err
 		}

@@ -251,6 +251,17 @@ func (s *Set) judge(q Query, a *Answer) {
 // String names the rule as it stands in the audit log.
 func (a *Approval) String() string { return "approval at " + a.At.String() }
 
+// Lifts reports whether an allow rule of the connection speaks of all that the
+// facts say: what the gateway refuses by itself then passes.
+func (c Connection) Lifts(f *Facts) bool {
+	for _, r := range c.Rules {
+		if r.Effect == "allow" && r.Match.fits(f, allParts) {
+			return true
+		}
+	}
+	return false
+}
+
 // heldBy are the approvals that a query waits for, in the order of the files.
 func (s *Set) heldBy(q Query) (held []*Approval) {
 	for i := range s.approvals {
