@@ -18,6 +18,7 @@ import (
 
 	"isle"
 	"isle/internal/environment"
+	"isle/internal/gateway"
 )
 
 const (
@@ -419,9 +420,24 @@ func (a *airlock) relay(inside *connection) {
 	defer stop()
 
 	var both sync.WaitGroup
-	both.Go(func() { pipe(outside, inside.TCPConn) })
+	refusal := ""
+	both.Go(func() {
+		// What the client says first shows whether it means the name that was
+		// granted. The other side may be the first to speak, and is not waited for.
+		if err := gateway.PassHello(outside, inside.TCPConn, g.host); err != nil {
+			if isle.CodeOf(err) == isle.Refused {
+				refusal = err.Error()
+				a.refused(g.String(), "tls", refusal, 1)
+			}
+			inside.Close()
+			outside.Close()
+			return
+		}
+		pipe(outside, inside.TCPConn)
+	})
 	pipe(inside.TCPConn, outside)
 	both.Wait()
+	failure = refusal
 }
 
 // pipe copies until the end of src, which it passes on; an error it passes on
