@@ -48,22 +48,15 @@ func (d *Door) Caller() Caller { return d.caller }
 // anything of it but its rules changes, the door ends.
 func (d *Door) Connection() policy.Connection { return d.connection }
 
-// Lifts reports whether an allow rule of the connection, as the policy is now,
-// speaks of all that the facts say.
-func (d *Door) Lifts(f *policy.Facts) bool {
-	c, ok := d.gateway.config.Policy.State().Set.Connection(d.connection.Name)
-	return ok && c.Lifts(f)
-}
-
 // Session is what records what passes.
 func (d *Door) Session() *session.Live { return d.session }
 
 // Started says that the client is through its handshake.
 func (d *Door) Started() { d.starting.Stop() }
 
-// Lifted reports whether an allow rule of the connection, as it stands now, fits
+// Lifts reports whether an allow rule of the connection, as it stands now, fits
 // facts: what masks refuse passes then.
-func (d *Door) Lifted(f *policy.Facts) bool {
+func (d *Door) Lifts(f *policy.Facts) bool {
 	s, err := d.current()
 	if err != nil {
 		return false

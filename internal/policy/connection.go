@@ -24,7 +24,7 @@ type Connection struct {
 	TLS                  TLS
 	Credential           Credential
 	ReadOnly             bool          // nothing that changes something passes
-	StatementTimeout     time.Duration // of postgres; 0: the role's own
+	StatementTimeout     time.Duration // of postgres, 0: the role's own; of http that of a request, 0: none
 	Rules                []Rule
 	Functions            []string // that are allowed beside the harmless built-in ones
 	Mask                 []Mask
@@ -250,17 +250,6 @@ func (s *Set) judge(q Query, a *Answer) {
 
 // String names the rule as it stands in the audit log.
 func (a *Approval) String() string { return "approval at " + a.At.String() }
-
-// Lifts reports whether an allow rule of the connection speaks of all that the
-// facts say: what the gateway refuses by itself then passes.
-func (c Connection) Lifts(f *Facts) bool {
-	for _, r := range c.Rules {
-		if r.Effect == "allow" && r.Match.fits(f, allParts) {
-			return true
-		}
-	}
-	return false
-}
 
 // heldBy are the approvals that a query waits for, in the order of the files.
 func (s *Set) heldBy(q Query) (held []*Approval) {

@@ -99,6 +99,20 @@ func (k *Keyring) Err() error { return k.err }
 // Format implements fmt.Formatter: a key is not printed.
 func (k *Keyring) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[keyring %s]", k.ID()) }
 
+// Derive gives a key of 32 bytes for a purpose, always the same: for what is not
+// sealed, since it is made again instead of being kept. It says nothing of the
+// keyring's own, nor of those for other purposes.
+func (k *Keyring) Derive(purpose string) ([]byte, error) {
+	if k.err != nil {
+		return nil, k.err
+	}
+	b, err := hkdf.Key(sha256.New, k.key.bytes[:], nil, "isle derive v1\n"+purpose, 32)
+	if err != nil {
+		return nil, isle.Errorf(isle.Internal, "cannot derive a key: %w", err)
+	}
+	return b, nil
+}
+
 // Seal implements identity.Sealer.
 func (k *Keyring) Seal(purpose string, plain []byte) ([]byte, error) {
 	if k.err != nil {
@@ -144,19 +158,6 @@ func (k *Keyring) Open(purpose string, sealed []byte) ([]byte, error) {
 		return nil, isle.Errorf(isle.Invalid, "it is damaged, or was not sealed for %q", purpose)
 	}
 	return plain, nil
-}
-
-// Derive returns 32 bytes that this key alone gives for a purpose, the same ones
-// each time. Another key gives others.
-func (k *Keyring) Derive(purpose string) ([]byte, error) {
-	if k.err != nil {
-		return nil, k.err
-	}
-	sub, err := hkdf.Key(sha256.New, k.key.bytes[:], nil, "isle derive v1\n"+purpose, sha256.Size)
-	if err != nil {
-		return nil, isle.Errorf(isle.Internal, "cannot derive a key: %w", err)
-	}
-	return sub, nil
 }
 
 // parseSealed takes what is sealed apart; rest is the nonce and what follows.

@@ -481,3 +481,16 @@ func TestAValueDoesNotPrintItself(t *testing.T) {
 	}
 	Value{}.Destroy()
 }
+
+func TestAKeyForAPurposeIsTheSameEachTimeAndNoOther(t *testing.T) {
+	w := newWorld(t)
+	a, err := w.key.Derive("masks")
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, _ := w.key.Derive("masks")
+	other, _ := w.key.Derive("mask")
+	if !bytes.Equal(a, again) || bytes.Equal(a, other) || len(a) != 32 {
+		t.Errorf("%x, %x, %x", a, again, other)
+	}
+}

@@ -20,7 +20,7 @@ type door interface {
 	Password(ctx context.Context) (hidden, error)
 	Ask(ctx context.Context, a gateway.Ask) (gateway.Pass, error)
 	Refuse(a gateway.Ask, rule string, err error)
-	Lifted(f *policy.Facts) bool
+	Lifts(f *policy.Facts) bool
 	Record(e session.Event) error
 	Count(in, out int64)
 	Describe(address, database, role string)

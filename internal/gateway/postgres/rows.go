@@ -26,7 +26,7 @@ func (s *exchange) plan(read *query.Read, text []byte) ([]*mask.Plan, error) {
 	defer s.masking.Unlock()
 	for i := range read.Parts {
 		facts := read.Parts[i].Facts
-		p, err := s.masked.Plan(s.ctx, mask.Statement{Tree: s.tree(read, i), Facts: facts, Lift: len(s.connection.Rules) > 0 && s.door.Lifted(facts)})
+		p, err := s.masked.Plan(s.ctx, mask.Statement{Tree: s.tree(read, i), Facts: facts, Lift: len(s.connection.Rules) > 0 && s.door.Lifts(facts)})
 		plans[i] = p
 		if err != nil {
 			what, _ := redact(plans[:i+1], read, text, nil)

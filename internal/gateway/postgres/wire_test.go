@@ -63,7 +63,7 @@ func (f *fake) Caller() gateway.Caller { return gateway.Caller{} }
 func (f *fake) Refuse(a gateway.Ask, rule string, err error) {
 	f.Record(session.Event{Kind: session.Refused, Text: a.Text, Rule: rule, Error: err.Error()})
 }
-func (f *fake) Lifted(*policy.Facts) bool     { return false }
+func (f *fake) Lifts(*policy.Facts) bool      { return false }
 func (f *fake) Started()                      {}
 func (f *fake) Count(in, out int64)           {}
 func (f *fake) Describe(_, _, _ string)       {}
