@@ -9,6 +9,7 @@ import (
 	"isle"
 	"isle/internal/environment"
 	"isle/internal/gateway"
+	httpdoor "isle/internal/gateway/http"
 	"isle/internal/gateway/postgres"
 	"isle/internal/gateway/tcp"
 	"isle/internal/policy"
@@ -17,10 +18,17 @@ import (
 // openGateway makes the gateway with every protocol it speaks.
 func (r *rooms) openGateway() {
 	r.postgres = postgres.New(postgres.Config{Slog: r.server.log, MaskKey: func() ([]byte, error) { return r.key.Derive("masks") }})
+	// Without the key, of which doctor tells, hashes of masked values are others
+	// after each start.
+	maskKey, _ := r.key.Derive("masks")
 	r.gateway = gateway.New(gateway.Config{
 		Closed: r.closed,
 		Policy: r.policy, Sessions: r.sessions, Log: r.store, Secrets: r.secrets, Approvals: r.approvals,
-		Protocols: map[string]gateway.Protocol{"tcp": tcp.Protocol{}, "postgres": r.postgres},
+		Protocols: map[string]gateway.Protocol{
+			"tcp":      tcp.Protocol{},
+			"postgres": r.postgres,
+			"http":     httpdoor.New(httpdoor.Config{MaskKey: maskKey}),
+		},
 		Refused:   r.refusals.actor,
 		Inside:    func(instance isle.ID, at time.Time) []isle.ID { return r.manager.Inside(instance, at) },
 		Forward:   r.reachService,

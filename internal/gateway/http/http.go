@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
@@ -29,8 +28,6 @@ type Config struct {
 	// MaskKey is the server's key that the hashes of masked values are made with;
 	// nil: one of this process, with which they are others after a restart.
 	MaskKey []byte
-	// Slog gets what the server's owner should know; nil discards it.
-	Slog *slog.Logger
 }
 
 // A Protocol serves connections of kind http. It implements gateway.Protocol and
@@ -50,9 +47,6 @@ var (
 
 // New returns a Protocol.
 func New(c Config) *Protocol {
-	if c.Slog == nil {
-		c.Slog = slog.New(slog.DiscardHandler)
-	}
 	if c.MaskKey == nil {
 		c.MaskKey = make([]byte, 32)
 		rand.Read(c.MaskKey)

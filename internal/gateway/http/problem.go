@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"isle"
@@ -83,6 +84,7 @@ func problemOf(err error) problem {
 		p.Status, p.Type, p.Title = http.StatusForbidden, "refused", "Refused by policy"
 	case isle.Held:
 		p.Status, p.Type, p.Title, p.After = http.StatusForbidden, "held", "A human has to approve it", 10
+		p.Approval = named(p.Detail)
 	case isle.Exhausted:
 		p.Status, p.Type, p.Title, p.After = http.StatusTooManyRequests, "too-many", "Too much at once", 1
 	case isle.Unavailable:
@@ -91,4 +93,14 @@ func problemOf(err error) problem {
 		p.Detail, p.Hint = "it could not be done", "the server's log says more"
 	}
 	return p
+}
+
+// named is the request for approval that a text names.
+func named(text string) isle.ID {
+	for word := range strings.FieldsSeq(text) {
+		if id := isle.ID(strings.Trim(word, ",.:;")); id.Valid() {
+			return id
+		}
+	}
+	return ""
 }
