@@ -4,6 +4,7 @@ import (
 	"context"
 	"path/filepath"
 
+	"isle/internal/api"
 	"isle/internal/session"
 )
 
@@ -18,4 +19,14 @@ func (r *rooms) openSessions(ctx context.Context) (err error) {
 		Keep: cfg.RecordingsKeep, Max: cfg.RecordingsMax,
 	})
 	return err
+}
+
+// checkSessions says whether what passes through the gateway can be recorded.
+func (r *rooms) checkSessions() api.Check {
+	c := api.Check{Name: "recordings", State: api.CheckOK, Message: "of sessions, in " + RecordingsPath(r.server.cfg.State)}
+	if err := r.sessions.Err(); err != nil {
+		flat := api.Flatten(err)
+		c.State, c.Message, c.Remedy = api.CheckWarning, "no connection can be used: "+flat.Message, flat.Hint
+	}
+	return c
 }

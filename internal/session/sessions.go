@@ -169,6 +169,15 @@ func (s *Sessions) register(ctx context.Context, l *Live) error {
 	return nil
 }
 
+// Err says why no session can begin; nil if one can.
+func (s *Sessions) Err() error {
+	if err := s.hasRoom(); err != nil {
+		return err
+	}
+	_, err := s.cfg.Sealer.Seal(purpose(""), nil)
+	return err
+}
+
 // hasRoom fails where the disk is so full that the rest is the audit log's, which
 // is to say why nothing passes: a twentieth of it, maxReserve at most.
 func (s *Sessions) hasRoom() error {
