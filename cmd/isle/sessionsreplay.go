@@ -127,8 +127,10 @@ func (a *app) showEvent(after time.Duration, e *islev1.SessionEvent) error {
 	if e.GetTag() != "" {
 		add("%s", e.GetTag())
 	}
-	if e.GetRows() > 0 {
-		add("%d rows", e.GetRows())
+	if n := e.GetRows(); n == 1 {
+		add("1 row")
+	} else if n > 0 {
+		add("%d rows", n)
 	}
 	if e.GetBytes() > 0 {
 		add("%s", bytesText(e.GetBytes()))
@@ -325,11 +327,11 @@ func (a *app) verifySessions(ctx context.Context, ids []isle.ID) error {
 			return err
 		}
 	} else {
-		fmt.Fprintf(a.stdout, "%d recordings: %d whole, %d of sessions that go on, %d deleted by a rule, %d wrong\n",
-			len(reports), counts[session.Whole], counts[session.Growing], counts[session.Deleted], wrong)
+		fmt.Fprintf(a.stdout, "recordings: %d whole, %d of sessions that go on, %d deleted by a rule, %d wrong\n",
+			counts[session.Whole], counts[session.Growing], counts[session.Deleted], wrong)
 	}
 	if wrong > 0 {
-		return isle.Errorf(isle.Untrusted, "%d of %d recordings are not what the audit log vouches for", wrong, len(reports)).WithHint("keep the state folder as it is, and look into who could write to it")
+		return isle.Errorf(isle.Untrusted, "recordings are not what the audit log vouches for: %d of %d", wrong, len(reports)).WithHint("keep the state folder as it is, and look into who could write to it")
 	}
 	return nil
 }
