@@ -114,7 +114,10 @@ func (s *approvals) ListApprovals(ctx context.Context, req *connect.Request[isle
 	if err != nil {
 		return nil, err
 	}
-	who, _ := callerFrom(ctx)
+	who, err := s.member(ctx)
+	if err != nil {
+		return nil, err
+	}
 	res := &islev1.ListApprovalsResponse{}
 	for _, r := range list {
 		if s.visible(who, r) {
@@ -122,6 +125,17 @@ func (s *approvals) ListApprovals(ctx context.Context, req *connect.Request[isle
 		}
 	}
 	return connect.NewResponse(res), s.recordList(ctx, fmt.Sprintf("%d of them", len(res.Approvals)))
+}
+
+// member is the caller of a call that the guard asked nothing about, if they may
+// speak to the server at all.
+func (s *approvals) member(ctx context.Context) (caller, error) {
+	who, _ := callerFrom(ctx)
+	if who.member {
+		return who, nil
+	}
+	q := policy.Query{Actor: who.actor, Action: isle.ActionApprovalRead, Resource: isle.Resource{Kind: "connection", Name: "*"}}
+	return who, s.guard.refuse(ctx, q, policy.Answer{Decision: isle.Deny, Rule: strangers, Final: true}, "")
 }
 
 // recordList records that somebody looked at what waits.
@@ -142,6 +156,9 @@ func (s *approvals) GetApproval(_ context.Context, req *connect.Request[islev1.G
 
 // WatchApprovals implements the RPC.
 func (s *approvals) WatchApprovals(ctx context.Context, _ *connect.Request[islev1.WatchApprovalsRequest], stream *connect.ServerStream[islev1.Approval]) error {
+	if _, err := s.member(ctx); err != nil {
+		return err
+	}
 	if err := s.recordList(ctx, "watched"); err != nil {
 		return err
 	}
@@ -187,32 +204,33 @@ func (s *approvals) Review(ctx context.Context, req *connect.Request[islev1.Revi
 	return connect.NewResponse(&islev1.ReviewResponse{Approval: approvalMessage(r, false)}), nil
 }
 
-// reach are the connections that a role or a door opens. A role is given for a
-// time only if it is of named connections of one stage, and of nothing else.
-func reach(set *policy.Set, what, name string) (connections []string, stage string, err error) {
+// Reach are the connections that a role or a door opens, and what a role lets one
+// do there. A role is given for a time only if it is of named connections of one
+// stage, and of nothing else.
+func Reach(set *policy.Set, what, name string) (connections []string, actions []isle.Action, stage string, err error) {
 	switch what {
 	case approval.KindDoor:
 		c, ok := set.Connection(name)
 		if !ok {
-			return nil, "", isle.Errorf(isle.NotFound, "there is no connection %q", problem.Clip(name)).WithHint("connections are in the policy: isle policy show")
+			return nil, nil, "", isle.Errorf(isle.NotFound, "there is no connection %q", problem.Clip(name)).WithHint("connections are in the policy: isle policy show")
 		}
-		return []string{name}, c.Stage, nil
+		return []string{name}, nil, c.Stage, nil
 	case approval.KindRole:
 		role, ok := set.Role(name)
 		if !ok {
-			return nil, "", isle.Errorf(isle.NotFound, "there is no role %q", problem.Clip(name)).WithHint("`isle role ls` lists them")
+			return nil, nil, "", isle.Errorf(isle.NotFound, "there is no role %q", problem.Clip(name)).WithHint("`isle role ls` lists them")
 		}
 		for _, p := range role.Resources {
 			c, ok := set.Connection(p.Name)
 			if p.Kind != "connection" || !ok || stage != "" && stage != c.Stage {
-				return nil, "", isle.Errorf(isle.Refused, "the role %s is not given for a time: it is not of named connections of one stage alone", name).
+				return nil, nil, "", isle.Errorf(isle.Refused, "the role %s is not given for a time: it is not of named connections of one stage alone", name).
 					WithHint("ask for a door instead: isle request door CONNECTION")
 			}
 			connections, stage = append(connections, p.Name), c.Stage
 		}
-		return connections, stage, nil
+		return connections, role.Actions, stage, nil
 	}
-	return nil, "", isle.Errorf(isle.Invalid, "%q: want a role or a door", problem.Clip(what))
+	return nil, nil, "", isle.Errorf(isle.Invalid, "%q: want a role or a door", problem.Clip(what))
 }
 
 // doorActions are those of a door for a time.
@@ -233,7 +251,10 @@ func doorActions(kind string, write bool) []isle.Action {
 
 // accessOf is the request that a message makes.
 func (s *approvals) accessOf(ctx context.Context, action isle.Action, m *islev1.AccessRequest) (approval.Request, error) {
-	who, _ := callerFrom(ctx)
+	who, err := s.member(ctx)
+	if err != nil {
+		return approval.Request{}, err
+	}
 	subject := policy.Subject{Kind: string(who.actor.Kind), Name: who.actor.Name}
 	var ref isle.Ref
 	if m.GetEnvironment() != "" {
@@ -246,10 +267,6 @@ func (s *approvals) accessOf(ctx context.Context, action isle.Action, m *islev1.
 			return approval.Request{}, err
 		}
 		subject = policy.Subject{Kind: string(isle.Workload), Project: e.Project, Stage: ref.Stage, Environment: ref.Name}
-	}
-	if !who.member {
-		q := policy.Query{Actor: who.actor, Action: action, Resource: isle.Resource{Kind: "connection", Name: clipped(m.GetName()), Stage: isle.DefaultStage}}
-		return approval.Request{}, s.guard.refuse(ctx, q, policy.Answer{Decision: isle.Deny, Rule: strangers, Final: true}, "")
 	}
 	r, no, err := newAccess(s.Policy, policy.Query{Actor: who.actor, Groups: who.groups, Stage: who.stage(), Action: action}, m, subject)
 	if no != nil {
@@ -281,14 +298,14 @@ type denial struct {
 // whoever keeps the policy.
 func newAccess(p Policy, by policy.Query, m *islev1.AccessRequest, subject policy.Subject) (approval.Request, *denial, error) {
 	set := p.State().Set
-	connections, stage, err := reach(set, m.GetWhat(), m.GetName())
+	connections, actions, stage, err := Reach(set, m.GetWhat(), m.GetName())
 	if err != nil {
 		return approval.Request{}, nil, err
 	}
 	if subject.Stage != "" && subject.Stage != stage {
 		return approval.Request{}, nil, isle.Errorf(isle.Refused, "connection %s is of stage %s, and the environment of %s", connections[0], stage, subject.Stage)
 	}
-	x := &approval.Access{What: m.GetWhat(), Name: m.GetName(), Connections: connections, For: m.GetFor().AsDuration(), Subject: subject}
+	x := &approval.Access{What: m.GetWhat(), Name: m.GetName(), Connections: connections, Actions: actions, For: m.GetFor().AsDuration(), Subject: subject}
 	if c, ok := set.Connection(x.Name); ok && x.What == approval.KindDoor {
 		x.Actions = doorActions(c.Kind, m.GetWrite() || by.Action == isle.ActionAccessBreakGlass)
 	}

@@ -38,7 +38,7 @@ type Access struct {
 	What        string         `json:"what"` // KindRole or KindDoor
 	Name        string         `json:"name"` // of the role, or of the connection
 	Connections []string       `json:"connections"`
-	Actions     []isle.Action  `json:"actions,omitempty"` // of a door
+	Actions     []isle.Action  `json:"actions,omitempty"` // that it lets one do
 	Subject     policy.Subject `json:"subject"`
 	For         time.Duration  `json:"for"`
 	Until       time.Time      `json:"until,omitzero"`
@@ -204,7 +204,9 @@ func (a *Approvals) publish(ctx context.Context) error {
 	if a.cfg.Grants == nil {
 		return nil
 	}
-	return a.cfg.Grants.Publish(context.WithoutCancel(ctx), a.document(nil))
+	err := a.cfg.Grants.Publish(context.WithoutCancel(ctx), a.document(nil))
+	a.stale = err != nil // Run tries again
+	return err
 }
 
 // Publish puts what is granted in force, after a start: the server may have died

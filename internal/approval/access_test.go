@@ -213,3 +213,18 @@ func TestAGrantIsInForceAgainAfterADeathInBetween(t *testing.T) {
 		t.Errorf("%v %s", err, l.grants.document)
 	}
 }
+
+func TestWhatIsTakenBackIsTakenBackAsSoonAsItCanBe(t *testing.T) {
+	l := newLab(t)
+	a := l.open()
+	r, _ := a.Request(t.Context(), accessRequest(ann.Actor))
+	a.Approve(t.Context(), bob, r.ID, r.Hash, "")
+	l.grants.err = isle.Errorf(isle.Unavailable, "the disk is full")
+	if _, err := a.Deny(t.Context(), bob, r.ID, ""); isle.CodeOf(err) != isle.Unavailable {
+		t.Errorf("it is said to be over, and is not: %v", err)
+	}
+	l.grants.err = nil
+	if _, _, err := a.sweep(t.Context()); err != nil || l.may(ann.Actor, isle.ActionPostgresWrite) {
+		t.Errorf("it holds: %v", err)
+	}
+}

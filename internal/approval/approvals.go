@@ -74,6 +74,7 @@ type Approvals struct {
 	ledger *ledger.Ledger
 	asks   map[string]*allowance.Allowance // by actor, under turn
 	asked  uint64                          // places that were given, under turn
+	stale  bool                            // what is granted is not in force as it is, under turn
 
 	mu       sync.RWMutex // guards what follows; who writes holds turn too
 	cards    map[isle.ID]*card

@@ -52,7 +52,9 @@ func (g *granter) Check(context.Context, []byte) error { return g.err }
 func (g *granter) Publish(_ context.Context, d []byte) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.document = string(d)
+	if g.err == nil {
+		g.document = string(d)
+	}
 	return g.err
 }
 

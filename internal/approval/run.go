@@ -88,7 +88,7 @@ func (a *Approvals) sweep(ctx context.Context) (changed <-chan struct{}, next ti
 	if err := a.commit(ctx, &ch); err != nil {
 		return changed, next, err
 	}
-	if regrant {
+	if regrant || a.stale {
 		return changed, next, a.publish(ctx)
 	}
 	return changed, next, nil

@@ -117,6 +117,12 @@ func (r *rooms) requestStands(q approval.Request) error {
 			return isle.Errorf(isle.Refused, "the connection %s is another one now", name)
 		}
 	}
+	if x := q.Access; x != nil && x.What == approval.KindRole {
+		connections, actions, _, err := api.Reach(set, x.What, x.Name)
+		if err != nil || !slices.Equal(connections, x.Connections) || !slices.Equal(actions, x.Actions) {
+			return isle.Errorf(isle.Refused, "the role %s is another one now", x.Name)
+		}
+	}
 	if q.Rule != approval.Keepers {
 		rule, ok := set.Approval(q.Rule)
 		if !ok || rule.Separate != q.Separate || max(rule.Quorum, 1) != q.Quorum || !slices.Equal(rule.Approvers, q.Approvers) {
