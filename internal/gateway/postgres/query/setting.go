@@ -7,8 +7,6 @@ import (
 	"time"
 
 	pg_query "github.com/pganalyze/pg_query_go/v6"
-
-	"isle/internal/policy"
 )
 
 // Settings that a session may have as it likes: how values look, how long it
@@ -81,15 +79,12 @@ func (r *Reader) settingNeeds(name, value string, known, initial bool) (needs ac
 	case "role", "session_authorization":
 		return admin, "" // to reset one is to become who logged in
 	case "search_path":
-		// An empty path, and that of pg_catalog alone, make every name of the
-		// user's own be said with its schema: dumps do so.
-		if initial || is("", "pg_catalog", "pg_catalog, pg_temp") {
+		// Rules take a name without its schema for that of any, so the path is
+		// free, as long as what is built in comes first.
+		if initial || is("", "pg_catalog", "pg_catalog, pg_temp") || known && !strings.Contains(lower, "pg_") {
 			return read, ""
 		}
-		if !known || builtinLater(lower) {
-			return admin, "search_path may put something before pg_catalog"
-		}
-		return admin, ""
+		return admin, "search_path may put something before pg_catalog"
 	case "statement_timeout":
 		if d, ok := duration(lower); initial || r.timeout == 0 || known && ok && d > 0 && d <= r.timeout {
 			return read, ""
@@ -128,19 +123,6 @@ func (r *Reader) settingNeeds(name, value string, known, initial bool) (needs ac
 // has reports whether a word is on a list.
 func has(list, word string) bool {
 	return !strings.ContainsAny(word, " \n\t") && strings.Contains(" "+strings.Join(strings.Fields(list), " ")+" ", " "+word+" ")
-}
-
-// builtinLater reports whether a search_path names pg_catalog after another
-// schema, or the temporary one first: then a name that is built in can mean
-// something else.
-func builtinLater(path string) bool {
-	for i, s := range strings.Split(path, ",") {
-		s = strings.Trim(strings.TrimSpace(s), `"`)
-		if i > 0 && s == "pg_catalog" || strings.HasPrefix(s, "pg_temp") {
-			return true
-		}
-	}
-	return false
 }
 
 // values are what SET sets, as one text.
@@ -196,14 +178,4 @@ func duration(s string) (time.Duration, bool) {
 		return time.Duration(n) * time.Minute, true
 	}
 	return 0, false
-}
-
-// Startup says what a parameter of the start of a session needs, as SET of the
-// same name and value would.
-func (r *Reader) Startup(name, value string) *policy.Facts {
-	a := r.analysis(Settings{})
-	a.statements = []string{"set"}
-	a.actions = read
-	a.setting(name, value, true, false)
-	return a.facts("SET " + strings.ToLower(name))
 }

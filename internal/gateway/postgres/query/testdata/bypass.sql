@@ -490,17 +490,20 @@ set names 'GBK'
 # unsure: client_encoding by set_config
 select set_config('client_encoding', 'BIG5', false)
 ====
-# admin: search_path
-set search_path = shop, public
-====
-# admin: search_path by SET SCHEMA
-set schema 'shop'
-====
 # unsure: search_path that shadows what is built in
 set search_path = evil, pg_catalog
 ====
 # unsure: search_path with the temporary schema
 set search_path = pg_temp, pg_catalog
+====
+# unsure: search_path that begins with what is built in
+set search_path = pg_catalog, public
+====
+# unsure: search_path by SET SCHEMA
+set schema 'pg_temp'
+====
+# unsure: search_path in quotes
+select set_config('search_path', 'evil, "pg_catalog"', false)
 ====
 # unsure: search_path by set_config
 select set_config('search_path', 'evil,pg_catalog', false)

@@ -227,6 +227,12 @@ set search_path to pg_catalog
 ====
 reset search_path
 ====
+set search_path to "$user", public
+====
+set local search_path = shop
+====
+set schema 'shop'
+====
 set constraints all deferred
 ====
 set xml option document
