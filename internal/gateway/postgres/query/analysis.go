@@ -296,11 +296,15 @@ func (a *analysis) sample(method []*pg_query.Node) {
 // allows reports whether the connection allows a function by name. A name with
 // its schema allows that without too: what search_path finds is the policy's.
 func (r *Reader) allows(name string) bool {
+	setting := strings.HasPrefix(name, "set:")
 	for _, p := range r.allowed {
+		if setting != strings.HasPrefix(p, "set:") {
+			continue
+		}
 		if match(p, name) {
 			return true
 		}
-		if i := strings.LastIndexByte(p, '.'); i > 0 && !strings.Contains(name, ".") && match(p[i+1:], name) {
+		if i := strings.LastIndexByte(p, '.'); i > 0 && !setting && !strings.Contains(name, ".") && match(p[i+1:], name) {
 			return true
 		}
 	}

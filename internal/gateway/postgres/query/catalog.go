@@ -227,10 +227,11 @@ const (
 type catalog struct {
 	functions        map[string]effect
 	operators, types map[string]bool
+	free, making     map[string]bool // settings
 }
 
 func newCatalog() *catalog {
-	c := &catalog{functions: make(map[string]effect, 1200), operators: set(operators), types: set(types)}
+	c := &catalog{functions: make(map[string]effect, 1200), operators: set(operators), types: set(types), free: set(free), making: set(making)}
 	for _, l := range []struct {
 		names string
 		effect

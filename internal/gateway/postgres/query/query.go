@@ -53,8 +53,8 @@ type Config struct {
 	// Grammar is shared by all Readers of a server; nil: one of its own.
 	Grammar *grammar.Grammar
 	// Functions are allowed beside the built-in ones: "f" where it is called so,
-	// "s.f" where it is called with its schema or without. A "*" is any text.
-	// "set:NAME" is to change a setting.
+	// "s.f" where it is called with its schema or without; operators and types in
+	// the same way. "set:NAME" is to change a setting. A "*" is any text.
 	Functions []string
 	// StatementTimeout is the bound that the connection sets; 0: none. A session
 	// may set a smaller one itself.

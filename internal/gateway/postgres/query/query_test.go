@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"testing"
+	"time"
 
 	"isle"
 	"isle/internal/gateway/postgres/query"
@@ -72,6 +73,49 @@ func TestFactsSayWhatAStatementDoes(t *testing.T) {
 		if !slices.Equal(got, want) || !slices.Equal(f.Statements, c.statements) || !slices.Equal(f.Tables, c.tables) ||
 			!slices.Equal(f.Columns, c.columns) || !slices.Equal(f.Functions, c.functions) || f.Unbounded != c.unbounded {
 			t.Errorf("%s\ngives %+v", c.sql, *f)
+		}
+	}
+}
+
+func TestAConnectionAllowsMoreByName(t *testing.T) {
+	r := reader(t, "shop.price", "similar*", "<=>", "mood", "set:app.*", "set:role", "purge_old", "pg_reload_conf", "nextval")
+	for sql, want := range map[string]string{
+		"select price(1)":                           "postgres:select",
+		"select shop.price(1)":                      "postgres:select",
+		"select other.price(1)":                     "postgres:admin",
+		"select similarity('a', 'b')":               "postgres:select",
+		"select evil.similarity('a', 'b')":          "postgres:admin",
+		"select a <=> b from t":                     "postgres:select",
+		"select 'x'::mood, cast($1 as mood)":        "postgres:select",
+		"select pg_reload_conf()":                   "postgres:select",
+		"select nextval('s')":                       "postgres:write",
+		"set app.tenant = '5'":                      "postgres:select",
+		"select set_config('app.tenant', $1, true)": "postgres:select",
+		"set role postgres":                         "postgres:admin",
+		"set work_mem = '1GB'":                      "postgres:admin",
+		"call purge_old()":                          "postgres:write",
+		"call purge_new()":                          "postgres:admin",
+	} {
+		f := read(t, r, sql, usual()).Facts
+		if got := string(f.Actions[len(f.Actions)-1]); got != want {
+			t.Errorf("%s needs %s (%s), want %s", sql, got, f.Uncertain, want)
+		}
+	}
+	everything := reader(t, "*")
+	if f := read(t, everything, "set role postgres; set app.tenant = '5'", usual()).Facts; reads(f) {
+		t.Errorf("any function is any setting as well: %+v", *f)
+	}
+}
+
+func TestAStatementTimeoutOnlyGetsShorter(t *testing.T) {
+	r := query.New(query.Config{Grammar: shared, StatementTimeout: 5 * time.Second})
+	for sql, want := range map[string]bool{
+		"set statement_timeout = '4s'": true, "set statement_timeout to 5000": true, "reset statement_timeout": true, "set local statement_timeout = '100ms'": true,
+		"set statement_timeout = 0": false, "set statement_timeout = '1h'": false, "set statement_timeout = 5001": false, "set statement_timeout = '0.5min'": false,
+		"select set_config('statement_timeout', '0', false)": false, "set statement_timeout = '-1'": false,
+	} {
+		if f := read(t, r, sql, usual()).Facts; reads(f) != want {
+			t.Errorf("%s: %+v", sql, *f)
 		}
 	}
 }

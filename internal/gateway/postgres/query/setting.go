@@ -59,11 +59,11 @@ func (a *analysis) setting(name, value string, known, initial bool) {
 	needs, unsure := a.r.settingNeeds(name, value, known, initial)
 	if needs&admin != 0 {
 		a.functions = append(a.functions, "set:"+name)
-		if unsure == "" && a.r.allows("set:"+name) {
-			return
-		}
-		if unsure != "" {
+		switch {
+		case unsure != "":
 			a.unsure(unsure)
+		case name != "role" && name != "session_authorization" && a.r.allows("set:"+name):
+			return
 		}
 	}
 	a.actions |= needs
@@ -110,19 +110,14 @@ func (r *Reader) settingNeeds(name, value string, known, initial bool) (needs ac
 		return admin, ""
 	}
 	switch {
-	case has(free, name):
+	case r.catalog.free[name]:
 		return read, ""
-	case has(making, name):
+	case r.catalog.making[name]:
 		return schema, ""
 	case initial:
 		return read, ""
 	}
 	return admin, ""
-}
-
-// has reports whether a word is on a list.
-func has(list, word string) bool {
-	return !strings.ContainsAny(word, " \n\t") && strings.Contains(" "+strings.Join(strings.Fields(list), " ")+" ", " "+word+" ")
 }
 
 // values are what SET sets, as one text.
