@@ -1,6 +1,7 @@
 package query
 
 import (
+	"strconv"
 	"strings"
 
 	pg_query "github.com/pganalyze/pg_query_go/v6"
@@ -117,8 +118,43 @@ func (a *analysis) walk(m protoreflect.Message, sc *scope) {
 		}
 	case *pg_query.RangeTableSample:
 		a.sample(v.GetMethod())
+	default:
+		a.syntax(m)
 	}
 	a.children(m, sc)
+}
+
+// syntax finds what is syntax since a version, and called a function of the
+// user's own before.
+func (a *analysis) syntax(m protoreflect.Message) {
+	since, name := 0, ""
+	switch v := m.Interface().(type) {
+	case *pg_query.JsonTable:
+		since, name = 17, "json_table"
+	case *pg_query.JsonParseExpr:
+		since, name = 17, "json"
+	case *pg_query.JsonScalarExpr:
+		since, name = 17, "json_scalar"
+	case *pg_query.JsonSerializeExpr:
+		since, name = 17, "json_serialize"
+	case *pg_query.JsonFuncExpr:
+		since, name = 17, map[pg_query.JsonExprOp]string{pg_query.JsonExprOp_JSON_EXISTS_OP: "json_exists",
+			pg_query.JsonExprOp_JSON_QUERY_OP: "json_query", pg_query.JsonExprOp_JSON_VALUE_OP: "json_value"}[v.GetOp()]
+	case *pg_query.JsonObjectConstructor:
+		since, name = 16, "json_object"
+	case *pg_query.JsonArrayConstructor, *pg_query.JsonArrayQueryConstructor:
+		since, name = 16, "json_array"
+	case *pg_query.JsonObjectAgg:
+		since, name = 16, "json_objectagg"
+	case *pg_query.JsonArrayAgg:
+		since, name = 16, "json_arrayagg"
+	default:
+		return
+	}
+	a.functions = append(a.functions, name)
+	if a.session.Version < since && !a.r.allows(name) {
+		a.unsure("function " + name + " is not built in before PostgreSQL " + strconv.Itoa(since))
+	}
 }
 
 // node walks what a Node is. A statement within another counts as well.

@@ -39,7 +39,11 @@ func TestWhatReadsPassesAsReading(t *testing.T) {
 	for _, file := range []string{"harmless.sql", "psql.sql"} {
 		for _, b := range blocks(t, file) {
 			seen++
-			if f := read(t, r, b.sql, usual()).Facts; !reads(f) {
+			set := usual()
+			if b.title == "of PostgreSQL 17" {
+				set.Version = 17
+			}
+			if f := read(t, r, b.sql, set).Facts; !reads(f) {
 				t.Errorf("%s needs %v: %s\n%s", b.title, f.Actions, f.Uncertain, b.sql)
 			}
 		}

@@ -17,7 +17,7 @@ const (
 	param                // $1
 	integer              // 1, of at most 31 bits: the grammar has places for these only
 	number               // all other numbers
-	text                 // 'x', E'x', U&'x', $tag$x$tag$
+	str                  // 'x', E'x', U&'x', $tag$x$tag$
 	national             // N'x', which is a cast too
 	bits                 // B'1'
 	hexes                // X'1f'
@@ -115,10 +115,10 @@ func (l *lexer) token() (kind, error) {
 	c, d := l.s[l.at], l.peek(1)
 	switch {
 	case c == '\'':
-		return text, l.quote(l.at, !l.set.StandardConforming)
+		return str, l.quote(l.at, !l.set.StandardConforming)
 	case (c == 'e' || c == 'E') && d == '\'':
 		l.at++
-		return text, l.quote(l.at-1, true)
+		return str, l.quote(l.at-1, true)
 	case (c == 'b' || c == 'B') && d == '\'':
 		l.at++
 		return bits, l.quote(l.at-1, false)
@@ -131,9 +131,9 @@ func (l *lexer) token() (kind, error) {
 	case (c == 'u' || c == 'U') && d == '&' && l.peek(2) == '\'':
 		l.at += 2
 		if !l.set.StandardConforming {
-			return text, l.fail("U&'' where standard_conforming_strings is off", l.at-2)
+			return str, l.fail("U&'' where standard_conforming_strings is off", l.at-2)
 		}
-		return text, l.quote(l.at-2, false)
+		return str, l.quote(l.at-2, false)
 	case (c == 'u' || c == 'U') && d == '&' && l.peek(2) == '"':
 		l.at += 2
 		return escaped, l.name(l.at - 2)
@@ -241,21 +241,21 @@ func (l *lexer) dollar() (kind, error) {
 	}
 	for n := l.at; l.at < len(l.s) && l.s[l.at] != '$'; l.at++ {
 		if c := l.s[l.at]; !(nameStart(c) || l.at > n && digit(c)) {
-			return text, l.fail("a dollar sign", start)
+			return str, l.fail("a dollar sign", start)
 		}
 	}
 	if l.at >= len(l.s) {
-		return text, l.fail("a dollar sign", start)
+		return str, l.fail("a dollar sign", start)
 	}
 	l.at++
 	tag := l.s[start:l.at]
 	for ; l.at+len(tag) <= len(l.s); l.at++ {
 		if l.s[l.at] == '$' && l.s[l.at:l.at+len(tag)] == tag {
 			l.at += len(tag)
-			return text, nil
+			return str, nil
 		}
 	}
-	return text, l.fail("a string in dollar quotes that does not end", start)
+	return str, l.fail("a string in dollar quotes that does not end", start)
 }
 
 // number skips a number. PostgreSQL 16 gave 0x1f, 0o7, 0b1 and 1_000 a meaning;

@@ -96,7 +96,7 @@ func agree(k kind, t pg_query.Token) bool {
 	case pg_query.Token_FCONST:
 		return k == number
 	case pg_query.Token_SCONST, pg_query.Token_USCONST:
-		return k == text || k == national
+		return k == str || k == national
 	case pg_query.Token_BCONST:
 		return k == bits
 	case pg_query.Token_XCONST:

@@ -19,6 +19,7 @@
 package query
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"sync"
@@ -148,6 +149,14 @@ func (r *Reader) Read(ctx context.Context, sql string, set Settings) (*Read, err
 
 // make reads a text with the grammar, and keeps the result for its shape.
 func (r *Reader) make(ctx context.Context, sql string, set Settings, s *shape) (*entry, error) {
+	if len(s.cuts) > 0 {
+		short := s.without(sql)
+		of, why := r.shape(short, set)
+		defer r.free(of)
+		if why == "" && bytes.Equal(of.key, s.key) && len(of.statements) == len(s.statements) {
+			sql, s = short, of
+		}
+	}
 	tree, err := r.grammar.Parse(ctx, sql)
 	var bad *grammar.SyntaxError
 	switch {

@@ -1,6 +1,8 @@
 package query
 
 import (
+	"strings"
+
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	pg_query "github.com/pganalyze/pg_query_go/v6"
@@ -223,7 +225,20 @@ func (a *analysis) target(r *pg_query.RangeVar, sc *scope) string {
 	table := relation(r)
 	a.tables = append(a.tables, table)
 	a.bind(r, sc, false)
+	a.catalog(r)
 	return table
+}
+
+// catalog finds writes to what is the server's own. To write to pg_settings is
+// to change a setting.
+func (a *analysis) catalog(r *pg_query.RangeVar) {
+	schema, name := r.GetSchemaname(), r.GetRelname()
+	switch {
+	case name == "pg_settings" && (schema == "" || schema == "pg_catalog"):
+		a.unsure("who writes to pg_settings changes settings")
+	case schema == "" && strings.HasPrefix(name, "pg_"), strings.HasPrefix(schema, "pg_") && !strings.HasPrefix(schema, "pg_temp"), schema == "information_schema":
+		a.actions |= admin
+	}
 }
 
 // assigned adds the columns that are written.

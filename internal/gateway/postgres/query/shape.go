@@ -14,10 +14,11 @@ type shape struct {
 	statements []span // those that aren't empty
 	plain      bool   // key has no values of constants
 	ordinals   bool   // a number could mean a column: ORDER BY 2
-}
 
-// Constants stand in a key as one byte each, which no text has: \x01 and so on.
-const constants = 0x01
+	list    enumeration
+	cuts    []span // of the text, that aren't in the key
+	dropped int    // tokens in them
+}
 
 // longestKey is how long a text may be to be its own key.
 const longestKey = 16 << 10
@@ -31,7 +32,7 @@ func (r *Reader) shape(sql string, set Settings) (*shape, string) {
 	if !ok {
 		s = new(shape)
 	}
-	s.key, s.statements, s.plain, s.ordinals = s.key[:0], s.statements[:0], true, false
+	*s = shape{key: s.key[:0], statements: s.statements[:0], cuts: s.cuts[:0], plain: true}
 	if why := readable(sql, set); why != "" {
 		return s, why
 	}
@@ -44,14 +45,14 @@ func (r *Reader) shape(sql string, set Settings) (*shape, string) {
 		if err != nil {
 			return s, err.Error()
 		}
-		if n > mostTokens {
+		if n-s.dropped > mostTokens {
 			return s, "it has more than 200,000 words"
 		}
 		if semicolon := ok && sql[t.start] == ';'; !ok || semicolon {
 			if !first {
 				s.statements = append(s.statements, span{start, end})
 			}
-			first = true
+			first, s.list = true, enumeration{}
 			if semicolon {
 				s.key = append(s.key, ';')
 				continue
@@ -63,44 +64,87 @@ func (r *Reader) shape(sql string, set Settings) (*shape, string) {
 			s.plain = s.plain && (t.kind == word && valuesAside(sql[t.start:t.end]) || sql[t.start] == '(')
 		}
 		end = t.end
-		s.add(t, sql[t.start:t.end])
+		s.token(t, sql[t.start:t.end])
 	}
 	if l.high && set.ServerEncoding != "UTF8" {
 		return s, "it has names beyond ASCII without quotes, and server_encoding is not UTF8"
 	}
 	if !s.plain {
 		s.key = append(s.key[:head], sql...)
-		s.key[0] = 'v'
+		s.key[0], s.cuts = 'v', s.cuts[:0]
 	}
 	return s, ""
 }
 
 // add adds a token to the key.
 func (s *shape) add(t token, text string) {
-	if t.kind == word {
-		s.clause(text)
-	}
-	switch {
-	case t.kind.literal() && !(s.ordinals && t.kind == integer):
-		s.key = append(s.key, constants+byte(t.kind-integer), ' ')
-	case t.kind == escaped || t.kind == word && strings.EqualFold(text, "set_config"),
-		t.kind == quoted && strings.Contains(text, "set_config"):
+	switch t.kind {
+	case word:
+		switch is(text) {
+		case ordering:
+			s.ordinals = true
+		case clause, rows:
+			s.ordinals = false
+		case sets:
+			s.plain = false
+		}
+	case integer:
+		if !s.ordinals { // it is no fact of a statement which column 2 is, but trees of one shape are read as one
+			text = "\x01"
+		}
+	case number, str, national, bits, hexes:
+		text = constants[t.kind-number : t.kind-number+1]
+	case param:
+		text = "$"
+	case escaped: // U&"…" UESCAPE '!'
 		s.plain = false
-	default:
-		s.key = append(append(s.key, text...), ' ')
+	case quoted:
+		s.plain = s.plain && !strings.Contains(text, "set_config")
 	}
+	s.key = append(append(s.key, text...), ' ')
 }
 
-// clause finds where numbers mean columns. It is no fact of a statement which
-// they mean, but trees of one shape are read as one.
-func (s *shape) clause(word string) {
-	switch {
-	case strings.EqualFold(word, "by"), strings.EqualFold(word, "distinct"):
-		s.ordinals = true
-	case strings.EqualFold(word, "from"), strings.EqualFold(word, "where"), strings.EqualFold(word, "having"),
-		strings.EqualFold(word, "limit"), strings.EqualFold(word, "offset"), strings.EqualFold(word, "values"):
-		s.ordinals = false
+// constants stand for the values of constants in a key, one for each kind from
+// number on. No token begins like them.
+const constants = "\x02\x03\x04\x05\x06"
+
+// meaning is what a word means for a shape.
+type meaning byte
+
+const (
+	none     meaning = iota
+	ordering         // numbers mean columns after it
+	clause           // and do no more
+	rows             // VALUES
+	among            // IN
+	sets             // set_config
+)
+
+// is says what a word means, wherever it stands.
+func is(word string) meaning {
+	var lower [10]byte
+	switch len(word) {
+	case 2, 4, 5, 6, 8, 10:
+	default:
+		return none
 	}
+	for i := range len(word) {
+		lower[i] = word[i] | 0x20
+	}
+	switch string(lower[:len(word)]) {
+	case "by", "distinct":
+		return ordering
+	case "from", "where", "having", "limit", "offset":
+		return clause
+	case "values":
+		return rows
+	case "in":
+		return among
+	}
+	if strings.EqualFold(word, "set_config") {
+		return sets
+	}
+	return none
 }
 
 func flags(set Settings) byte {
@@ -136,7 +180,7 @@ func valuesAside(word string) bool {
 
 // free gives the memory of a shape back, for the next Read.
 func (r *Reader) free(s *shape) {
-	if cap(s.key) <= longestKey {
+	if cap(s.key) <= longestKey && cap(s.cuts) < 100 {
 		r.shapes.Put(s)
 	}
 }

@@ -304,6 +304,9 @@ func (a *analysis) copy(s *pg_query.CopyStmt, part *Part) {
 	if s.GetRelation() == nil {
 		return
 	}
+	if s.GetIsFrom() {
+		a.catalog(s.GetRelation())
+	}
 	table := relation(s.GetRelation())
 	if len(s.GetAttlist()) == 0 {
 		a.columns = append(a.columns, table+".*")

@@ -693,3 +693,24 @@ selct 1
 ====
 # unsure: psql's own commands
 \copy orders to '/tmp/x'
+====
+# unsure: a write to pg_settings is SET
+update pg_settings set setting = 'postgres' where name = 'session_authorization'
+====
+# unsure: a write to pg_settings by another name
+with x as (update pg_catalog."pg_settings" s set setting = 'off' where s.name = 'standard_conforming_strings' returning 1) select * from x
+====
+# admin: a write to the catalog
+update pg_catalog.pg_proc set prosrc = 'x' where oid = 1
+====
+# admin: a write to the catalog, without its schema
+delete from pg_class where oid = 1
+====
+# admin: COPY into the catalog
+copy pg_authid from stdin
+====
+# unsure: a function that is syntax in PostgreSQL 17
+select json_value('{}', '$.a')
+====
+# unsure: a function that is syntax in PostgreSQL 16
+select json_array(1, 2)
