@@ -10,7 +10,7 @@ import (
 )
 
 const (
-	maxDepth   = 1000 // of nodes inside nodes
+	maxDepth   = 5000 // of nodes inside nodes
 	maxColumns = 1664 // of a result (MaxTupleAttributeNumber)
 )
 

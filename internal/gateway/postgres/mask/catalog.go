@@ -27,7 +27,8 @@ const firstUser = 16384
 // A column is one of a table or of what a query gives.
 type column struct {
 	name string
-	rule *rule // nil: it may leave as it is
+	rule *rule  // nil: it may leave as it is
+	row  uint32 // of the catalog: the table whose rows it holds; 0 if none's
 }
 
 // A table is a table, view, materialized view, foreign table or sequence.
@@ -87,9 +88,10 @@ const (
 (SELECT pg_catalog.concat(pg_catalog.count(*), ':', pg_catalog.sum(xmin::text::bigint)) FROM pg_catalog.pg_rewrite WHERE ev_class >= 16384),
 (SELECT pg_catalog.concat(pg_catalog.count(*), ':', pg_catalog.sum(xmin::text::bigint)) FROM pg_catalog.pg_inherits),
 (SELECT pg_catalog.concat(pg_catalog.count(*), ':', pg_catalog.sum(xmin::text::bigint)) FROM pg_catalog.pg_namespace))`
-	sqlColumns = `SELECT c.oid, n.nspname, c.relname, c.relkind, a.attnum, a.attname
+	sqlColumns = `SELECT c.oid, n.nspname, c.relname, c.relkind, a.attnum, a.attname, CASE WHEN t.typrelid <> 0 THEN t.typrelid ELSE e.typrelid END
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+LEFT JOIN pg_catalog.pg_type t ON t.oid = a.atttypid LEFT JOIN pg_catalog.pg_type e ON e.oid = t.typelem
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND (c.oid >= 16384 OR n.nspname = 'pg_catalog' AND c.relname IN (%s))
 ORDER BY c.oid, a.attnum`
 	sqlInherits  = `SELECT inhrelid, inhparent FROM pg_catalog.pg_inherits`
@@ -135,7 +137,7 @@ type loader struct {
 func (m *Masks) load(ctx context.Context, query Query, version string) (*catalog, error) {
 	l := &loader{ctx: ctx, query: query, masks: m, state: map[uint32]int{}, defs: map[uint32]string{}, depends: map[uint32][]origin{},
 		cat: &catalog{version: version, tables: map[uint32]*table{}, names: map[string][]*table{}}}
-	for _, step := range []func() error{l.columns, l.apply, l.inherit, l.generated, l.views} {
+	for _, step := range []func() error{l.columns, l.apply, l.inherit, l.generated, l.composites, l.views} {
 		if err := step(); err != nil {
 			return nil, isle.Errorf(isle.Unavailable, "the tables of %s can't be read, so nothing may be read that masks could be on: %w", m.connection, err)
 		}
@@ -173,8 +175,8 @@ func (l *loader) columns() error {
 	if _, err := l.query(l.ctx, sqlPath); err != nil {
 		return err
 	}
-	return l.rows(fmt.Sprintf(sqlColumns, sensitiveNames), []int{0, 4}, func(n []uint32, row []string) error {
-		if len(row) < 6 || row[3] == "" {
+	return l.rows(fmt.Sprintf(sqlColumns, sensitiveNames), []int{0, 4, 6}, func(n []uint32, row []string) error {
+		if len(row) < 7 || row[3] == "" {
 			return fmt.Errorf("a row of %d columns", len(row))
 		}
 		t := l.cat.tables[n[0]]
@@ -184,7 +186,7 @@ func (l *loader) columns() error {
 			l.cat.names[t.name] = append(l.cat.names[t.name], t)
 		}
 		if n[1] > 0 {
-			t.columns = append(t.columns, column{name: row[5]})
+			t.columns = append(t.columns, column{name: row[5], row: n[2]})
 			t.attrs = append(t.attrs, uint16(n[1]))
 		}
 		return nil
@@ -306,6 +308,24 @@ func (l *loader) generated() error {
 		}
 		return nil
 	})
+}
+
+// composites masks the columns that hold whole rows of a table with masks.
+func (l *loader) composites() error {
+	for changed := true; changed; {
+		changed = false
+		for _, t := range l.cat.tables {
+			for i, c := range t.columns {
+				of := l.cat.tables[c.row]
+				if of == nil || c.rule != nil || !of.masked() {
+					continue
+				}
+				t.columns[i].rule = &rule{table: t.name, column: c.name, show: gateway.ShowFull, said: t.name + "." + c.name}
+				changed = true
+			}
+		}
+	}
+	return nil
 }
 
 // remember keeps which columns masks were on.

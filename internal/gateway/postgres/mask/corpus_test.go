@@ -40,8 +40,10 @@ func TestTheCorpusOfMaskingHolds(t *testing.T) {
 	}
 	db, database, masks := shop(t, all())
 	side := connect(t, db, database)
-	for format, name := range []string{"text", "binary"} {
+	for i, name := range []string{"text", "binary", "by the text of the statement alone"} {
+		format := i % 2
 		c := connect(t, db, database)
+		c.blind = i == 2
 		s := masks.Begin(side.rows)
 		t.Run(name, func(t *testing.T) {
 			for n, line := range strings.Split(string(corpus), "\n") {
@@ -49,7 +51,7 @@ func TestTheCorpusOfMaskingHolds(t *testing.T) {
 				if !ok || strings.HasPrefix(line, "#") {
 					continue
 				}
-				if format == 1 && (strings.HasPrefix(sql, "CREATE") || strings.HasPrefix(sql, "ALTER")) && outcome == "passes" {
+				if i > 0 && (strings.HasPrefix(sql, "CREATE") || strings.HasPrefix(sql, "ALTER")) && outcome == "passes" {
 					continue
 				}
 				r := c.run(s, sql, false, int16(format))

@@ -169,7 +169,7 @@ func tables(lines ...string) mask.Query {
 			return [][]string{{"1"}}, nil
 		case strings.HasPrefix(sql, "SELECT c.oid, n.nspname"):
 			for _, l := range lines {
-				f := strings.Fields(l)
+				f := append(strings.Fields(l), "")
 				f[0] = fmt.Sprint(16384 + int(f[0][0]))
 				out = append(out, f)
 			}

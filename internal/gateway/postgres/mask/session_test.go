@@ -304,3 +304,45 @@ func TestAnOldPlanIsMadeAnew(t *testing.T) {
 		t.Fatalf("a table has become a view of a masked one: %v", err)
 	}
 }
+
+// Where the text says nothing, what the database says of the columns is enough.
+func TestTheDatabasesOwnWordOfAColumnIsEnough(t *testing.T) {
+	db, name, m := shop(t, all())
+	s := m.Begin(connect(t, db, name).rows)
+	c := connect(t, db, name)
+	nothing, err := s.Plan(t.Context(), statement("SELECT 1", false))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for sql, refused := range map[string]bool{
+		"SELECT email, id FROM customers ORDER BY email":          false,
+		"SELECT e FROM (SELECT email AS e FROM customers) s":      false,
+		"WITH c AS (SELECT phone FROM customers) SELECT * FROM c": false,
+		"SELECT address FROM plain_view":                          false,
+		"SELECT DISTINCT email FROM customers":                    false,
+		"UPDATE customers SET id = id RETURNING pin, email":       false,
+		"SELECT c FROM customers c":                               true,
+		"SELECT l FROM lower_view":                                true,
+	} {
+		var err error
+		var rows *mask.Rows
+		var sent []byte
+		c.write(message('Q', []byte(sql+"\x00")))
+		c.until('Z', func(kind byte, msg []byte) {
+			switch {
+			case kind == 'T':
+				fields, bad := mask.Fields(msg)
+				if bad != nil {
+					t.Fatal(bad)
+				}
+				rows, err = s.Rows(t.Context(), nothing, fields, nil)
+			case kind == 'D' && err == nil:
+				sent, err = rows.Row(sent, msg)
+			}
+		})
+		search(t, sql, sent)
+		if (err != nil) != refused || !refused && len(sent) == 0 {
+			t.Errorf("%s: %v, %q", sql, err, sent)
+		}
+	}
+}

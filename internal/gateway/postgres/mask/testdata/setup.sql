@@ -48,4 +48,6 @@ INSERT INTO other.things VALUES (1, 'thing');
 INSERT INTO orders VALUES (1, 1, 1, NULL, NULL);
 CREATE TABLE loose (id int, soft text, hard text);
 INSERT INTO loose VALUES (1, 'canary-soft', 'canary-hard'), (2, 'canary-soft', 'canary-hard2');
+CREATE TABLE archive (id int, c customers, cs customers[]);
+INSERT INTO archive SELECT id, c, ARRAY[c] FROM customers c;
 ANALYZE;
