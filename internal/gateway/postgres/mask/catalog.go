@@ -14,7 +14,7 @@ import (
 )
 
 // A Query runs one statement in a database and returns the rows as text, NULL
-// as "". The session that it runs in is left with pg_catalog as its search_path.
+// as "". All run in one session, which is left as it was.
 type Query func(ctx context.Context, sql string) ([][]string, error)
 
 // A Parser reads SQL with PostgreSQL's grammar.
@@ -39,6 +39,7 @@ type table struct {
 	columns      []column
 	attrs        []uint16 // the attribute numbers of columns
 	closed       string   // why it may not be used; "" if it may
+	before       *catalog // of one made in a session: the catalog that did not have it
 }
 
 func (t *table) masked() bool {
@@ -74,6 +75,7 @@ type origin struct {
 // change once it is loaded.
 type catalog struct {
 	version string
+	partial bool // some views could not be read
 	tables  map[uint32]*table
 	names   map[string][]*table
 }
@@ -81,7 +83,8 @@ type catalog struct {
 // The queries. Names are written with their schema, so that no search_path
 // changes what they mean.
 const (
-	sqlPath    = `SELECT pg_catalog.set_config('search_path', 'pg_catalog', false)`
+	sqlPath    = `SELECT pg_catalog.current_setting('search_path')`
+	sqlSetPath = `SELECT pg_catalog.set_config('search_path', '%s', false)`
 	sqlVersion = `SELECT pg_catalog.concat_ws(' ',
 (SELECT pg_catalog.concat(pg_catalog.count(*), ':', pg_catalog.sum(xmin::text::bigint)) FROM pg_catalog.pg_class WHERE oid >= 16384 AND relkind IN ('r', 'p', 'v', 'm', 'f', 'S')),
 (SELECT pg_catalog.concat(pg_catalog.count(*), ':', pg_catalog.sum(xmin::text::bigint)) FROM pg_catalog.pg_attribute WHERE attrelid >= 16384 AND attnum > 0),
@@ -103,8 +106,10 @@ AND (d.classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass AND d.objid = ad.o
 JOIN pg_catalog.pg_rewrite r ON d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass AND d.objid = r.oid
 JOIN pg_catalog.pg_class c ON c.oid = r.ev_class AND c.relkind IN ('v', 'm')
 WHERE d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND r.ev_class >= 16384 AND d.refobjid <> r.ev_class`
-	sqlViews = `SELECT c.oid, pg_catalog.pg_get_viewdef(c.oid) FROM pg_catalog.pg_class c
-WHERE c.relkind IN ('v', 'm') AND c.oid >= 16384 AND (c.oid IN (%s) OR pg_catalog.pg_get_viewdef(c.oid) ~ 'pg_stat|pg_largeobject')`
+	// A view's dependence on what the system has itself is not in pg_depend.
+	sqlSystem = `SELECT r.ev_class FROM pg_catalog.pg_rewrite r
+WHERE r.ev_class >= 16384 AND r.ev_action::pg_catalog.text OPERATOR(pg_catalog.~) ':relid (%s) '`
+	sqlViews = `SELECT c.oid, pg_catalog.pg_get_viewdef(c.oid) FROM pg_catalog.pg_class c WHERE c.relkind IN ('v', 'm') AND c.oid IN (%s)`
 )
 
 // sensitive are the relations of the system that hold values of others' tables
@@ -129,6 +134,7 @@ type loader struct {
 	masks *Masks
 	cat   *catalog
 
+	before  *string             // the search_path
 	depends map[uint32][]origin // what a view is made of
 	defs    map[uint32]string   // of views
 	state   map[uint32]int      // of views: 1 begun, 2 done
@@ -137,13 +143,33 @@ type loader struct {
 func (m *Masks) load(ctx context.Context, query Query, version string) (*catalog, error) {
 	l := &loader{ctx: ctx, query: query, masks: m, state: map[uint32]int{}, defs: map[uint32]string{}, depends: map[uint32][]origin{},
 		cat: &catalog{version: version, tables: map[uint32]*table{}, names: map[string][]*table{}}}
-	for _, step := range []func() error{l.columns, l.apply, l.inherit, l.generated, l.composites, l.views} {
+	for _, step := range []func() error{l.path, l.columns, l.apply, l.inherit, l.generated, l.composites, l.views} {
 		if err := step(); err != nil {
+			l.restore()
 			return nil, isle.Errorf(isle.Unavailable, "the tables of %s can't be read, so nothing may be read that masks could be on: %w", m.connection, err)
 		}
 	}
 	l.remember()
-	return l.cat, nil
+	return l.cat, l.restore()
+}
+
+// path makes pg_get_viewdef write every name with its schema.
+func (l *loader) path() error {
+	rows, err := l.query(l.ctx, sqlPath)
+	if err != nil || len(rows) != 1 || len(rows[0]) != 1 {
+		return err
+	}
+	l.before = &rows[0][0]
+	_, err = l.query(l.ctx, fmt.Sprintf(sqlSetPath, "pg_catalog"))
+	return err
+}
+
+func (l *loader) restore() error {
+	if l.before == nil {
+		return nil
+	}
+	_, err := l.query(l.ctx, fmt.Sprintf(sqlSetPath, strings.ReplaceAll(*l.before, "'", "''")))
+	return err
 }
 
 // rows asks and reads the first numbers of each row.
@@ -172,9 +198,6 @@ func (l *loader) rows(sql string, numbers []int, each func(n []uint32, row []str
 }
 
 func (l *loader) columns() error {
-	if _, err := l.query(l.ctx, sqlPath); err != nil {
-		return err
-	}
 	return l.rows(fmt.Sprintf(sqlColumns, sensitiveNames), []int{0, 4, 6}, func(n []uint32, row []string) error {
 		if len(row) < 7 || row[3] == "" {
 			return fmt.Errorf("a row of %d columns", len(row))
@@ -354,23 +377,64 @@ func (l *loader) views() error {
 	if err != nil {
 		return err
 	}
-	ids := []string{"0"}
-	for _, oid := range l.dependents() {
-		ids = append(ids, strconv.FormatUint(uint64(oid), 10))
+	if err := l.system(); err != nil {
+		return err
 	}
-	err = l.rows(fmt.Sprintf(sqlViews, strings.Join(ids, ", ")), []int{0}, func(n []uint32, row []string) error {
+	if err := l.definitions(l.dependents()); err != nil {
+		return err
+	}
+	for oid := range l.defs {
+		if err := l.view(oid); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// system notes which views use the relations of the system that are sensitive.
+func (l *loader) system() error {
+	var ids []string
+	for oid, t := range l.cat.tables {
+		if oid < firstUser && t.masked() {
+			ids = append(ids, strconv.FormatUint(uint64(oid), 10))
+		}
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	return l.rows(fmt.Sprintf(sqlSystem, strings.Join(ids, "|")), []int{0}, func(n []uint32, _ []string) error {
+		first, _ := strconv.ParseUint(ids[0], 10, 32)
+		l.depends[n[0]] = append(l.depends[n[0]], origin{table: uint32(first)})
+		return nil
+	})
+}
+
+// definitions reads the texts of views, which takes a lock on each. Where one
+// can't be had they are closed for a while, so that a long change of one table
+// doesn't stop what has nothing to do with it.
+func (l *loader) definitions(views []uint32) error {
+	if len(views) == 0 {
+		return nil
+	}
+	ids := make([]string, len(views))
+	for i, oid := range views {
+		ids[i] = strconv.FormatUint(uint64(oid), 10)
+	}
+	err := l.rows(fmt.Sprintf(sqlViews, strings.Join(ids, ", ")), []int{0}, func(n []uint32, row []string) error {
 		if len(row) < 2 {
 			return fmt.Errorf("a row of %d columns", len(row))
 		}
 		l.defs[n[0]] = row[1]
 		return nil
 	})
-	if err != nil {
+	if err == nil || l.ctx.Err() != nil {
 		return err
 	}
-	for oid := range l.defs {
-		if err := l.view(oid); err != nil {
-			return err
+	l.cat.partial = true
+	clear(l.defs)
+	for _, oid := range views {
+		if t := l.cat.tables[oid]; t != nil {
+			t.closed = fmt.Sprintf("what the view %s shows can't be read now: %v", t, err)
 		}
 	}
 	return nil

@@ -15,6 +15,10 @@ import (
 // whether it has changed. What changes through the gateway is asked for at once.
 const freshFor = time.Second
 
+// partlyFor is how long a catalog is believed in which some views are closed
+// because they could not be read: each attempt waits for a lock.
+const partlyFor = 30 * time.Second
+
 // Config is what Masks are made of.
 type Config struct {
 	Connection policy.Connection
@@ -33,12 +37,13 @@ type Masks struct {
 	parse      Parser
 	now        func() time.Time
 
-	mu    sync.Mutex // guards what follows
-	cat   *catalog
-	plans map[planKey]*Plan // of cat
-	asked time.Time         // when the database was asked last
-	stale bool              // it has changed through the gateway
-	seen  map[origin]*rule  // the columns that masks were on
+	mu     sync.Mutex // guards what follows
+	cat    *catalog
+	plans  map[planKey]*Plan // of cat
+	asked  time.Time         // when the database was asked last
+	loaded time.Time         // when cat was
+	stale  bool              // it has changed through the gateway
+	seen   map[origin]*rule  // the columns that masks were on
 }
 
 // New checks the masks and detectors of a connection. The error's code is
@@ -82,6 +87,9 @@ func (m *Masks) current(ctx context.Context, query Query, now bool) (*catalog, e
 	if m.cat != nil && !m.stale && !now && m.now().Sub(m.asked) < freshFor {
 		return m.cat, nil
 	}
+	if m.cat != nil && m.cat.partial && m.now().Sub(m.loaded) >= partlyFor {
+		m.cat = nil
+	}
 	asked := m.now()
 	rows, err := query(ctx, sqlVersion)
 	if err == nil && (len(rows) != 1 || len(rows[0]) != 1) {
@@ -95,7 +103,7 @@ func (m *Masks) current(ctx context.Context, query Query, now bool) (*catalog, e
 		if err != nil {
 			return nil, err
 		}
-		m.cat, m.plans = cat, map[planKey]*Plan{}
+		m.cat, m.plans, m.loaded = cat, map[planKey]*Plan{}, asked
 	}
 	m.asked, m.stale = asked, false
 	return m.cat, nil

@@ -2,6 +2,8 @@ package mask
 
 import (
 	"context"
+	"maps"
+	"slices"
 
 	pg "github.com/pganalyze/pg_query_go/v6"
 
@@ -86,6 +88,7 @@ func (s *Session) Check(ctx context.Context, p *Plan) (*Plan, error) {
 }
 
 func (s *Session) plan(cat *catalog, st Statement) *Plan {
+	s.open(cat)
 	key := planKey{st.Facts, st.Lift}
 	known := st.Facts != nil && len(s.made) == 0
 	if known {
@@ -177,6 +180,7 @@ func (s *Session) find(names map[string][]*Plan, name string) []*Plan {
 func (s *Session) accept(p *Plan) {
 	for _, t := range p.makes {
 		if len(s.made) < maxNames {
+			t.before = p.cat
 			s.made[t.name] = t
 		}
 	}
@@ -220,9 +224,21 @@ func (s *Session) keep(names map[string][]*Plan, name string, p *Plan) {
 func (s *Session) Idle() {
 	if s.ddl {
 		s.ddl = false
-		clear(s.made)
+		maps.DeleteFunc(s.made, func(_ string, t *table) bool { return t.closed == "" })
 		s.masks.changed()
 	}
+}
+
+// open forgets the tables that were closed when they were made and are in the
+// catalog now. Those of a transaction that was rolled back stay closed for the
+// session: that a transaction has ended says nothing of one that the client has
+// sent since.
+func (s *Session) open(cat *catalog) {
+	maps.DeleteFunc(s.made, func(name string, t *table) bool {
+		return t.closed != "" && slices.ContainsFunc(cat.names[name], func(c *table) bool {
+			return (t.schema == "" || t.schema == c.schema) && c.masked() && t.before != nil && t.before.tables[c.oid] == nil
+		})
+	})
 }
 
 // changes reports whether a statement can change what tables there are.

@@ -95,7 +95,10 @@ func TestATableMadeInATransactionIsKnownInIt(t *testing.T) {
 		{"passes", "BEGIN"},
 		{"passes", "CREATE TABLE other.orders () INHERITS (people)"},
 		{"refused", "SELECT lower(email) FROM orders"},
-		{"passes", "ROLLBACK"},
+		{"passes", "COMMIT"},
+		{"refused", "SELECT lower(email) FROM orders"},
+		{"passes", "SELECT lower(email) FROM public.orders"},
+		{"passes", "DROP TABLE other.orders"},
 		{"passes", "SELECT lower(email) FROM orders"},
 		{"refused", "ALTER TABLE orders INHERIT people"},
 	} {
@@ -344,5 +347,28 @@ func TestTheDatabasesOwnWordOfAColumnIsEnough(t *testing.T) {
 		if (err != nil) != refused || !refused && len(sent) == 0 {
 			t.Errorf("%s: %v, %q", sql, err, sent)
 		}
+	}
+}
+
+// A change that takes long holds a lock on what views are read of.
+func TestALockedViewStopsOnlyItself(t *testing.T) {
+	db, name, _ := shop(t, nil)
+	now := time.Now()
+	m, err := mask.New(mask.Config{Connection: policy.Connection{Name: "shop-db", Mask: all()}, Parse: parse, Now: func() time.Time { return now }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	side, c, other := connect(t, db, name), connect(t, db, name), connect(t, db, name)
+	side.rows(t.Context(), "SET lock_timeout = 100; SET search_path = other, public")
+	other.rows(t.Context(), "BEGIN; LOCK TABLE customers")
+	s := m.Begin(side.rows)
+	expect(t, c, s, "refused", "SELECT address FROM plain_view")
+	expect(t, c, s, "masked", "SELECT email FROM people")
+	expect(t, c, s, "passes", "SELECT lower(email) FROM orders")
+	other.rows(t.Context(), "ROLLBACK")
+	now = now.Add(time.Minute)
+	expect(t, c, s, "masked", "SELECT address FROM plain_view")
+	if path, err := side.rows(t.Context(), "SHOW search_path"); err != nil || path[0][0] != "other, public" {
+		t.Errorf("the search_path was left as %q (%v)", path, err)
 	}
 }
