@@ -451,6 +451,22 @@ func TestFunctionCallsAreRefusedAndTheSessionGoesOn(t *testing.T) {
 	}
 }
 
+func TestAClientThatSaysGoodbyeAtOnceStillGetsItsAnswers(t *testing.T) {
+	addr := listen(t, orders())
+	for name, goodbye := range map[string]func(c *pgconn.PgConn){
+		"Terminate":   func(c *pgconn.PgConn) { c.Frontend().Send(&pgproto3.Terminate{}); c.Frontend().Flush() },
+		"end of file": func(c *pgconn.PgConn) { c.Frontend().Flush(); c.Conn().(*net.TCPConn).CloseWrite() },
+	} {
+		c := dial(t, addr).PgConn()
+		c.Frontend().Send(&pgproto3.Query{String: "select 'first', pg_sleep(0.1)"})
+		c.Frontend().Send(&pgproto3.Query{String: "select 'second'"})
+		goodbye(c)
+		if all, err := io.ReadAll(c.Conn()); err != nil || !strings.Contains(string(all), "first") || !strings.Contains(string(all), "second") {
+			t.Errorf("%s: %q, %v", name, all, err)
+		}
+	}
+}
+
 func TestAHalfClosedClientEndsItsSession(t *testing.T) {
 	c := dial(t, listen(t, orders())).PgConn()
 	c.Conn().(*net.TCPConn).CloseWrite()

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"time"
@@ -25,6 +26,9 @@ import (
 func (s *exchange) fromClient() error {
 	for {
 		kind, size, frame, err := s.up.next()
+		if errors.Is(err, io.EOF) {
+			return s.leave()
+		}
 		if err != nil {
 			return clientGone{err}
 		}
@@ -109,9 +113,8 @@ func (s *exchange) short(kind byte, size int, frame []byte) error {
 	}
 	switch kind {
 	case 'X':
-		s.up.pass(size)
-		s.up.flush()
-		return errDone
+		s.up.cut(size)
+		return s.leave()
 	case 'c', 'f':
 		if err := s.markCopy(); err != nil {
 			return err
@@ -130,6 +133,23 @@ func (s *exchange) short(kind byte, size int, frame []byte) error {
 	}
 	s.up.pass(size)
 	return nil
+}
+
+// leave ends the client's side: the server answers what it was asked, and the
+// session ends.
+func (s *exchange) leave() error {
+	s.up.insert([]byte{'X', 0, 0, 0, 4})
+	if err := s.up.flush(); err != nil {
+		return serverGone{err}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.leaving = true
+	s.unmark()
+	if s.outstanding() == 0 {
+		return errDone
+	}
+	return errLeft
 }
 
 // markCopy notes the end of COPY data, which decides whether a Sync before it is

@@ -21,6 +21,11 @@ func (s *exchange) fromServer() error {
 	for {
 		kind, size, frame, err := s.down.next()
 		if err != nil {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if s.leaving {
+				return errDone
+			}
 			return serverGone{err}
 		}
 		switch kind {
@@ -370,7 +375,7 @@ func (s *exchange) ready(frame []byte) error {
 		}
 		s.expire()
 	}
-	status := s.status
+	status, last := s.status, s.leaving && s.outstanding() == 0
 	s.mu.Unlock()
 	if status == 'I' && s.masked != nil {
 		s.masking.Lock()
@@ -384,6 +389,12 @@ func (s *exchange) ready(frame []byte) error {
 	s.down.pass(len(frame))
 	if done.run != nil {
 		s.account(done.run, done.run.tag)
+	}
+	if last {
+		if err := s.down.flush(); err != nil {
+			return clientGone{err}
+		}
+		return errDone
 	}
 	return nil
 }

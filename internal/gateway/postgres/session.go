@@ -102,6 +102,7 @@ type exchange struct {
 	portals    names[portal]
 	settings   map[string]string // as the server reported them
 	reading    query.Settings    // those of them that say how SQL is read
+	leaving    bool              // the client says nothing more
 	wrote      bool              // the transaction has, or will have, written
 	hold       holding
 }
@@ -145,8 +146,12 @@ func (s *exchange) front() *entry {
 	return &s.queue[s.head]
 }
 
-// errDone ends a session as both sides want.
-var errDone = errors.New("postgres: the session is over")
+var (
+	// errDone ends a session as both sides want.
+	errDone = errors.New("postgres: the session is over")
+	// errLeft is a client that says nothing more, and takes what it asked for.
+	errLeft = errors.New("postgres: the client has left")
+)
 
 // serve carries a session until one side ends it, or ctx.
 func (s *exchange) serve() error {
@@ -154,7 +159,9 @@ func (s *exchange) serve() error {
 	stop := context.AfterFunc(s.ctx, s.over)
 	var carried sync.WaitGroup
 	carried.Go(func() { s.stop(s.guarded(s.fromServer)) })
-	s.stop(s.guarded(s.fromClient))
+	if err := s.guarded(s.fromClient); !errors.Is(err, errLeft) {
+		s.stop(err)
+	}
 	carried.Wait()
 	stop()
 	s.finish()
