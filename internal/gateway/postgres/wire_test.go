@@ -48,6 +48,7 @@ type fake struct {
 	addr       string
 	password   string
 	decide     func(ctx context.Context, a gateway.Ask) error
+	caller     gateway.Caller
 	early      bool // decide is asked at Parse too
 
 	mu     sync.Mutex
@@ -59,7 +60,7 @@ type word string
 func (w word) Reveal() []byte { return []byte(w) }
 func (word) Destroy()         {}
 
-func (f *fake) Caller() gateway.Caller { return gateway.Caller{} }
+func (f *fake) Caller() gateway.Caller { return f.caller }
 func (f *fake) Refuse(a gateway.Ask, rule string, err error) {
 	f.Record(session.Event{Kind: session.Refused, Text: a.Text, Rule: rule, Error: err.Error()})
 }
