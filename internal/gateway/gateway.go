@@ -125,7 +125,8 @@ type Protocol interface {
 	// does: its cause says why, for the client. It calls d.Started once the
 	// client is through its handshake. The gateway closes client afterwards, and
 	// a moment after ctx has ended. The error is why it could not be served; nil
-	// where the client or the other side just left.
+	// where the client or the other side just left. What a client is told of an
+	// error is Told.
 	Serve(ctx context.Context, client net.Conn, d *Door) error
 }
 

@@ -32,7 +32,7 @@ func (d *Door) Dial(ctx context.Context) (net.Conn, error) {
 	g := d.gateway
 	addresses, err := g.resolve(ctx, host)
 	if err != nil {
-		return nil, isle.Errorf(isle.Unavailable, "connection %s: %w", d.name, err)
+		return nil, isle.Errorf(isle.Unavailable, "connection %s: its address does not resolve: %w", d.name, behind{unwrapped(err)})
 	}
 	literal, _ := netip.ParseAddr(host)
 	var open []netip.Addr
@@ -46,7 +46,7 @@ func (d *Door) Dial(ctx context.Context) (net.Conn, error) {
 			open = append(open, a)
 			continue
 		}
-		refusal = isle.Errorf(isle.Refused, "connection %s leads to %s, %s", d.name, netip.AddrPortFrom(a, uint16(port)), reason).
+		refusal = isle.Errorf(isle.Refused, "connection %s leads where none may: %w", d.name, behind{isle.Errorf(isle.Refused, "to %s, %s", netip.AddrPortFrom(a, uint16(port)), reason)}).
 			WithHint("whoever keeps the policy can give it another address; a service of an environment is named by environment and service")
 	}
 	if len(open) == 0 {
@@ -54,9 +54,29 @@ func (d *Door) Dial(ctx context.Context) (net.Conn, error) {
 	}
 	c, err := dialFirst(ctx, host, port, open)
 	if err != nil {
-		return nil, isle.Errorf(isle.Unavailable, "connection %s: %s does not answer: %w", d.name, d.connection.Address, unwrapped(err))
+		return nil, isle.Errorf(isle.Unavailable, "connection %s: what is behind it does not answer: %w", d.name, behind{unwrapped(err)})
 	}
 	return c, nil
+}
+
+// behind is a cause that tells where the real thing is. Operators read it, and
+// clients do not.
+type behind struct{ error }
+
+func (b behind) Unwrap() error { return b.error }
+
+// Told is an error as clients are told it: without where the real thing is.
+func Told(err error) error {
+	e, ok := errors.AsType[*isle.Error](err)
+	if !ok {
+		return err
+	}
+	if _, ok := errors.AsType[behind](e.Err); !ok {
+		return err
+	}
+	bare := *e
+	bare.Err = nil
+	return &bare
 }
 
 // unwrapped is the cause of an error of dialFirst, which speaks of egress.

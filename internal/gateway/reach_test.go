@@ -3,6 +3,7 @@ package gateway
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -72,8 +73,19 @@ func TestAConnectionLeadsWhereThePolicySaysAndNowhereElse(t *testing.T) {
 	}
 	l.Close()
 	_, err = doorTo("127.0.0.1:"+port, Config{}).Dial(t.Context())
-	if isle.CodeOf(err) != isle.Unavailable || !strings.Contains(err.Error(), "connection orders-db: 127.0.0.1:"+port+" does not answer") || strings.Contains(err.Error(), "egress") {
+	if isle.CodeOf(err) != isle.Unavailable || !strings.Contains(err.Error(), "connection orders-db: what is behind it does not answer: dial tcp 127.0.0.1:"+port) || strings.Contains(err.Error(), "egress") {
 		t.Error(err)
+	}
+	// Whoever reads the log needs to know where; whoever comes does not.
+	for _, d := range []*Door{
+		doorTo("127.0.0.1:"+port, Config{}), doorTo("db.internal:"+port, Config{}, "127.0.0.1"), doorTo("db.internal:80", all, "127.0.0.1"),
+		doorTo("db.internal:80", Config{Resolve: func(context.Context, string) ([]netip.Addr, error) { return nil, errors.New("no such host") }}),
+	} {
+		_, err := d.Dial(t.Context())
+		told := Told(err)
+		if isle.CodeOf(told) != isle.CodeOf(err) || strings.Contains(told.Error(), "127.0.0.1") || strings.Contains(told.Error(), "db.internal") || !strings.Contains(err.Error(), "127.0.0.1") && !strings.Contains(err.Error(), "no such host") {
+			t.Errorf("%v is told as %v", err, told)
+		}
 	}
 }
 

@@ -124,7 +124,7 @@ func (g *Gateway) refuseClient(connection string, client net.Conn, err error) {
 	c, _ := g.config.Policy.State().Set.Connection(connection)
 	if r, ok := g.config.Protocols[c.Kind].(Refuser); ok {
 		client.SetDeadline(time.Now().Add(refusing))
-		r.Refuse(client, err)
+		r.Refuse(client, Told(err))
 	}
 }
 

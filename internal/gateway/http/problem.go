@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"isle"
+	"isle/internal/gateway"
 )
 
 // A problem is an answer of the gateway's own (RFC 9457). A client tells it from
@@ -72,6 +73,7 @@ func problemOf(err error) problem {
 	case errors.As(err, &answer):
 		return problem{Status: http.StatusBadGateway, Type: "bad-answer", Title: "The gateway does not pass this answer", Detail: answer.what}
 	}
+	err = gateway.Told(err)
 	p := problem{Status: http.StatusBadGateway, Type: "unavailable", Title: "It cannot be done now", Detail: err.Error()}
 	var ours *isle.Error
 	if errors.As(err, &ours) {

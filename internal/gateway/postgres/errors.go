@@ -6,6 +6,7 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"isle"
+	"isle/internal/gateway"
 )
 
 // The SQLSTATEs that clients are answered with (PostgreSQL, appendix A). The
@@ -79,7 +80,7 @@ func refuse(err error) *refusal {
 		return r
 	}
 	var e *isle.Error
-	if !errors.As(err, &e) {
+	if err = gateway.Told(err); !errors.As(err, &e) {
 		return &refusal{State: stateInternal, Message: "isle: " + err.Error()}
 	}
 	message := *e
