@@ -4,8 +4,10 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
+	"isle"
 	"isle/internal/spec"
 )
 
@@ -137,7 +139,11 @@ func TestAConnectionIsADoorWherePolicyGrantsItAndARefusedDoorElsewhere(t *testin
 		"orders-db": {Kind: "postgres", Stage: "testing", Ports: []int{5432}},
 		"other-db":  {Kind: "tcp", Stage: "production", Ports: []int{7000}},
 	}}
-	m := w.serve(func(c *Config) { c.Policy = g })
+	var waiting atomic.Int32
+	m := w.serve(func(c *Config) {
+		c.Policy = g
+		c.Waiting = func(isle.ID) map[string]int { return map[string]int{"orders-db": int(waiting.Load())} }
+	})
 	req := shop("shop")
 	req.Spec.Egress = nil
 	req.Spec.Uses = []string{"orders-db", "other-db", "no-db"}
@@ -176,6 +182,17 @@ func TestAConnectionIsADoorWherePolicyGrantsItAndARefusedDoorElsewhere(t *testin
 	w.mu.Unlock()
 	if len(refusals) != 2 || refusals["connection:other-db@production"] != "default" || refusals["connection:no-db"] != "there is no connection no-db" {
 		t.Errorf("%q", refusals)
+	}
+
+	w.mu.Lock()
+	w.doors = []Door{{Destination: "orders-db", Kind: KindConnection, Protocol: "postgres", Stage: "testing", State: "open", Reason: "granted by uses", Active: 3}}
+	w.mu.Unlock()
+	for n, state := range []string{"open", "held"} {
+		waiting.Store(int32(2 * n))
+		doors, err := m.Doors(t.Context(), root, req.Ref)
+		if err != nil || doors[0].State != state || doors[0].Held != 2*n || doors[0].Reason != "granted by uses and role x" {
+			t.Errorf("%+v %v", doors, err)
+		}
 	}
 
 	g.set("orders-db", false)

@@ -32,6 +32,7 @@ type world struct {
 	sandboxes map[isle.ID]*sandbox
 	prepared  map[isle.ID]spec.Limits
 	networks  map[isle.ID]Grants
+	doors     []Door          // that every airlock tells of
 	files     map[isle.ID]int // volume -> how often it was made
 	envs      map[isle.ID]Environment
 	volumes   map[isle.ID]Volume
@@ -406,7 +407,12 @@ func (n *fakeNetwork) List(context.Context) ([]isle.ID, error) {
 	return slices.Collect(maps.Keys(l.networks)), nil
 }
 
-func (n *fakeNetwork) Doors(isle.ID) []Door { return nil }
+func (n *fakeNetwork) Doors(isle.ID) []Door {
+	l := (*life)(n)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.doors)
+}
 
 type fakeVolumes life
 

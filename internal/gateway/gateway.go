@@ -153,6 +153,8 @@ const (
 	parting = 2 * time.Second
 	// refusing is how long it may take to tell why it does not begin.
 	refusing = 5 * time.Second
+	// stuck is how long Close waits for sessions to end.
+	stuck = 15 * time.Second
 )
 
 // A Gateway dials for environments and serves connections. It implements
@@ -222,8 +224,8 @@ func (g *Gateway) policyOver() <-chan struct{} {
 
 var errStopping = isle.Errorf(isle.Unavailable, "the server is stopping").WithHint("connect again")
 
-// Close ends every session, with a reason, and waits for them. Nothing is served
-// afterwards; egress goes on.
+// Close ends every session, with a reason, and waits for them, though for none
+// that does not end. Nothing is served afterwards; egress goes on.
 func (g *Gateway) Close() {
 	g.mu.Lock()
 	g.closed = true
@@ -231,7 +233,16 @@ func (g *Gateway) Close() {
 		d.end(errStopping)
 	}
 	g.mu.Unlock()
-	g.serving.Wait()
+	ended := make(chan struct{})
+	go func() { // ends with the last session
+		g.serving.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-time.After(stuck):
+		g.config.Slog.Error("gateway: sessions do not end, and are left", "after", stuck)
+	}
 }
 
 // Waiting says at which connections sessions of an instance wait for an
