@@ -33,13 +33,14 @@ func (s *service) environment(u user, extra map[string]string, terminal bool) (e
 	if terminal {
 		m["TERM"] = "xterm-256color"
 	}
-	for _, from := range []map[string]string{s.boot.Env, extra} {
+	for _, from := range []map[string]string{s.trustVariables(), s.boot.Env, extra} {
 		for k, v := range from {
 			if !strings.ContainsAny(k, "=\x00") && !strings.Contains(v, "\x00") {
 				m[k] = v
 			}
 		}
 	}
+	s.withJava(m)
 	for k, v := range m {
 		env = append(env, k+"="+v)
 	}

@@ -50,6 +50,9 @@ func (s *service) run(signals <-chan os.Signal) int {
 	if err == nil {
 		err = s.offerWorkload()
 	}
+	if err == nil {
+		err = s.offerTrust()
+	}
 	go s.callHome()
 	for range initproto.ParkedConnections {
 		go s.waitForWork()

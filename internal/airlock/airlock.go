@@ -32,6 +32,7 @@ import (
 
 	"isle"
 	"isle/internal/environment"
+	"isle/internal/gateway"
 )
 
 // Config is what an Airlocks needs.
@@ -51,6 +52,9 @@ type Config struct {
 	// not be served, if so. ctx ends, with the cause, when the door closes, and the
 	// connection is closed a moment later.
 	Connect func(ctx context.Context, instance isle.ID, name string, port int, conn net.Conn) error
+	// Inspect serves each connection to a destination that is granted to be
+	// inspected, as Connect does those to connections. nil: none can be.
+	Inspect func(ctx context.Context, instance isle.ID, to gateway.Egress, conn net.Conn) error
 	// Refused is told of each refused destination: when it is first tried, and
 	// from then on how often, at intervals that grow from RefusedEvery to an
 	// hour while it is tried, and when the airlock closes. It may block, for a while: what is tried meanwhile is

@@ -38,6 +38,7 @@ type grant struct {
 	host    string
 	port    int
 	allowed []netip.Prefix
+	inspect bool           // requests are looked into
 	address netip.AddrPort // where it is inside
 	// connection is the kind of the connection that host is the name of; "" of
 	// egress.
@@ -151,7 +152,7 @@ func newDoor(c environment.ConnectionDoor, port int) (*grant, error) {
 
 // newGrant checks one destination. Its address is set if it names itself.
 func newGrant(e spec.Egress) (*grant, error) {
-	g := &grant{host: strings.ToLower(strings.TrimSuffix(e.Host, ".")), port: e.Port}
+	g := &grant{host: strings.ToLower(strings.TrimSuffix(e.Host, ".")), port: e.Port, inspect: e.Inspect}
 	if e.Port < 1 || e.Port > 65535 {
 		return nil, isle.Errorf(isle.Invalid, "egress %s: port %d is not between 1 and 65535", e.Host, e.Port)
 	}

@@ -393,6 +393,23 @@ func (a *airlock) rest(err error) {
 	}
 }
 
+// inspect hands a connection to a destination that is inspected to the gateway,
+// which ends it, and returns why it could not be served.
+func (a *airlock) inspect(inside *connection, g *grant) (failure string) {
+	if a.config.Inspect == nil {
+		inside.reset()
+		return "nothing here can inspect it"
+	}
+	err := a.config.Inspect(inside.ctx, a.instance, gateway.Egress{Host: g.host, Port: g.port, Allowed: g.allowed}, inside)
+	if err == nil {
+		return ""
+	}
+	if isle.CodeOf(err) == isle.Refused {
+		a.refused(g.String(), "tls", err.Error(), 1)
+	}
+	return err.Error()
+}
+
 // relay dials what a connection asks for and copies both ways.
 func (a *airlock) relay(inside *connection) {
 	defer inside.Close()
@@ -404,6 +421,10 @@ func (a *airlock) relay(inside *connection) {
 	failure := ""
 	leave := a.doors.enter(g.String())
 	defer func() { leave(failure) }()
+	if g.inspect {
+		failure = a.inspect(inside, g)
+		return
+	}
 	outside, err := a.config.Egress.Dial(a.ctx, a.instance, g.host, g.port, g.allowed)
 	if err != nil {
 		inside.reset()

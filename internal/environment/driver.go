@@ -142,7 +142,7 @@ type ConnectionDoor struct {
 
 func (g Grants) equal(h Grants) bool {
 	return slices.EqualFunc(g.Egress, h.Egress, func(a, b spec.Egress) bool {
-		return a.Host == b.Host && a.Port == b.Port && slices.Equal(a.Addresses, b.Addresses)
+		return a.Host == b.Host && a.Port == b.Port && a.Inspect == b.Inspect && slices.Equal(a.Addresses, b.Addresses)
 	}) && slices.EqualFunc(g.Connections, h.Connections, func(a, b ConnectionDoor) bool {
 		return a.Name == b.Name && a.Kind == b.Kind && a.Stage == b.Stage && slices.Equal(a.Ports, b.Ports)
 	})

@@ -27,6 +27,10 @@ type Config struct {
 	Images  Images
 	// Policy grants what files ask for; nil grants all of it.
 	Policy Policy
+	// Trust gives the certificates (PEM) that the services of an instance trust
+	// beside those of their images, where its egress to the hosts is inspected.
+	// nil: none.
+	Trust func(instance isle.ID, hosts []string) ([]byte, error)
 	// Waiting says at which connections of an instance sessions wait for an
 	// approval, and how many; nil: none ever do.
 	Waiting func(instance isle.ID) map[string]int

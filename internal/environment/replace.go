@@ -23,7 +23,8 @@ func launched(svc spec.Service) spec.Service {
 // beside its image: what its isle-init and sandbox were told at launch. Limits
 // belong to the environment's control group and are applied in place.
 func configDigest(svc spec.Service, f spec.File) isle.Digest {
-	return spec.ConfigDigest(launched(svc), spec.File{Isolation: f.Isolation})
+	inspected := slices.DeleteFunc(slices.Clone(f.Egress), func(e spec.Egress) bool { return !e.Inspect })
+	return spec.ConfigDigest(launched(svc), spec.File{Isolation: f.Isolation, Egress: inspected})
 }
 
 // A plan is what has to happen to make one environment another.
@@ -57,6 +58,8 @@ func compare(e Environment, req UpRequest) plan {
 			p.relaunch[name] = "its configuration changed"
 			if why := spec.Explain(launched(was), launched(want)); why != "" {
 				p.relaunch[name] = why
+			} else if !slices.Equal(e.Spec.Inspected(), req.Spec.Inspected()) {
+				p.relaunch[name] = "inspected egress changed"
 			}
 		case have.Phase == Exited || have.Phase == Broken:
 			p.relaunch[name] = "it had " + strings.TrimPrefix(have.Message, "had ")

@@ -38,6 +38,11 @@ func (m *Manager) launch(ctx context.Context, s *supervisor, r *run, secret []by
 	if setup {
 		boot.Setup = svc.Setup
 	}
+	if hosts := rec.Spec.Inspected(); len(hosts) > 0 && m.cfg.Trust != nil {
+		if boot.Trust, err = m.cfg.Trust(rec.Instance, hosts); err != nil {
+			return err
+		}
+	}
 	var hosts []string
 	for _, other := range rec.Services {
 		hosts = append(hosts, other.Name)

@@ -61,5 +61,8 @@ func (c *Caller) query(action isle.Action, conn *policy.Connection, facts *polic
 }
 
 func resourceOf(c *policy.Connection) isle.Resource {
+	if c.Kind == kindEgress {
+		return isle.Resource{Kind: "egress", Name: c.Name, Stage: c.Stage}
+	}
 	return isle.Resource{Kind: "connection", Name: c.Name, Stage: c.Stage}
 }

@@ -24,6 +24,7 @@ type Door struct {
 	gateway    *Gateway
 	caller     Caller
 	name       string            // of the connection
+	egress     *Egress           // of what is inspected; nil of connections
 	connection policy.Connection // as it was when the door was opened
 	protocol   Protocol
 	session    *session.Live
@@ -109,6 +110,9 @@ func (d *Door) TLS(ctx context.Context) (*tls.Config, error) {
 		name, _, _ = net.SplitHostPort(c.Address)
 	}
 	out := &tls.Config{ServerName: name, MinVersion: tls.VersionTLS12}
+	if d.egress != nil {
+		out.RootCAs = d.gateway.config.Roots
+	}
 	if c.TLS.CA != "" {
 		out.RootCAs = x509.NewCertPool()
 		if !out.RootCAs.AppendCertsFromPEM([]byte(c.TLS.CA)) {

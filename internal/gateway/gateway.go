@@ -24,6 +24,7 @@ package gateway
 
 import (
 	"context"
+	"crypto/x509"
 	"io"
 	"log/slog"
 	"net"
@@ -80,6 +81,8 @@ type Config struct {
 	// Listening reports whether an address of this machine is a listener of this
 	// server: no connection leads there. nil: none is.
 	Listening func(netip.AddrPort) bool
+	// Roots verify the other end of inspected egress; nil: the system's.
+	Roots *x509.CertPool
 	// Start bounds how long a protocol may take until it calls Door.Started;
 	// default 30 seconds.
 	Start time.Duration

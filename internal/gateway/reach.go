@@ -24,6 +24,9 @@ var linkLocal = netip.MustParsePrefix("169.254.0.0/16")
 func (d *Door) Dial(ctx context.Context) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, d.gateway.config.Timeout)
 	defer cancel()
+	if d.egress != nil {
+		return d.gateway.Dial(ctx, d.caller.Instance, d.egress.Host, d.egress.Port, d.egress.Allowed)
+	}
 	if d.connection.Environment != "" {
 		return d.dialService(ctx)
 	}

@@ -19,12 +19,17 @@ import (
 // its own words if it is a Refuser. ctx's end ends the session; its cause is what
 // the client is told.
 func (g *Gateway) Serve(ctx context.Context, c Caller, connection string, client net.Conn) error {
+	return g.serve(ctx, c, connection, nil, client)
+}
+
+func (g *Gateway) serve(ctx context.Context, c Caller, connection string, egress *Egress, client net.Conn) error {
 	defer client.Close()
 	d, err := g.admit(ctx, c, connection)
 	if err != nil {
 		g.refuseClient(connection, client, err)
 		return err
 	}
+	d.egress = egress
 	defer g.leave(d)
 	defer d.end(nil)
 	if err = g.paced(d.ctx, d.caller.key()); err == nil {
@@ -147,7 +152,7 @@ func (d *Door) open(client net.Conn) error {
 	g := d.gateway
 	state, now := g.config.Policy.State(), g.config.Policy.Now()
 	name := d.name
-	conn, ok := state.Set.Connection(name)
+	conn, ok := d.find(state.Set)
 	if !ok {
 		err := isle.Errorf(isle.NotFound, "there is no connection %s", name).WithHint("a connection is made with `isle apply`; docs/gateway.md says how")
 		d.connection.Name = name
@@ -162,7 +167,7 @@ func (d *Door) open(client net.Conn) error {
 	if err := d.caller.check(); err != nil {
 		return err
 	}
-	q := d.caller.query(isle.ActionConnectionOpen, &d.connection, nil)
+	q := d.caller.query(d.opening(), &d.connection, nil)
 	q.Now = now
 	a := state.Set.Decide(q)
 	rule := a.Rule
@@ -176,7 +181,7 @@ func (d *Door) open(client net.Conn) error {
 		d.opened, rule = a.Holds, use
 	default:
 		err := refusalOf(state.Set, q, a)
-		d.refusal(isle.ActionConnectionOpen, a.Rule, nil, nil)
+		d.refusal(d.opening(), a.Rule, nil, nil)
 		return err
 	}
 	d.standing.Store(&standing{state: state, until: state.Set.NextExpiry(now)})

@@ -63,7 +63,11 @@ func (s *standing) decide(c *Caller, conn *policy.Connection, f *policy.Facts, n
 	for i, action := range actions {
 		q := c.query(action, conn, f)
 		q.Now = now
-		a := s.state.Set.Decide(q)
+		decide := s.state.Set.Decide
+		if conn.Kind == kindEgress {
+			decide = s.state.Set.DecideRequest
+		}
+		a := decide(q)
 		switch a.Decision {
 		case isle.Allow:
 		case isle.Hold:
@@ -142,14 +146,14 @@ func (d *Door) current() (*standing, error) {
 
 // stand asks again whether the door may be open, and to the same thing.
 func (d *Door) stand(state *authority.State, now time.Time) (*standing, error) {
-	conn, ok := state.Set.Connection(d.name)
+	conn, ok := d.find(state.Set)
 	if !ok {
 		return nil, isle.Errorf(isle.Refused, "connection %s was removed", d.name)
 	}
 	if !same(conn, d.connection) {
 		return nil, isle.Errorf(isle.Unavailable, "connection %s was changed", d.name).WithHint("connect again")
 	}
-	q := d.caller.query(isle.ActionConnectionOpen, &d.connection, nil)
+	q := d.caller.query(d.opening(), &d.connection, nil)
 	q.Now = now
 	a := state.Set.Decide(q)
 	switch {

@@ -134,4 +134,7 @@ type Boot struct {
 	Command     []string          `json:"command"`         // none: idle
 	Own         []string          `json:"own,omitempty"`   // volume paths whose root folder is given to User before setup
 	Healthcheck *spec.Healthcheck `json:"healthcheck,omitempty"`
+	// Trust are certificates (PEM) of authorities that the service trusts beside
+	// those of its image: that which inspected egress is opened with.
+	Trust []byte `json:"trust,omitempty"`
 }

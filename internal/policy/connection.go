@@ -251,6 +251,22 @@ func (s *Set) judge(q Query, a *Answer) {
 // String names the rule as it stands in the audit log.
 func (a *Approval) String() string { return "approval at " + a.At.String() }
 
+// DecideRequest is Decide for a request to an egress destination that is
+// inspected. Where an environment may connect it may ask for anything, unless
+// something forbids it; what waits for a human waits.
+func (s *Set) DecideRequest(q Query) Answer {
+	a := s.Decide(q)
+	if a.Decision != isle.Deny || a.Final {
+		return a
+	}
+	connect := q
+	connect.Action = isle.ActionEgressConnect
+	if a = s.Decide(connect); a.Decision == isle.Allow {
+		s.judge(q, &a)
+	}
+	return a
+}
+
 // heldBy are the approvals that a query waits for, in the order of the files.
 func (s *Set) heldBy(q Query) (held []*Approval) {
 	for i := range s.approvals {

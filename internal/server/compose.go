@@ -25,6 +25,7 @@ import (
 	"isle/internal/driver/local"
 	"isle/internal/environment"
 	"isle/internal/gateway"
+	httpdoor "isle/internal/gateway/http"
 	"isle/internal/gateway/postgres"
 	"isle/internal/identity"
 	"isle/internal/image"
@@ -56,6 +57,7 @@ type rooms struct {
 	gateway   *gateway.Gateway
 	postgres  *postgres.Protocol // of the gateway
 	tries     *api.Tries         // of credentials, at every listener
+	inspector *httpdoor.Inspector
 	airlocks  *airlock.Airlocks
 	home      *initproto.Home
 	manager   *environment.Manager
@@ -133,7 +135,7 @@ func compose(s *Server) (r *rooms, err error) {
 	r.home = initproto.NewHome(initproto.HomeConfig{Log: s.log, Refused: r.impostor, Workload: r.serveWorkload})
 	r.openGateway()
 	r.airlocks, err = airlock.New(airlock.Config{
-		Dir: at("airlocks"), Home: r.home.Serve, Egress: r.gateway, Connect: r.connect, Refused: r.refused,
+		Dir: at("airlocks"), Home: r.home.Serve, Egress: r.gateway, Connect: r.connect, Inspect: r.inspect, Refused: r.refused,
 		Inherited: adoptFiles(), Log: s.log, Fault: cfg.fault(),
 	})
 	if err != nil {
@@ -145,7 +147,7 @@ func compose(s *Server) (r *rooms, err error) {
 	}
 	r.manager = environment.New(environment.Config{
 		Store: r.store, Ports: r.store, Driver: r.driver, Network: r.airlocks, Volumes: r.driver.Volumes(), Lines: r.home,
-		Images: r.images, Policy: r, Waiting: r.gateway.Waiting, Init: cfg.Init, Logs: at("logs"), HTTP: names, Log: s.log, Fault: cfg.fault(),
+		Images: r.images, Policy: r, Trust: r.inspector.Trust, Waiting: r.gateway.Waiting, Init: cfg.Init, Logs: at("logs"), HTTP: names, Log: s.log, Fault: cfg.fault(),
 		Listen: func(key, network, address string) (net.Listener, error) {
 			return s.handover.Listen(key, func() (net.Listener, error) { return net.Listen(network, address) })
 		},

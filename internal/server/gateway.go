@@ -17,17 +17,22 @@ import (
 
 // openGateway makes the gateway with every protocol it speaks.
 func (r *rooms) openGateway() {
-	r.postgres = postgres.New(postgres.Config{Slog: r.server.log, MaskKey: func() ([]byte, error) { return r.key.Derive("masks") }})
 	// Without the key, of which doctor tells, hashes of masked values are others
 	// after each start.
 	maskKey, _ := r.key.Derive("masks")
+	// Nor can egress be inspected, which is said where somebody tries.
+	inspectionKey, _ := r.key.Derive("inspection")
+	http := httpdoor.New(httpdoor.Config{MaskKey: maskKey})
+	r.inspector = httpdoor.NewInspector(http, inspectionKey)
+	r.postgres = postgres.New(postgres.Config{Slog: r.server.log, MaskKey: func() ([]byte, error) { return r.key.Derive("masks") }})
 	r.gateway = gateway.New(gateway.Config{
 		Closed: r.closed,
 		Policy: r.policy, Sessions: r.sessions, Log: r.store, Secrets: r.secrets, Approvals: r.approvals,
 		Protocols: map[string]gateway.Protocol{
 			"tcp":      tcp.Protocol{},
 			"postgres": r.postgres,
-			"http":     httpdoor.New(httpdoor.Config{MaskKey: maskKey}),
+			"http":     http,
+			"egress":   r.inspector,
 		},
 		Refused:   r.refusals.actor,
 		Inside:    func(instance isle.ID, at time.Time) []isle.ID { return r.manager.Inside(instance, at) },
@@ -46,6 +51,16 @@ func (r *rooms) connect(ctx context.Context, instance isle.ID, name string, _ in
 		return err
 	}
 	return r.gateway.Serve(ctx, c, name, conn)
+}
+
+// inspect serves what came to an inspected destination in an airlock.
+func (r *rooms) inspect(ctx context.Context, instance isle.ID, to gateway.Egress, conn net.Conn) error {
+	c, err := r.callerInside(instance)
+	if err != nil {
+		conn.Close()
+		return err
+	}
+	return r.gateway.Inspect(ctx, c, to, conn)
 }
 
 // callerInside is the environment of an instance as who opens a connection.

@@ -3,6 +3,7 @@ package spec
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -35,6 +36,9 @@ func (r *reader) check(f *File) {
 			r.problemFor(document.Path("egress", fmt.Sprintf("[%d]", i)), "%s is here a second time; remove one", where)
 		}
 		seen[where] = true
+		if _, err := netip.ParseAddr(e.Host); err == nil && e.Inspect {
+			r.problemFor(document.Path("egress", fmt.Sprintf("[%d]", i)), "%s is an address, and a certificate is for a name; name the host, or leave `inspect` out", e.Host)
+		}
 	}
 	r.checkUses(f)
 }

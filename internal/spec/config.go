@@ -13,9 +13,10 @@ import (
 
 // ConfigDigest is the digest of everything about a service, its image aside,
 // that replaces the running service when it changes. Those are its own keys and
-// the file's isolation and limits: what was launched is never changed in place.
-// depends_on is not among them (it orders starts only), nor are egress, uses and
-// ttl, which the environment follows without a new launch. The order of volumes,
+// the file's isolation and limits, and the hosts that are inspected, since a
+// launch trusts what they are inspected with: what was launched is never changed
+// in place. depends_on is not among them (it orders starts only), nor are the
+// rest of egress, uses and ttl, which the environment follows without a new launch. The order of volumes,
 // ports, tmpfs and caps means nothing.
 func ConfigDigest(s Service, f File) isle.Digest {
 	s.Suite, s.Packages, s.Copy, s.Run, s.DependsOn = "", nil, nil, nil, nil
@@ -27,7 +28,8 @@ func ConfigDigest(s Service, f File) isle.Digest {
 		Service   Service
 		Isolation string
 		Limits    Limits
-	}{s, f.Isolation, f.Limits})
+		Inspected []string `json:",omitempty"`
+	}{s, f.Isolation, f.Limits, f.Inspected()})
 	if err != nil {
 		panic(err) // strings and finite numbers only
 	}
@@ -125,6 +127,8 @@ func ExplainIn(old, new File, service string) string {
 		return "limit of memory changed"
 	case old.Limits.PIDs != new.Limits.PIDs:
 		return "limit of pids changed"
+	case !same(old.Inspected(), new.Inspected()):
+		return "inspected egress changed"
 	}
 	return ""
 }

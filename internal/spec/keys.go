@@ -216,6 +216,8 @@ func egressShape() shape[Egress] {
 		must(key("port", "", "A TCP port.", numeric("port", "a port", 1, 65535), func(e *Egress) *int { return &e.Port })),
 		key("addresses", "", "Private, loopback or link-local networks (CIDR) that the name may resolve to. Without them only public addresses are dialed.",
 			list("a list of networks", maxNetworks, text("a network", `^[0-9a-fA-F.:]+(/[0-9]{1,3})?$`, parseNetwork)), func(e *Egress) *[]string { return &e.Addresses }),
+		key("inspect", "false", "Whether the gateway opens TLS to this host, so that policy and approvals speak of requests, and recordings have them. What is sent and answered then passes the server in the clear; docs/gateway-http.md says what that means.",
+			scalar("true or false", schema{Type: "boolean"}, parseBool), func(e *Egress) *bool { return &e.Inspect }),
 	)
 	return scalarOr("host:port or a destination", line, full)
 }

@@ -57,7 +57,7 @@ func TestWhatIsLeftOutHasItsDefault(t *testing.T) {
 	want := File{Name: "a", Isolation: "container", Limits: Limits{2, 2 << 30, 1024},
 		Services: []Service{{Name: "s", Suite: "bookworm", Restart: "no", Volumes: []Volume{{"/d", 1 << 30}},
 			Command: []string{"/bin/sh", "-c", "sleep 1 && true"}, Run: []string{"make"}}},
-		Egress: []Egress{{"db.internal", 5432, []string{"10.1.2.3/32", "10.0.0.0/8"}}}}
+		Egress: []Egress{{"db.internal", 5432, []string{"10.1.2.3/32", "10.0.0.0/8"}, false}}}
 	if !reflect.DeepEqual(f, want) {
 		t.Errorf("got  %+v\nwant %+v", f, want)
 	}

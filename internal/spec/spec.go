@@ -11,6 +11,7 @@
 package spec
 
 import (
+	"slices"
 	"time"
 
 	"isle"
@@ -86,6 +87,22 @@ type Egress struct {
 	// the name may resolve to; without them only public addresses are dialed.
 	// An Egress whose Host is an address names itself.
 	Addresses []string `json:"addresses,omitempty"`
+	// Inspect has the gateway open TLS to Host, whose requests policy then speaks
+	// of. The launch trusts the authority that it is opened with.
+	Inspect bool `json:"inspect,omitempty"`
+}
+
+// Inspected are the hosts of the file's egress that the gateway looks into, each
+// once, in order.
+func (f File) Inspected() []string {
+	var hosts []string
+	for _, e := range f.Egress {
+		if e.Inspect && !slices.Contains(hosts, e.Host) {
+			hosts = append(hosts, e.Host)
+		}
+	}
+	slices.Sort(hosts)
+	return hosts
 }
 
 // Limits hold for the environment as a whole.

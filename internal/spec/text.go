@@ -442,3 +442,13 @@ func parseCap(s string) (string, error) {
 	}
 	return "CAP_" + name, nil
 }
+
+func parseBool(s string) (bool, error) {
+	switch s {
+	case "true":
+		return true, nil
+	case "false":
+		return false, nil
+	}
+	return false, fmt.Errorf("%q is neither true nor false", clip(s))
+}

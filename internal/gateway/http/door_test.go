@@ -138,7 +138,7 @@ func insideWith(t *testing.T, p *Protocol, d door) string {
 			}
 			running.Go(func() {
 				defer c.Close()
-				s, err := p.open(ctx, d)
+				s, err := p.open(ctx, d, false)
 				if err != nil {
 					p.Refuse(c, err)
 					return

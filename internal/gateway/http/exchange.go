@@ -320,7 +320,7 @@ func (x *exchange) send(ctx context.Context) (*http.Response, error) {
 
 // outgoing is the header of the request as it goes on.
 func (x *exchange) outgoing() http.Header {
-	h := outgoing(x.r.Header, x.cred.header())
+	h := outgoing(x.r.Header, x.cred.header(), x.own)
 	delete(h, "Content-Length")
 	if x.upgrade {
 		h["Connection"], h["Upgrade"] = []string{"Upgrade"}, []string{"websocket"}

@@ -423,7 +423,7 @@ func TestASessionThatIsEndedSaysWhy(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		s, err := p.open(ctx, d)
+		s, err := p.open(ctx, d, false)
 		if err != nil {
 			t.Error(err)
 			return

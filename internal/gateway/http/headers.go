@@ -70,11 +70,12 @@ func alike(a, b string) bool { return len(a) == len(b) && variable(a) == variabl
 
 // outgoing is the header of the request to the real thing: what the client sent,
 // without what is about its connection, claims something, or stands where the
-// credential goes.
-func outgoing(in http.Header, credential string) http.Header {
+// credential goes. Of egress, where the client speaks for itself (own), its
+// claims are left.
+func outgoing(in http.Header, credential string, own bool) http.Header {
 	out := make(http.Header, len(in)+2)
 	for name, values := range in {
-		if claims(name) || credential != "" && alike(name, credential) {
+		if claims(name) && !own || credential != "" && alike(name, credential) {
 			continue
 		}
 		out[name] = values

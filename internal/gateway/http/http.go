@@ -84,7 +84,7 @@ func (o opened) Count(in, out int64)                                  { o.Sessio
 // Serve implements gateway.Protocol.
 func (p *Protocol) Serve(ctx context.Context, client net.Conn, d *gateway.Door) error {
 	d.Started()
-	s, err := p.open(ctx, opened{d})
+	s, err := p.open(ctx, opened{d}, false)
 	if err != nil {
 		p.Refuse(client, err)
 		return err
@@ -126,13 +126,16 @@ type serving struct {
 	facts map[string]*policy.Facts
 }
 
-// open makes a session's serving.
-func (p *Protocol) open(ctx context.Context, d door) (*serving, error) {
+// open makes a session's serving. Where plain, the real thing speaks no TLS.
+func (p *Protocol) open(ctx context.Context, d door, plain bool) (*serving, error) {
 	c := d.Connection()
 	s := &serving{protocol: p, door: d, conn: c, inside: c.Name, facts: make(map[string]*policy.Facts)}
 	tlsConfig, err := d.TLS(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if plain {
+		tlsConfig = nil
 	}
 	s.scheme = "https"
 	if tlsConfig == nil {
