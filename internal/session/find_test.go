@@ -133,7 +133,7 @@ func TestRetentionDeletesTheOldAndThenTheFirstAndSaysSo(t *testing.T) {
 	if days, _ := filepath.Glob(filepath.Join(cfg.Dir, "2*")); len(days) > 2 {
 		t.Errorf("folders left: %v", days)
 	}
-	log.away = isle.Errorf(isle.Unavailable, "away")
+	log.leave(isle.Errorf(isle.Unavailable, "away"))
 	aged := kept{id: young, bytes: 1}
 	if err := s.remove(context.Background(), []kept{aged}, "x"); err == nil {
 		t.Error("deleted without an entry")
@@ -141,7 +141,7 @@ func TestRetentionDeletesTheOldAndThenTheFirstAndSaysSo(t *testing.T) {
 	if _, err := os.Stat(pathOf(cfg.Dir, young)); err != nil {
 		t.Error(err)
 	}
-	log.away = nil
+	log.leave(nil)
 }
 
 func TestADeletedRecordingIsNotAMissingOne(t *testing.T) {

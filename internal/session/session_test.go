@@ -52,6 +52,13 @@ func (b *book) Encoded(_ context.Context, from uint64, limit int) ([][]byte, err
 	return b.entries[from:min(from+uint64(limit), uint64(len(b.entries)))], b.away
 }
 
+// leave makes the log be away; nil brings it back.
+func (b *book) leave(err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.away = err
+}
+
 func (b *book) of(t testing.TB, action isle.Action) (out []audit.Entry) {
 	t.Helper()
 	b.mu.Lock()
