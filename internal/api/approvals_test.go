@@ -183,11 +183,12 @@ func TestAWorkloadAsksForAccessOnItsSocketAndSeesItsOwn(t *testing.T) {
 	i := newIssuer(t)
 	w := &workloadLab{t: t}
 	var refused []audit.Entry
-	w.api = NewWorkloadAPI(WorkloadConfig{SVIDs: i, Log: slog.New(slog.DiscardHandler), Access: &WorkloadAccess{
+	access := &WorkloadAccess{
 		Policy: l.policy, Approvals: l.held,
 		Owner:   func(isle.ID) (string, string, bool) { return "human:dan", "shop", true },
 		Refused: func(_ WorkloadCaller, e audit.Entry) { refused = append(refused, e) },
-	}})
+	}
+	w.api = NewWorkloadAPI(WorkloadConfig{SVIDs: i, Log: slog.New(slog.DiscardHandler), Access: func() *WorkloadAccess { return access }})
 	t.Cleanup(func() { w.api.Close() })
 	mine := callerOf(i, "web")
 	other := mine

@@ -55,8 +55,9 @@ type WorkloadConfig struct {
 	Issuing func(ctx context.Context, caller WorkloadCaller, kind string, audience []string) error
 	// Refused records that a caller asked for what is not its own.
 	Refused func(caller WorkloadCaller, kind, asked string)
-	// Access is where workloads ask for access for a time; nil: nowhere.
-	Access *WorkloadAccess
+	// Access returns where workloads ask for access for a time; nil: nowhere. It
+	// is called when somebody asks.
+	Access func() *WorkloadAccess
 	Log    *slog.Logger
 	Now    func() time.Time // nil is time.Now
 }

@@ -29,7 +29,7 @@ const (
 // known: who is at the other end is not asked there. Close ends it.
 type WorkloadAPI struct {
 	handler http.Handler
-	access  *WorkloadAccess // nil: nobody asks for access here
+	access  func() *WorkloadAccess // nil: nobody asks for access here
 	server  *http.Server
 	conns   chan net.Conn // handed to the server
 	closed  chan struct{}
@@ -143,7 +143,7 @@ func (w *WorkloadAPI) serve(rw http.ResponseWriter, r *http.Request) {
 	b := &boundedWriter{ResponseWriter: rw, control: http.NewResponseController(rw)}
 	_ = b.control.SetReadDeadline(time.Now().Add(workloadFirstWord)) // it never fails here
 	if forAccess {
-		w.access.serve(b, r, c.caller)
+		w.access().serve(b, r, c.caller)
 		return
 	}
 	w.handler.ServeHTTP(b, r)

@@ -15,7 +15,7 @@ import (
 	"isle/internal/policy"
 )
 
-// openApprovals opens what waits for people, and what asks them. A ledger that is not what it was
+// openApprovals opens what waits for people. A ledger that is not what it was
 // stops nothing but approvals.
 func (r *rooms) openApprovals(ctx context.Context) (err error) {
 	r.notifier = approval.NewNotifier(approval.NotifierConfig{
@@ -39,9 +39,6 @@ func (r *rooms) openApprovals(ctx context.Context) (err error) {
 		},
 		Refused: func(e audit.Entry, source string) { r.refusals.source(e, api.SourceOf(source)) },
 	})
-	r.workloads = api.NewWorkloadAPI(api.WorkloadConfig{
-		SVIDs: r.issuer, Issuing: r.issuing, Refused: r.refusedIdentity, Access: r.access(), Log: r.server.log,
-	})
 	return nil
 }
 
@@ -59,7 +56,7 @@ func (r *rooms) dialWebhook(ctx context.Context, w policy.Webhook, host string, 
 	return r.gateway.Dial(ctx, "", host, port, named)
 }
 
-// access is where workloads ask for access.
+// access is where workloads ask for access. It is composed before anybody asks.
 func (r *rooms) access() *api.WorkloadAccess {
 	return &api.WorkloadAccess{
 		Policy: r.policy, Approvals: r.approvals,

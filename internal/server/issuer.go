@@ -23,6 +23,7 @@ func (r *rooms) openIssuer(ctx context.Context) (err error) {
 		return err
 	}
 	r.issues = newIssues(r.store)
+	r.workloads = api.NewWorkloadAPI(api.WorkloadConfig{SVIDs: r.issuer, Issuing: r.issuing, Refused: r.refusedIdentity, Access: r.access, Log: log})
 	return nil
 }
 
