@@ -169,14 +169,16 @@ func (l *lexer) token() (kind, error) {
 }
 
 // quote skips a constant in single quotes, of which the lexer stands at the
-// first, and what continues it on other lines.
+// first, and what continues it on other lines. In those of bits two quotes are
+// no quote.
 func (l *lexer) quote(start int, backslash bool) error {
+	bare := strings.IndexByte("bBxX", l.s[start]) >= 0
 	for l.at++; ; {
 		if l.at >= len(l.s) {
 			return l.fail("a quoted string that does not end", start)
 		}
 		switch c := l.s[l.at]; {
-		case c == '\'' && l.peek(1) == '\'':
+		case c == '\'' && l.peek(1) == '\'' && !bare:
 			l.at += 2
 		case c == '\'':
 			l.at++

@@ -39,7 +39,7 @@ var conforming = Settings{StandardConforming: true, Encoding: "UTF8", ServerEnco
 // What the lexer cuts is what PostgreSQL's scanner cuts; what the lexer refuses
 // may be anything.
 func FuzzTheLexerCutsAsTheScannerDoes(f *testing.F) {
-	for _, s := range append(corpora(f), "a.b..c", "1..2", "1.e5", ".5.5", "1.5.5", "$1$2", "a$1", "$a$", "x'1'y", "b'1'2", "e'\\''", "N'a'", "u&'a'",
+	for _, s := range append(corpora(f), "a.b..c", "1..2", "1.e5", ".5.5", "1.5.5", "$1$2", "a$1", "$a$", "x'1'y", "B'0''0'", "b'1'2", "e'\\''", "N'a'", "u&'a'",
 		"U&\"a\"b", "--", "/*", "/*/**/*/", "+-", "-+", "@-", "<=-", "=>", ":=", "::", ":::", ": :", "<>>", "'a'\n'b'", "'a'\n\n 'b''c'\r'd'", "'a' --\n'b'",
 		"e'a'\n'\\''", "\"a\"\"b\"", "0x1f", "0o17", "0b11", "0x", "1_000", "1__0", "1_", "1e", "1e+", "1e5_0", "0x_1", "100000000000", "é", "a é1$", "\v", "^@<->*/*a*/", "!=-", "a-- b\n-c", "?|-", "*/") {
 		f.Add(s)
