@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	pg "github.com/pganalyze/pg_query_go/v6"
+
 	"isle"
 	"isle/internal/gateway/postgres/mask"
 	"isle/internal/policy"
@@ -30,7 +32,7 @@ func rewriter(t testing.TB, show string, detect ...string) *mask.Rows {
 	t.Helper()
 	m := masksOf(t, []policy.Mask{{Column: "t.b", Show: show}}, detect...)
 	s := m.Begin(tables("1 public t r 1 a", "1 public t r 2 b", "1 public t r 3 c"))
-	p, err := s.Plan(t.Context(), statement("SELECT a, b, c FROM t", false))
+	p, err := s.Plan(t.Context(), written("t", "a", "b", "c"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,6 +41,18 @@ func rewriter(t testing.TB, show string, detect ...string) *mask.Rows {
 		t.Fatal(err)
 	}
 	return rows
+}
+
+// written is SELECT columns FROM table, without the grammar: it takes minutes to
+// be ready where a fuzzer counts what it does.
+func written(table string, columns ...string) mask.Statement {
+	sel := &pg.SelectStmt{FromClause: []*pg.Node{{Node: &pg.Node_RangeVar{RangeVar: &pg.RangeVar{Relname: table, Inh: true}}}}}
+	for _, c := range columns {
+		name := &pg.Node{Node: &pg.Node_String_{String_: &pg.String{Sval: c}}}
+		ref := &pg.Node{Node: &pg.Node_ColumnRef{ColumnRef: &pg.ColumnRef{Fields: []*pg.Node{name}}}}
+		sel.TargetList = append(sel.TargetList, &pg.Node{Node: &pg.Node_ResTarget{ResTarget: &pg.ResTarget{Val: ref}}})
+	}
+	return mask.Statement{Tree: func() (*pg.Node, error) { return &pg.Node{Node: &pg.Node_SelectStmt{SelectStmt: sel}}, nil }}
 }
 
 func TestARowIsRewrittenWhereMasksAre(t *testing.T) {
@@ -89,9 +103,7 @@ func FuzzRowsHoldNoMaskedValue(f *testing.F) {
 		}
 		// The second value is empty, or NULL as it was.
 		at := 7
-		for range 1 {
-			at += 4 + max(0, int(int32(binary.BigEndian.Uint32(out[at:]))))
-		}
+		at += 4 + max(0, int(int32(binary.BigEndian.Uint32(out[at:]))))
 		if n := int32(binary.BigEndian.Uint32(out[at:])); n > 0 {
 			t.Fatalf("%q became %q", in, out)
 		}
@@ -107,7 +119,7 @@ func FuzzDescriptionsAndErrors(f *testing.F) {
 	f.Add(message('N', []byte("M")))
 	m := masksOf(f, []policy.Mask{{Column: "t.b", Show: "full"}})
 	s := m.Begin(tables("1 public t r 1 a", "1 public t r 2 b"))
-	p, err := s.Plan(f.Context(), statement("SELECT b FROM t", false))
+	p, err := s.Plan(f.Context(), written("t", "b"))
 	if err != nil {
 		f.Fatal(err)
 	}
