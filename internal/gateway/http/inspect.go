@@ -152,4 +152,3 @@ func (d decrypted) RemoteAddr() net.Addr               { return d.c.RemoteAddr()
 func (d decrypted) SetDeadline(t time.Time) error      { return d.c.SetDeadline(t) }
 func (d decrypted) SetReadDeadline(t time.Time) error  { return d.c.SetReadDeadline(t) }
 func (d decrypted) SetWriteDeadline(t time.Time) error { return d.c.SetWriteDeadline(t) }
-
