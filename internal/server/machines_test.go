@@ -32,7 +32,6 @@ func identified(t *testing.T, cfg Config) *rooms {
 	if err := r.openIssuer(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { r.workloads.Close() })
 	if err := r.openIdentities(); err != nil {
 		t.Fatal(err)
 	}
