@@ -194,7 +194,19 @@ func approvalRow(r *islev1.Approval) []string {
 	if r.GetOwner() != "" && r.GetOwner() != who {
 		who += " of " + r.GetOwner()
 	}
-	return []string{r.GetId(), approvalState(r), who, r.GetConnection() + "@" + r.GetStage(), shorten(r.GetShape(), 80), fmt.Sprint(r.GetCount()), ago(at(r.GetAsked()))}
+	what := r.GetShape()
+	if what == "" {
+		what = strings.Join(r.GetActions(), ", ")
+	}
+	return []string{r.GetId(), approvalState(r), who, r.GetConnection() + "@" + r.GetStage(), shorten(what, 80), fmt.Sprint(r.GetCount()), ago(at(r.GetAsked()))}
+}
+
+// times is how often something is.
+func times(n int32) string {
+	if n == 1 {
+		return "once"
+	}
+	return fmt.Sprintf("%d times", n)
 }
 
 // approvalState says how far a request is.
@@ -346,8 +358,10 @@ func (a *app) showApproval(r *islev1.Approval) error {
 	if r.GetQuorum() > 1 {
 		line("quorum", fmt.Sprintf("%d people", r.GetQuorum()))
 	}
-	line("asked", ago(at(r.GetAsked()))+", by "+fmt.Sprint(r.GetCount()))
-	line("gives", fmt.Sprintf("%d uses within %s of the approval", r.GetUses(), r.GetValidFor().AsDuration()))
+	line("asked", fmt.Sprintf("%s, %s", ago(at(r.GetAsked())), times(r.GetCount())))
+	if r.GetAccess() == nil {
+		line("gives", fmt.Sprintf("%s, within %s of the approval", times(r.GetUses()), r.GetValidFor().AsDuration()))
+	}
 	for _, d := range r.GetDecisions() {
 		what := "denied"
 		if d.GetApprove() {

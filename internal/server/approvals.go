@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -40,6 +41,30 @@ func (r *rooms) openApprovals(ctx context.Context) (err error) {
 		Refused: func(e audit.Entry, source string) { r.refusals.source(e, api.SourceOf(source)) },
 	})
 	return nil
+}
+
+// checkApprovals says whether people can be asked, and what they should look at.
+func (r *rooms) checkApprovals() api.Check {
+	c := api.Check{Name: "approvals", State: api.CheckOK}
+	list, err := r.approvals.List(false)
+	if err != nil {
+		flat := api.Flatten(err)
+		c.State, c.Message, c.Remedy = api.CheckMissing, "nothing can be approved: "+flat.Message, flat.Hint
+		return c
+	}
+	waiting, glass := 0, 0
+	for _, q := range list {
+		if q.State == approval.Pending {
+			waiting++
+		}
+		if q.Access != nil && q.Access.Glass && q.Access.Review == nil {
+			glass++
+		}
+	}
+	if c.Message = fmt.Sprintf("%d requests wait", waiting); glass > 0 {
+		c.State, c.Message, c.Remedy = api.CheckWarning, fmt.Sprintf("%s, and nobody has reviewed %d break-glass", c.Message, glass), "isle approvals"
+	}
+	return c
 }
 
 // dialWebhook connects to where a webhook is: a public address, or one that the

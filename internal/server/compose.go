@@ -323,7 +323,7 @@ func (r *rooms) Info() api.Info {
 
 // Doctor implements api.Host.
 func (r *rooms) Doctor(context.Context) []api.Check {
-	return append(Doctor(r.server.cfg), r.book.check(), r.checkSecrets(), r.checkSessions(), r.checkIssuer(), r.server.remote.Load().check(), r.server.entrance.Load().check())
+	return append(Doctor(r.server.cfg), r.book.check(), r.checkSecrets(), r.checkSessions(), r.checkIssuer(), r.checkApprovals(), r.server.remote.Load().check(), r.server.entrance.Load().check())
 }
 
 // Stop implements api.Host.
