@@ -122,10 +122,6 @@ func New(c Config) *Reader {
 	return &Reader{grammar: c.Grammar, catalog: newCatalog(), allowed: c.Functions, timeout: c.StatementTimeout, cache: newCache()}
 }
 
-// Warm makes the grammar ready; it takes seconds. A Read that needs it before
-// waits for it.
-func (r *Reader) Warm() error { return r.grammar.Warm() }
-
 // Read says what a text does. The error is that of ctx or of a grammar that does
 // not work, code isle.Unavailable; then nothing is known of the text.
 func (r *Reader) Read(ctx context.Context, sql string, set Settings) (*Read, error) {

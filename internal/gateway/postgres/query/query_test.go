@@ -22,11 +22,7 @@ var shared = grammar.New()
 
 func reader(t testing.TB, functions ...string) *query.Reader {
 	t.Helper()
-	r := query.New(query.Config{Grammar: shared, Functions: functions})
-	if err := r.Warm(); err != nil {
-		t.Fatal(err)
-	}
-	return r
+	return query.New(query.Config{Grammar: shared, Functions: functions})
 }
 
 func read(t testing.TB, r *query.Reader, sql string, set query.Settings) *query.Read {

@@ -73,40 +73,23 @@ type Grammar struct {
 	runtime wazero.Runtime
 	code    wazero.CompiledModule
 	err     error
-	ready   chan struct{} // closed when once is done
 }
 
 // New returns a Grammar that has not been translated yet.
 func New() *Grammar {
-	return &Grammar{turn: make(chan struct{}, instances), ready: make(chan struct{})}
+	return &Grammar{turn: make(chan struct{}, instances)}
 }
 
 // Warm translates the grammar, which takes about two seconds and 250 MB for that
 // time, unless it has been. The second call waits for the first.
 func (g *Grammar) Warm() error {
-	g.once.Do(func() {
-		defer close(g.ready)
-		g.err = g.translate()
-	})
+	g.once.Do(func() { g.err = g.translate() })
 	return g.err
-}
-
-// Ready reports whether a Parse would have to wait for Warm.
-func (g *Grammar) Ready() bool {
-	select {
-	case <-g.ready:
-		return g.err == nil
-	default:
-		return false
-	}
 }
 
 // Close frees what Warm made. No Parse may run or follow.
 func (g *Grammar) Close() error {
-	g.once.Do(func() {
-		g.err = errors.New("the grammar is closed")
-		close(g.ready)
-	})
+	g.once.Do(func() { g.err = errors.New("the grammar is closed") })
 	if g.runtime == nil {
 		return nil
 	}
