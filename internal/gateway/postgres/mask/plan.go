@@ -2,6 +2,7 @@ package mask
 
 import (
 	"context"
+	"slices"
 	"strings"
 
 	"isle"
@@ -109,10 +110,11 @@ func (p *Plan) lineage(fields []Field, rules []*rule) error {
 	}
 	fits := false
 	for _, o := range p.alternatives {
-		if o.rows != nil && (o.rows.open || len(o.rows.columns) == len(fields)) {
-			if err := o.rows.match(fields, rules, o.statement.Lift); err != nil {
-				return err
-			}
+		switch {
+		case o.harmless(): // one stands for all that are
+			fits = true
+		case o.rows.match(fields, slices.Clone(rules), o.statement.Lift) == nil:
+			o.rows.match(fields, rules, o.statement.Lift)
 			fits = true
 		}
 	}

@@ -164,6 +164,9 @@ func (s *Session) named(p *Plan, a *analysis, names map[string][]*Plan, name, wh
 		a.refuse("there is no %s %q that this session has made", what, name)
 	}
 	for _, o := range p.alternatives {
+		if o.err != nil && a.err == nil {
+			a.err = o.err
+		}
 		p.touches, p.values = p.touches || o.touches, p.values || o.values
 		p.made = p.made || o.made
 	}
@@ -202,22 +205,41 @@ func (s *Session) Prepared(name string, p *Plan) { s.keep(s.prepared, name, p) }
 func (s *Session) Portal(name string, p *Plan) { s.keep(s.portals, name, p) }
 
 // keep adds to what a name can mean: whether the statement that gave it failed,
-// and was rolled back, is not known here.
+// or was rolled back, is not known here. A name that could mean too many things
+// means none, and where there are too many names another one is forgotten: what
+// is not known is refused.
 func (s *Session) keep(names map[string][]*Plan, name string, p *Plan) {
-	if name == "" || len(names) >= maxNames && names[name] == nil {
-		return // what was not kept is refused by its name
-	}
 	all := names[name]
-	for _, o := range all {
-		if o == p {
-			return
-		}
+	if name == "" || len(all) > maxAgain || slices.ContainsFunc(all, p.like) {
+		return
 	}
-	if len(all) >= maxAgain {
-		all = all[1:]
+	if len(all) == maxAgain {
+		p = &Plan{err: isle.Errorf(isle.Refused, "%q was the name of too many statements in this session", name).WithHint("take another name")}
+	}
+	if all == nil && len(names) >= maxNames {
+		for other := range names {
+			delete(names, other)
+			break
+		}
 	}
 	names[name] = append(all[:len(all):len(all)], p)
 }
+
+// like reports whether two plans say the same of a result.
+func (p *Plan) like(o *Plan) bool {
+	switch {
+	case p == o:
+		return true
+	case p.err != nil || o.err != nil || p.touches != o.touches || p.values != o.values || p.made != o.made:
+		return false
+	case p.harmless() && o.harmless():
+		return true
+	}
+	return p.rows != nil && o.rows != nil && p.rows.open == o.rows.open && slices.Equal(p.rows.columns, o.rows.columns)
+}
+
+// harmless reports whether nothing of a result is masked.
+func (p *Plan) harmless() bool { return p.rows == nil || p.rows.masked() == nil }
 
 // Idle tells the session that no transaction is open (ReadyForQuery with 'I').
 // What it has made is in the catalog now, or is gone.

@@ -2,6 +2,7 @@ package mask_test
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -56,6 +57,8 @@ func TestAPreparedStatementAndACursorAreMaskedByTheirNames(t *testing.T) {
 		{"masked", "FETCH 1 FROM cur"},
 		{"passes", "MOVE ALL FROM cur"},
 		{"passes", "CLOSE cur"},
+		{"passes", "DECLARE cur CURSOR FOR SELECT phone, name FROM customers ORDER BY id"},
+		{"masked", "FETCH 1 FROM cur"},
 		{"passes", "COMMIT"},
 	} {
 		expect(t, c, s, step[0], step[1])
@@ -371,4 +374,19 @@ func TestALockedViewStopsOnlyItself(t *testing.T) {
 	if path, err := side.rows(t.Context(), "SHOW search_path"); err != nil || path[0][0] != "other, public" {
 		t.Errorf("the search_path was left as %q (%v)", path, err)
 	}
+}
+
+func TestANameThatCouldMeanTooMuchMeansNothing(t *testing.T) {
+	db, name, m := shop(t, all())
+	s, c := m.Begin(connect(t, db, name).rows), connect(t, db, name)
+	expect(t, c, s, "passes", "PREPARE p AS SELECT email FROM customers")
+	for i := range 20 {
+		expect(t, c, s, "fails", fmt.Sprintf("PREPARE p AS SELECT name AS n%d FROM customers", i))
+	}
+	expect(t, c, s, "masked", "EXECUTE p")
+	for i := range 20 {
+		expect(t, c, s, "fails", fmt.Sprintf("PREPARE p AS SELECT phone AS p%d FROM customers", i))
+	}
+	expect(t, c, s, "refused", "EXECUTE p")
+	expect(t, c, s, "refused", "CREATE TABLE stolen AS EXECUTE p")
 }

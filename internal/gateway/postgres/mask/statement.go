@@ -178,6 +178,9 @@ func (a *analysis) createAs(c *pg.CreateTableAsStmt) {
 	var out result
 	if e := c.Query.GetExecuteStmt(); e != nil {
 		for _, p := range a.session.find(a.session.prepared, e.Name) {
+			if p.err != nil && a.err == nil {
+				a.err = p.err
+			}
 			if p.rows != nil {
 				out = *p.rows
 				a.copied(out, "another table")
