@@ -75,11 +75,18 @@ func (s *exchange) ask(r *run, params []approval.Param) error {
 	if !single {
 		return s.askFor(r, r.read.Facts, params, wrote, text, values)
 	}
+	each := make([]*policy.Facts, len(r.read.Parts))
 	for i := range r.read.Parts {
-		facts, err := s.partFacts(r, &r.read.Parts[i])
-		if err != nil {
+		var err error
+		if each[i], err = s.partFacts(r, &r.read.Parts[i]); err != nil {
 			return s.refuseHere(r, err)
 		}
+		// Nobody is to approve one part where another is refused.
+		if _, err = s.door.Ask(s.ctx, gateway.Ask{Facts: each[i], Text: r.text, Record: text, Prepare: true, Quiet: true}); err != nil {
+			return err
+		}
+	}
+	for _, facts := range each {
 		if err := s.askFor(r, facts, params, wrote, text, values); err != nil {
 			return err
 		}
