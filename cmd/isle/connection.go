@@ -220,7 +220,7 @@ func (w *wire) tell(ctx context.Context, err error) {
 
 // carry copies both ways between a client and a session of its own until one side
 // ends it. How the server ends it is the error.
-func (w *wire) carry(ctx context.Context, client io.ReadWriteCloser) error {
+func (w *wire) carry(ctx context.Context, client io.ReadWriter) error {
 	ctx, cancel := context.WithCancel(ctx)
 	stream := w.client.Connections.Connect(ctx)
 	defer func() { // a cancelled stream is noticed by who reads it
@@ -232,32 +232,45 @@ func (w *wire) carry(ctx context.Context, client io.ReadWriteCloser) error {
 		return err
 	}
 	go func() { // ends when the client is closed, which the caller does
-		buf := make([]byte, 32<<10)
-		for {
-			n, err := client.Read(buf)
-			if n > 0 && stream.Send(&islev1.ConnectInput{Input: &islev1.ConnectInput_Data{Data: buf[:n]}}) != nil {
-				return
-			}
-			if err != nil {
-				stream.CloseRequest()
-				return
-			}
-		}
+		sendFrom(client, func(b []byte) error {
+			return stream.Send(&islev1.ConnectInput{Input: &islev1.ConnectInput_Data{Data: b}})
+		})
+		stream.CloseRequest() // a request that goes on outlives its context
 	}()
-	for {
+	return receiveTo(client, func() ([]byte, error) {
 		m, err := stream.Receive()
+		return m.GetData(), err
+	})
+}
+
+// sendFrom sends what a client says until it says no more, or nothing more is taken.
+func sendFrom(client io.Reader, send func([]byte) error) {
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := client.Read(buf)
+		if n > 0 && send(buf[:n]) != nil || err != nil {
+			return
+		}
+	}
+}
+
+// receiveTo tells a client what comes until nothing more does. Of a message that is
+// empty it learns that the other side says no more.
+func receiveTo(client io.Writer, receive func() ([]byte, error)) error {
+	for {
+		b, err := receive()
 		switch {
 		case errors.Is(err, io.EOF):
 			return nil
 		case err != nil:
 			return err
-		case len(m.GetData()) == 0: // the other side says no more
+		case len(b) == 0:
 			if half, ok := client.(interface{ CloseWrite() error }); ok {
 				half.CloseWrite()
 			}
 			continue
 		}
-		if _, err := client.Write(m.GetData()); err != nil {
+		if _, err := client.Write(b); err != nil {
 			return nil // it left
 		}
 	}
@@ -278,9 +291,6 @@ func (s stdio) CloseWrite() error {
 	}
 	return nil
 }
-
-// Close implements io.Closer; the program's end closes both.
-func (s stdio) Close() error { return nil }
 
 // portOf is the port of HOST:PORT, for variables.
 func portOf(address string) string {

@@ -130,28 +130,11 @@ func carry(ctx context.Context, c *api.Client, conn net.Conn, start *islev1.Port
 		return err
 	}
 	go func() { // ends when conn is closed, which the caller does
-		buf := make([]byte, 32<<10)
-		for {
-			n, err := conn.Read(buf)
-			if n > 0 && stream.Send(&islev1.PortInput{Input: &islev1.PortInput_Data{Data: buf[:n]}}) != nil {
-				return
-			}
-			if err != nil {
-				stream.CloseRequest()
-				return
-			}
-		}
+		sendFrom(conn, func(b []byte) error { return stream.Send(&islev1.PortInput{Input: &islev1.PortInput_Data{Data: b}}) })
+		stream.CloseRequest() // a request that goes on outlives its context
 	}()
-	for {
+	return receiveTo(conn, func() ([]byte, error) {
 		m, err := stream.Receive()
-		if err != nil {
-			if errors.Is(err, io.EOF) {
-				return nil
-			}
-			return err
-		}
-		if _, err := conn.Write(m.GetData()); err != nil {
-			return nil
-		}
-	}
+		return m.GetData(), err
+	})
 }
