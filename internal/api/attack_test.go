@@ -89,6 +89,8 @@ func TestNothingHappensWhereTheLogCannotBeWritten(t *testing.T) {
 			continue // room environment writes before it does them, and tests that
 		case "EnvironmentService/Up", "BuildService/Build", "BuildService/Lock", "BuildService/Export": // below; or its input here is none
 			continue
+		case "ConnectionService/ListConnections", "ConnectionService/GetConnection", "ConnectionService/Connect":
+			continue // what one may open, one is shown; room gateway writes a session before it opens it, and tests that
 		case "PolicyService/Apply":
 			continue // room authority writes in the change's transaction
 		}

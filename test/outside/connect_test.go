@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // connect is isle connect, not started yet.
@@ -25,6 +26,8 @@ func (w *world) connect(args ...string) *client {
 // code runs a client and returns its exit code.
 func (c *client) code(t *testing.T) int {
 	t.Helper()
+	late := time.AfterFunc(patience, func() { c.Process.Kill() })
+	defer late.Stop()
 	if err := c.Run(); err != nil && c.ProcessState == nil {
 		t.Fatal(err)
 	}

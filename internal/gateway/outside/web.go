@@ -328,9 +328,9 @@ func problem(w http.ResponseWriter, err error) {
 
 // answer writes an error as RFC 9457 has it.
 func answer(w http.ResponseWriter, status int, err error) {
-	body := map[string]any{"type": "about:blank", "title": http.StatusText(status), "status": status, "detail": err.Error()}
+	body := map[string]any{"type": "urn:isle:problem:" + string(isle.CodeOf(err)), "title": http.StatusText(status), "status": status, "detail": err.Error()}
 	if e, ok := errors.AsType[*isle.Error](err); ok {
-		body["code"], body["detail"] = e.Code, e.Message
+		body["detail"] = e.Message
 		if e.Hint != "" {
 			body["hint"] = e.Hint
 		}
