@@ -78,7 +78,7 @@ func TestAPersonOpensAConnectionWithPsql(t *testing.T) {
 }
 
 func TestAnyProgramFindsAConnectionByItsVariables(t *testing.T) {
-	c := shared.connect("orders-db", "--", "pg_dump", "--data-only", "-t", "orders")
+	c := shared.connect("orders-db", "--", "psql", "-X", "-c", `\copy (select * from orders order by id) to stdout`)
 	if code := c.code(t); code != 0 || !strings.Contains(c.out.String(), "100\tn100") {
 		t.Errorf("%d %s%s", code, c.out.String(), c.said.String())
 	}
