@@ -166,10 +166,10 @@ type doorKey struct {
 // A door is a connection as one visitor opened it. Requests share its sessions.
 type door struct {
 	visit     *visit
-	subject   identity.Subject
 	name      string
 	transport *http.Transport
-	refused   atomic.Pointer[error] // why the last session was not served
+	subject   atomic.Pointer[identity.Subject] // as the last request proved them: in other groups, maybe
+	refused   atomic.Pointer[error]            // why the last session was not served
 }
 
 // door finds a door of the visit, or makes one. It opens nothing yet.
@@ -189,7 +189,7 @@ func (v *visit) door(s identity.Subject, name string, h2 bool) (*door, error) {
 			other.transport.CloseIdleConnections()
 			delete(v.doors, k)
 		}
-		d = &door{visit: v, subject: s, name: name}
+		d = &door{visit: v, name: name}
 		d.transport = &http.Transport{
 			DialContext: d.dial, Protocols: new(http.Protocols), DisableCompression: true,
 			MaxIdleConnsPerHost: 4, IdleConnTimeout: idle, MaxResponseHeaderBytes: 256 << 10,
@@ -199,6 +199,7 @@ func (v *visit) door(s identity.Subject, name string, h2 bool) (*door, error) {
 		d.transport.Protocols.SetUnencryptedHTTP2(h2)
 		v.doors[key] = d
 	}
+	d.subject.Store(&s)
 	return d, nil
 }
 
@@ -208,13 +209,13 @@ func (d *door) dial(context.Context, string, string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := d.visit
+	v, subject := d.visit, *d.subject.Load()
 	if !v.l.work(func() { // ends with the session, which ends with the visit
-		standing := v.follow(d.subject)
+		standing := v.follow(subject)
 		defer v.unfollow(standing)
-		err := v.l.serve(v.ctx, v.callerBy(d.subject, standing), d.name, "http", far)
+		err := v.l.serve(v.ctx, v.callerBy(subject, standing), d.name, "http", far)
+		d.refused.Store(&err) // before the client's end sees that it is over
 		far.Close()
-		d.refused.Store(&err)
 	}) {
 		near.Close()
 		far.Close()
