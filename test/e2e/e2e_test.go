@@ -90,6 +90,7 @@ func TestPromises(t *testing.T) {
 			"code":      exitCode,
 			"within":    within,
 			"answer":    answer,
+			"web":       web,
 			"postgres":  realPostgres,
 			"listen":    listen,
 			"own":       ownState,

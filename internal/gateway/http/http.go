@@ -190,6 +190,9 @@ func hostOf(c policy.Connection, scheme string) (host, name string) {
 	if name = c.Service; c.Address != "" {
 		name, port, _ = net.SplitHostPort(c.Address)
 	}
+	if c.TLS.Name != "" { // what it calls itself
+		name = c.TLS.Name
+	}
 	if host = name; strings.Contains(name, ":") {
 		host = "[" + name + "]"
 	}
