@@ -35,17 +35,16 @@ type masking struct {
 // string that it is at, and writes what it has before it waits for more.
 type rewriter struct {
 	*masking
-	src      io.Reader
-	sink     func(p []byte) error // p is the rewriter's own again when it returns
-	in       []byte               // read, from at on not looked at
-	at       int
-	buf      []byte
-	out      []byte
-	muted    int // while above 0 nothing is written
-	depth    int
-	arena    []place // places of the values that it is in
-	end      error   // of src
-	received bool
+	src   io.Reader
+	sink  func(p []byte) error // p is the rewriter's own again when it returns
+	in    []byte               // read, from at on not looked at
+	at    int
+	buf   []byte
+	out   []byte
+	muted int // while above 0 nothing is written
+	depth int
+	arena []place // places of the values that it is in
+	end   error   // of src
 }
 
 func newRewriter(m *masking, src io.Reader, sink func(p []byte) error) *rewriter {

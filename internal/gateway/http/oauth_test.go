@@ -24,14 +24,14 @@ func TestAnAccessTokenIsFetchedOnceAndAgainWhenItNoLongerCounts(t *testing.T) {
 			id, secret, _ := r.BasicAuth()
 			r.ParseForm()
 			if id != "isle%3Ashop" || secret != "s%26cret" || r.Form.Get("grant_type") != "client_credentials" || r.Form.Get("scope") != "read write" {
-				http.Error(w, `{"error":"invalid_client"}`, 401)
+				http.Error(w, `{"error":"invalid_client"}`, http.StatusUnauthorized)
 				return
 			}
 			fmt.Fprintf(w, `{"access_token":"t%d","token_type":"bearer","expires_in":3600}`, fetched.Add(1))
 			return
 		}
 		if r.Header.Get("Authorization") != fmt.Sprintf("Bearer t%d", valid.Load()) {
-			w.WriteHeader(401)
+			w.WriteHeader(http.StatusUnauthorized)
 			return
 		}
 		io.WriteString(w, "in")
@@ -70,13 +70,13 @@ func TestWithoutAnAccessTokenNothingIsSent(t *testing.T) {
 	issuer := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/refused":
-			http.Error(w, `{"error":"invalid_client","error_description":"<secret detail>"}`, 401)
+			http.Error(w, `{"error":"invalid_client","error_description":"<secret detail>"}`, http.StatusUnauthorized)
 		case "/mac":
 			io.WriteString(w, `{"access_token":"t","token_type":"mac"}`)
 		case "/broken":
 			io.WriteString(w, "{")
 		case "/moved":
-			http.Redirect(w, r, "/mac", 307)
+			http.Redirect(w, r, "/mac", http.StatusTemporaryRedirect)
 		case "/lines":
 			io.WriteString(w, `{"access_token":"a\r\nX: y","token_type":"Bearer"}`)
 		}

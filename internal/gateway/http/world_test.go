@@ -2,6 +2,7 @@ package httpdoor_test
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
@@ -54,7 +55,7 @@ func client(t *testing.T, w *gatewaytest.World, c gateway.Caller) *http.Client {
 	conn, _ := w.Connect(c, "crm")
 	out := &http.Client{Transport: &http.Transport{
 		DisableCompression: true,
-		Dial:               func(string, string) (net.Conn, error) { return conn, nil },
+		DialContext:        func(context.Context, string, string) (net.Conn, error) { return conn, nil },
 	}}
 	t.Cleanup(out.CloseIdleConnections)
 	return out
