@@ -1,10 +1,10 @@
 package e2e
 
 import (
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -24,7 +24,8 @@ func member(ts *testscript.TestScript, neg bool, args []string) {
 	program := filepath.Join(dir, "isle")
 	ts.Check(lab.CopyFile(filepath.Join(bin, "isle"), program))
 	ts.Check(os.Chmod(program, 0o755))
-	user, group := fmt.Sprintf("isle-u%d", os.Getpid()), fmt.Sprintf("isle-g%d", os.Getpid())
+	_, own, _ := strings.Cut(filepath.Base(dir), "member-") // several scripts may have one
+	user, group := "isle-u"+own, "isle-g"+own
 	state := filepath.Join(dir, "state")
 	ts.Check(os.Mkdir(state, 0o700))
 	lab.SeedDownloads(state)
