@@ -12,9 +12,6 @@ type ActionInfo struct {
 	// Own says that only the server itself or an environment does it: it is in
 	// the audit log, and no call asks for it.
 	Own bool
-	// Later says that roles and approvals may name it already, and nothing asks
-	// for it yet.
-	Later bool
 }
 
 // Actions lists every action, in the order of the reference.
@@ -56,17 +53,17 @@ func Actions() []ActionInfo {
 		{Action: ActionServerRead, Resource: "server", Does: "see the server and what the machine lacks: isle version, isle doctor"},
 		{Action: ActionServerCollect, Resource: "server", Does: "free what nothing names: isle gc"},
 		{Action: ActionServerStop, Resource: "server", Does: "end the server; environments go on: isle server stop"},
-		{Action: ActionConnectionOpen, Resource: "connection", Does: "open a session of a connection; an environment asks for it with uses in its file, others with isle connect", Inside: true, Later: true},
-		{Action: ActionPostgresSelect, Resource: "connection", Does: "read from a PostgreSQL database", Inside: true, Later: true},
-		{Action: ActionPostgresWrite, Resource: "connection", Does: "change rows of a PostgreSQL database: INSERT, UPDATE, DELETE, MERGE, TRUNCATE, COPY FROM, locks, sequences", Inside: true, Later: true},
-		{Action: ActionPostgresSchema, Resource: "connection", Does: "change the tables, views and functions of a PostgreSQL database", Inside: true, Later: true},
-		{Action: ActionPostgresAdmin, Resource: "connection", Does: "all else in a PostgreSQL database: roles, grants, settings, files and programs of the server, DO, CALL, functions that are not allowed, and what cannot be read with certainty", Inside: true, Later: true},
-		{Action: ActionHTTPRead, Resource: "connection", Does: "GET, HEAD and OPTIONS of an HTTP service", Inside: true, Later: true},
-		{Action: ActionHTTPWrite, Resource: "connection", Does: "every other request to an HTTP service", Inside: true, Later: true},
-		{Action: ActionApprovalRead, Resource: "connection", Does: "see what awaits approval: isle approvals", Inside: true, Later: true},
-		{Action: ActionApprovalDecide, Resource: "connection", Does: "approve or deny, as far as the approval's rule names one as approver: isle approvals approve", Inside: true, Later: true},
-		{Action: ActionAccessRequest, Resource: "connection", Does: "ask for a door or a role for a time: isle request", Later: true},
-		{Action: ActionAccessBreakGlass, Resource: "connection", Does: "take access at once that is reviewed afterwards: isle break-glass", Inside: true, Later: true},
+		{Action: ActionConnectionOpen, Resource: "connection", Does: "open a session of a connection; an environment asks for it with uses in its file, others with isle connect", Inside: true},
+		{Action: ActionPostgresSelect, Resource: "connection", Does: "read from a PostgreSQL database", Inside: true},
+		{Action: ActionPostgresWrite, Resource: "connection", Does: "change rows of a PostgreSQL database: INSERT, UPDATE, DELETE, MERGE, TRUNCATE, COPY FROM, locks, sequences", Inside: true},
+		{Action: ActionPostgresSchema, Resource: "connection", Does: "change the tables, views and functions of a PostgreSQL database", Inside: true},
+		{Action: ActionPostgresAdmin, Resource: "connection", Does: "all else in a PostgreSQL database: roles, grants, settings, files and programs of the server, DO, CALL, functions that are not allowed, and what cannot be read with certainty", Inside: true},
+		{Action: ActionHTTPRead, Resource: "connection", Does: "GET, HEAD and OPTIONS of an HTTP service", Inside: true},
+		{Action: ActionHTTPWrite, Resource: "connection", Does: "every other request to an HTTP service", Inside: true},
+		{Action: ActionApprovalRead, Resource: "connection", Does: "see what awaits approval: isle approvals", Inside: true},
+		{Action: ActionApprovalDecide, Resource: "connection", Does: "approve or deny, as far as the approval's rule names one as approver: isle approvals approve", Inside: true},
+		{Action: ActionAccessRequest, Resource: "connection", Does: "ask for a door or a role for a time: isle request"},
+		{Action: ActionAccessBreakGlass, Resource: "connection", Does: "take access at once that is reviewed afterwards: isle break-glass", Inside: true},
 		{Action: ActionSessionRead, Resource: "connection", Does: "see the sessions of a connection: isle sessions", Inside: true},
 		{Action: ActionSessionEnd, Resource: "connection", Does: "end a session: isle sessions end", Inside: true},
 		{Action: ActionRecordingRead, Resource: "connection", Does: "replay and search what was recorded of sessions: isle sessions replay", Inside: true},

@@ -77,8 +77,7 @@ func TestThePageOfActionsIsCurrent(t *testing.T) {
 		}
 	}
 	table("What roles grant", "† reaches inside: in a protected stage only a role whose binding or resource names that stage gives it.",
-		func(a isle.ActionInfo) bool { return !a.Own && !a.Later })
-	table("What roles may name already", "Nothing asks for these yet: the gateway will.", func(a isle.ActionInfo) bool { return a.Later })
+		func(a isle.ActionInfo) bool { return !a.Own })
 	table("What nobody asks for", "The server and environments do these by themselves. They are in the audit log, and no role names them.",
 		func(a isle.ActionInfo) bool { return a.Own })
 	b.WriteString("\nThe one server is `server:server`, its log `audit:log`, its policy `policy:policy`. An image is named by its project; `egress` by\n`HOST:PORT`.\n")

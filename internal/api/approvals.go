@@ -77,7 +77,8 @@ func (cfg Config) onRequest(ctx context.Context, action isle.Action, id string) 
 	if err != nil {
 		return []ask{{action, isle.Resource{Kind: "connection", Name: "?", Stage: isle.DefaultStage}, ""}}
 	}
-	if own(actorOf(ctx), r) && action == isle.ActionApprovalRead || actorOf(ctx) == r.Actor && r.Actor.Kind == isle.Human {
+	who, _ := callerFrom(ctx)
+	if own(who, r) && (action == isle.ActionApprovalRead || who.actor == r.Actor && r.Actor.Kind == isle.Human) {
 		return nil
 	}
 	for _, name := range r.Connections() {
@@ -86,9 +87,13 @@ func (cfg Config) onRequest(ctx context.Context, action isle.Action, id string) 
 	return out
 }
 
-// own reports whether a request is somebody's own, or of what they answer for.
-func own(who isle.Actor, r approval.Request) bool {
-	return who == r.Actor || who.Kind == isle.Human && who.String() == r.Owner
+// own reports whether a request is somebody's own, or of what they answer for,
+// and of the stage that their session is in, if it is in one.
+func own(who caller, r approval.Request) bool {
+	if stage := who.stage(); stage != "" && stage != r.Stage {
+		return false
+	}
+	return who.actor == r.Actor || who.actor.Kind == isle.Human && who.actor.String() == r.Owner
 }
 
 // visible reports whether the caller may see a request.
@@ -96,7 +101,7 @@ func (s *approvals) visible(who caller, r approval.Request) bool {
 	if !who.member {
 		return false
 	}
-	if own(who.actor, r) {
+	if own(who, r) {
 		return true
 	}
 	for _, name := range r.Connections() {
