@@ -411,7 +411,7 @@ func (x *exchange) over(outcome string) {
 	x.pass.Done(outcome, 0)
 	e := session.Event{Kind: session.Response, Tag: outcome, Shape: x.facts.Shape, Bytes: x.out.n, Took: time.Since(x.began)}
 	if x.tap != nil {
-		e.Data = x.tap.kept
+		e.Data = x.tap.text()
 	}
 	x.door.Count(x.in.n, x.out.n)
 	_ = x.record(e) // what passed has passed; the session ends by itself

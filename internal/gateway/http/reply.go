@@ -6,6 +6,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 
@@ -48,7 +49,7 @@ func (x *exchange) reply(res *http.Response) error {
 		}
 	}
 	if x.conn.Results {
-		x.tap = &tap{}
+		x.tap = newTap(x.cred.forms(res.Request.Header))
 	}
 	var err error
 	if rewrite == none {
@@ -323,16 +324,37 @@ func (l *limited) Read(p []byte) (int, error) {
 
 func (l *limited) Close() error { return l.r.Close() }
 
-// A tap keeps the beginning of what is sent.
-type tap struct{ kept []byte }
-
-func (t *tap) add(p []byte) {
-	t.kept = append(t.kept, p[:min(len(p), maxKept-len(t.kept))]...)
+// A tap keeps the beginning of what is sent, for the recording.
+type tap struct {
+	kept []byte
+	// secrets are the forms of the credential, which a server may say back. room is
+	// for one of them that stands across the end.
+	secrets [][]byte
+	room    int
 }
 
-// scrub takes a secret out of what is kept.
-func (t *tap) scrub(secret string) {
-	if len(secret) > 3 {
-		t.kept = bytes.ReplaceAll(t.kept, []byte(secret), []byte("[secret]"))
+func newTap(secrets []string) *tap {
+	t := &tap{}
+	for _, s := range secrets {
+		t.secrets, t.room = append(t.secrets, []byte(s)), max(t.room, len(s))
 	}
+	return t
+}
+
+func (t *tap) add(p []byte) {
+	t.kept = append(t.kept, p[:min(len(p), maxKept+t.room-len(t.kept))]...)
+}
+
+// text is what is kept, with the credential taken out of it.
+func (t *tap) text() []byte {
+	out := make([]byte, 0, min(len(t.kept), maxKept))
+	for at := 0; at < min(len(t.kept), maxKept); {
+		rest := t.kept[at:]
+		if i := slices.IndexFunc(t.secrets, func(s []byte) bool { return bytes.HasPrefix(rest, s) }); i >= 0 {
+			out, at = append(out, "[secret]"...), at+len(t.secrets[i])
+			continue
+		}
+		out, at = append(out, t.kept[at]), at+1
+	}
+	return out
 }
