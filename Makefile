@@ -40,7 +40,7 @@ check: ## format, vet, staticcheck, layers, generated code, links, unit tests
 	scripts/check.sh
 
 test: setup build ## everything, with real parts; needs root
-	@scripts/setup.sh runc erofs-utils qemu-system-x86 protobuf-compiler libprotobuf-dev openssl postgresql
+	@scripts/setup.sh runc erofs-utils qemu-system-x86 protobuf-compiler libprotobuf-dev openssl postgresql python3-psycopg python3-psycopg2 libpostgresql-jdbc-java openjdk-17-jdk-headless
 	scripts/check.sh
 	$(GO) test -timeout 40m ./...
 	cd test/follow && $(GO) test ./...
