@@ -71,9 +71,8 @@ const (
 
 // The kinds of request that are no statement or request of a connection's.
 const (
-	KindRole       = "role"        // access: Connection is the role's name
-	KindDoor       = "door"        // access: Connection is the connection's
-	KindBreakGlass = "break-glass" // access that was taken at once
+	KindRole = "role" // access: Connection is the role's name
+	KindDoor = "door" // access: Connection is the connection's
 )
 
 // A Request is what somebody wants to do, and what became of that.

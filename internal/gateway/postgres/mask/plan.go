@@ -27,10 +27,6 @@ type Plan struct {
 	name    string
 }
 
-// Touches reports whether the statement has to do with a table that has masks:
-// its errors are scrubbed, and its result has to be described.
-func (p *Plan) Touches() bool { return p.touches }
-
 // A Field is a column of a result as RowDescription has it.
 type Field struct {
 	Name     string
