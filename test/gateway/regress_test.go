@@ -87,7 +87,9 @@ func compare(t *testing.T, direct, through string) {
 				continue
 			}
 			lines++
-			i := slices.IndexFunc(why, func(e explanation) bool { return (e.file == "*" || e.file+".out" == f.Name()) && e.line.MatchString(line) })
+			i := slices.IndexFunc(why, func(e explanation) bool {
+				return (e.file == "*" || e.file+".out" == f.Name()) && e.line.MatchString(line)
+			})
 			if i < 0 {
 				odd = append(odd, line)
 			} else {
