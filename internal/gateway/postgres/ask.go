@@ -17,7 +17,7 @@ import (
 
 // read reads a statement's text, once it is known how the server will read it.
 func (s *exchange) read(text []byte) (*query.Read, error) {
-	if err := s.await(func() bool { return s.setting == 0 }); err != nil {
+	if err := s.answered(); err != nil {
 		return nil, err
 	}
 	if err := s.refresh(); err != nil {
@@ -32,22 +32,52 @@ func (s *exchange) read(text []byte) (*query.Read, error) {
 	return s.reader.Read(s.ctx, string(text), set)
 }
 
+// answered waits until the server has said what became of the settings that
+// statements before have changed.
+func (s *exchange) answered() error {
+	s.mu.Lock()
+	pending := s.setting > 0
+	within := pending && !closes(s.queue[len(s.queue)-1].kind)
+	s.mu.Unlock()
+	if !pending {
+		return nil
+	}
+	if within {
+		s.up.insert([]byte{'H', 0, 0, 0, 4}) // else the server may keep its answers until Sync
+	}
+	return s.await(func() bool { return s.setting == 0 })
+}
+
+// meaning reports whether a setting says how later statements are read, or is
+// part of what an approval is bound to; path, whether search_path may differ
+// after it.
+func meaning(setting string) (matters, path bool) {
+	switch setting {
+	case "*", "search_path", "role", "session_authorization":
+		return true, true
+	case "client_encoding", "standard_conforming_strings", "datestyle", "timezone", "intervalstyle":
+		return true, false
+	}
+	return false, false
+}
+
 // sets reports whether a run may change how statements after it are read: by a
 // setting, or once one was changed by the end of a transaction, which may change
 // it back.
-func (s *exchange) sets(read *query.Read) bool {
+func (s *exchange) sets(read *query.Read) (sets bool) {
 	for i := range read.Parts {
 		p := &read.Parts[i]
-		if len(p.Settings) > 0 {
-			s.touched, s.stale = true, true
-			return true
+		for _, name := range p.Settings {
+			matters, path := meaning(name)
+			sets, s.touched = sets || matters, s.touched || matters
+			s.moved, s.stale = s.moved || path, s.stale || path
 		}
-		if s.touched && p.Transaction != "" {
-			s.stale = true
-			return true
+		switch p.Transaction {
+		case "commit", "rollback", "rollback to", "prepare transaction":
+			sets, s.stale = sets || s.touched, s.stale || s.moved
 		}
 	}
-	return false
+	return sets
 }
 
 // ask asks for an execution before any of it is forwarded. All of its parts are
@@ -132,7 +162,7 @@ func (s *exchange) partFacts(r *run, p *query.Part) (*policy.Facts, error) {
 func (s *exchange) askFor(r *run, facts *policy.Facts, params []approval.Param, wrote bool, text []byte, values []string) error {
 	ctx := s.hold.begin(s.ctx)
 	s.asking = r
-	pass, err := s.door.Ask(ctx, gateway.Ask{Facts: facts, Text: r.text, Record: text, Params: params, Context: s.pairs, InWrite: wrote, Waiting: s.waiting, Estimate: s.estimate, Quiet: true})
+	pass, err := s.door.Ask(ctx, gateway.Ask{Facts: facts, Text: r.text, Record: text, Params: params, Context: s.bindingContext(), InWrite: wrote, Waiting: s.waiting, Estimate: s.estimate, Quiet: true})
 	s.asking = nil
 	s.hold.unwatch(s)
 	if err != nil {

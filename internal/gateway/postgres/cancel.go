@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/subtle"
 	"encoding/binary"
+	"errors"
 	"net"
 	"sync"
 	"time"
@@ -92,7 +93,12 @@ func (p *Protocol) cancel(ctx context.Context, k cancelKey, same func(door) bool
 	}
 	ctx, stop := context.WithTimeout(ctx, p.config.Handshake)
 	defer stop()
-	conn, _, err := p.reach(ctx, s.door)
+	return s.askCancel(ctx)
+}
+
+// askCancel asks the server behind to cancel what it does for this session.
+func (s *exchange) askCancel(ctx context.Context) error {
+	conn, _, err := s.p.reach(ctx, s.door)
 	if err != nil {
 		return err
 	}
@@ -104,6 +110,26 @@ func (p *Protocol) cancel(ctx context.Context, k cancelKey, same func(door) bool
 	}
 	drain(conn) // until it has taken note and closes
 	return nil
+}
+
+// abandoning bounds how long the end of a session waits for the server behind to
+// take note that nobody waits for it.
+const abandoning = 3 * time.Second
+
+// abandon has the server behind cancel what it still does when the session ends:
+// it would only see that nobody waits for it once it is done.
+func (s *exchange) abandon(why error) {
+	s.mu.Lock()
+	idle := s.outstanding() == 0
+	s.mu.Unlock()
+	if idle || len(s.cancelPacket) == 0 || errors.Is(why, errDone) || errors.As(why, new(serverGone)) {
+		return
+	}
+	ctx, stop := context.WithTimeout(context.WithoutCancel(s.ctx), abandoning)
+	defer stop()
+	if err := s.askCancel(ctx); err != nil {
+		s.p.config.Slog.Warn("what a session was doing when it ended may go on at the server behind", "connection", s.connection.Name, "err", err)
+	}
 }
 
 // sameCaller reports whether two doors are of one caller, to one connection.

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgproto3"
+
 	"isle"
 	"isle/internal/session"
 )
@@ -27,7 +29,7 @@ func (s *exchange) fromClient() error {
 	for {
 		kind, size, frame, err := s.up.next()
 		if errors.Is(err, io.EOF) {
-			return s.leave()
+			return s.halfClosed()
 		}
 		if err != nil {
 			return clientGone{err}
@@ -139,17 +141,47 @@ func (s *exchange) short(kind byte, size int, frame []byte) error {
 // session ends.
 func (s *exchange) leave() error {
 	s.up.insert([]byte{'X', 0, 0, 0, 4})
+	s.mu.Lock()
+	s.leaving = true // before the server may end it
+	s.mu.Unlock()
 	if err := s.up.flush(); err != nil {
 		return serverGone{err}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.leaving = true
 	s.unmark()
 	if s.outstanding() == 0 {
 		return errDone
 	}
 	return errLeft
+}
+
+// halfClosed is leave where the client did not take its leave: it may be gone, or
+// only say nothing more. Being told something that it knows shows which.
+func (s *exchange) halfClosed() error {
+	err := s.leave()
+	if !errors.Is(err, errLeft) {
+		return err
+	}
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-s.ctx.Done():
+			return err
+		case <-tick.C:
+		}
+		s.mu.Lock()
+		known := pgproto3.ParameterStatus{Name: "client_encoding", Value: s.settings["client_encoding"]}
+		s.mu.Unlock()
+		b, encode := known.Encode(nil)
+		if encode != nil {
+			return err
+		}
+		if gone := s.outlet.tell(b); gone != nil {
+			return clientGone{gone}
+		}
+	}
 }
 
 // markCopy notes the end of COPY data, which decides whether a Sync before it is

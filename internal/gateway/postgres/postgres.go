@@ -244,7 +244,11 @@ func poison() []byte {
 // context is what a statement's meaning depends on, beside its text: an approval
 // is bound to it.
 func (s *exchange) context() []approval.Pair {
-	pairs := []approval.Pair{{Key: "database", Value: s.database}, {Key: "role", Value: s.role.name}, {Key: "search_path", Value: s.role.searchPath}}
+	role := s.role.name
+	if s.acting != "" && s.acting != "none" {
+		role = s.acting
+	}
+	pairs := []approval.Pair{{Key: "database", Value: s.database}, {Key: "role", Value: role}, {Key: "search_path", Value: s.role.searchPath}}
 	for _, name := range []string{"standard_conforming_strings", "client_encoding", "DateStyle", "TimeZone", "IntervalStyle"} {
 		pairs = append(pairs, approval.Pair{Key: name, Value: s.settings[name]})
 	}

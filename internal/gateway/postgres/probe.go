@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"encoding/binary"
+	"slices"
 
 	"isle/internal/approval"
 )
@@ -10,9 +11,11 @@ import (
 // that session knows.
 type probe struct{ row []string }
 
-const probeQuery = "select pg_catalog.current_setting('search_path')\x00"
+// probeQuery takes no snapshot, so that what a client may say at the begin of a
+// transaction only it may say after this as well.
+const probeQuery = "SHOW search_path; SHOW role\x00"
 
-// refresh asks for the search path after a statement that may have changed it:
+// refresh asks for the search path and the role after a statement that may have changed it:
 // what names mean depends on it, so an approval is bound to it. Where it can't be
 // asked, between messages that are one transaction or in one that has failed, it
 // counts as changed, and functions as not known.
@@ -46,9 +49,11 @@ func (s *exchange) refresh() error {
 	}
 	path := "not known"
 	s.mu.Lock()
-	if len(p.row) == 1 {
+	if len(p.row) == 2 {
 		path = p.row[0]
+		s.acting = p.row[1]
 		s.stale = false
+		s.moved = s.moved && s.status != 'I' // no transaction's end changes it back
 	}
 	s.role.searchPath = path
 	s.reads()
@@ -67,10 +72,26 @@ func closes(kind byte) bool { return kind == 'S' || kind == 'Q' }
 func (s *exchange) setContext(path string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.pairs = s.context()
+	s.pairs, s.dated = s.context(), false
 	for i := range s.pairs {
 		if s.pairs[i].Key == "search_path" {
 			s.pairs[i] = approval.Pair{Key: "search_path", Value: path}
 		}
 	}
+}
+
+// bindingContext is what an approval is bound to beside a text.
+func (s *exchange) bindingContext() []approval.Pair {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.dated {
+		path := s.pairs[slices.IndexFunc(s.pairs, func(p approval.Pair) bool { return p.Key == "search_path" })]
+		s.pairs, s.dated = s.context(), false
+		for i := range s.pairs {
+			if s.pairs[i].Key == path.Key {
+				s.pairs[i] = path
+			}
+		}
+	}
+	return s.pairs
 }

@@ -130,7 +130,8 @@ func (s *exchange) row(size int, frame []byte) (err error) {
 	switch {
 	case probe != nil:
 		s.down.cut(size)
-		probe.row, err = textRow(frame[headerSize:])
+		row, err := textRow(frame[headerSize:])
+		probe.row = append(probe.row, row...)
 		return err
 	case masked && !rows.Pass():
 		s.down.cut(size)

@@ -417,6 +417,7 @@ func (s *exchange) reported(body []byte) error {
 	defer s.mu.Unlock()
 	if len(s.settings) < 1000 {
 		s.settings[m.Name] = m.Value
+		s.dated = true
 	}
 	s.reads()
 	return nil
@@ -430,8 +431,12 @@ func (s *exchange) reads() {
 		ServerEncoding: s.settings["server_encoding"], Version: major, PathChanged: !ordinaryPath(s.role.searchPath)}
 }
 
-// ordinaryPath reports whether a search path leaves pg_catalog where it is by
+// ordinaryPath reports whether a search path has pg_catalog where it is by
 // itself: before all else.
 func ordinaryPath(path string) bool {
+	first, _, _ := strings.Cut(path, ",")
+	if first = strings.TrimSpace(first); first == "pg_catalog" || first == `"pg_catalog"` {
+		return true
+	}
 	return !strings.Contains(strings.ToLower(path), "pg_")
 }

@@ -78,10 +78,10 @@ type exchange struct {
 	params   []approval.Param
 	asking   *run
 	stale    bool // search_path may have changed
-	touched  bool // a setting was changed that a transaction's end may change back
+	touched  bool // a setting that matters was changed: a transaction's end may change it back
+	moved    bool // search_path is among them
 	waiting  func(approval.Request) error
 	estimate func(ctx context.Context) string
-	pairs    []approval.Pair
 
 	rows int64 // of the answer that comes; of the goroutine fromServer
 
@@ -102,6 +102,9 @@ type exchange struct {
 	portals    names[portal]
 	settings   map[string]string // as the server reported them
 	reading    query.Settings    // those of them that say how SQL is read
+	pairs      []approval.Pair   // what an approval is bound to; never changed, made anew
+	dated      bool              // a setting was reported since
+	acting     string            // the role that SET ROLE took, as SHOW role has it
 	leaving    bool              // the client says nothing more
 	wrote      bool              // the transaction has, or will have, written
 	hold       holding
@@ -156,18 +159,24 @@ var (
 // serve carries a session until one side ends it, or ctx.
 func (s *exchange) serve() error {
 	s.changed.L = &s.mu
-	stop := context.AfterFunc(s.ctx, s.over)
+	over := make(chan struct{})
+	stop := context.AfterFunc(s.ctx, func() {
+		defer close(over)
+		s.over()
+	})
 	var carried sync.WaitGroup
 	carried.Go(func() { s.stop(s.guarded(s.fromServer)) })
 	if err := s.guarded(s.fromClient); !errors.Is(err, errLeft) {
 		s.stop(err)
 	}
 	carried.Wait()
-	stop()
+	if !stop() {
+		<-over
+	}
 	s.finish()
 	err := context.Cause(s.ctx)
-	if errors.Is(err, errDone) {
-		return nil
+	if errors.Is(err, errDone) || errors.As(err, new(clientGone)) {
+		return nil // to leave is no failure
 	}
 	return err
 }
@@ -180,7 +189,8 @@ func (s *exchange) stop(why error) {
 	s.end(why)
 }
 
-// over tells the client why, and closes both sides: then both goroutines end.
+// over tells the client why, has the server cancel what it still does, and closes
+// both sides: then both goroutines end.
 func (s *exchange) over() {
 	why := context.Cause(s.ctx)
 	s.mu.Lock()
@@ -190,8 +200,9 @@ func (s *exchange) over() {
 	if last := s.lastWords(why); last != nil {
 		s.outlet.farewell(last.frame(nil, "FATAL"), time.Second)
 	}
-	s.server.Close()
 	s.client.Close()
+	s.abandon(why)
+	s.server.Close()
 }
 
 // lastWords is what a client is told of an end that it did not ask for.
