@@ -266,6 +266,11 @@ func (a *Approvals) begin(ctx context.Context, r Request, k key, w *waiter) (*ca
 	r.Expires = w.deadline
 	r.Decisions, r.Until, r.Ended, r.Ending = nil, time.Time{}, time.Time{}, ""
 	r.Still = nil // it is the asker's own, and a card is of many
+	r.Text, r.Actions, r.Context = slices.Clone(r.Text), slices.Clone(r.Actions), slices.Clone(r.Context)
+	r.Params = slices.Clone(r.Params) // the asker's memory is its own: a card is shown as it was hashed
+	for i := range r.Params {
+		r.Params[i].Value = slices.Clone(r.Params[i].Value)
+	}
 	if err := a.cfg.Stands(r); err != nil {
 		return nil, isle.Errorf(isle.Refused, "nobody can be asked: %w", err)
 	}
