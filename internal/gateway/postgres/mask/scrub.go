@@ -3,6 +3,7 @@ package mask
 import (
 	"bytes"
 	"encoding/binary"
+	"strings"
 )
 
 // Scrub appends an ErrorResponse or a NoticeResponse, as it is to be sent, to
@@ -81,7 +82,16 @@ func (p *Plan) secret(fields []notice) bool {
 	if p.touches {
 		return true
 	}
-	return p.cat != nil && (fieldOf(fields, 'q') != "" || bytes.Contains([]byte(fieldOf(fields, 'W')), []byte("function")))
+	where := fieldOf(fields, 'W')
+	switch {
+	case p.cat == nil: // at the end of a transaction: its statements' constraints that were deferred
+		return where != "" || strings.HasPrefix(fieldOf(fields, 'C'), "23")
+	case fieldOf(fields, 'q') != "":
+		return true
+	case strings.HasPrefix(where, "COPY "), strings.HasPrefix(where, "JSON"):
+		return strings.Contains(where, "\n") // the input is the statement's own, unless something else is around it
+	}
+	return where != "" // a function, or what a foreign key does by itself; in whatever language the server says so
 }
 
 // aboutText reports whether a message is about the statement's own text or the
