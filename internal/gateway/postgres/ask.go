@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -37,7 +38,7 @@ func (s *exchange) read(text []byte) (*query.Read, error) {
 func (s *exchange) answered() error {
 	s.mu.Lock()
 	pending := s.setting > 0
-	within := pending && !closes(s.queue[len(s.queue)-1].kind)
+	within := pending && s.open
 	s.mu.Unlock()
 	if !pending {
 		return nil
@@ -71,10 +72,12 @@ func (s *exchange) sets(read *query.Read) (sets bool) {
 			matters, path := meaning(name)
 			sets, s.touched = sets || matters, s.touched || matters
 			s.moved, s.stale = s.moved || path, s.stale || path
+			s.epoch++
 		}
 		switch p.Transaction {
 		case "commit", "rollback", "rollback to", "prepare transaction":
 			sets, s.stale = sets || s.touched, s.stale || s.moved
+			s.epoch++
 		}
 	}
 	return sets
@@ -162,7 +165,7 @@ func (s *exchange) partFacts(r *run, p *query.Part) (*policy.Facts, error) {
 func (s *exchange) askFor(r *run, facts *policy.Facts, params []approval.Param, wrote bool, text []byte, values []string) error {
 	ctx := s.hold.begin(s.ctx)
 	s.asking = r
-	pass, err := s.door.Ask(ctx, gateway.Ask{Facts: facts, Text: r.text, Record: text, Params: params, Context: s.bindingContext(), InWrite: wrote, Waiting: s.waiting, Estimate: s.estimate, Quiet: true})
+	pass, err := s.door.Ask(ctx, gateway.Ask{Facts: facts, Text: r.text, Record: text, Params: executing(r, params), Context: s.bindingContext(), InWrite: wrote, Waiting: s.waiting, Estimate: s.estimate, Quiet: true})
 	s.asking = nil
 	s.hold.unwatch(s)
 	if err != nil {
@@ -180,6 +183,20 @@ func (s *exchange) askFor(r *run, facts *policy.Facts, params []approval.Param, 
 		s.record(session.Event{At: r.began, Kind: session.Statement, Text: text, Shape: facts.Shape, Params: values, Decision: isle.Allow, Rule: pass.Rule(), Approval: pass.Approval()})
 	}
 	return nil
+}
+
+// executing are the parameters with what each EXECUTE executes, in which the
+// approver sees what is done: its own text says a name only.
+func executing(r *run, params []approval.Param) []approval.Param {
+	params = slices.Clip(params)
+	for _, e := range r.executes {
+		kind := "what " + e.name + " was prepared as"
+		for i, t := range e.what.value.types {
+			kind += []string{", with ", " "}[min(i, 1)] + typeName(t)
+		}
+		params = append(params, approval.Param{Type: kind, Value: e.what.value.text})
+	}
+	return params
 }
 
 // refuseHere records what is refused without asking policy.

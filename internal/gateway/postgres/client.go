@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -13,6 +14,8 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"isle"
+	"isle/internal/gateway"
+	"isle/internal/gateway/postgres/query"
 	"isle/internal/session"
 )
 
@@ -128,7 +131,7 @@ func (s *exchange) short(kind byte, size int, frame []byte) error {
 		s.mu.Lock()
 		if !s.copying { // a server that reads COPY data ignores it
 			s.push(entry{kind: 'S', segment: s.segment})
-			s.skipping = false
+			s.skipping, s.open = false, false
 		}
 		s.mu.Unlock()
 		s.segment++
@@ -212,7 +215,6 @@ func (s *exchange) room(kind byte) error {
 	if !full {
 		return nil
 	}
-	s.up.insert([]byte{'H', 0, 0, 0, 4}) // else the server may keep its answers
 	return s.await(func() bool { return s.outstanding() < maxOutstanding/2 })
 }
 
@@ -224,6 +226,7 @@ func (s *exchange) await(ok func() bool) error {
 	if done {
 		return nil
 	}
+	s.up.insert([]byte{'H', 0, 0, 0, 4}) // else the server may keep its answers
 	if err := s.up.flush(); err != nil {
 		return serverGone{err}
 	}
@@ -267,8 +270,10 @@ func (s *exchange) refused(kind byte, size int, why *refusal) error {
 		s.push(entry{kind: 'Q', refused: why, segment: s.segment})
 		s.up.out = append(s.up.out, s.p.refusedQuery...)
 		s.segment++
+		s.open = false
 	} else {
 		s.push(entry{kind: 'E', refused: why, segment: s.segment})
+		s.open = true
 		s.up.out = append(s.up.out, s.poison...)
 	}
 	return s.ended
@@ -284,7 +289,7 @@ func (s *exchange) forward(size int, e entry) bool {
 		s.up.cut(size)
 		return false
 	}
-	e.segment = s.segment
+	e.segment, s.open = s.segment, e.kind != 'Q'
 	switch {
 	case e.statement != nil:
 		e.statement = s.statements.define(e.key, e.statement.value, s.segment)
@@ -328,6 +333,7 @@ func (s *exchange) query(size int, frame []byte) error {
 		s.account(r, notExecuted)
 		return nil
 	}
+	s.cursors(read)
 	s.segment++
 	return nil
 }
@@ -374,6 +380,9 @@ func (s *exchange) parse(size int, frame []byte) error {
 	text, rest, ok2 := cutText(rest)
 	if !ok || !ok2 || len(rest) < 2 || len(rest) != 2+4*int(binary.BigEndian.Uint16(rest)) {
 		return &refusal{State: stateProtocol, Message: "isle: a malformed Parse"}
+	}
+	if why := tooLong(key); why != nil {
+		return s.told('P', size, why)
 	}
 	read, err := s.read(text)
 	if err != nil {
@@ -426,7 +435,14 @@ func (s *exchange) bind(size int, frame []byte) error {
 		return err
 	}
 	s.params = b.params
-	if err := s.await(func() bool { return s.settled(string(b.statement)) }); err != nil {
+	if why := cmp.Or(tooLong(b.portal), tooLong(b.statement)); why != nil {
+		return s.told('B', size, why)
+	}
+	// What names mean is decided now, whatever it was at Parse.
+	if err := s.await(func() bool { return s.setting == 0 && s.settled(string(b.statement)) }); err != nil {
+		return err
+	}
+	if err := s.refresh(); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -454,7 +470,7 @@ func (s *exchange) bind(size int, frame []byte) error {
 	if err != nil {
 		return s.told('B', size, err)
 	}
-	r := &run{text: st.text, types: st.types, read: st.read, plans: plans}
+	r := &run{text: st.text, types: st.types, read: st.read, plans: plans, epoch: s.epoch}
 	if err := s.ask(r, b.params); err != nil {
 		return s.told('B', size, err)
 	}
@@ -504,6 +520,9 @@ func (s *exchange) execute(size int, frame []byte) error {
 	if !ok || len(rest) != 4 {
 		return &refusal{State: stateProtocol, Message: "isle: a malformed Execute"}
 	}
+	if why := tooLong(key); why != nil {
+		return s.told('E', size, why)
+	}
 	if err := s.await(func() bool {
 		p := s.portals.m[string(key)]
 		return s.skipping || p == nil || !p.pending || p.segment == s.segment
@@ -539,13 +558,35 @@ func (s *exchange) execute(size int, frame []byte) error {
 	s.prepares(&e, p.statement.text)
 	if !s.forward(size, e) {
 		s.account(r, notExecuted)
+		return nil
 	}
+	s.cursors(r.read)
 	return nil
 }
 
+// cursors forgets the portals whose names a text gives to cursors or closes: what
+// the server has under them from now on is not what was bound.
+func (s *exchange) cursors(read *query.Read) {
+	for i := range read.Parts {
+		p := &read.Parts[i]
+		if p.Kind != "declare" && p.Kind != "close" {
+			continue
+		}
+		s.mu.Lock()
+		if p.Name == "" {
+			clear(s.portals.m)
+		}
+		delete(s.portals.m, p.Name)
+		s.mu.Unlock()
+	}
+}
+
 // unchanged refuses an EXECUTE whose name was given to something else since it was
-// asked for.
+// asked for, and what was approved under other settings than there are now.
 func (s *exchange) unchanged(r *run) error {
+	if r.epoch != s.epoch && slices.ContainsFunc(r.passes, func(p gateway.Pass) bool { return p.Approval() != "" }) {
+		return &refusal{State: stateFeature, Message: "isle: settings were changed since this was approved", Hint: "bind it again"}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, e := range r.executes {
@@ -563,6 +604,9 @@ func (s *exchange) named(kind byte, size int, frame []byte) error {
 		return &refusal{State: stateProtocol, Message: "isle: a malformed Describe or Close"}
 	}
 	key := string(body[1 : len(body)-1])
+	if why := tooLong(body[1 : len(body)-1]); why != nil {
+		return s.told(kind, size, why)
+	}
 	e := entry{kind: kind}
 	if kind == 'C' {
 		e.key = key
@@ -574,6 +618,19 @@ func (s *exchange) named(kind byte, size int, frame []byte) error {
 	}
 	s.forward(size, e)
 	return nil
+}
+
+// maxName is how long the name of a prepared statement or a portal may be, in
+// bytes. The server keeps no more (NAMEDATALEN), so that longer ones which begin
+// alike are one to it.
+const maxName = 63
+
+// tooLong refuses a name that the server would cut.
+func tooLong(name []byte) error {
+	if len(name) <= maxName {
+		return nil
+	}
+	return &refusal{State: stateName, Message: fmt.Sprintf("isle: the name of a prepared statement or portal has %d bytes; the server would cut it to %d", len(name), maxName), Hint: "take a shorter name"}
 }
 
 // cutText takes text that ends in a zero byte.

@@ -30,6 +30,7 @@ const (
 	statePassword  = "28P01" // invalid_password
 	stateStatement = "26000" // invalid_sql_statement_name
 	statePortal    = "34000" // invalid_cursor_name
+	stateName      = "42622" // name_too_long
 	stateInternal  = "XX000"
 )
 

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"slices"
 
+	"isle"
 	"isle/internal/approval"
 )
 
@@ -24,7 +25,7 @@ func (s *exchange) refresh() error {
 		return nil
 	}
 	s.mu.Lock()
-	open := s.skipping || s.outstanding() > 0 && !closes(s.queue[len(s.queue)-1].kind)
+	open := s.skipping || s.open
 	s.mu.Unlock()
 	if !open {
 		if err := s.await(func() bool { return s.outstanding() == 0 }); err != nil {
@@ -35,7 +36,7 @@ func (s *exchange) refresh() error {
 	if open || s.status == 'E' {
 		s.reading.PathChanged = true
 		s.mu.Unlock()
-		s.setContext("not known")
+		s.setContext("not known: " + string(isle.NewID())) // so that no approval fits another such moment
 		return nil
 	}
 	p := &probe{}
@@ -64,9 +65,6 @@ func (s *exchange) refresh() error {
 	s.setContext(path)
 	return nil
 }
-
-// closes reports whether a message ends a segment: nothing is open after it.
-func closes(kind byte) bool { return kind == 'S' || kind == 'Q' }
 
 // setContext is made anew, since an approval may still hold the old one.
 func (s *exchange) setContext(path string) {

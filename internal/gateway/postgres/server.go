@@ -124,6 +124,7 @@ func (s *exchange) answer(kind byte, frame []byte) error {
 		s.mu.Unlock()
 		return errReply
 	}
+	e.answered = e.answered || kind == 'C' || kind == 'I'
 	if e.probe != nil {
 		s.mu.Unlock()
 		s.down.cut(len(frame))
@@ -276,7 +277,7 @@ func (s *exchange) failed(frame []byte) error {
 		s.scrubbed(frame)
 		return nil
 	}
-	s.copying, s.showing = false, nil
+	s.copying, s.showing, e.answered = false, nil, true
 	if e.probe != nil {
 		s.mu.Unlock()
 		s.down.cut(len(frame))
@@ -354,7 +355,7 @@ func (s *exchange) ready(frame []byte) error {
 	s.mu.Lock()
 	s.unmark()
 	e := s.front()
-	if e == nil || e.kind != 'Q' && e.kind != 'S' {
+	if e == nil || e.kind != 'Q' && e.kind != 'S' || e.kind == 'Q' && !e.answered { // a Sync in COPY data that the server did not ignore
 		s.mu.Unlock()
 		return errReply
 	}

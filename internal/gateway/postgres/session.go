@@ -46,6 +46,7 @@ type entry struct {
 	sets      bool   // may change how statements are read
 	probe     *probe // a Query of our own: the client hears nothing of it
 	forgets   bool   // no prepared statement is left after it
+	answered  bool   // a Query: what the server says next may be that it is ready
 	ours      bool   // a Describe of our own
 }
 
@@ -80,6 +81,8 @@ type exchange struct {
 	stale    bool // search_path may have changed
 	touched  bool // a setting that matters was changed: a transaction's end may change it back
 	moved    bool // search_path is among them
+	epoch    int  // how often settings may have changed
+	open     bool // messages that no Sync has ended yet were sent
 	waiting  func(approval.Request) error
 	estimate func(ctx context.Context) string
 

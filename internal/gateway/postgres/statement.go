@@ -101,6 +101,7 @@ type run struct {
 	tag      string // of what is done, "; " between parts
 	failure  string
 	write    bool // it may change something
+	epoch    int  // of the settings that it was asked for under
 }
 
 // executed is what an EXECUTE stood for when it was asked for.
