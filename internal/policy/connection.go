@@ -195,6 +195,10 @@ func qualified(pattern, name string, exact bool) bool {
 	if exact {
 		return false
 	}
+	pattern, name = known(pattern), known(name)
+	if glob(pattern, name) {
+		return true
+	}
 	p, n := strings.Split(pattern, "."), strings.Split(name, ".")
 	if n[len(n)-1] == "*" { // a whole row is each of its columns
 		p, n = p[:len(p)-1], n[:len(n)-1]
@@ -203,6 +207,19 @@ func qualified(pattern, name string, exact bool) bool {
 	}
 	short := min(len(p), len(n))
 	return glob(strings.Join(p[len(p)-short:], "."), strings.Join(n[len(n)-short:], "."))
+}
+
+// known is a name as far as PostgreSQL knows it: without its case, which counts in
+// quotes only, and of each part the first 63 bytes (NAMEDATALEN). A rule that stops
+// something may stop what is called almost so, and must not miss what it means.
+func known(name string) string {
+	parts := strings.Split(strings.ToLower(name), ".")
+	for i, p := range parts {
+		if len(p) > 63 && !strings.Contains(p, "*") {
+			parts[i] = strings.ToValidUTF8(p[:63], "")
+		}
+	}
+	return strings.Join(parts, ".")
 }
 
 const unbounded = "built in: no write without WHERE"

@@ -15,7 +15,7 @@ connections:
     stage: testing
     credential: {secret: orders}
     rules:
-      - {effect: deny, tables: [salaries], reason: nobody reads salaries}
+      - {effect: deny, tables: [salaries, Wages, llllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllll], reason: nobody reads salaries}
       - {effect: deny, columns: [customers.email]}
       - {effect: allow, statements: [delete, truncate], tables: [scratch], where: false}
   read-db: {kind: postgres, address: "db.example:5432", stage: testing, read_only: true}
@@ -45,6 +45,8 @@ func TestAConnectionsRulesDecideBesideRoles(t *testing.T) {
 		{"a row with a denied column", read, "orders-db", &Facts{Statements: []string{"select"}, Columns: []string{"public.customers.*"}}, isle.Deny, "connection orders-db, rule at"},
 		{"a row of another table", read, "orders-db", &Facts{Statements: []string{"select"}, Columns: []string{"orders.*", "orders.email"}}, isle.Allow, "role clerk"},
 		{"a column that may be it", read, "orders-db", &Facts{Statements: []string{"select"}, Columns: []string{"email"}}, isle.Deny, "connection orders-db, rule at"},
+		{"a denied table in another case", read, "orders-db", &Facts{Statements: []string{"select"}, Tables: []string{"hr.wages"}}, isle.Deny, "connection orders-db, rule at"},
+		{"a denied table of which the server cuts the name", read, "orders-db", &Facts{Statements: []string{"select"}, Tables: []string{strings.Repeat("l", 63)}}, isle.Deny, "connection orders-db, rule at"},
 		{"a write", write, "orders-db", &Facts{Statements: []string{"update"}, Tables: []string{"customers"}}, isle.Allow, "role clerk"},
 		{"a write that is held", write, "orders-db", &Facts{Statements: []string{"update"}, Tables: []string{"public.orders"}}, isle.Hold, "role clerk"},
 		{"without WHERE", write, "orders-db", &Facts{Statements: []string{"delete"}, Tables: []string{"customers"}, Unbounded: true}, isle.Deny, unbounded},

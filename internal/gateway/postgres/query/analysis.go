@@ -148,6 +148,8 @@ func (a *analysis) syntax(m protoreflect.Message) {
 		since, name = 16, "json_objectagg"
 	case *pg_query.JsonArrayAgg:
 		since, name = 16, "json_arrayagg"
+	case *pg_query.MergeSupportFunc:
+		since, name = 17, "merge_action"
 	default:
 		return
 	}

@@ -55,6 +55,8 @@ func TestFactsSayWhatAStatementDoes(t *testing.T) {
 		{sql: "insert into t (a, b) values (1, 2) on conflict (a) do update set b = excluded.b", actions: []string{"write"}, statements: []string{"insert", "update"}, tables: []string{"t"}, columns: []string{"t.a", "t.b"}},
 		{sql: "truncate t, u", actions: []string{"write"}, statements: []string{"truncate"}, tables: []string{"t", "u"}, unbounded: true},
 		{sql: "create table t (a int default now())", actions: []string{"schema"}, statements: []string{"ddl"}, tables: []string{"t"}, functions: []string{"now"}},
+		{sql: "select j.email from (customers cross join orders) as j", actions: []string{"select"}, statements: []string{"select"}, tables: []string{"customers", "orders"}, columns: []string{"customers.*", "orders.*"}},
+		{sql: "update customers set a = 1 where id = 1 returning old.email", actions: []string{"select", "write"}, statements: []string{"update"}, tables: []string{"customers"}, columns: []string{"customers.a", "customers.email", "customers.id"}},
 		{sql: "grant select on t to bob", actions: []string{"admin"}, statements: []string{"grant"}, tables: []string{"t"}},
 	} {
 		var want []string
@@ -107,7 +109,7 @@ func TestAStatementTimeoutOnlyGetsShorter(t *testing.T) {
 	r := query.New(query.Config{Grammar: shared, StatementTimeout: 5 * time.Second})
 	for sql, want := range map[string]bool{
 		"set statement_timeout = '4s'": true, "set statement_timeout to 5000": true, "reset statement_timeout": true, "set local statement_timeout = '100ms'": true,
-		"set statement_timeout = 0": false, "set statement_timeout = '1h'": false, "set statement_timeout = 5001": false, "set statement_timeout = '0.5min'": false,
+		"set statement_timeout = 0": false, "set statement_timeout = '400us'": false, "set statement_timeout = '1000us'": true, "set statement_timeout = '1h'": false, "set statement_timeout = 5001": false, "set statement_timeout = '0.5min'": false,
 		"select set_config('statement_timeout', '0', false)": false, "set statement_timeout = '-1'": false,
 	} {
 		if f := read(t, r, sql, usual()).Facts; reads(f) != want {

@@ -139,7 +139,9 @@ func (a *analysis) join(j *pg_query.JoinExpr, sc *scope) {
 	}
 	for _, alias := range []*pg_query.Alias{j.GetAlias(), j.GetJoinUsingAlias()} {
 		if alias != nil {
-			if len(alias.GetColnames()) > 0 {
+			// j.email and j itself can be of each of its tables; those of USING are
+			// named already.
+			if alias == j.GetAlias() || len(alias.GetColnames()) > 0 {
 				a.stars(sc)
 			}
 			sc.bind(alias.GetAliasname(), "")
@@ -225,6 +227,11 @@ func (a *analysis) target(r *pg_query.RangeVar, sc *scope) string {
 	table := relation(r)
 	a.tables = append(a.tables, table)
 	a.bind(r, sc, false)
+	for _, name := range []string{"old", "new"} { // of RETURNING, since PostgreSQL 18
+		if _, ok := sc.tables[name]; !ok {
+			sc.tables[name] = table
+		}
+	}
 	a.catalog(r)
 	return table
 }

@@ -85,8 +85,8 @@ func (r *Reader) settingNeeds(name, value string, known, initial bool) (needs ac
 			return read, ""
 		}
 		return admin, "search_path may put something before pg_catalog"
-	case "statement_timeout":
-		if d, ok := duration(lower); initial || r.timeout == 0 || known && ok && d > 0 && d <= r.timeout {
+	case "statement_timeout": // less than a millisecond is rounded, to none
+		if d, ok := duration(lower); initial || r.timeout == 0 || known && ok && d >= time.Millisecond && d <= r.timeout {
 			return read, ""
 		}
 		return admin, ""

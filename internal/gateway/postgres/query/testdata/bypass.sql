@@ -15,7 +15,8 @@ select 1; -- ; nothing
 delete from orders where id = 1
 ====
 # write: a carriage return ends a comment
--- selectdelete from orders where id = 1
+-- select
+delete from orders where id = 1
 ====
 # write: a comment that a minus begins within an operator
 select 1 --+ 
@@ -714,3 +715,6 @@ select json_value('{}', '$.a')
 ====
 # unsure: a function that is syntax in PostgreSQL 16
 select json_array(1, 2)
+====
+# unsure: a function that is syntax in PostgreSQL 17, and of the user's own before
+select merge_action()
