@@ -46,6 +46,7 @@ test: setup build ## everything, with real parts; needs root
 	cd test/follow && $(GO) test ./...
 
 demo: setup build ## bring up examples/shop and show what it means
+	@scripts/setup.sh postgresql openssl
 	scripts/demo.sh
 
 bench: setup build ## measure, next to peers, in one run

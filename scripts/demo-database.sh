@@ -1,7 +1,9 @@
 #!/bin/sh
 # demo-database.sh start|stop DIR: a PostgreSQL outside of Isle, for the demo. It
 # has a folder, a port and a certificate of its own, and writes to DIR/connections.yaml
-# the policy of examples/shop that leads to it.
+# the policy of examples/shop that leads to it. The password of its role storefront
+# comes over standard input. DIR is empty or not there, in a folder that the user
+# postgres may enter.
 set -eu
 cd "$(dirname "$0")/.."
 dir=$2
@@ -14,8 +16,7 @@ if [ "$1" = stop ]; then
 	exit
 fi
 
-rm -rf "$dir"
-mkdir -p "$dir"
+mkdir -p -m 0700 "$dir"
 openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=database.example \
 	-addext subjectAltName=IP:127.0.0.1 -keyout "$dir/server.key" -out "$dir/server.crt" 2>/dev/null
 chown -R postgres "$dir"

@@ -1,7 +1,8 @@
 #!/bin/sh
-# The demo: brings up examples/shop, sealed, and shows what that means. It has a
-# state folder of its own, so it neither needs nor disturbs an installed server,
-# and it can be run again and again. KEEP=1 leaves the shop running.
+# The demo: brings up examples/shop, sealed, and shows what that means; then the
+# same shop before a database outside, behind the gateway. It has a state folder
+# of its own, so it neither needs nor disturbs an installed server, and it can be
+# run again and again. KEEP=1 leaves what it made running.
 set -eu
 cd "$(dirname "$0")/.."
 ISLE_STATE=${ISLE_STATE:-${TMPDIR:-/tmp}/isle-demo}
@@ -16,12 +17,15 @@ export ISLE_CHECKPOINTS XDG_STATE_HOME ISLE_KEYS
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 show() { printf '  $ %s\n' "$*"; }
 ms() { echo $(($(date +%s%N) / 1000000)); }
+field() { sed -n "s/.*\"$1\": \"\(.*\)\".*/\1/p" | head -n 1; }
+database() { [ ! -s "$work.db" ] || scripts/demo-database.sh stop "$(cat "$work.db")" && rm -f "$work.db"; }
 
 cleanup() {
 	code=$?
 	if [ "${KEEP:-0}" != 1 ]; then
 		isle down --all >/dev/null 2>&1 || true
 		isle server stop >/dev/null 2>&1 || true
+		database || true
 		rm -rf "$work"
 	fi
 	exit $code
@@ -76,6 +80,64 @@ t6=$(ms)
 isle exec shop -s web -- true
 t7=$(ms)
 
+say "6. A database outside, behind a door: no address, user, password or TLS inside"
+database
+# It runs as postgres, and so in a folder that postgres may enter.
+where=$(mktemp -d /tmp/isle-demo-db.XXXXXX)
+echo "$where" >"$work.db"
+secret=$(openssl rand -hex 24)
+printf %s "$secret" | scripts/demo-database.sh start "$where"
+show "isle secret set orders-db                        # typed unseen, or over standard input; never given back"
+printf %s "$secret" | isle secret set orders-db | sed 's/^/   /'
+show "isle apply --document shop -f connections.yaml   # what orders-db is, who may, what waits for a human"
+isle apply --document shop -f "$where/connections.yaml" | sed 's/^/   /'
+show "isle up storefront.yaml                          # uses: [orders-db]"
+isle up "$work/storefront.yaml"
+page=$(isle status storefront -o json | sed -n 's/.*"host": *\([0-9][0-9]*\).*/\1/p' | head -n 1)
+show "curl http://127.0.0.1:$page/"
+curl -fsS "http://127.0.0.1:$page/" | sed -n 's/.*<h1>\(.*\)<\/h1><span[^>]*>\(.*\)<\/span>.*/   \1: \2/p'
+inside() {
+	show "isle exec storefront -- psql -h orders-db -c '$1'"
+	isle exec storefront -- psql -h orders-db -c "$1" 2>&1 | sed 's/^/   /'
+}
+inside 'SELECT name, email FROM customers LIMIT 3'
+inside 'DELETE FROM orders'
+
+say "7. The password is nowhere inside"
+instance=$(isle status storefront -o json | field instance)
+show "go run ./test/seek $instance orders-db <secret   # from outside, as root, through all that is inside"
+printf %s "$secret" | ${GO:-go} run ./test/seek "$instance" orders-db | sed 's/^/   /'
+
+say "8. A human in the loop: a change waits on its connection"
+show "isle exec storefront -- psql -h orders-db -c 'UPDATE orders SET quantity = 2 WHERE id = 42' &"
+isle exec storefront -- psql -h orders-db -c 'UPDATE orders SET quantity = 2 WHERE id = 42' >"$work/update" 2>&1 &
+update=$!
+tries=0
+until grep -q HINT "$work/update" && request=$(isle approvals -o json | field id) && [ -n "$request" ]; do
+	tries=$((tries + 1))
+	[ $tries -lt 100 ] || { cat "$work/update" >&2; exit 1; }
+	sleep 0.1
+done
+sed 's/^/   /' "$work/update"
+show "isle doors storefront"
+isle doors storefront | sed 's/^/   /'
+show "isle approvals show $request"
+isle approvals show "$request" | sed -n '/^setting/!s/^/   /p'
+hash=$(isle approvals show "$request" -o json | field hash)
+told=$(wc -l <"$work/update")
+show "isle approvals approve $request --hash $(printf %.15s… "$hash")   # what was read is what is approved"
+isle approvals approve "$request" --hash "$hash" | sed 's/^/   /'
+wait "$update"
+show "fg"
+sed "1,${told}d; s/^/   /" "$work/update"
+
+say "9. All of it is written down"
+show "isle audit search --resource connection:orders-db"
+isle audit search --resource connection:orders-db | grep -v ' session:\| approval:read' | cut -c 1-170 | sed 's/^/   /'
+session=$(isle approvals show "$request" -o json | field session)
+show "isle sessions replay $session"
+isle sessions replay "$session" | cut -c 1-120 | sed 's/^/   /'
+
 say "In short"
 cat <<END
    $(printf '%6d' $((t1 - t0))) ms   up, building whatever was not built yet
@@ -89,6 +151,7 @@ Where to go from here:
    isle status shop                  what runs, from which image, using how much
    isle shell shop -s web            look around inside
    isle logs shop -f                 follow what the services say
+   isle connect orders-db            the same database as yourself, under the same policy and masks
    isle run --packages python3 -- python3 -c 'print(6 * 7)'
    isle init                         write an isle.yaml for the folder you stand in
 END
