@@ -256,7 +256,7 @@ func (s *Set) judge(q Query, a *Answer) {
 	}
 	held := s.heldBy(q)
 	if q.Facts != nil && q.Facts.Unbounded && !lifted && !slices.ContainsFunc(held, func(a *Approval) bool { return a.When.Where != nil && !*a.When.Where }) {
-		deny(unbounded, "it changes every row of a table: it is an UPDATE or DELETE without WHERE, or a TRUNCATE")
+		deny(unbounded, "it changes every row of a table: it is an UPDATE or DELETE without WHERE, or a TRUNCATE; say which rows, or have a rule of the connection with effect: allow")
 		return
 	}
 	if len(held) > 0 {

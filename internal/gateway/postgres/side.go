@@ -186,5 +186,8 @@ func planned(text string) string {
 	if n.Type == "ModifyTable" && len(n.Plans) > 0 {
 		n = n.Plans[0]
 	}
+	if n.Rows == 1 {
+		return "about 1 row"
+	}
 	return fmt.Sprintf("about %.0f rows", n.Rows)
 }
