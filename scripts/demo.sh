@@ -80,6 +80,7 @@ t6=$(ms)
 isle exec shop -s web -- true
 t7=$(ms)
 
+since=$(date -u +%FT%TZ)
 say "6. A database outside, behind a door: no address, user, password or TLS inside"
 database
 # It runs as postgres, and so in a folder that postgres may enter.
@@ -132,8 +133,8 @@ show "fg"
 sed "1,${told}d; s/^/   /" "$work/update"
 
 say "9. All of it is written down"
-show "isle audit search --resource connection:orders-db"
-isle audit search --resource connection:orders-db | grep -v ' session:\| approval:read' | cut -c 1-170 | sed 's/^/   /'
+show "isle audit search --resource connection:orders-db --since $since"
+isle audit search --resource connection:orders-db --since "$since" | grep -v ' session:\| approval:read' | cut -c 1-170 | sed 's/^/   /'
 session=$(isle approvals show "$request" -o json | field session)
 show "isle sessions replay $session"
 isle sessions replay "$session" | cut -c 1-120 | sed 's/^/   /'

@@ -191,7 +191,7 @@ func (a *app) showEntry(e audit.Entry) {
 	case e.Result != "":
 		what = e.Result
 	}
-	line := fmt.Sprintf("%6d  %s  %-12s %-24s %-32s %s", e.Sequence, e.Time.Local().Format(time.DateTime), e.Actor, e.Action, e.Resource, what)
+	line := fmt.Sprintf("%6d  %s  %-28s %-18s %-32s %s", e.Sequence, e.Time.Local().Format(time.DateTime), e.Actor, e.Action, e.Resource, what)
 	if e.Count > 1 {
 		line += fmt.Sprintf(" ×%d", e.Count)
 	}
