@@ -28,6 +28,9 @@ func TestWhatEndsHalfwayOrNeverIsBoundedAndTold(t *testing.T) {
 		{"clients that read nothing", clientsThatReadNothingFillNoMemory},
 		{"a server that stops", aServerThatStopsIsWaitedForAndCanBeLeft},
 		{"large rows and copies", largeRowsAndCopiesPassInBoundedMemory},
+		{"a store that is locked", notWhileTheStoreIsLocked},
+		{"a password that is away", aPasswordThatIsAway},
+		{"a table that is revoked", aTableThatIsRevokedIsNotReadUnderLoad},
 		{"a server that is cut off", aResultThatIsCutOffIsAnErrorAndIsRecordedAsOne}, // the last: the server does not come back
 	} {
 		t.Run(c.name, func(t *testing.T) { c.test(t, w, key) })

@@ -319,7 +319,7 @@ func (w *world) waiting(t *testing.T) (id string) {
 // entries are those of the audit log that a search finds.
 func (w *world) entries(t *testing.T, args ...string) (list []map[string]any) {
 	t.Helper()
-	for l := range strings.Lines(w.must(t, append([]string{"audit", "search", "--limit", "0", "-o", "json"}, args...)...)) {
+	for l := range strings.Lines(w.must(t, append([]string{"audit", "search", "-o", "json"}, args...)...)) {
 		var e map[string]any
 		if err := json.Unmarshal([]byte(l), &e); err != nil {
 			t.Fatalf("%v: %s", err, l)
