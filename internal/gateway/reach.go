@@ -57,7 +57,8 @@ func (d *Door) Dial(ctx context.Context) (net.Conn, error) {
 	}
 	c, err := dialFirst(ctx, host, port, open)
 	if err != nil {
-		return nil, isle.Errorf(isle.Unavailable, "connection %s: what is behind it does not answer: %w", d.name, behind{unwrapped(err)})
+		return nil, isle.Errorf(isle.Unavailable, "connection %s: what is behind it does not answer: %w", d.name, behind{unwrapped(err)}).
+			WithHint("see whether it runs, and whether the connection's address is where it listens")
 	}
 	return c, nil
 }

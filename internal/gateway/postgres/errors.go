@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"errors"
+	"strings"
 
 	"github.com/jackc/pgx/v5/pgproto3"
 
@@ -40,7 +41,9 @@ type refusal struct {
 }
 
 // Error implements error.
-func (r *refusal) Error() string { return r.Message }
+// Error is the message without the name that it begins with for clients: on the
+// terminal and in the log it stands behind ours already.
+func (r *refusal) Error() string { return strings.TrimPrefix(r.Message, "isle: ") }
 
 // frame appends the ErrorResponse. A FATAL one ends the connection.
 func (r *refusal) frame(dst []byte, severity string) []byte {

@@ -227,7 +227,7 @@ func loginRefused(connection string, body []byte) error {
 		return err
 	}
 	r := &refusal{State: stateCannot, Message: "isle: the server behind " + connection + " refused the gateway's login: " + e.Message + " (" + e.Code + ")",
-		Hint: "check the connection's credential and database with whoever runs it"}
+		Hint: "check the connection's user and database with whoever runs it, and its secret with `isle secret set`"}
 	if strings.HasPrefix(e.Code, "53") || strings.HasPrefix(e.Code, "57") {
 		r.State, r.Hint = e.Code, ""
 	}
