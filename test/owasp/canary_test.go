@@ -180,6 +180,11 @@ func TestNoSecretIsFoundAnywhereAfterwards(t *testing.T) {
 	r.answered("a secret of no name", c.call(t, "SecretService/SetSecret", message{"name": "No Name", "value": []byte(stored)}))
 	r.answered("a secret in the wrong place", c.call(t, "SecretService/SetSecret", message{"name": "db", "reference": "x", "backend": "none", "value": []byte(stored)}))
 
+	const opens, masked = "canary/opens+51c7a2e08d?&=", "canary.masked.9f3e77@shop.example"
+	r.says(opens, false, "secret", "set", "orders-db")
+	plant(opens, masked)
+	r.throughADoor("orders-db", opens, masked)
+
 	// What runs, while it does. The server's own environment has its variable.
 	r.Process(w.process.Process.Pid)
 	e, err := w.Status("bystander")
