@@ -121,14 +121,7 @@ func (cfg Config) rules() map[string]rule {
 		},
 	}
 	maps.Copy(rules, cfg.identityRules())
-	maps.Copy(rules, map[string]rule{
-		// Which of them the caller may see, and search, the handlers find out.
-		islev1connect.SessionServiceListSessionsProcedure:   server(isle.ActionServerRead),
-		islev1connect.SessionServiceSearchSessionsProcedure: server(isle.ActionServerRead),
-		islev1connect.SessionServiceGetSessionProcedure:     cfg.onSession(isle.ActionSessionRead),
-		islev1connect.SessionServiceEndSessionProcedure:     cfg.onSession(isle.ActionSessionEnd),
-		islev1connect.SessionServiceReplaySessionProcedure:  cfg.onSession(isle.ActionRecordingRead),
-	})
+	maps.Copy(rules, cfg.sessionRules())
 	maps.Copy(rules, cfg.approvalRules())
 	maps.Copy(rules, cfg.connectionRules())
 	return rules

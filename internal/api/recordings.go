@@ -11,6 +11,7 @@ import (
 
 	"isle"
 	islev1 "isle/internal/api/isle/v1"
+	"isle/internal/api/isle/v1/islev1connect"
 	"isle/internal/audit"
 	"isle/internal/session"
 )
@@ -34,6 +35,21 @@ const (
 
 // recordings serves the SessionService.
 type recordings struct{ Config }
+
+// sessionRules are those of the SessionService.
+func (cfg Config) sessionRules() map[string]rule {
+	// Which of them the caller may see, and search, the handlers find out.
+	some := func(context.Context, any) []ask {
+		return []ask{{isle.ActionServerRead, isle.Resource{Kind: "server", Name: "server"}, ""}}
+	}
+	return map[string]rule{
+		islev1connect.SessionServiceListSessionsProcedure:   some,
+		islev1connect.SessionServiceSearchSessionsProcedure: some,
+		islev1connect.SessionServiceGetSessionProcedure:     cfg.onSession(isle.ActionSessionRead),
+		islev1connect.SessionServiceEndSessionProcedure:     cfg.onSession(isle.ActionSessionEnd),
+		islev1connect.SessionServiceReplaySessionProcedure:  cfg.onSession(isle.ActionRecordingRead),
+	}
+}
 
 // onSession is an action on the connection that a session is of.
 func (cfg Config) onSession(action isle.Action) rule {

@@ -101,23 +101,12 @@ func compose(s *Server) (r *rooms, err error) {
 	if err != nil {
 		return r, err
 	}
-	if err = r.openSecrets(context.Background()); err != nil {
-		return r, err
-	}
-	if err = r.openIssuer(context.Background()); err != nil {
-		return r, err
-	}
-	if err := r.openSessions(context.Background()); err != nil {
-		return r, err
-	}
-	if err := r.openIdentities(); err != nil {
-		return r, err
-	}
-	if err := r.openTokens(context.Background()); err != nil {
-		return r, err
-	}
-	if err := r.openApprovals(context.Background()); err != nil {
-		return r, err
+	identities := func(context.Context) error { return r.openIdentities() }
+	// Each stands on those before it.
+	for _, open := range []func(context.Context) error{r.openSecrets, r.openIssuer, r.openSessions, identities, r.openTokens, r.openApprovals} {
+		if err = open(context.Background()); err != nil {
+			return r, err
+		}
 	}
 	if r.images, err = image.Open(at("images")); err != nil {
 		return r, err
