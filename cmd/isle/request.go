@@ -11,6 +11,7 @@ import (
 
 	"isle"
 	islev1 "isle/internal/api/isle/v1"
+	"isle/internal/api/isle/v1/islev1connect"
 	"isle/internal/approval"
 )
 
@@ -27,14 +28,25 @@ func (o *accessFlags) add(cmd *cobra.Command, span time.Duration) {
 	cmd.MarkFlagRequired("why")
 }
 
-// target reads door NAME or role NAME.
-func (o *accessFlags) target(given []string) error {
+// send asks for door NAME or role NAME, in one of two ways.
+func (o *accessFlags) send(ctx context.Context, a *app, given []string, way accessWay) (*islev1.Approval, error) {
 	if given[0] != approval.KindDoor && given[0] != approval.KindRole {
-		return usagef("%q: want door CONNECTION or role ROLE", given[0])
+		return nil, usagef("%q: want door CONNECTION or role ROLE", given[0])
 	}
 	o.req.What, o.req.Name, o.req.For = given[0], given[1], durationpb.New(o.span)
-	return nil
+	c, err := a.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	res, err := way(c.Approvals, ctx, connect.NewRequest(&o.req))
+	if err != nil {
+		return nil, err
+	}
+	return res.Msg.GetApproval(), nil
 }
+
+// An accessWay is a procedure that gets access: by asking for it, or at once.
+type accessWay func(islev1connect.ApprovalServiceClient, context.Context, *connect.Request[islev1.AccessRequest]) (*connect.Response[islev1.AccessResponse], error)
 
 func newRequest(a *app) *cobra.Command {
 	var o accessFlags
@@ -55,18 +67,10 @@ It exits with 4 while nobody has decided; with --wait it waits for that.`,
   isle request door orders-db --environment shop@production --write --why 'one-off migration'`,
 		Args: args(2, 2, "door or role, and a name"),
 		RunE: func(cmd *cobra.Command, given []string) error {
-			if err := o.target(given); err != nil {
-				return err
-			}
-			c, err := a.connect(cmd.Context())
+			r, err := o.send(cmd.Context(), a, given, islev1connect.ApprovalServiceClient.RequestAccess)
 			if err != nil {
 				return err
 			}
-			res, err := c.Approvals.RequestAccess(cmd.Context(), connect.NewRequest(&o.req))
-			if err != nil {
-				return err
-			}
-			r := res.Msg.GetApproval()
 			if o.wait {
 				return a.awaitAccess(cmd.Context(), r)
 			}
@@ -141,18 +145,10 @@ passes; what is denied stays denied.`,
 		Example: `  isle break-glass door orders-db --for 15m --why 'orders are lost, incident 77'`,
 		Args:    args(2, 2, "door or role, and a name"),
 		RunE: func(cmd *cobra.Command, given []string) error {
-			if err := o.target(given); err != nil {
-				return err
-			}
-			c, err := a.connect(cmd.Context())
+			r, err := o.send(cmd.Context(), a, given, islev1connect.ApprovalServiceClient.BreakGlass)
 			if err != nil {
 				return err
 			}
-			res, err := c.Approvals.BreakGlass(cmd.Context(), connect.NewRequest(&o.req))
-			if err != nil {
-				return err
-			}
-			r := res.Msg.GetApproval()
 			if a.output == "json" {
 				return a.json(approvalView(r))
 			}
