@@ -12,7 +12,10 @@ import (
 	"isle/test/lab"
 )
 
-var world *lab.Server
+var (
+	world  *lab.Server
+	server *lab.PG
+)
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
@@ -24,6 +27,15 @@ func run(m *testing.M) int {
 	}
 	defer s.Close()
 	world = s
+	if server, err = lab.StartPostgres(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer server.Close()
+	if out, err := server.Exec("postgres", "create role shop login password 'shop'"); err != nil {
+		fmt.Fprintln(os.Stderr, out, err)
+		return 1
+	}
 	return m.Run()
 }
 

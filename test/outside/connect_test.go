@@ -78,8 +78,8 @@ func TestAPersonOpensAConnectionWithPsql(t *testing.T) {
 }
 
 func TestAnyProgramFindsAConnectionByItsVariables(t *testing.T) {
-	c := shared.connect("orders-db", "--", "psql", "-X", "-c", `\copy (select * from orders order by id) to stdout`)
-	if code := c.code(t); code != 0 || !strings.Contains(c.out.String(), "100\tn100") {
+	c := shared.connect("orders-db", "--", "pg_dump", "-t", "orders")
+	if code := c.code(t); code != 0 || !strings.Contains(c.out.String(), "CREATE TABLE public.orders") || !strings.Contains(c.out.String(), "100\tn100") {
 		t.Errorf("%d %s%s", code, c.out.String(), c.said.String())
 	}
 	c = shared.connect("orders-db", "--", "sh", "-c", "psql -X -A -t -c 'select 1' & psql -X -A -t -c 'select 2' & wait; exit 7")

@@ -169,6 +169,12 @@ func TestAKeyThatIsRevokedEndsWhatItOpened(t *testing.T) {
 	if err := busy.Wait(); err == nil || !strings.Contains(busy.said.String(), "counts no longer") {
 		t.Errorf("%v %s", err, busy.said.String())
 	}
+	eventually(t, "nothing goes on at the server", func() error {
+		if out := shared.pg.Must(t, "postgres", "select count(*) from pg_stat_activity where query like '%pg_sleep(600)%' and state = 'active' and usename = 'app'"); out != "0" {
+			return fmt.Errorf("%s sleep", out)
+		}
+		return nil
+	})
 	io.WriteString(idle.in, "select 'still here';\n")
 	idle.in.Close()
 	if err := idle.Wait(); err == nil || strings.Contains(idle.out.String(), "still here") || !strings.Contains(idle.said.String(), "counts no longer") {
