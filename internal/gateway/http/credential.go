@@ -1,12 +1,9 @@
 package httpdoor
 
 import (
-	"cmp"
 	"context"
 	"encoding/base64"
 	"net/http"
-	"net/url"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -30,9 +27,21 @@ type credential struct {
 	token  tokenKey
 	client *http.Client // asks for tokens
 
-	mu    sync.Mutex // guards what follows
-	value string     // of the header
-	until time.Time
+	mu     sync.Mutex // guards what follows
+	value  string     // of the header
+	until  time.Time
+	hidden *forms // of the value that was last asked for
+	shown  string // that value
+}
+
+// forms are those of a value that put has put into a header.
+func (c *credential) forms(value string) *forms {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.shown != value {
+		c.hidden, c.shown = formsOf(c.of.Kind, value), value
+	}
+	return c.hidden
 }
 
 // header is the field that the credential goes in; "" if it goes in none.
@@ -58,28 +67,6 @@ func (c *credential) put(ctx context.Context, h http.Header) error {
 	}
 	h[name] = []string{value}
 	return nil
-}
-
-// forms are those in which the credential of a request that was sent could come
-// back in a response, the longest first.
-func (c *credential) forms(sent http.Header) (out []string) {
-	add := func(s string) {
-		if len(s) > 3 { // else it is found in everything
-			out = append(out, s, url.QueryEscape(s), strings.ReplaceAll(s, "/", `\/`))
-		}
-	}
-	value := sent.Get(c.header())
-	if c.of.Kind == "header" {
-		add(value)
-	} else if _, token, ok := strings.Cut(value, " "); ok {
-		add(token)
-		if login, err := base64.StdEncoding.DecodeString(token); err == nil && c.of.Kind == "basic" {
-			_, password, _ := strings.Cut(string(login), ":")
-			add(password)
-		}
-	}
-	slices.SortFunc(out, func(a, b string) int { return cmp.Or(cmp.Compare(len(b), len(a)), cmp.Compare(a, b)) })
-	return slices.Compact(out)
 }
 
 // current is the field's value.

@@ -1,6 +1,7 @@
 package httpdoor
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -26,7 +27,9 @@ type testDoor struct {
 	conn   policy.Connection
 	server *httptest.Server
 	secret string
-	plain  bool // no TLS
+	plain  bool                                        // no TLS
+	name   string                                      // that TLS verifies; "": that of the server
+	dial   func(ctx context.Context) (net.Conn, error) // nil: to the server
 	decide func(a gateway.Ask) (pass, error)
 
 	mu     sync.Mutex // guards what follows
@@ -66,6 +69,9 @@ func (d *testDoor) Dial(ctx context.Context) (net.Conn, error) {
 	d.mu.Lock()
 	d.dials++
 	d.mu.Unlock()
+	if d.dial != nil {
+		return d.dial(ctx)
+	}
 	return (&net.Dialer{}).DialContext(ctx, "tcp", d.server.Listener.Addr().String())
 }
 func (d *testDoor) TLS(context.Context) (*tls.Config, error) {
@@ -74,7 +80,7 @@ func (d *testDoor) TLS(context.Context) (*tls.Config, error) {
 	}
 	pool := x509.NewCertPool()
 	pool.AddCert(d.server.Certificate())
-	return &tls.Config{RootCAs: pool, ServerName: "example.com"}, nil
+	return &tls.Config{RootCAs: pool, ServerName: cmp.Or(d.name, "example.com")}, nil
 }
 func (d *testDoor) Secret(ctx context.Context) (secret.Value, error) {
 	return testSecret(ctx, d.secret)

@@ -4,15 +4,18 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"crypto/tls"
 	"encoding/hex"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"isle"
@@ -47,8 +50,11 @@ type exchange struct {
 	in      counter // of the request's body
 	out     counter // of the response's
 	tap     *tap    // of the response's, for the recording; nil: none
+	hidden  *forms  // of the credential; nil: there is none to hide
+	veil    *veil   // over the response's body; nil: none
 	sent    bool    // something went to the real thing
 	replied bool
+	wrong   error // why there is no answer, as operators are told it
 }
 
 // ServeHTTP implements http.Handler: it lets one request through, or says why
@@ -292,7 +298,7 @@ func (x *exchange) ask(ctx context.Context) gateway.Ask {
 // send sends the request to the real thing, and waits for the response's head.
 func (x *exchange) send(ctx context.Context) (*http.Response, error) {
 	out := (&http.Request{Method: x.r.Method, URL: x.url(x.target, x.query, x.asked), Host: x.host, Header: x.outgoing()}).WithContext(x.trace(ctx))
-	if err := x.cred.put(ctx, out.Header); err != nil {
+	if err := x.put(ctx, out.Header); err != nil {
 		return nil, err
 	}
 	x.setBody(out)
@@ -310,12 +316,24 @@ func (x *exchange) send(ctx context.Context) (*http.Response, error) {
 		return res, err
 	}
 	again := out.Clone(out.Context())
-	if err := x.cred.put(ctx, again.Header); err != nil {
+	if err := x.put(ctx, again.Header); err != nil {
 		return res, nil // what the real thing said of the first is the better answer
 	}
 	x.setBody(again)
 	res.Body.Close()
 	return via.RoundTrip(again)
+}
+
+// put puts the credential into a header, and notes what is to be hidden in the
+// answer.
+func (x *exchange) put(ctx context.Context, h http.Header) error {
+	if err := x.cred.put(ctx, h); err != nil {
+		return err
+	}
+	if name := x.cred.header(); name != "" {
+		x.hidden = x.cred.forms(h.Get(name))
+	}
+	return nil
 }
 
 // outgoing is the header of the request as it goes on.
@@ -325,8 +343,10 @@ func (x *exchange) outgoing() http.Header {
 	if x.upgrade {
 		h["Connection"], h["Upgrade"] = []string{"Upgrade"}, []string{"websocket"}
 	}
+	if x.masked || x.cred.header() != "" {
+		h["Accept-Encoding"] = []string{"identity"} // nothing is seen in what is compressed
+	}
 	if x.masked {
-		h["Accept-Encoding"] = []string{"identity"}
 		delete(h, "Range")
 		delete(h, "If-Range")
 		for _, name := range []string{"If-Match", "If-None-Match"} {
@@ -370,6 +390,7 @@ func (x *exchange) trace(ctx context.Context) context.Context {
 			}
 			h := x.w.Header()
 			x.incoming(http.Header(header), h)
+			x.hidden.fields(h)
 			x.w.WriteHeader(code)
 			clear(h)
 			return nil
@@ -380,6 +401,8 @@ func (x *exchange) trace(ctx context.Context) context.Context {
 // failed answers what could not be done, or breaks the response off where it has
 // begun.
 func (x *exchange) failed(ctx context.Context, err error) {
+	x.veil.end()
+	x.wrong = err
 	cause := context.Cause(ctx)
 	if x.replied || errors.Is(cause, errGone) {
 		panic(http.ErrAbortHandler)
@@ -396,8 +419,27 @@ func (x *exchange) failed(ctx context.Context, err error) {
 	case errors.As(err, &ours):
 		x.answer(problemOf(err))
 	default:
-		x.answer(problem{Status: http.StatusBadGateway, Type: "no-answer", Title: "There is no answer", Detail: "connection " + x.conn.Name + " did not answer: " + err.Error()})
+		x.answer(problem{Status: http.StatusBadGateway, Type: "no-answer", Title: "There is no answer", Detail: "connection " + x.conn.Name + " did not answer: " + whyNot(err)})
 	}
+}
+
+// whyNot says to a client why there is no answer, without where the real thing
+// is: what the network says of it, and a certificate for another name, tell.
+func whyNot(err error) string {
+	var certificate *tls.CertificateVerificationError
+	var alert tls.AlertError
+	var timeout net.Error
+	switch {
+	case errors.As(err, &certificate):
+		return "its certificate could not be verified"
+	case errors.As(err, &alert):
+		return "it ended the TLS handshake"
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return "nothing came in time"
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		return "it closed the connection"
+	}
+	return "its answer could not be read"
 }
 
 // answer answers for the gateway itself.
@@ -410,8 +452,11 @@ func (x *exchange) answer(p problem) {
 func (x *exchange) over(outcome string) {
 	x.pass.Done(outcome, 0)
 	e := session.Event{Kind: session.Response, Tag: outcome, Shape: x.facts.Shape, Bytes: x.out.n, Took: time.Since(x.began)}
+	if x.wrong != nil {
+		e.Error = x.wrong.Error()
+	}
 	if x.tap != nil {
-		e.Data = x.tap.text()
+		e.Data = x.tap.kept
 	}
 	x.door.Count(x.in.n, x.out.n)
 	_ = x.record(e) // what passed has passed; the session ends by itself

@@ -1,12 +1,10 @@
 package httpdoor
 
 import (
-	"bytes"
 	"errors"
 	"io"
 	"mime"
 	"net/http"
-	"slices"
 	"strings"
 	"sync"
 
@@ -33,6 +31,11 @@ func (x *exchange) reply(res *http.Response) error {
 	}
 	h := x.w.Header()
 	x.incoming(res.Header, h)
+	x.hidden.fields(h)
+	if x.hidden != nil {
+		x.veil = &veil{forms: x.hidden, sink: x.emit}
+		defer x.veil.end()
+	}
 	rewrite := none
 	if x.masked {
 		var err error
@@ -49,7 +52,7 @@ func (x *exchange) reply(res *http.Response) error {
 		}
 	}
 	if x.conn.Results {
-		x.tap = newTap(x.cred.forms(res.Request.Header))
+		x.tap = &tap{}
 	}
 	var err error
 	if rewrite == none {
@@ -58,14 +61,18 @@ func (x *exchange) reply(res *http.Response) error {
 			err = http.NewResponseController(x.w).Flush()
 		}
 		if err == nil {
-			err = x.copyBody(res.Body)
+			err = x.copyBody(res.Body, res.ContentLength)
 		}
 	} else {
 		err = x.mask(res, rewrite)
 	}
+	if err == nil && x.veil != nil {
+		err = x.veil.write(nil, false, true)
+	}
 	if err != nil {
 		return err
 	}
+	x.hidden.fields(res.Trailer)
 	for name, values := range res.Trailer {
 		if inTrailer(name) {
 			h[http.TrailerPrefix+name] = values
@@ -93,13 +100,15 @@ var buffers = sync.Pool{New: func() any { b := make([]byte, copySize); return &b
 
 // copyBody copies a body as it comes: each piece is sent before the next is
 // waited for.
-func (x *exchange) copyBody(src io.Reader) error {
+// Its length is -1 where that is not known.
+func (x *exchange) copyBody(src io.Reader, length int64) error {
 	buf := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
-	for {
+	for came := int64(0); ; {
 		n, err := src.Read(*buf)
 		if n > 0 {
-			if werr := x.write((*buf)[:n], n < copySize); werr != nil {
+			came += int64(n)
+			if werr := x.write((*buf)[:n], n < copySize, came == length); werr != nil {
 				return werr
 			}
 		}
@@ -112,8 +121,17 @@ func (x *exchange) copyBody(src io.Reader) error {
 	}
 }
 
-// write sends a piece of the response, at once if asked to.
-func (x *exchange) write(p []byte, now bool) error {
+// write sends a piece of the response, at once if asked to, without the
+// credential. It overwrites p. The last one need not say so.
+func (x *exchange) write(p []byte, now, last bool) error {
+	if x.veil != nil {
+		return x.veil.write(p, now, last)
+	}
+	return x.emit(p, now)
+}
+
+// emit sends what may be seen.
+func (x *exchange) emit(p []byte, now bool) error {
 	x.out.n += int64(len(p))
 	if limit := x.conn.Limits.Response; limit > 0 && x.out.n > limit {
 		return x.unfit("the response is larger than the connection lets through")
@@ -204,11 +222,11 @@ func (x *exchange) mask(res *http.Response, how way) error {
 		}
 		if !x.replied {
 			x.begin(res.StatusCode)
-			if err := x.write(first, false); err != nil {
+			if err := x.write(first, false, false); err != nil {
 				return err
 			}
 		}
-		return x.write(p, true)
+		return x.write(p, true, false)
 	}
 	var err error
 	if how == stream {
@@ -224,7 +242,7 @@ func (x *exchange) mask(res *http.Response, how way) error {
 	}
 	if err == nil && !x.replied {
 		x.begin(res.StatusCode)
-		err = x.write(first, false)
+		err = x.write(first, false, false)
 	}
 	return err
 }
@@ -253,6 +271,7 @@ func (x *exchange) switched(res *http.Response) error {
 	}
 	h := x.w.Header()
 	x.incoming(res.Header, h)
+	x.hidden.fields(h)
 	h["Connection"], h["Upgrade"] = []string{"Upgrade"}, []string{"websocket"}
 	x.begin(http.StatusSwitchingProtocols)
 	near, err := r.hijack()
@@ -325,36 +344,8 @@ func (l *limited) Read(p []byte) (int, error) {
 func (l *limited) Close() error { return l.r.Close() }
 
 // A tap keeps the beginning of what is sent, for the recording.
-type tap struct {
-	kept []byte
-	// secrets are the forms of the credential, which a server may say back. room is
-	// for one of them that stands across the end.
-	secrets [][]byte
-	room    int
-}
-
-func newTap(secrets []string) *tap {
-	t := &tap{}
-	for _, s := range secrets {
-		t.secrets, t.room = append(t.secrets, []byte(s)), max(t.room, len(s))
-	}
-	return t
-}
+type tap struct{ kept []byte }
 
 func (t *tap) add(p []byte) {
-	t.kept = append(t.kept, p[:min(len(p), maxKept+t.room-len(t.kept))]...)
-}
-
-// text is what is kept, with the credential taken out of it.
-func (t *tap) text() []byte {
-	out := make([]byte, 0, min(len(t.kept), maxKept))
-	for at := 0; at < min(len(t.kept), maxKept); {
-		rest := t.kept[at:]
-		if i := slices.IndexFunc(t.secrets, func(s []byte) bool { return bytes.HasPrefix(rest, s) }); i >= 0 {
-			out, at = append(out, "[secret]"...), at+len(t.secrets[i])
-			continue
-		}
-		out, at = append(out, t.kept[at]), at+1
-	}
-	return out
+	t.kept = append(t.kept, p[:min(len(p), maxKept-len(t.kept))]...)
 }
