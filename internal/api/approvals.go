@@ -81,8 +81,8 @@ func (cfg Config) onRequest(ctx context.Context, action isle.Action, id string) 
 	if own(who, r) && (action == isle.ActionApprovalRead || who.actor == r.Actor && r.Actor.Kind == isle.Human) {
 		return nil
 	}
-	for _, name := range r.Connections() {
-		out = append(out, ask{action, isle.Resource{Kind: "connection", Name: name, Stage: r.Stage}, ""})
+	for _, resource := range r.Resources() {
+		out = append(out, ask{action, resource, ""})
 	}
 	return out
 }
@@ -104,8 +104,8 @@ func (s *approvals) visible(who caller, r approval.Request) bool {
 	if own(who, r) {
 		return true
 	}
-	for _, name := range r.Connections() {
-		q := queriesOf(who, ask{isle.ActionApprovalRead, isle.Resource{Kind: "connection", Name: name, Stage: r.Stage}, ""})
+	for _, resource := range r.Resources() {
+		q := queriesOf(who, ask{isle.ActionApprovalRead, resource, ""})
 		if !s.Policy.Decide(q[0]).Allowed() {
 			return false
 		}

@@ -141,18 +141,30 @@ type Verdict struct {
 // Live reports whether something can still come of the request.
 func (r Request) Live() bool { return r.State == Pending || r.State == Approved }
 
+// Egress is the kind of a request to a destination outside that is inspected,
+// which is no connection of the policy's: its resource is egress:HOST:PORT.
+const Egress = "egress"
+
 // Resource is what the request is done to.
 func (r Request) Resource() isle.Resource {
-	return isle.Resource{Kind: "connection", Name: r.Connection, Stage: r.Stage}
+	kind := "connection"
+	if r.Kind == Egress && r.Access == nil {
+		kind = Egress
+	}
+	return isle.Resource{Kind: kind, Name: r.Connection, Stage: r.Stage}
 }
 
-// Connections are those that a request is about: one, or all that a role for a
-// time would open.
-func (r Request) Connections() []string {
-	if r.Access != nil {
-		return r.Access.Connections
+// Resources are those that a request is about: one, or all connections that a
+// role for a time would open.
+func (r Request) Resources() []isle.Resource {
+	if r.Access == nil {
+		return []isle.Resource{r.Resource()}
 	}
-	return []string{r.Connection}
+	out := make([]isle.Resource, len(r.Access.Connections))
+	for i, name := range r.Access.Connections {
+		out[i] = isle.Resource{Kind: "connection", Name: name, Stage: r.Stage}
+	}
+	return out
 }
 
 // sumVersion heads what Sum hashes. Another one makes every hash another.

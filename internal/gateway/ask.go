@@ -209,7 +209,7 @@ func (d *Door) refuse(a Ask, v *verdict) error {
 // Refuse writes down what the protocol refuses by itself, with the rule that it
 // has for that, as Ask does with what policy refuses.
 func (d *Door) Refuse(a Ask, rule string, err error) {
-	action := isle.ActionConnectionOpen
+	action := d.opening()
 	for _, other := range a.Facts.Actions {
 		if gravity(other) > gravity(action) {
 			action = other

@@ -108,7 +108,7 @@ func (d *Door) approved(client net.Conn, holds []*policy.Approval) (rule string,
 	}()
 	for _, h := range holds {
 		r := d.request(h)
-		r.Actions, r.Text = []isle.Action{isle.ActionConnectionOpen}, []byte("open a session of connection "+d.name)
+		r.Actions, r.Text = []isle.Action{d.opening()}, []byte(d.what())
 		u, err := d.acquire(ctx, r, nil)
 		if err != nil {
 			return "", err

@@ -7,12 +7,13 @@ import (
 	"strconv"
 
 	"isle"
+	"isle/internal/approval"
 	"isle/internal/policy"
 )
 
 // kindEgress is what a door calls the kind of inspected egress, and its protocol
 // in Config.Protocols. No connection is of it.
-const kindEgress = "egress"
+const kindEgress = approval.Egress
 
 // An Egress is a destination that an environment was granted.
 type Egress struct {
@@ -54,4 +55,12 @@ func (d *Door) opening() isle.Action {
 		return isle.ActionConnectionOpen
 	}
 	return isle.ActionEgressConnect
+}
+
+// what is what a human is asked to let be opened.
+func (d *Door) what() string {
+	if d.egress == nil {
+		return "open a session of connection " + d.name
+	}
+	return "connect to " + d.name
 }

@@ -156,7 +156,7 @@ func (d *Door) open(client net.Conn) error {
 	if !ok {
 		err := isle.Errorf(isle.NotFound, "there is no connection %s", name).WithHint("a connection is made with `isle apply`; docs/gateway.md says how")
 		d.connection.Name = name
-		d.refusal(isle.ActionConnectionOpen, err.Message, nil, nil)
+		d.refusal(d.opening(), err.Message, nil, nil)
 		return err
 	}
 	d.setConnection(conn)

@@ -37,7 +37,7 @@ type verdict struct {
 // gravity orders actions by what they can do.
 func gravity(a isle.Action) int {
 	switch a {
-	case isle.ActionConnectionOpen:
+	case isle.ActionConnectionOpen, isle.ActionEgressConnect:
 		return 0
 	case isle.ActionPostgresSelect, isle.ActionHTTPRead:
 		return 1

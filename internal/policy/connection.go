@@ -270,7 +270,8 @@ func (a *Approval) String() string { return "approval at " + a.At.String() }
 
 // DecideRequest is Decide for a request to an egress destination that is
 // inspected. Where an environment may connect it may ask for anything, unless
-// something forbids it; what waits for a human waits.
+// something forbids it; what waits for a human waits. That it connects was
+// approved when it did, where that has to be, and is not asked of each request.
 func (s *Set) DecideRequest(q Query) Answer {
 	a := s.Decide(q)
 	if a.Decision != isle.Deny || a.Final {
@@ -278,8 +279,22 @@ func (s *Set) DecideRequest(q Query) Answer {
 	}
 	connect := q
 	connect.Action = isle.ActionEgressConnect
-	if a = s.Decide(connect); a.Decision == isle.Allow {
-		s.judge(q, &a)
+	a = s.Decide(connect)
+	if a.Decision == isle.Hold {
+		a.Holds = slices.DeleteFunc(slices.Clone(a.Holds), func(h *Approval) bool { return h.When.empty() })
+		if len(a.Holds) == 0 {
+			a.Decision, a.Message = isle.Allow, ""
+		}
+	}
+	if a.Decision != isle.Deny {
+		also := a.Holds
+		if s.judge(q, &a); a.Decision == isle.Hold {
+			for _, h := range also {
+				if !slices.Contains(a.Holds, h) {
+					a.Holds = append(a.Holds, h)
+				}
+			}
+		}
 	}
 	return a
 }

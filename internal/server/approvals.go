@@ -94,7 +94,7 @@ func (r *rooms) access() *api.WorkloadAccess {
 }
 
 // mayDecide says whether the policy lets somebody decide about a request: its
-// rule names them as approver, and a role lets them decide about each connection
+// rule names them as approver, and a role lets them decide about each resource
 // that it is about. Where no rule names anybody, it takes who may change the
 // policy, for that is what access for a time is.
 func (r *rooms) mayDecide(d approval.Decider, q approval.Request) error {
@@ -111,8 +111,8 @@ func (r *rooms) mayDecide(d approval.Decider, q approval.Request) error {
 		}
 		return nil
 	}
-	for _, name := range q.Connections() {
-		if err := ask(isle.ActionApprovalDecide, isle.Resource{Kind: "connection", Name: name, Stage: q.Stage}); err != nil {
+	for _, resource := range q.Resources() {
+		if err := ask(isle.ActionApprovalDecide, resource); err != nil {
 			return err
 		}
 	}
@@ -130,9 +130,11 @@ func (r *rooms) mayDecide(d approval.Decider, q approval.Request) error {
 // whether who asked for it still may.
 func (r *rooms) requestStands(q approval.Request) error {
 	set := r.policy.State().Set
-	for _, name := range q.Connections() {
+	for _, resource := range q.Resources() {
+		name := resource.Name
 		c, ok := set.Connection(name)
 		switch {
+		case resource.Kind == approval.Egress: // a grant of the environment's; below it is asked for
 		case !ok:
 			return isle.Errorf(isle.Refused, "there is no connection %s any more", name)
 		case c.Stage != q.Stage || q.Access == nil && c.Kind != q.Kind:
@@ -152,8 +154,11 @@ func (r *rooms) requestStands(q approval.Request) error {
 		}
 	}
 	query := policy.Query{Actor: q.Actor, Stage: q.Stage, Now: r.policy.Now(), Action: isle.ActionConnectionOpen}
-	if q.Access != nil {
+	switch {
+	case q.Access != nil:
 		query.Action = isle.ActionAccessRequest
+	case q.Kind == approval.Egress:
+		query.Action = isle.ActionEgressConnect
 	}
 	switch q.Actor.Kind {
 	case isle.Workload:
@@ -169,8 +174,7 @@ func (r *rooms) requestStands(q approval.Request) error {
 			return isle.Errorf(isle.Refused, "the machine %s counts no more", q.Actor.Name)
 		}
 	}
-	for _, name := range q.Connections() {
-		query.Resource = isle.Resource{Kind: "connection", Name: name, Stage: q.Stage}
+	for _, query.Resource = range q.Resources() {
 		if a := set.Decide(query); a.Decision == isle.Deny {
 			return isle.Errorf(isle.Refused, "%s may not %s %s any more: %s", q.Actor, query.Action, query.Resource, a.Rule)
 		}

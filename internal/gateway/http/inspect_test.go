@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"isle"
+	"isle/internal/approval"
 	"isle/internal/gateway"
 	"isle/internal/gateway/gatewaytest"
 	httpdoor "isle/internal/gateway/http"
@@ -206,5 +207,34 @@ func TestInspectedTLSIsForTheGrantedNameAndPolicyMayForbidIt(t *testing.T) {
 	w.Apply("bindings: []\n")
 	if err := try("example.com"); isle.CodeOf(err) != isle.Refused {
 		t.Errorf("without a grant: %v", err)
+	}
+}
+
+func TestInspectedEgressThatHasToBeApprovedOpensOnceItIs(t *testing.T) {
+	server := upstreamTLS(t, func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "reached") })
+	port := server.Listener.Addr().(*net.TCPAddr).Port
+	w, i := inspection(t, server, `approvals:
+  - {actions: [egress:connect], resources: ["egress:*"], approvers: [human:root]}
+`)
+	caller := shop()
+	trust, _ := i.Trust(caller.Instance, []string{"example.com"})
+	got := make(chan string, 1)
+	go func() { // ends with the answer
+		res, err := inspected(t, w, server, caller, trust, false).Get("https://example.com:" + itoa(port))
+		if err != nil {
+			got <- err.Error()
+			return
+		}
+		b, _ := io.ReadAll(res.Body)
+		got <- string(b)
+	}()
+	r := w.Held()
+	name := "example.com:" + itoa(port)
+	if len(r.Actions) != 1 || r.Actions[0] != isle.ActionEgressConnect || r.Kind != approval.Egress || r.Resource().String() != "egress:"+name+"@testing" || string(r.Text) != "connect to "+name {
+		t.Errorf("whoever approves is asked %+v, %s", r, r.Text)
+	}
+	w.Decide(r, true, "")
+	if text := <-got; text != "reached" {
+		t.Error(text)
 	}
 }
