@@ -186,8 +186,14 @@ func (l *Live) flush() error {
 	if len(buf) == 0 || broken {
 		return nil
 	}
+	size := l.w.size
 	err := l.s.pack(l.w, buf)
 	l.s.giveBack(buf)
+	if over := l.s.spend(l.info.Actor, l.w.size-size); over != nil {
+		l.mu.Lock()
+		l.stop(over) // what came before is recorded, and its end
+		l.mu.Unlock()
+	}
 	if err != nil {
 		l.fail(err)
 	}

@@ -144,6 +144,7 @@ type Config struct {
 	// Of tests; 0 is what docs/sessions.md says.
 	flushEvery, sealEvery, tick time.Duration
 	reserve                     uint64
+	share                       int64
 }
 
 // Retention.

@@ -50,6 +50,10 @@ type Sessions struct {
 		sync.Mutex // guards list
 		list       []*Live
 	}
+	shares struct {
+		sync.Mutex // guards of
+		of         map[isle.Actor]share
+	}
 	pending pending // of the sealing goroutine alone
 }
 
@@ -64,7 +68,7 @@ func Open(ctx context.Context, cfg Config) (*Sessions, error) {
 	}
 	cfg.Keep, cfg.Max = cmp.Or(cfg.Keep, DefaultKeep), cmp.Or(cfg.Max, DefaultMax)
 	cfg.flushEvery, cfg.sealEvery, cfg.tick = cmp.Or(cfg.flushEvery, flushEvery), cmp.Or(cfg.sealEvery, sealEvery), cmp.Or(cfg.tick, tick)
-	cfg.reserve = cmp.Or(cfg.reserve, maxReserve)
+	cfg.reserve, cfg.share = cmp.Or(cfg.reserve, maxReserve), cmp.Or(cfg.share, max(cfg.Max/shareOf, leastShare))
 	if cfg.Keep < MinKeep {
 		return nil, isle.Errorf(isle.Invalid, "recordings cannot be kept for %s only: the least is %s", cfg.Keep, MinKeep)
 	}
@@ -85,6 +89,8 @@ func Open(ctx context.Context, cfg Config) (*Sessions, error) {
 		work: make(chan struct{}, 1), early: make(chan struct{}, 1), closing: make(chan struct{}, 1),
 	}
 	s.fewer.L = &s.mu
+	s.shares.of = map[isle.Actor]share{}
+	s.remember()
 	s.buffers.New = func() any { b := make([]byte, 0, 4<<10); return &b }
 	s.scratch.New = func() any { return &scratch{} }
 	s.running.Go(func() { s.write(ctx) })  // ends with Close
@@ -120,6 +126,9 @@ func (s *Sessions) Begin(ctx context.Context, info Info) (*Live, error) {
 		*t = clip(*t)
 	}
 	if err := s.hasRoom(); err != nil {
+		return nil, err
+	}
+	if err := s.spend(info.Actor, 0); err != nil {
 		return nil, err
 	}
 	w, err := newWriter(s.cfg.Dir, info, s.cfg.Sealer)
