@@ -90,6 +90,10 @@ func (r *reader) checkConnection(n *yaml.Node, c *Connection) {
 	say(kind == "certificate" && c.TLS.Off, "a certificate can't be shown with tls: off")
 	for _, m := range c.Mask {
 		json := strings.HasPrefix(m.Column, "$")
+		if json && c.Kind == "http" {
+			_, err := ParseJSONPath(m.Column)
+			say(err != nil, "mask %s: %v; write a path as $.customer.email, $.customers[*].email or $..email", problem.Clip(m.Column), err)
+		}
 		say(json != (c.Kind == "http"), "mask %s: want $.path.to.field for http, table.column for postgres", problem.Clip(m.Column))
 		say(!json && strings.Count(m.Column, ".") == 0, "mask %s: want table.column", problem.Clip(m.Column))
 	}

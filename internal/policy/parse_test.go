@@ -35,6 +35,8 @@ func TestWhatIsWrongIsNamedWithItsPlace(t *testing.T) {
 		{"roles:\n  a: {actions: [postgres:select], resources: [\"connection:orders\"]}\nconnections:\n  orders-db: {kind: postgres, address: \"db:5432\", stage: testing}", `unknown connection "orders"`},
 		{"connections:\n  a: {kind: postgrse, address: \"db:5432\", stage: testing}", "did you mean postgres?"},
 		{"connections:\n  a: {kind: postgres, address: db, stage: testing}", "want host:port"},
+		{"connections:\n  a: {kind: http, address: \"api:443\", stage: testing, mask: [{column: \"$.a[?(@.b)]\", show: full}]}", "mask $.a[?(@.b)]: [?(@.b)] is neither a name in quotes"},
+		{"connections:\n  a: {kind: http, address: \"api:443\", stage: testing, mask: [{column: \"$email\", show: full}]}", "write a path as $.customer.email"},
 		{"approvals:\n  - {actions: [environment:exec], resources: [\"environment:a\"], approvers: [role:nobody]}", `unknown role "nobody"`},
 		{"approvals:\n  - {actions: [environment:exec], resources: [\"environment:a\"], approvers: [role:admin], uses: 0}", "from 1 to 1000"},
 		{"a: 1\na: 2", "key \"a\" is here a second time, first on line 1"},
