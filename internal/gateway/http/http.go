@@ -7,10 +7,12 @@ import (
 	"crypto/x509"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"isle"
@@ -209,10 +211,24 @@ func tokenClient(roots *x509.CertPool, upstream *tls.Config) *http.Client {
 	if upstream != nil && upstream.RootCAs != nil {
 		c.RootCAs = upstream.RootCAs
 	}
+	dialer := &net.Dialer{Timeout: handshakeTime, Control: noMetadata}
 	return &http.Client{
-		Transport:     &http.Transport{TLSClientConfig: c, TLSHandshakeTimeout: handshakeTime, DisableKeepAlives: true, MaxResponseHeaderBytes: maxGrant},
+		Transport:     &http.Transport{DialContext: dialer.DialContext, TLSClientConfig: c, TLSHandshakeTimeout: handshakeTime, DisableKeepAlives: true, MaxResponseHeaderBytes: maxGrant},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
+}
+
+// noMetadata refuses to dial where clouds answer for the machine itself, to which
+// a name may come to lead.
+func noMetadata(_, address string, _ syscall.RawConn) error {
+	to, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return err
+	}
+	if a := to.Addr().Unmap(); a.IsLinkLocalUnicast() || a.IsUnspecified() || a.IsMulticast() {
+		return isle.Errorf(isle.Refused, "no access token comes from a link-local address")
+	}
+	return nil
 }
 
 // A rateKey tells rates apart.

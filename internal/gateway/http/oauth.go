@@ -124,7 +124,7 @@ func (c *credential) fetch(ctx context.Context) (value string, lasts time.Durati
 	req.SetBasicAuth(url.QueryEscape(c.of.ClientID), url.QueryEscape(strings.TrimRight(string(v.Reveal()), "\r\n")))
 	res, err := c.client.Do(req)
 	if err != nil {
-		return "", 0, isle.Errorf(isle.Unavailable, "no access token: %s does not answer: %w", req.URL.Host, err)
+		return "", 0, isle.Errorf(isle.Unavailable, "no access token: from %s there is none: %s", req.URL.Host, whyNot(err))
 	}
 	defer res.Body.Close()
 	var grant struct {

@@ -91,3 +91,21 @@ func TestWithoutAnAccessTokenNothingIsSent(t *testing.T) {
 		}
 	}
 }
+
+func TestNoAccessTokenComesFromTheMachinesOwnMetadata(t *testing.T) {
+	server := upstream(t, func(http.ResponseWriter, *http.Request) { t.Error("it was reached") })
+	d := &testDoor{server: server, secret: "s3cr3t-of-client", conn: policy.Connection{Credential: policy.Credential{
+		Kind: "oauth", TokenURL: "https://169.254.169.254:1/token", ClientID: "c", Secret: "test"}}}
+	res, err := clients(t)["HTTP/1.1"].Get("http://" + inside(t, New(Config{}), d) + "/")
+	if err != nil || res.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("%v, %v", res, err)
+	}
+	for _, a := range []string{"169.254.169.254:443", "[fe80::1]:443", "[::ffff:169.254.169.254]:80", "0.0.0.0:443"} {
+		if noMetadata("tcp", a, nil) == nil {
+			t.Errorf("%s is dialed", a)
+		}
+	}
+	if err := noMetadata("tcp", "127.0.0.1:443", nil); err != nil {
+		t.Error(err)
+	}
+}
