@@ -50,7 +50,7 @@ demo: setup build ## bring up examples/shop and show what it means
 	scripts/demo.sh
 
 bench: setup build ## measure, next to peers, in one run
-	@scripts/setup.sh bubblewrap runc
+	@scripts/setup.sh bubblewrap runc postgresql pgbouncer nginx-light wrk
 	$(GO) run ./bench
 
 clean: ## remove what was built

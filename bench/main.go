@@ -3,8 +3,8 @@
 // Every figure is the median of interleaved runs: one of ours, one of each
 // peer, and again, so that a slow moment of the machine hits all alike. Exit
 // codes are checked, because a peer that fails is fast. Run it with `make
-// bench`; it needs root, crun, runc and bubblewrap, and prints the tables of
-// docs/performance.md.
+// bench`; it needs root, crun, runc, bubblewrap, PostgreSQL with pgbouncer, and
+// nginx with wrk, and prints the tables of docs/performance.md.
 package main
 
 import (
@@ -24,12 +24,22 @@ import (
 func main() {
 	runs := flag.Int("n", 30, "counted runs of each command")
 	fleet := flag.Int("fleet", 100, "environments up and down in parallel")
-	only := flag.String("only", "", "one of policy, log, keys, issuer, remote, launch, svid, where, run, exec, noop, fleet")
+	only := flag.String("only", "", "one of policy, log, keys, issuer, remote, postgres, http, launch, svid, where, run, exec, noop, fleet")
 	entries := flag.Int("entries", 1_000_000, "entries of the audit log that is verified")
 	bin := flag.String("bin", "bin", "folder of isle and isle-init")
+	innerCopy := flag.String("inner-copy", "", "internal: copy connections to this address")
+	innerGateway := flag.String("inner-gateway", "", "internal: a gateway to this URL")
 	inner := flag.String("inner", "", "internal: the state folder, in the private mount namespace")
 	flag.Parse()
-	err := run(*inner, *bin, *only, *runs, *fleet, *entries)
+	var err error
+	switch {
+	case *innerCopy != "":
+		err = copyBlindly(*innerCopy)
+	case *innerGateway != "":
+		err = serveGateway(*innerGateway)
+	default:
+		err = run(*inner, *bin, *only, *runs, *fleet, *entries)
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
@@ -51,6 +61,8 @@ func run(inner, bin, only string, runs, fleet, entries int) error {
 		{"log", func() error { return benchLog(runs, entries) }},
 		{"issuer", func() error { return issuing(runs) }},
 		{"remote", func() error { return remotely(bin, runs) }},
+		{"postgres", func() error { return databases(max(3, runs/6)) }},
+		{"http", func() error { return requests(max(3, runs/6)) }},
 	} {
 		if only == "" || only == part.name {
 			known = true
@@ -174,11 +186,7 @@ func describe() error {
 		}
 		release.WriteByte(byte(c))
 	}
-	var load string
-	if b, err := os.ReadFile("/proc/loadavg"); err == nil {
-		load, _, _ = strings.Cut(string(b), " ")
-	}
-	fmt.Printf("%d cores, Linux %s, load %s before the run.\n", runtime.NumCPU(), release.String(), load)
+	fmt.Printf("%d cores, Linux %s, %s\n", runtime.NumCPU(), release.String(), loadNow())
 	return nil
 }
 
