@@ -82,8 +82,10 @@ bindings:
 	}
 	defer sessions.Close()
 	words := grammar.New()
-	if err := words.Warm(); err != nil {
-		return err
+	if kind == "postgres" {
+		if err := words.Warm(); err != nil {
+			return err
+		}
 	}
 	g := gateway.New(gateway.Config{
 		Policy: rules, Sessions: sessions, Log: store, Secrets: secrets, Slog: quiet,

@@ -167,6 +167,14 @@ func upstream(t *testing.T, h http.HandlerFunc) *httptest.Server {
 	return s
 }
 
+// upstreamH1 is a server with TLS that speaks HTTP/1.1 only.
+func upstreamH1(t *testing.T, h http.HandlerFunc) *httptest.Server {
+	t.Helper()
+	s := httptest.NewTLSServer(h)
+	t.Cleanup(s.Close)
+	return s
+}
+
 func get(t *testing.T, c *http.Client, url string) (*http.Response, string) {
 	t.Helper()
 	res, err := c.Get(url)

@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptrace"
@@ -297,31 +298,59 @@ func (x *exchange) ask(ctx context.Context) gateway.Ask {
 
 // send sends the request to the real thing, and waits for the response's head.
 func (x *exchange) send(ctx context.Context) (*http.Response, error) {
-	out := (&http.Request{Method: x.r.Method, URL: x.url(x.target, x.query, x.asked), Host: x.host, Header: x.outgoing()}).WithContext(x.trace(ctx))
-	if err := x.put(ctx, out.Header); err != nil {
+	h := x.outgoing()
+	if err := x.put(ctx, h); err != nil {
 		return nil, err
 	}
-	x.setBody(out)
-	via := x.transport
-	if x.prior != nil && strings.HasPrefix(x.r.Header.Get("Content-Type"), "application/grpc") {
-		via = x.prior
-	}
-	res, err := via.RoundTrip(out)
+	res, err := x.roundTrip(ctx, h)
 	if err != nil || res.StatusCode != http.StatusUnauthorized {
 		return res, err
 	}
 	// The credential may have been another by now; once more, if nothing of the
 	// request is gone.
-	if name := x.cred.header(); name == "" || !x.cred.renew(out.Header.Get(name)) || !(x.isHeld || x.r.Body == http.NoBody) {
+	if name := x.cred.header(); name == "" || !x.cred.renew(h.Get(name)) || !(x.isHeld || x.r.Body == http.NoBody) {
 		return res, err
 	}
-	again := out.Clone(out.Context())
-	if err := x.put(ctx, again.Header); err != nil {
+	h = maps.Clone(h)
+	if err := x.put(ctx, h); err != nil {
 		return res, nil // what the real thing said of the first is the better answer
 	}
-	x.setBody(again)
 	res.Body.Close()
-	return via.RoundTrip(again)
+	return x.roundTrip(ctx, h)
+}
+
+// roundTrip sends the request with a header, and waits for the response's head.
+func (x *exchange) roundTrip(ctx context.Context, h http.Header) (*http.Response, error) {
+	grpc := x.prior != nil && strings.HasPrefix(x.r.Header.Get("Content-Type"), "application/grpc")
+	if x.r.ContentLength == 0 && !x.upgrade && !grpc && !x.speaksH2.Load() {
+		res, err := x.peers.do(ctx, &plainRequest{
+			method: x.r.Method, target: x.requestTarget(), host: x.host, header: h,
+			sending: func() { x.sent = true }, informed: x.informed,
+		})
+		if err == nil {
+			res.Request = &http.Request{Method: x.r.Method, Header: h} // as net/http's says what was asked
+		}
+		if !errors.Is(err, errH2) {
+			return res, err
+		}
+	}
+	if x.upgrade { // WebSocket is said in HTTP/1.1
+		ctx = context.WithValue(ctx, onlyH1{}, true)
+	}
+	out := (&http.Request{Method: x.r.Method, URL: x.url(x.target, x.query, x.asked), Host: x.host, Header: h}).WithContext(x.trace(ctx))
+	x.setBody(out)
+	if grpc {
+		return x.prior.RoundTrip(out)
+	}
+	return x.transport.RoundTrip(out)
+}
+
+// requestTarget is what stands in the request's first line.
+func (x *exchange) requestTarget() string {
+	if x.asked {
+		return x.target.forward + "?" + x.query
+	}
+	return x.target.forward
 }
 
 // put puts the credential into a header, and notes what is to be hidden in the
@@ -385,17 +414,23 @@ func (x *exchange) trace(ctx context.Context) context.Context {
 	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		WroteHeaders: func() { x.sent = true },
 		Got1xxResponse: func(code int, header textproto.MIMEHeader) error {
-			if code == http.StatusContinue || x.isHeld {
-				return nil
+			if code != http.StatusContinue {
+				x.informed(code, http.Header(header))
 			}
-			h := x.w.Header()
-			x.incoming(http.Header(header), h)
-			x.hidden.fields(h)
-			x.w.WriteHeader(code)
-			clear(h)
 			return nil
 		},
 	})
+}
+
+// informed passes an informational response on.
+func (x *exchange) informed(code int, header http.Header) {
+	if x.isHeld {
+		return
+	}
+	h := x.w.Header()
+	x.incoming(header, h)
+	x.w.WriteHeader(code)
+	clear(h)
 }
 
 // failed answers what could not be done, or breaks the response off where it has

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"net"
 	"net/http"
 	"net/netip"
@@ -12,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -121,8 +123,13 @@ type serving struct {
 	key      string           // who shares the rate
 	own      bool             // a Host that is another name is refused
 
-	transport *http.Transport // HTTP/1.1, and HTTP/2 by ALPN
+	tls       *tls.Config     // nil: the real thing speaks none
+	peers     peers           // HTTP/1.1, for requests without a body
+	transport *http.Transport // HTTP/1.1 for the others, and HTTP/2 by ALPN
 	prior     *http.Transport // HTTP/2 without TLS, for gRPC
+	speaksH2  atomic.Bool     // the real thing chose HTTP/2
+
+	ready atomic.Pointer[tls.Conn] // speaks HTTP/2, for the transport to take
 
 	mu    sync.Mutex // guards facts
 	facts map[string]*policy.Facts
@@ -158,8 +165,13 @@ func (p *Protocol) open(ctx context.Context, d door, plain bool) (*serving, erro
 	var both http.Protocols
 	both.SetHTTP1(true)
 	both.SetHTTP2(true)
+	s.peers.dial = s.dialPeer
+	if tlsConfig != nil {
+		s.tls = tlsConfig.Clone()
+		s.tls.NextProtos = []string{"h2", "http/1.1"}
+	}
 	s.transport = &http.Transport{
-		DialContext: dial, TLSClientConfig: tlsConfig, TLSHandshakeTimeout: handshakeTime, Protocols: &both,
+		DialContext: dial, DialTLSContext: s.dialTransport, Protocols: &both,
 		DisableCompression: true, MaxIdleConnsPerHost: 16, IdleConnTimeout: upstreamIdle,
 		ExpectContinueTimeout: time.Second, MaxResponseHeaderBytes: MaxHead,
 	}
@@ -179,7 +191,66 @@ const (
 	upstreamIdle = 90 * time.Second
 )
 
+// connect dials the real thing, and goes through the TLS handshake where it
+// speaks TLS.
+func (s *serving) connect(ctx context.Context) (net.Conn, error) {
+	conn, err := s.door.Dial(ctx)
+	if err != nil || s.tls == nil {
+		return conn, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, handshakeTime)
+	defer cancel()
+	config := s.tls
+	if ctx.Value(onlyH1{}) != nil {
+		config = s.tls.Clone()
+		config.NextProtos = nil
+	}
+	c := tls.Client(conn, config)
+	if err := c.HandshakeContext(ctx); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// onlyH1 is the key of a context whose connection must not speak HTTP/2.
+type onlyH1 struct{}
+
+// errH2 is why a connection is none of the peers.
+var errH2 = errors.New("the other side speaks HTTP/2")
+
+// dialPeer dials for the peers. A connection that turns out to speak HTTP/2 is
+// left to the transport.
+func (s *serving) dialPeer(ctx context.Context) (net.Conn, error) {
+	conn, err := s.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if c, ok := conn.(*tls.Conn); ok && c.ConnectionState().NegotiatedProtocol == "h2" {
+		s.speaksH2.Store(true)
+		if old := s.ready.Swap(c); old != nil {
+			old.Close()
+		}
+		return nil, errH2
+	}
+	return conn, nil
+}
+
+// dialTransport dials for the transport.
+func (s *serving) dialTransport(ctx context.Context, _, _ string) (net.Conn, error) {
+	if ctx.Value(onlyH1{}) == nil {
+		if c := s.ready.Swap(nil); c != nil {
+			return c, nil
+		}
+	}
+	return s.connect(ctx)
+}
+
 func (s *serving) close() {
+	s.peers.close()
+	if c := s.ready.Swap(nil); c != nil {
+		c.Close()
+	}
 	s.transport.CloseIdleConnections()
 	if s.prior != nil {
 		s.prior.CloseIdleConnections()

@@ -176,12 +176,12 @@ func (h *head) framing() error {
 func contentLength(s string) (int64, error) {
 	for i := range len(s) {
 		if s[i] < '0' || s[i] > '9' {
-			return 0, bad("the request's Content-Length is no number")
+			return 0, bad("its Content-Length is no number")
 		}
 	}
 	n, err := strconv.ParseInt(s, 10, 64)
 	if err != nil {
-		return 0, bad("the request's Content-Length is no number")
+		return 0, bad("its Content-Length is no number")
 	}
 	return n, nil
 }
@@ -211,7 +211,7 @@ func readLine(r *bufio.Reader, left *int) ([]byte, error) {
 		}
 	}
 	if *left -= len(line); *left < 0 || errors.Is(err, bufio.ErrBufferFull) {
-		return nil, &badRequest{http.StatusRequestHeaderFieldsTooLarge, "the request's head is too large"}
+		return nil, &badRequest{http.StatusRequestHeaderFieldsTooLarge, "the head of the message is too large"}
 	}
 	if err != nil {
 		if errors.Is(err, io.EOF) && len(line) > 0 {
@@ -221,7 +221,7 @@ func readLine(r *bufio.Reader, left *int) ([]byte, error) {
 	}
 	line, ok := bytes.CutSuffix(line, []byte("\r\n"))
 	if !ok || bytes.IndexByte(line, '\r') >= 0 {
-		return nil, bad("a line of the request does not end in CR LF")
+		return nil, bad("a line does not end in CR LF")
 	}
 	return line, nil
 }
