@@ -43,32 +43,82 @@ func requests(rounds int) error {
 	defer stop()
 	at := map[string]way{wayDirect: server, wayNginx: proxy, wayGateway: gateway}
 	order := []string{wayDirect, wayNginx, wayGateway}
-	fmt.Printf("\n### HTTP: wrk, requests a second\n\nMedians of %d interleaved runs of 2 s; medians of one request in microseconds. The ratio is of the same round. %s\n\n", rounds, loadNow())
-	fmt.Print("| connections | direct | nginx | gateway | of nginx | direct takes | nginx takes | gateway takes |\n|---|---|---|---|---|---|---|---|\n")
+	fmt.Printf("\n### HTTP: wrk, requests a second\n\nMedians of %d interleaved runs of 2 s; medians of one request, and the processor's time that one takes in nginx and in the gateway, in microseconds. The ratio is of the same round. %s\n\n", rounds, loadNow())
+	fmt.Print("| connections | direct | nginx | gateway | of nginx | direct takes | nginx takes | gateway takes | nginx works | gateway works |\n|---|---|---|---|---|---|---|---|---|---|\n")
 	for _, connections := range []int{1, 16, 64} {
-		rates, took := map[string][]float64{}, map[string][]float64{}
+		rates, took, works := map[string][]float64{}, map[string][]float64{}, map[string][]float64{}
 		var ofNginx []float64
 		for range rounds {
 			for _, name := range order {
+				before, err := worked(at[name].pid)
+				if err != nil {
+					return err
+				}
 				rate, median, err := wrk(at[name].address, connections)
 				if err != nil {
 					return fmt.Errorf("%s: %w", name, err)
 				}
+				after, err := worked(at[name].pid)
+				if err != nil {
+					return err
+				}
+				works[name] = append(works[name], float64((after-before).Microseconds())/(rate*wrkTime.Seconds()))
 				rates[name], took[name] = append(rates[name], rate), append(took[name], median)
 			}
 			n := len(rates[wayNginx]) - 1
 			ofNginx = append(ofNginx, rates[wayGateway][n]/rates[wayNginx][n])
 		}
-		fmt.Printf("| %d | %.0f | %.0f | %.0f | %.2f× | %.0f | %.0f | %.0f |\n", connections, mid(rates[wayDirect]), mid(rates[wayNginx]), mid(rates[wayGateway]), mid(ofNginx),
-			mid(took[wayDirect]), mid(took[wayNginx]), mid(took[wayGateway]))
+		fmt.Printf("| %d | %.0f | %.0f | %.0f | %.2f× | %.0f | %.0f | %.0f | %.0f | %.0f |\n", connections, mid(rates[wayDirect]), mid(rates[wayNginx]), mid(rates[wayGateway]), mid(ofNginx),
+			mid(took[wayDirect]), mid(took[wayNginx]), mid(took[wayGateway]), mid(works[wayNginx]), mid(works[wayGateway]))
 	}
 	return nil
+}
+
+// wrkTime is how long one wrk runs.
+const wrkTime = 2 * time.Second
+
+// worked is the processor's time that a process and its children have had. Its
+// unit is a hundredth of a second.
+func worked(pid int) (time.Duration, error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	_, rest, _ := strings.Cut(string(stat), ") ")
+	fields := strings.Fields(rest)
+	if len(fields) < 13 {
+		return 0, errors.New("/proc/PID/stat has another shape")
+	}
+	var sum time.Duration
+	for _, f := range fields[11:13] { // utime, stime
+		n, err := strconv.Atoi(f)
+		if err != nil {
+			return 0, err
+		}
+		sum += time.Duration(n) * 10 * time.Millisecond
+	}
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+	if err != nil {
+		return 0, err
+	}
+	for f := range strings.FieldsSeq(string(children)) {
+		child, err := strconv.Atoi(f)
+		if err != nil {
+			return 0, err
+		}
+		more, err := worked(child)
+		if err != nil {
+			return 0, err
+		}
+		sum += more
+	}
+	return sum, nil
 }
 
 // wrk runs one wrk and returns requests a second and the median of one, in
 // microseconds.
 func wrk(address string, connections int) (rate, median float64, err error) {
-	out, err := exec.Command("wrk", "-d", "2s", "-c", strconv.Itoa(connections), "-t", strconv.Itoa(min(connections, 2)), "--latency", "http://"+address+"/customers/17").CombinedOutput()
+	out, err := exec.Command("wrk", "-d", wrkTime.String(), "-c", strconv.Itoa(connections), "-t", strconv.Itoa(min(connections, 2)), "--latency", "http://"+address+"/customers/17").CombinedOutput()
 	if err != nil {
 		return 0, 0, fmt.Errorf("wrk: %w\n%s", err, out)
 	}

@@ -43,7 +43,7 @@ func readAnswerHead(r *bufio.Reader) (*answerHead, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &answerHead{header: make(http.Header, 16)}
+	a := &answerHead{header: make(http.Header, 8)}
 	if err := a.statusLine(string(line)); err != nil {
 		return nil, err
 	}

@@ -62,7 +62,7 @@ func readHead(r *bufio.Reader) (*head, error) {
 		}
 		return nil, err
 	}
-	h := &head{header: make(http.Header, 16)}
+	h := &head{header: make(http.Header, 8)}
 	if err := h.requestLine(line); err != nil {
 		return nil, err
 	}

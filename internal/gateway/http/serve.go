@@ -88,7 +88,7 @@ func (c *client) serveOne(ctx context.Context) (again bool, err error) {
 		c.refuse(err)
 		return false, quiet(err)
 	}
-	res := &response{c: c, head: h, header: make(http.Header, 16), left: -1}
+	res := &response{c: c, head: h, header: make(http.Header, 8), left: -1}
 	b := newBody(c.r, h.length, res.proceed)
 	req, err := h.request(b)
 	if err != nil {
