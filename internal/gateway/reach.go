@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"isle"
+	"isle/internal/session"
 )
 
 // linkLocal is where clouds answer for the machine itself, its credentials
@@ -69,11 +70,15 @@ type behind struct{ error }
 
 func (b behind) Unwrap() error { return b.error }
 
-// Told is an error as clients are told it: without where the real thing is.
+// Told is an error as clients are told it: without where the real thing is, and
+// without where this server keeps what it can't write.
 func Told(err error) error {
 	e, ok := errors.AsType[*isle.Error](err)
 	if !ok {
 		return err
+	}
+	if _, ok := errors.AsType[session.Unwritten](e.Err); ok {
+		return isle.Errorf(isle.Unavailable, "%s", e.Message).WithHint("whoever runs the server sees why with `isle doctor`")
 	}
 	if _, ok := errors.AsType[behind](e.Err); !ok {
 		return err

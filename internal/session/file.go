@@ -168,13 +168,21 @@ func (w *writer) write(b []byte) error {
 	return nil
 }
 
+// Unwritten is the cause of an error that says that nothing can be recorded. It
+// tells where this server keeps its files, for whoever runs it and not for
+// clients.
+type Unwritten struct{ error }
+
+// Unwrap returns the cause.
+func (u Unwritten) Unwrap() error { return u.error }
+
 // failed says what a failure to write means.
 func (w *writer) failed(err error) error {
 	code := isle.Unavailable
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
 		code = isle.Exhausted
 	}
-	return isle.Errorf(code, "the session %s cannot be recorded, so nothing more may pass: %w", w.id, err).
+	return isle.Errorf(code, "the session %s cannot be recorded, so nothing more may pass: %w", w.id, Unwritten{err}).
 		WithHint("free space at %s; or keep recordings for a shorter time with --recordings-keep", w.dir)
 }
 

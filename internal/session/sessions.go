@@ -3,6 +3,7 @@ package session
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"log/slog"
 	"maps"
 	"os"
@@ -192,11 +193,12 @@ func (s *Sessions) Err() error {
 func (s *Sessions) hasRoom() error {
 	var st unix.Statfs_t
 	if err := unix.Statfs(s.cfg.Dir, &st); err != nil {
-		return isle.Errorf(isle.Unavailable, "nothing can be recorded, so nothing may pass: cannot look at %s: %w", s.cfg.Dir, err)
+		return isle.Errorf(isle.Unavailable, "nothing can be recorded, so nothing may pass: %w", Unwritten{fmt.Errorf("cannot look at %s: %w", s.cfg.Dir, err)})
 	}
 	free, reserve := st.Bavail*uint64(st.Bsize), min(st.Blocks*uint64(st.Bsize)/20, s.cfg.reserve)
 	if free < reserve {
-		return isle.Errorf(isle.Exhausted, "nothing more can be recorded, so nothing more may pass: %s has %d bytes free, and %d of them are kept for the audit log", s.cfg.Dir, free, reserve).
+		return isle.Errorf(isle.Exhausted, "nothing more can be recorded, so nothing more may pass: %w",
+			Unwritten{fmt.Errorf("%s has %d bytes free, and %d of them are kept for the audit log", s.cfg.Dir, free, reserve)}).
 			WithHint("free space there; or keep recordings for a shorter time with --recordings-keep")
 	}
 	return nil
