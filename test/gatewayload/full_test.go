@@ -66,8 +66,10 @@ func TestOnAFullDiskNothingIsDoneThatIsNotWrittenDown(t *testing.T) {
 		if next, err := w.connect(t.Context(), key, 3); err == nil {
 			next.Close(t.Context())
 			t.Error("a session begins that can't be recorded")
-		} else if s := state(err); s != "58030" {
+		} else if s := state(err); s != "08001" {
 			t.Errorf("who comes is told %q: %v", s, err)
+		} else if strings.Contains(err.Error(), w.State) {
+			t.Errorf("who comes is told where this server keeps its files: %v", err)
 		}
 		if err := os.Remove(ballast); err != nil {
 			t.Fatal(err)
