@@ -75,7 +75,7 @@ func TestAValueIsFoundNowhereAfterwards(t *testing.T) {
 		said("", false, "secret", "versions", name, "-o", "json")
 	}
 	policy := filepath.Join(work, "policy.yaml")
-	if err := os.WriteFile(policy, []byte("connections: {orders: {kind: tcp, address: \"db.example.com:1\", stage: testing, credential: {secret: db}}}\n"), 0o600); err != nil {
+	if err := os.WriteFile(policy, []byte("connections: {orders: {kind: postgres, address: \"db.example.com:1\", stage: testing, credential: {secret: db}}}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	said("", false, "apply", "-f", policy, "--document", "orders")
