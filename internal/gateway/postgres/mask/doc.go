@@ -27,7 +27,7 @@
 //	session.Idle()                              // at each ReadyForQuery that says 'I'
 //
 // A result that is not described (Execute without Describe) has to be: the wire
-// asks for the description itself where plan.Touches. Where Rows or Row give an
+// asks for the description itself where there are masks. Where Rows or Row give an
 // error nothing of the result is sent and the session is ended.
 //
 // What no plan sees is inside functions, procedures, triggers and rules that are
