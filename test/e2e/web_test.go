@@ -28,7 +28,8 @@ func web(ts *testscript.TestScript, neg bool, args []string) {
 		}
 		b, _ := io.ReadAll(r.Body)
 		w.Header().Set("Content-Type", "application/json")
-		fmt.Fprintf(w, "%q", fmt.Sprintf("%s %s Host=%s Authorization=%s %s", r.Method, r.URL.Path, r.Host, r.Header.Get("Authorization"), b))
+		fmt.Fprintf(w, "%q", fmt.Sprintf("%s %s Host=%s Authorization=%s known=%t %s", r.Method, r.URL.Path, r.Host,
+			r.Header.Get("Authorization"), r.Header.Get("Authorization") == "Bearer s3cr3t-t0ken", b))
 	}))
 	s.EnableHTTP2 = true
 	s.StartTLS()
