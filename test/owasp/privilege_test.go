@@ -60,10 +60,20 @@ func TestNHI5OverprivilegedNHI(t *testing.T) {
 		key := w.machine(t, "bare")
 		bare := w.from(t, key)
 		token := bare.token(t, "bare", key)
-		own := map[string]bool{"IdentityService/WhoAmI": true, "IdentityService/ListIdentities": true}
+		own := map[string]bool{"IdentityService/WhoAmI": true, "IdentityService/ListIdentities": true, "ApprovalService/ListApprovals": true}
+		w.apply(t, "owasp-bare", `connections: {bare-door: {kind: tcp, address: "127.0.0.1:9", stage: testing, tls: off}}`)
+		door := message{"what": "door", "name": "bare-door", "for": "3600s", "why": "because"}
+		of := map[string]message{"ApprovalService/RequestAccess": door, "ApprovalService/BreakGlass": door}
 		for _, p := range procedures(t) {
+			if p == "ApprovalService/WatchApprovals" {
+				continue // is ListApprovals, and goes on
+			}
 			for what, c := range map[string]*caller{"key": bare, "token": bare.with(token)} {
-				if a := c.call(t, p, message{}); own[p] {
+				m := of[p]
+				if m == nil {
+					m = message{}
+				}
+				if a := c.call(t, p, m); own[p] {
 					opens(t, p+" by its "+what, a)
 				} else {
 					denied(t, p+" by its "+what, a, "")
@@ -75,6 +85,9 @@ func TestNHI5OverprivilegedNHI(t *testing.T) {
 		}
 		if a := bare.call(t, "IdentityService/ListIdentities", message{}); strings.Count(string(a.Body), `"purpose"`) != 1 {
 			t.Errorf("it sees others: %s", a.Body)
+		}
+		if a := bare.call(t, "ApprovalService/ListApprovals", message{}); strings.Contains(string(a.Body), `"id"`) {
+			t.Errorf("it sees what others wait for: %s", a.Body)
 		}
 		for _, action := range []string{"environment:exec", "environment:launch", "policy:apply", "secret:set", "server:stop", "audit:read", "image:build"} {
 			w.loggedRefusal(t, "machine:bare", action, "default: nothing grants it")
