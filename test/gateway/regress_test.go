@@ -77,8 +77,21 @@ func compare(t *testing.T, direct, through string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// Which number a session's schema for temporary tables has, and a table's for
+	// large values, is chance.
+	chance := regexp.MustCompile(`\bpg_(temp|toast|toast_temp)_[0-9]+\b`)
 	same, lines := 0, 0
 	for _, f := range files {
+		for _, dir := range []string{direct, through} {
+			path := filepath.Join(dir, f.Name())
+			b, err := os.ReadFile(path)
+			if err == nil {
+				err = os.WriteFile(path, chance.ReplaceAll(b, []byte("pg_${1}_N")), 0o600)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
 		out, err := exec.Command("diff", "-U0", "--label", "direct", "--label", "through", filepath.Join(direct, f.Name()), filepath.Join(through, f.Name())).Output()
 		if err == nil {
 			same++
@@ -146,7 +159,8 @@ func explanations(t *testing.T) (out []explanation) {
 
 // regressionServer is a PostgreSQL with the database that the SQL starts from.
 func regressionServer(t *testing.T, source string) *lab.PG {
-	pg := lab.Postgres(t, "timezone=America/Los_Angeles")
+	// Vacuuming by itself would change plans and numbers by chance.
+	pg := lab.Postgres(t, "timezone=America/Los_Angeles", "autovacuum=off")
 	pg.Must(t, "postgres", "create role regress login password 'regress'; create database regression owner regress template template0 locale 'C'")
 	pg.Must(t, "regression", "alter database regression set lc_messages to 'C'; alter database regression set bytea_output to 'hex'; alter database regression set timezone_abbreviations to 'Default'")
 	setup, err := os.Open(filepath.Join(source, "sql", "test_setup.sql"))
