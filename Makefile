@@ -11,13 +11,15 @@ export CGO_ENABLED = 0
 help: ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
 
-build: ## build bin/isle and bin/isle-init
+build: ## build bin/isle, bin/isle-init and bin/isle-runsc
 	$(GO) build -trimpath -ldflags '-s -w -X main.linked=$(VERSION)' -o bin/isle ./cmd/isle
 	$(GO) build -trimpath -ldflags '-s -w' -o bin/isle-init ./cmd/isle-init
+	$(GO) build -trimpath -ldflags '-s -w' -o bin/isle-runsc ./cmd/isle-runsc
 
 install: build ## install into DESTDIR and PREFIX, with a systemd unit
 	install -D -m 0755 bin/isle $(DESTDIR)$(PREFIX)/bin/isle
 	install -D -m 0755 bin/isle-init $(DESTDIR)$(PREFIX)/libexec/isle/isle-init
+	install -D -m 0755 bin/isle-runsc $(DESTDIR)$(PREFIX)/libexec/isle/isle-runsc
 	install -d -m 0755 $(DESTDIR)/etc/systemd/system
 	sed 's#@PREFIX@#$(PREFIX)#g' packaging/isle.service > $(DESTDIR)/etc/systemd/system/isle.service
 	install -d -m 0700 $(DESTDIR)/var/lib/isle

@@ -57,6 +57,7 @@ var confined = []struct {
 	{"github.com/jackc/pgx", "PostgreSQL's protocol lives in gateway/postgres", []string{"internal/gateway/postgres"}},
 	{"github.com/tetratelabs/wazero", "foreign code is PostgreSQL's grammar alone", []string{"internal/gateway/postgres/query/grammar"}},
 	{"github.com/cedar-policy/", "authorization is asked of policy", []string{"internal/policy"}},
+	{"gvisor.dev/", "gVisor is a program of its own, which the driver runs", []string{"cmd/isle-runsc"}},
 	{"github.com/spf13/", "command lines live in cmd", []string{"cmd"}},
 	{"unsafe", "memory safety is part of the sandbox", []string{"internal/driver/local", "internal/airlock", "cmd/isle-init", "internal/api/isle", "internal/gateway/postgres/query/grammar"}},
 }

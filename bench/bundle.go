@@ -35,7 +35,7 @@ func (b *bench) writeBundle() error {
 				GIDMappings: []specs.LinuxIDMapping{{ContainerID: 0, HostID: 1 << 20, Size: 65536}},
 				Resources: &specs.LinuxResources{
 					Memory: &specs.LinuxMemory{Limit: &limit},
-					Pids:   &specs.LinuxPids{Limit: &pids},
+					Pids:   &specs.LinuxPids{Limit: pids},
 					CPU:    &specs.LinuxCPU{Quota: &quota, Period: &period},
 				},
 				Namespaces: []specs.LinuxNamespace{
