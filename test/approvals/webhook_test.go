@@ -68,7 +68,7 @@ func TestAWebhookBringsADecisionBack(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- server.Wait() }()
 	defer func() { s.Isle("server", "stop"); <-ended }()
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		if _, err := os.Stat(filepath.Join(s.State, "isle.sock")); err == nil {
 			break
 		} else if time.Now().After(end) {

@@ -25,7 +25,7 @@ import (
 )
 
 // patience bounds every wait. What takes this long does not come.
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
 
 // A world is a state folder, the server that the command line starts for it,
 // and a project.

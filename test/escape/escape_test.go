@@ -190,7 +190,7 @@ func works(t *testing.T) {
 		t.Errorf("the server: %v", err)
 		return
 	}
-	client := http.Client{Timeout: 30 * time.Second}
+	client := http.Client{Timeout: 2 * time.Minute}
 	res, err := client.Get(fmt.Sprintf("http://127.0.0.1:%d/", e.Port("web")))
 	if err != nil {
 		t.Errorf("the neighbour: %v", err)
@@ -284,12 +284,12 @@ func besiege(t *testing.T, environment, service string, args ...string) map[stri
 	return outcomes(string(said))
 }
 
-// eventually tries until it works, for half a minute at most: for what the
+// eventually tries until it works, for two minutes at most: for what the
 // machine does in its own time.
 func eventually(t *testing.T, what string, try func() error) {
 	t.Helper()
 	var err error
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 		if err = try(); err == nil {
 			return
 		}

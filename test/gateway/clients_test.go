@@ -50,7 +50,7 @@ func through(t *testing.T, connection string, stdin []byte, command ...string) s
 	cmd := world.Command(append([]string{"connect", connection, "--listen", "127.0.0.1:0", "--"}, command...)...)
 	var said bytes.Buffer
 	cmd.Stdin, cmd.Stderr = bytes.NewReader(stdin), &said
-	stuck := time.AfterFunc(2*time.Minute, func() { cmd.Process.Signal(syscall.SIGTERM) })
+	stuck := time.AfterFunc(5*time.Minute, func() { cmd.Process.Signal(syscall.SIGTERM) })
 	defer stuck.Stop()
 	out, err := cmd.Output()
 	if err != nil {

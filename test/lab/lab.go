@@ -70,7 +70,7 @@ func (s *Server) start() error {
 	if err := s.process.Start(); err != nil {
 		return err
 	}
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		if _, err := os.Stat(filepath.Join(s.State, "isle.sock")); err == nil {
 			return nil
 		} else if time.Now().After(end) {

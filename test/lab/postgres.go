@@ -103,7 +103,7 @@ func StartPostgres(settings ...string) (pg *PG, err error) {
 	if err := pg.process.Start(); err != nil {
 		return pg, err
 	}
-	for end := time.Now().Add(60 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		if as("pg_isready", "-q", "-h", dir, "-p", strconv.Itoa(pg.Port)).Run() == nil {
 			return pg, nil
 		}

@@ -29,7 +29,7 @@ import (
 )
 
 // patience bounds what is waited for.
-const patience = 60 * time.Second
+const patience = 2 * time.Minute
 
 // A world is a server that callers from elsewhere reach.
 type world struct {
