@@ -100,11 +100,49 @@ type Warmer interface {
 	Warm(uidBase uint32)
 }
 
+// A Capturer is a Driver that copies the state of what runs.
+type Capturer interface {
+	// Capture copies the volumes of an instance, and its memory where it is
+	// asked for, all as they are at one instant: what runs is stopped for that
+	// moment, and goes on when Capture returns, also after an error. After an
+	// error none of the new volumes is left.
+	Capture(ctx context.Context, c Capture) (Captured, error)
+}
+
+// A Capture is what a Capturer is to copy.
+type Capture struct {
+	Instance  isle.ID
+	Isolation string // the class of the instance
+	Volumes   []Clone
+	Memory    string // folder for memory, which exists; "": none is captured
+}
+
+// A Clone is a volume, and the ID that its copy gets.
+type Clone struct{ From, To isle.ID }
+
+// Captured is how a capture went.
+type Captured struct {
+	Paused  time.Duration // how long what runs was stopped
+	How     string        // how volumes were cloned: ByReflink or ByCopy; "" without volumes
+	Memory  int64         // bytes of the files of memory
+	Runtime isle.Digest   // of the runtime's program that wrote memory, and can read it; "" without memory
+}
+
+// How a volume is cloned.
+const (
+	ByReflink = "reflink" // both share their blocks until one writes: takes no time and no space
+	ByCopy    = "copy"
+)
+
 // Volumes makes the files behind volumes.
 type Volumes interface {
 	// Create makes an empty volume's file, replacing one that is there.
 	Create(ctx context.Context, id isle.ID, size int64) error
-	// Path is where the file is.
+	// Clone makes the volume to hold what the volume from holds, and says how:
+	// ByReflink or ByCopy. Nobody may have from mounted; volumes that somebody
+	// writes to are cloned by a Capturer. An earlier to is replaced.
+	Clone(ctx context.Context, from, to isle.ID) (how string, err error)
+	// Path is where the file is, for this process and until the Volumes are closed.
 	Path(id isle.ID) string
 	// Delete removes it.
 	Delete(ctx context.Context, id isle.ID) error

@@ -425,6 +425,9 @@ func (v *fakeVolumes) Create(_ context.Context, id isle.ID, _ int64) error {
 	l.files[id]++
 	return nil
 }
+func (v *fakeVolumes) Clone(ctx context.Context, _, to isle.ID) (string, error) {
+	return ByReflink, v.Create(ctx, to, 0)
+}
 func (v *fakeVolumes) Path(id isle.ID) string { return "/volumes/" + string(id) }
 func (v *fakeVolumes) Delete(_ context.Context, id isle.ID) error {
 	l := (*life)(v)

@@ -50,14 +50,7 @@ func (v *Volumes) Create(ctx context.Context, id isle.ID, size int64) (err error
 		return isle.Errorf(isle.Exhausted, "no space left for a volume of %d MiB: %d MiB are free for the state folder", size>>20, free>>20).
 			WithHint("give it a smaller size in isle.yaml, or make room, for example with `isle gc`")
 	}
-	if old, err := v.open(id); err == nil {
-		// It must not be in use: what is mounted would go on living unseen.
-		lockErr := lock(ctx, old)
-		old.Close()
-		if lockErr != nil {
-			return lockErr
-		}
-	} else if !errors.Is(err, os.ErrNotExist) {
+	if err := v.unused(ctx, id); err != nil {
 		return err
 	}
 	tmp, err := os.OpenFile(v.Path(id)+".new", os.O_RDWR|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
@@ -86,6 +79,20 @@ func (v *Volumes) Create(ctx context.Context, id isle.ID, size int64) (err error
 	return syncDir(v.dir)
 }
 
+// unused returns nil where the volume may be replaced: nobody has it mounted. What
+// is mounted would go on living unseen.
+func (v *Volumes) unused(ctx context.Context, id isle.ID) error {
+	old, err := v.open(id, os.O_RDONLY)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer old.Close()
+	return lock(ctx, old, unix.LOCK_EX)
+}
+
 // format writes an empty ext4 file system with the folder volumeRoot. Inode
 // tables and the journal are left to zeros that a sparse file has already: 1 GiB
 // takes 7 ms, and 0.7 MiB of disk.
@@ -111,11 +118,11 @@ func (v *Volumes) format(ctx context.Context, path string) error {
 }
 
 // open opens a volume's file after a look at what it is.
-func (v *Volumes) open(id isle.ID) (*os.File, error) {
+func (v *Volumes) open(id isle.ID, flags int) (*os.File, error) {
 	if !id.Valid() {
 		return nil, isle.Errorf(isle.Internal, "volume: %q is no ID", id)
 	}
-	f, err := os.OpenFile(v.Path(id), os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	f, err := os.OpenFile(v.Path(id), flags|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, isle.Errorf(isle.NotFound, "volume %s is lost: %w", id, err).
 			WithHint("put the file back, or give the volume up with: isle down ENV --volumes")
@@ -139,12 +146,12 @@ func (v *Volumes) open(id isle.ID) (*os.File, error) {
 // A volume is mounted once at most: two file systems on one file would destroy
 // it. It waits for an earlier launch's mount to go, ten seconds at most.
 func (v *Volumes) attach(ctx context.Context, id isle.ID, target string, userns *os.File) error {
-	f, err := v.open(id)
+	f, err := v.open(id, os.O_RDWR)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	if err := lock(ctx, f); err != nil {
+	if err := lock(ctx, f, unix.LOCK_EX); err != nil {
 		return err
 	}
 	loop, err := attachLoop(v.Path(id), f, false)
@@ -160,13 +167,14 @@ func (v *Volumes) attach(ctx context.Context, id isle.ID, target string, userns 
 	return attachMapped(fd, target, userns, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV)
 }
 
-// lock takes the volume for the open file: whoever has it open, a loop device
-// too, holds it until the last descriptor is closed, even if this process dies.
-func lock(ctx context.Context, f *os.File) error {
+// lock takes the volume for the open file (LOCK_EX to write, LOCK_SH to read):
+// whoever has it open, a loop device too, holds it until the last descriptor is
+// closed, even if this process dies.
+func lock(ctx context.Context, f *os.File, how int) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
 		if err == nil {
 			return nil
 		}
