@@ -84,10 +84,11 @@ type keyLock struct {
 }
 
 var (
-	_ environment.Driver  = (*Driver)(nil)
-	_ environment.Watcher = (*Driver)(nil)
-	_ environment.Warmer  = (*Driver)(nil)
-	_ environment.Volumes = (*Volumes)(nil)
+	_ environment.Driver   = (*Driver)(nil)
+	_ environment.Watcher  = (*Driver)(nil)
+	_ environment.Warmer   = (*Driver)(nil)
+	_ environment.Capturer = (*Driver)(nil)
+	_ environment.Volumes  = (*Volumes)(nil)
 )
 
 // New returns a Driver for the state folder. It fails only where it can't make
@@ -102,6 +103,7 @@ func New(c Config) (*Driver, error) {
 			return nil, isle.Errorf(isle.Unavailable, "the driver's folder: %w", err).WithHint("run the server as root")
 		}
 	}
+	d.thawAll()
 	return d, nil
 }
 

@@ -9,3 +9,9 @@ func FaultPoints() []string {
 		"kill.ended", "kill.groups", "remove.groups",
 	}
 }
+
+// CaptureFaultPoints returns the names that Config.Fault is called with while
+// volumes are cloned and captured, in this order.
+func CaptureFaultPoints() []string {
+	return []string{"capture.guarded", "capture.stopped", "capture.frozen", "clone.written", "capture.cloned", "capture.thawed"}
+}

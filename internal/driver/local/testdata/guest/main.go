@@ -105,6 +105,16 @@ func run(name, arg string) string {
 				return "refused"
 			}
 		}
+	case "count": // for ever: writes 1, 2, … into one file after the other
+		paths := strings.Fields(arg)
+		go func() {
+			for n := 1; ; n++ {
+				for _, p := range paths {
+					put(p, n)
+				}
+			}
+		}()
+		return "counts"
 	case "fill":
 		f, err := os.Create(arg)
 		if err != nil {
@@ -120,6 +130,18 @@ func run(name, arg string) string {
 		return "never full"
 	}
 	return "unknown probe"
+}
+
+// put writes a number, at once or not at all.
+func put(path string, n int) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o644)
+	if err != nil {
+		panic(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(fmt.Appendf(nil, "%08d", n), 0); err != nil {
+		panic(err)
+	}
 }
 
 func said(s string, err error) string {

@@ -1,0 +1,129 @@
+package local
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"isle"
+	"isle/internal/environment"
+)
+
+// content reads a file of a volume that nobody has mounted.
+func (b *bench) content(volume isle.ID, name string) string {
+	b.t.Helper()
+	var out []byte
+	err := inPrivateMounts(b.private, b.hide, func() error {
+		if err := os.Mkdir("v", 0o755); err != nil {
+			return err
+		}
+		if err := b.volumes.attach(b.t.Context(), volume, "v", nil); err != nil {
+			return err
+		}
+		var err error
+		out, err = os.ReadFile(filepath.Join("v", volumeRoot, name))
+		return err
+	})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return string(out)
+}
+
+// sound fails the test where a volume's file system is not whole.
+func (b *bench) sound(volume isle.ID) {
+	b.t.Helper()
+	if out, err := exec.Command("e2fsck", "-fn", b.volumes.Path(volume)).CombinedOutput(); err != nil {
+		b.t.Errorf("e2fsck: %v\n%s", err, out)
+	}
+}
+
+func (b *bench) volume(size int64) isle.ID {
+	b.t.Helper()
+	id := isle.NewID()
+	if err := b.volumes.Create(b.t.Context(), id, size); err != nil {
+		b.t.Fatal(err)
+	}
+	return id
+}
+
+// goesOn waits until what counts into the file of a launch counts on.
+func (b *bench) goesOn(l environment.Launch, path string) {
+	b.t.Helper()
+	file := filepath.Join("/proc", strconv.Itoa(b.pid(l.Instance, l.ID)), "root", path)
+	before, err := os.ReadFile(file)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		if now, err := os.ReadFile(file); err == nil && string(now) > string(before) {
+			return
+		}
+		if time.Now().After(deadline) {
+			b.t.Fatal("it stands still")
+		}
+	}
+}
+
+func TestACaptureHoldsAllVolumesAsTheyWereAtOneInstant(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, b *bench) {
+		one, two, idle := b.volume(32<<20), b.volume(16<<20), b.volume(8<<20)
+		l := b.launchOf(isle.NewID(), "count /one/n /two/n")
+		l.Volumes = []environment.Mount{{Volume: one, Path: "/one"}, {Volume: two, Path: "/two"}}
+		b.up(&l)
+		b.report(l)
+		for range 5 {
+			c := environment.Capture{Instance: l.Instance, Isolation: "container", Volumes: []environment.Clone{
+				{From: one, To: isle.NewID()}, {From: two, To: isle.NewID()}, {From: idle, To: isle.NewID()},
+			}}
+			out, err := b.Capture(t.Context(), c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Logf("%v, %s", out.Paused, out.How)
+			for _, v := range c.Volumes {
+				b.sound(v.To)
+			}
+			first, _ := strconv.Atoi(b.content(c.Volumes[0].To, "n"))
+			second, _ := strconv.Atoi(b.content(c.Volumes[1].To, "n"))
+			if first < 1 || first-second > 1 || first < second {
+				t.Errorf("%d was written before %d", first, second)
+			}
+			b.goesOn(l, "/one/n")
+		}
+	})
+}
+
+func TestAVolumeThatNobodyWritesToIsClonedByItself(t *testing.T) {
+	b := newBench(t, "crun")
+	from, to := b.volume(32<<20), isle.NewID()
+	l := b.launchOf(isle.NewID(), "write /data/x")
+	l.Volumes = []environment.Mount{{Volume: from, Path: "/data"}}
+	b.up(&l)
+	b.report(l)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := b.volumes.Clone(ctx, from, to); isle.CodeOf(err) != isle.Conflict {
+		t.Errorf("a volume in use was cloned: %v", err)
+	}
+	if err := b.Kill(t.Context(), l.Instance, l.ID); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.volumes.Clone(t.Context(), from, to); err != nil {
+		t.Fatal(err)
+	}
+	b.sound(to)
+	if got := b.content(to, "x"); got != "x" {
+		t.Errorf("the clone holds %q", got)
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(b.volumes.Path(to), &st); err != nil || st.Size != 32<<20 || st.Blocks*512 > 8<<20 || st.Mode&0o777 != 0o600 {
+		t.Errorf("%+v, %v", st, err)
+	}
+}
