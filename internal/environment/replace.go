@@ -12,10 +12,10 @@ import (
 	"isle/internal/spec"
 )
 
-// launched is a service without what is applied while it runs: published ports
-// and the restart policy.
+// launched is a service without what is applied while it runs: published ports,
+// the restart policy, and what its forks run.
 func launched(svc spec.Service) spec.Service {
-	svc.Ports, svc.Restart = nil, ""
+	svc.Ports, svc.Restart, svc.OnFork = nil, "", nil
 	return svc
 }
 
@@ -74,6 +74,9 @@ func compare(e Environment, req UpRequest) plan {
 			}
 			if !slices.Equal(was.Ports, want.Ports) {
 				p.reasons = append(p.reasons, name+": ports applied in place")
+			}
+			if !slices.Equal(was.OnFork, want.OnFork) {
+				p.reasons = append(p.reasons, name+": on_fork applied in place")
 			}
 			continue
 		}

@@ -38,6 +38,7 @@ func TestWhatChangesAServiceReplacesItAndSaysWhy(t *testing.T) {
 		{"volume /a changed", true, func(f *File, s *Service) { s.Volumes[1].Size++ }},
 		{"volume /b removed", true, func(f *File, s *Service) { s.Volumes = s.Volumes[1:] }},
 		{"tmpfs /w added", true, func(f *File, s *Service) { s.Tmpfs = []string{"/w"} }},
+		{"on_fork changed", true, func(f *File, s *Service) { s.OnFork = []string{"x"} }},
 		{"setup changed", true, func(f *File, s *Service) { s.Setup = []string{"x"} }},
 		{"capability CAP_CHOWN added", true, func(f *File, s *Service) { s.Caps = []string{"CAP_CHOWN"} }},
 		{"healthcheck changed", true, func(f *File, s *Service) { s.Healthcheck.Retries++ }},

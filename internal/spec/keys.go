@@ -151,6 +151,8 @@ func serviceShape() shape[Service] {
 			commandShape(), func(s *Service) *[]string { return &s.Setup }),
 		key("command", "", "What the service runs. A list is a program and its arguments; a string is run with /bin/sh -c. Without it, the service idles and waits for `isle exec`.",
 			commandShape(), func(s *Service) *[]string { return &s.Command }),
+		key("on_fork", "", "A command run in each fork of the environment, as `user`, beside `command` once every service is up: to draw new random seeds and keys, and to mask data. Until it has ended with code 0 the fork is shut: it reaches nothing and nothing reaches it. It may be run again if the server ends meanwhile. A string is run with /bin/sh -c.",
+			commandShape(), func(s *Service) *[]string { return &s.OnFork }),
 		key("healthcheck", "", "When the service is ready, and whether it still is.", pointer(healthShape()), func(s *Service) **Healthcheck { return &s.Healthcheck }),
 		key("depends_on", "", "Services that must be healthy, or have started if they have no healthcheck, before this one starts.",
 			list("a list of services", maxServices, text("a service", namePattern, parseName)), func(s *Service) *[]string { return &s.DependsOn }),

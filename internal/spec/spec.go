@@ -42,6 +42,7 @@ type Service struct {
 	Tmpfs       []string          `json:"tmpfs,omitempty"`   // absolute paths, besides /tmp, /run and /dev/shm
 	Setup       []string          `json:"setup,omitempty"`   // once, on empty volumes, before Command
 	Command     []string          `json:"command,omitempty"` // none: the service idles until down
+	OnFork      []string          `json:"on_fork,omitempty"` // in a fork, before its airlock opens
 	Healthcheck *Healthcheck      `json:"healthcheck,omitempty"`
 	DependsOn   []string          `json:"depends_on,omitempty"`
 	Ports       []Port            `json:"ports,omitempty"`
