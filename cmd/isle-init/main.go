@@ -1,6 +1,7 @@
 // Command isle-init is PID 1 of every service.
 //
-// It reads its orders (initproto.Boot) from file descriptor 3, hides the secret
+// It reads its orders (initproto.Boot) from file descriptor 3, or the one named
+// by its argument, hides the secret
 // in them, runs setup and the command with no more privileges than the service
 // named, reaps what is orphaned, dials home and does there what the server asks
 // (package initproto). It also listens on the socket of the service's Workload
@@ -15,10 +16,15 @@ package main
 import (
 	"fmt"
 	"os"
+	"strconv"
 )
 
 func main() {
-	code, err := run(os.NewFile(3, "boot"))
+	boot := 3
+	if len(os.Args) > 1 {
+		boot, _ = strconv.Atoi(os.Args[1])
+	}
+	code, err := run(os.NewFile(uintptr(boot), "boot"))
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "isle-init:", err)
 		code = 125

@@ -260,6 +260,43 @@ func join(airlock *os.File) error {
 	return settle(inside)
 }
 
+// Readdress gives the sandbox's end of an airlock, in the network namespace
+// pinned at path, its address and route where they are missing. A kernel in
+// user space takes them for itself when it starts, off the host's link, and the
+// next one in the same namespace looks for them there.
+func Readdress(path string) error {
+	return within(path, func() error {
+		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		if err != nil {
+			return err
+		}
+		defer h.Close()
+		link, err := h.LinkByName(sandboxLink)
+		if errors.As(err, new(netlink.LinkNotFoundError)) {
+			return nil // an empty network, as of tests
+		}
+		if err != nil {
+			return fmt.Errorf("find %s: %w", sandboxLink, err)
+		}
+		addrs, err := h.AddrList(link, netlink.FAMILY_V4)
+		if err != nil {
+			return fmt.Errorf("addresses of %s: %w", sandboxLink, err)
+		}
+		if len(addrs) > 0 {
+			return nil
+		}
+		index, err := bring(h, sandboxLink, sandboxAddress, airlockAddress.Addr(), airlockMAC)
+		if err != nil {
+			return err
+		}
+		err = h.RouteAdd(&netlink.Route{LinkIndex: index, Dst: ipNet(everything), Gw: airlockAddress.Addr().AsSlice()})
+		if err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("add the default route: %w", err)
+		}
+		return nil
+	})
+}
+
 // bring brings up lo and the named link with its address, and tells it the
 // other end's hardware address for good. It returns the link's index.
 func bring(h *netlink.Handle, name string, own netip.Prefix, other netip.Addr, mac net.HardwareAddr) (int, error) {

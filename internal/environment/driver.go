@@ -33,25 +33,29 @@ type Driver interface {
 
 // Shared is what the services of one environment have in common.
 type Shared struct {
-	Instance isle.ID
-	Limits   spec.Limits
+	Instance  isle.ID
+	Isolation string // the class: "container" or "gvisor"
+	Limits    spec.Limits
 }
 
 // A Launch is everything a Driver needs to start one service.
 type Launch struct {
 	Instance isle.ID
 	ID       isle.ID // of the launch
-	Service  string
-	Hostname string
-	Hosts    []string // names of the environment's services: each resolves to 127.0.0.1
-	Image    image.Image
-	Layers   []string // paths of the layers' files, lowest first, verified
-	UIDBase  uint32
-	Network  string // path of the network namespace to join; "" makes an empty one (build steps)
-	Volumes  []Mount
-	Tmpfs    []string
-	Caps     []string
-	Limits   spec.Limits
+	// Isolation is the class, the same for all launches of the instance:
+	// "container" or "gvisor".
+	Isolation string
+	Service   string
+	Hostname  string
+	Hosts     []string // names of the environment's services: each resolves to 127.0.0.1
+	Image     image.Image
+	Layers    []string // paths of the layers' files, lowest first, verified
+	UIDBase   uint32
+	Network   string // path of the network namespace to join; "" makes an empty one (build steps)
+	Volumes   []Mount
+	Tmpfs     []string
+	Caps      []string
+	Limits    spec.Limits
 	// Init is the path of the isle-init binary, and Boot what it reads, once,
 	// from file descriptor 3: an encoded initproto.Boot, which holds the
 	// one-launch secret. It is in no file, argument or variable.

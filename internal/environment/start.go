@@ -57,7 +57,7 @@ func (m *Manager) launch(ctx context.Context, s *supervisor, r *run, secret []by
 	m.cfg.Lines.Expect(rec.Instance, r.launch, svcRec.SecretHash, r)
 	m.fault("up.launching")
 	err = m.cfg.Driver.Launch(ctx, Launch{
-		Instance: rec.Instance, ID: r.launch, Service: svc.Name, Hostname: svc.Name, Hosts: hosts,
+		Instance: rec.Instance, ID: r.launch, Isolation: rec.Spec.Isolation, Service: svc.Name, Hostname: svc.Name, Hosts: hosts,
 		Image: svcRec.Image, Layers: layers, UIDBase: rec.UIDBase, Network: netns,
 		Volumes: mounts, Tmpfs: svc.Tmpfs, Caps: svc.Caps, Limits: rec.Spec.Limits,
 		Init: m.cfg.Init, Boot: encoded, Exited: r.initGone,
@@ -124,7 +124,9 @@ func (m *Manager) volume(ref isle.Ref, service, path string) (Volume, bool) {
 func (m *Manager) open(ctx context.Context, l *live, say func(Progress)) error {
 	rec := l.snapshot()
 	prepared := make(chan error, 1)
-	go func() { prepared <- m.cfg.Driver.Prepare(ctx, Shared{Instance: rec.Instance, Limits: rec.Spec.Limits}) }()
+	go func() {
+		prepared <- m.cfg.Driver.Prepare(ctx, Shared{Instance: rec.Instance, Isolation: rec.Spec.Isolation, Limits: rec.Spec.Limits})
+	}()
 	refused, err := m.openNetwork(ctx, l)
 	groupErr := <-prepared
 	if err != nil {

@@ -111,7 +111,7 @@ func compose(s *Server) (r *rooms, err error) {
 	if r.images, err = image.Open(at("images")); err != nil {
 		return r, err
 	}
-	if r.driver, err = local.New(local.Config{State: cfg.State, Runtime: cfg.Runtime, CgroupParent: cfg.Cgroup, Log: s.log, Fault: cfg.fault()}); err != nil {
+	if r.driver, err = local.New(local.Config{State: cfg.State, Runtime: cfg.Runtime, Runsc: cfg.Runsc, CgroupParent: cfg.Cgroup, Log: s.log, Fault: cfg.fault()}); err != nil {
 		return r, err
 	}
 	archive, err := debian.New(debian.Config{Dir: at("debian"), Blobs: r.images, Log: s.log})

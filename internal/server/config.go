@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"isle"
@@ -62,6 +63,11 @@ type Config struct {
 	// Init is the path of isle-init. Default: beside the program, or in
 	// ../libexec/isle from there.
 	Init string
+
+	// Runsc is the path of isle-runsc, which the class gvisor needs. Default:
+	// beside the program, or in ../libexec/isle from there; where it is at
+	// neither, that class is not there.
+	Runsc string
 
 	// Cgroup is the control group below which every environment's is made.
 	// Default: one named for the state folder, below the root.
@@ -226,27 +232,40 @@ func (c Config) withDefaults() (Config, error) {
 	} else if !isProgram(c.Init) {
 		err = isle.Errorf(isle.NotFound, "--init %s is no program", c.Init)
 	}
+	if c.Runsc == "" {
+		c.Runsc, _ = findBeside("isle-runsc")
+	}
 	return c, err
 }
 
 // findInit looks for isle-init where building and installing put it.
 func findInit() (string, error) {
+	path, places := findBeside("isle-init")
+	if path == "" {
+		return "", isle.Errorf(isle.Unavailable, "isle-init is neither at %s", strings.Join(places, " nor at ")).
+			WithHint("install it there with `make build` or `make install`, or name it with --init")
+	}
+	return path, nil
+}
+
+// findBeside looks for a program beside this one, or in libexec, and returns ""
+// and where it was looked for where it is not there.
+func findBeside(name string) (path string, places []string) {
 	exe, err := os.Executable()
 	if err != nil {
-		return "", isle.Errorf(isle.Internal, "cannot find my own executable: %w", err)
+		return "", nil
 	}
 	dir := filepath.Dir(exe)
 	if real, err := filepath.EvalSymlinks(exe); err == nil {
 		dir = filepath.Dir(real)
 	}
-	places := []string{filepath.Join(dir, "isle-init"), filepath.Join(dir, "..", "libexec", "isle", "isle-init")}
-	for _, p := range places {
+	for _, p := range []string{filepath.Join(dir, name), filepath.Join(dir, "..", "libexec", "isle", name)} {
 		if isProgram(p) {
 			return filepath.Clean(p), nil
 		}
+		places = append(places, filepath.Clean(p))
 	}
-	return "", isle.Errorf(isle.Unavailable, "isle-init is neither at %s nor at %s", places[0], filepath.Clean(places[1])).
-		WithHint("install it there with `make build` or `make install`, or name it with --init")
+	return "", places
 }
 
 func isProgram(path string) bool {

@@ -19,7 +19,7 @@ func Doctor(cfg Config) []api.Check {
 	} else {
 		out = append(out, api.Check{Name: "isle-init", State: api.CheckOK, Message: cfg.Init})
 	}
-	for _, c := range local.Examine(local.Config{State: cfg.State, Runtime: cfg.Runtime, CgroupParent: cfg.Cgroup}) {
+	for _, c := range local.Examine(local.Config{State: cfg.State, Runtime: cfg.Runtime, Runsc: cfg.Runsc, CgroupParent: cfg.Cgroup}) {
 		out = append(out, api.Check{Name: c.Name, State: c.State, Message: c.Message, Remedy: c.Remedy})
 	}
 	return append(out, checkKeyring())

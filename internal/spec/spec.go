@@ -20,7 +20,7 @@ import (
 // A File is a parsed isle.yaml with every default applied.
 type File struct {
 	Name      string        `json:"name"`      // the project
-	Isolation string        `json:"isolation"` // "container"
+	Isolation string        `json:"isolation"` // "container" or "gvisor"
 	Services  []Service     `json:"services"`  // in the order of the file
 	Egress    []Egress      `json:"egress,omitempty"`
 	Uses      []string      `json:"uses,omitempty"` // names of connections

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"isle"
+	"isle/internal/driver/local/gvisor"
 )
 
 // initCaps are what isle-init needs to start commands as other users, to give
@@ -49,12 +50,13 @@ func (d *Driver) config(c *container) (*specs.Spec, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !d.crun() {
+	plain := c.class != classGvisor
+	if plain && !d.crun() {
 		c.bindTmpfs(mounts, d.private)
 	}
 	score := 500 // a container dies before the machine's own services
 	user := specs.LinuxNamespace{Type: specs.UserNamespace}
-	if d.crun() {
+	if plain && d.crun() {
 		// runc 1.1 can't: it would join the user namespace first, and may then
 		// not join the network's, which is the host's.
 		user.Path = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), c.userns.Fd())
@@ -86,6 +88,14 @@ func (d *Driver) config(c *container) (*specs.Spec, error) {
 			ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
 			Seccomp:       d.seccomp,
 		},
+	}
+	switch {
+	case c.id == sandboxName:
+		gvisor.Sandbox(s, string(c.instance))
+		return s, nil
+	case !plain:
+		gvisor.Container(s, string(c.instance), c.service)
+		return s, nil
 	}
 	if filter := d.sealed.known(); filter != "" && d.crun() {
 		s.Annotations = map[string]string{filterKey: filter}

@@ -35,6 +35,7 @@ type container struct {
 	ctx      context.Context // ends what waits for a volume
 	instance isle.ID
 	id       isle.ID
+	class    string // of isolation; "" in a build step
 	service  string
 	hostname string
 	hosts    []string
@@ -62,7 +63,7 @@ type container struct {
 // never outside them, and no thread of the server is ever in the group of an
 // environment, where it could be throttled, frozen or killed.
 func (d *Driver) start(c *container, prepare func(*exec.Cmd)) error {
-	runtime, err := d.findRuntime()
+	runtime, err := d.runtimeOf(c)
 	if err != nil {
 		return err
 	}
@@ -89,7 +90,7 @@ func (d *Driver) start(c *container, prepare func(*exec.Cmd)) error {
 		return isle.Errorf(isle.Exhausted, "launch %s: %w", c.id, err)
 	}
 	group := string(c.id)
-	if !d.crun() {
+	if !d.crun() && c.class != classGvisor {
 		group = filepath.Join(group, startGroup)
 	}
 	d.given.Fault("launch.folder")
@@ -99,22 +100,44 @@ func (d *Driver) start(c *container, prepare func(*exec.Cmd)) error {
 	}
 	defer in.close()
 	d.given.Fault("launch.group")
-	return inPrivateMounts(d.private, d.hide, func() error {
+	hide := d.hide
+	if c.class == classGvisor {
+		hide = nil
+	}
+	return inPrivateMounts(d.private, hide, func() error {
 		if err := d.assemble(c); err != nil {
 			return err
 		}
 		d.given.Fault("launch.mounts")
-		cmd := d.command(d.sealed.path(runtime), c, in)
+		cmd := d.command(runtime, c, in)
 		prepare(cmd)
 		if err := d.run(c, cmd); err != nil {
 			return err
 		}
 		d.given.Fault("launch.running")
+		if c.class == classGvisor && c.id != sandboxName {
+			return d.noteGofer(c)
+		}
 		if c.init != "" && d.crun() {
 			d.sealed.learn(filepath.Join(d.runtimeRoot(), string(c.id)))
 		}
 		return nil
 	})
+}
+
+// runtimeOf is the program that starts the container.
+func (d *Driver) runtimeOf(c *container) (string, error) {
+	if c.class == classGvisor {
+		if err := os.MkdirAll(d.runsc().Root, 0o700); err != nil {
+			return "", isle.Errorf(isle.Unavailable, "launch %s: %w", c.id, err)
+		}
+		return d.given.Runsc, nil
+	}
+	runtime, err := d.findRuntime()
+	if err != nil {
+		return "", err
+	}
+	return d.sealed.path(runtime), nil
 }
 
 // enter joins the groups named before "--" and becomes the command after it. A
@@ -126,14 +149,21 @@ const enter = `while [ "$1" != -- ]; do echo 0 >"$1" || exit 125; shift; done; s
 func (d *Driver) command(runtime string, c *container, in *entrance) *exec.Cmd {
 	dir := d.dir(c.instance, c.id)
 	args := []string{runtime, "--root", d.runtimeRoot(), "--log", filepath.Join(dir, "log")}
-	if d.crun() {
-		args = append(args, "--cgroup-manager=disabled")
+	switch {
+	case c.class == classGvisor && c.id == sandboxName:
+		args = d.runsc().Run(string(c.instance), dir, filepath.Join(dir, "log"), "--pid-file", filepath.Join(dir, "pid"))
+	case c.class == classGvisor:
+		args = d.runsc().Run(string(c.id), dir, filepath.Join(dir, "log"))
+	default:
+		if d.crun() {
+			args = append(args, "--cgroup-manager=disabled")
+		}
+		args = append(args, "run", "--bundle", dir, "--pid-file", filepath.Join(dir, "pid"))
+		if c.init != "" {
+			args = append(args, "--detach", "--preserve-fds", "1")
+		}
+		args = append(args, string(c.id))
 	}
-	args = append(args, "run", "--bundle", dir, "--pid-file", filepath.Join(dir, "pid"))
-	if c.init != "" {
-		args = append(args, "--detach", "--preserve-fds", "1")
-	}
-	args = append(args, string(c.id))
 	if len(in.files) > 0 {
 		args = slices.Concat([]string{"/bin/sh", "-c", enter, "sh"}, in.files, []string{"--"}, args)
 	}

@@ -42,6 +42,8 @@ type Config struct {
 	// Runtime is the path or name of the OCI runtime. "" is crun, or runc where
 	// there is no crun, looked for when the first launch needs it.
 	Runtime string
+	// Runsc is the path of isle-runsc, for the class gvisor. "": there is none.
+	Runsc string
 	// CgroupParent is the control group below which the driver makes its own,
 	// relative to the root of each hierarchy. "" is the root.
 	CgroupParent string
@@ -160,6 +162,7 @@ func (d *Driver) Close() error {
 	d.silence.Close()
 	d.sealed.close()
 	os.Remove(d.private) // empty on the host
+	os.Remove(d.runsc().Root)
 	d.groups.removeRoot()
 	return nil
 }
@@ -252,8 +255,17 @@ func (d *Driver) Launch(ctx context.Context, l environment.Launch) error {
 		ctx: ctx, instance: l.Instance, id: l.ID, service: l.Service, hostname: l.Hostname, hosts: l.Hosts,
 		layers: l.Layers, uidBase: l.UIDBase, network: l.Network, volumes: l.Volumes, tmpfs: l.Tmpfs,
 		caps: l.Caps, limits: l.Limits, init: l.Init, command: []string{initPath}, env: []string{"PATH=" + defaultPath},
+		class: classContainer,
 	}
-	err := d.launch(ctx, c, l)
+	launch := d.launch
+	if l.Isolation == classGvisor {
+		c.class, c.command, launch = classGvisor, []string{initPath, "0"}, d.launchInSandbox
+	}
+	err := launch(ctx, c, l)
+	if err == nil {
+		d.given.Fault("launch.told")
+		err = d.watch(l.Instance, l.ID, l.Exited)
+	}
 	if err == nil {
 		return nil
 	}
@@ -281,15 +293,19 @@ func (d *Driver) launch(ctx context.Context, c *container, l environment.Launch)
 	if err != nil {
 		return err
 	}
-	// isle-init reads Boot before it does anything, so it is what has started.
+	return d.tell(boot, l.Boot)
+}
+
+// tell writes isle-init its orders. It reads them before it does anything, so
+// it is what has started.
+func (d *Driver) tell(boot *os.File, orders []byte) error {
 	if err := boot.SetWriteDeadline(time.Now().Add(10 * time.Second)); err != nil {
 		return err
 	}
-	if _, err := boot.Write(l.Boot); err != nil {
+	if _, err := boot.Write(orders); err != nil {
 		return fmt.Errorf("isle-init did not read its instructions: %w", err)
 	}
-	d.given.Fault("launch.told")
-	return d.watch(l.Instance, l.ID, l.Exited)
+	return nil
 }
 
 // Kill ends one launch and removes what it consisted of.
@@ -309,6 +325,11 @@ func (d *Driver) tidy(ctx context.Context, instance, launch isle.ID) error {
 	if err := d.groups.kill(ctx, string(instance), string(launch)); err != nil {
 		return isle.Errorf(isle.Unavailable, "end launch %s: %w", launch, err)
 	}
+	if d.sandboxed(instance) {
+		if err := d.leaveSandbox(ctx, instance, launch); err != nil {
+			return isle.Errorf(isle.Unavailable, "end launch %s: %w", launch, err)
+		}
+	}
 	d.given.Fault("kill.ended")
 	if err := d.groups.remove(ctx, string(instance), string(launch)); err != nil {
 		return isle.Errorf(isle.Unavailable, "end launch %s: %w", launch, err)
@@ -327,6 +348,11 @@ func (d *Driver) tidy(ctx context.Context, instance, launch isle.ID) error {
 func (d *Driver) Remove(ctx context.Context, instance isle.ID) error {
 	if !instance.Valid() {
 		return isle.Errorf(isle.Internal, "remove: %q is no ID", instance)
+	}
+	if d.sandboxed(instance) { // first, and every container of it ends at once
+		if err := d.endSandbox(ctx, instance); err != nil {
+			return err
+		}
 	}
 	for _, launch := range d.launches()[instance] {
 		if err := d.Kill(ctx, instance, launch); err != nil {

@@ -32,6 +32,9 @@ const initPath = "/isle/init"
 // overlayfs understands since Linux 5.19 for lower and upper layers alike. An
 // environment's uids therefore cost no copy.
 func (d *Driver) assemble(c *container) error {
+	if c.id == sandboxName {
+		return assembleSandbox()
+	}
 	if err := c.skeleton(); err != nil {
 		return err
 	}
