@@ -78,7 +78,7 @@ func TestAnErrorSaysWhereAndWhatToDo(t *testing.T) {
 		{"nothing in it", "{}", "isle.yaml:1:1: name is missing: The project. Environments are named after it.\nisle.yaml:1:1: services is missing: The services, by name. They share one network, as in a pod: each reaches the others on localhost."},
 		{"no service", "name: a\nservices: {}\n", "isle.yaml:2:11: services: names no service; want at least one"},
 		{"name", "name: My Shop\nservices: {s: {}}\n", `isle.yaml:1:7: name: "My Shop" is no name; want lower-case letters, digits and dashes, at most 40, beginning with a letter, for example "my-shop"`},
-		{"gvisor", "name: a\nisolation: gvisor\nservices: {s: {}}\n", "isle.yaml:2:12: isolation: gvisor is not available yet; the only class is container"},
+		{"isolation", "name: a\nisolation: gvisr\nservices: {s: {}}\n", `isle.yaml:2:12: isolation: "gvisr" is not one of container, gvisor; did you mean "gvisor"?`},
 		{"near key", service("comand: [true]"), `isle.yaml:4:5: services.s: unknown key "comand"; did you mean "command"?`},
 		{"far key", "name: a\nvalues: [x]\nservices: {s: {}}\n", `isle.yaml:2:1: unknown key "values"; the nearest known one is "name", of name, isolation, services, egress, uses, limits, ttl`},
 		{"misplaced key", "name: a\nports: {web: 80}\nservices: {s: {}}\n", `isle.yaml:2:1: unknown key "ports" here; it belongs in services.NAME`},

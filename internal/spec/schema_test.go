@@ -172,7 +172,7 @@ func TestTheSchemaAgreesWithTheParser(t *testing.T) {
 		}
 	}
 	for _, in := range []string{
-		"services: {s: {}}\n", "name: a\n", "name: A\nservices: {s: {}}\n", "name: a\nservices: {S: {}}\n", "name: a\nisolation: gvisor\nservices: {s: {}}\n",
+		"services: {s: {}}\n", "name: a\n", "name: A\nservices: {s: {}}\n", "name: a\nservices: {S: {}}\n", "name: a\nisolation: gvisr\nservices: {s: {}}\n",
 		service("comand: [x]"), service("command: []"), service("restart: sometimes"), service("healthcheck: {tcp: 1, http: 'http://localhost/'}"),
 		service("healthcheck: {http: 'http://example.com/'}"), service("ports: {web: 70000}"), service("volumes: {data: {}}"), service("volumes: {/d: {size: 2G}}"),
 		service("env: {'1': x}"), service("copy: [{from: a}]"), service("packages: [A]"), service("packages: a"),
