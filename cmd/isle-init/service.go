@@ -35,7 +35,7 @@ const maxJobs = 128
 func newService(b *initproto.Boot, secret []byte) (*service, error) {
 	s := &service{boot: b, secret: secret, outbox: newOutbox(), jobs: make(chan struct{}, maxJobs), stop: make(chan struct{})}
 	var err error
-	if s.spawn, err = newSpawner(b.Caps); err != nil {
+	if s.spawn, err = newSpawner(b.Caps, b.Hostname); err != nil {
 		return nil, err
 	}
 	return s, nil

@@ -47,27 +47,18 @@ func (c *child) code() int {
 // them starts processes with fewer privileges than isle-init has, since the
 // bounding set is a thread's and is inherited over fork; the other waits.
 type spawner struct {
-	starts chan start
-	bias   []byte // children's oom_score_adj
+	work chan func() // for the thread that starts processes
+	bias []byte      // children's oom_score_adj
+	keep []uintptr   // the capabilities that children have; that thread's
 
 	mu       sync.Mutex
 	some     *sync.Cond     // signalled when a child was started
 	children map[int]*child // not reaped yet
 }
 
-type start struct {
-	command
-	done chan<- started
-}
-
-type started struct {
-	child *child
-	err   error
-}
-
-// newSpawner returns once the starting thread has dropped every capability but
-// caps.
-func newSpawner(caps []string) (*spawner, error) {
+// newSpawner returns once the starting thread has the hostname and has dropped
+// every capability but caps.
+func newSpawner(caps []string, hostname string) (*spawner, error) {
 	keep := make([]uintptr, len(caps))
 	for i, name := range caps {
 		n, err := capability(name)
@@ -76,7 +67,7 @@ func newSpawner(caps []string) (*spawner, error) {
 		}
 		keep[i] = n
 	}
-	s := &spawner{starts: make(chan start), children: map[int]*child{}}
+	s := &spawner{work: make(chan func()), children: map[int]*child{}}
 	s.some = sync.NewCond(&s.mu)
 	own, err := os.ReadFile("/proc/self/oom_score_adj")
 	if err == nil {
@@ -86,7 +77,7 @@ func newSpawner(caps []string) (*spawner, error) {
 		}
 	}
 	ready := make(chan error)
-	go s.startAll(keep, ready)
+	go s.startAll(keep, hostname, ready)
 	if err := <-ready; err != nil {
 		return nil, err
 	}
@@ -95,17 +86,39 @@ func newSpawner(caps []string) (*spawner, error) {
 }
 
 // startAll is the thread that starts processes.
-func (s *spawner) startAll(keep []uintptr, ready chan<- error) {
+func (s *spawner) startAll(keep []uintptr, hostname string, ready chan<- error) {
 	runtime.LockOSThread() // for good: no other goroutine may run with this bounding set
-	if err := limit(keep); err != nil {
-		ready <- err
+	err := setHostname(hostname)
+	if err == nil {
+		err = limit(keep)
+	}
+	s.keep = keep
+	ready <- err
+	if err != nil {
 		return
 	}
-	ready <- nil
-	for r := range s.starts {
-		c, err := s.fork(r.command, keep)
-		r.done <- started{c, err}
+	for do := range s.work {
+		do()
 	}
+}
+
+// setHostname gives processes that the calling thread starts a hostname. Where
+// the driver has given the service its own it is that already. All services of
+// a gVisor sandbox begin with one hostname; the thread then leaves them and
+// takes its own, which needs CAP_SYS_ADMIN, over that sandbox's kernel alone.
+func setHostname(name string) error {
+	if now, err := os.Hostname(); err == nil && now == name || name == "" {
+		return nil
+	}
+	if err := unix.Unshare(unix.CLONE_NEWUTS); err == unix.EPERM {
+		return nil // the driver wants it as it is
+	} else if err != nil {
+		return fmt.Errorf("cannot get a hostname of its own: %w", err)
+	}
+	if err := unix.Sethostname([]byte(name)); err != nil {
+		return fmt.Errorf("cannot set the hostname: %w", err)
+	}
+	return nil
 }
 
 // limit drops all but keep from the thread's bounding set, and everything from
@@ -144,14 +157,17 @@ func limit(keep []uintptr) error {
 
 // start starts a process in a session of its own. The error is of exec(2), or
 // of what comes before it.
-func (s *spawner) start(c command) (*child, error) {
-	done := make(chan started, 1)
-	s.starts <- start{c, done}
-	r := <-done
-	return r.child, r.err
+func (s *spawner) start(c command) (started *child, err error) {
+	done := make(chan struct{})
+	s.work <- func() {
+		started, err = s.fork(c)
+		close(done)
+	}
+	<-done
+	return started, err
 }
 
-func (s *spawner) fork(c command, keep []uintptr) (*child, error) {
+func (s *spawner) fork(c command) (*child, error) {
 	attr := &syscall.ProcAttr{
 		Dir: c.dir,
 		Env: c.env,
@@ -162,7 +178,7 @@ func (s *spawner) fork(c command, keep []uintptr) (*child, error) {
 		},
 	}
 	if c.user.uid != 0 {
-		attr.Sys.AmbientCaps = keep
+		attr.Sys.AmbientCaps = s.keep
 	}
 	for _, f := range c.files {
 		attr.Files = append(attr.Files, uintptr(f))

@@ -19,6 +19,10 @@ import (
 // further than the environment's own uids.
 var initCaps = []string{"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_KILL", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID"}
 
+// sandboxCaps are what isle-init needs in a sandbox besides, over its kernel
+// alone: to give the service a hostname of its own.
+var sandboxCaps = []string{"CAP_SYS_ADMIN"}
+
 // stepCaps are what root has in a build step.
 var stepCaps = append([]string{"CAP_FSETID", "CAP_SETFCAP"}, initCaps...)
 
@@ -42,6 +46,9 @@ func (d *Driver) config(c *container) (*specs.Spec, error) {
 	caps := append(slices.Clone(c.caps), stepCaps...)
 	if c.init != "" {
 		caps = append(slices.Clone(c.caps), initCaps...)
+	}
+	if c.class == classGvisor {
+		caps = append(caps, sandboxCaps...)
 	}
 	slices.Sort(caps)
 	caps = slices.Compact(caps)
@@ -69,7 +76,7 @@ func (d *Driver) config(c *container) (*specs.Spec, error) {
 			Args: c.command, Env: c.env, Cwd: "/",
 			NoNewPrivileges: true,
 			Capabilities:    &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps},
-			Rlimits:         rlimits(),
+			Rlimits:         c.rlimits(),
 			OOMScoreAdj:     &score,
 		},
 		Mounts: mounts,
@@ -182,14 +189,21 @@ func mountable(at string) bool {
 }
 
 // rlimits only lowers: the server may lack CAP_SYS_RESOURCE.
-func rlimits() []specs.POSIXRlimit {
+//
+// In a sandbox they are for its own kernel, which counts processes and threads
+// by user; on the host a control group does.
+func (c *container) rlimits() []specs.POSIXRlimit {
 	files := uint64(maxFiles)
 	var have unix.Rlimit
 	if unix.Getrlimit(unix.RLIMIT_NOFILE, &have) == nil {
 		files = min(files, have.Max)
 	}
-	return []specs.POSIXRlimit{
+	limits := []specs.POSIXRlimit{
 		{Type: "RLIMIT_NOFILE", Hard: files, Soft: files},
 		{Type: "RLIMIT_CORE"},
 	}
+	if n := uint64(c.limits.PIDs); n > 0 && c.class == classGvisor {
+		limits = append(limits, specs.POSIXRlimit{Type: "RLIMIT_NPROC", Hard: n, Soft: n})
+	}
+	return limits
 }

@@ -225,10 +225,16 @@ func (d *Driver) Prepare(ctx context.Context, s environment.Shared) error {
 	if !s.Instance.Valid() {
 		return isle.Errorf(isle.Internal, "prepare: %q is no ID", s.Instance)
 	}
-	if _, err := d.findRuntime(); err != nil {
-		return err
+	limits, devices := s.Limits, true
+	if s.Isolation == classGvisor {
+		limits = sandboxLimits(limits)
+	} else {
+		if _, err := d.findRuntime(); err != nil {
+			return err
+		}
+		devices = d.crun()
 	}
-	if err := d.groups.prepare(string(s.Instance), s.Limits, d.crun()); err != nil {
+	if err := d.groups.prepare(string(s.Instance), limits, devices); err != nil {
 		return isle.Errorf(isle.Unavailable, "limits of environment %s: %w", s.Instance, err).WithHint("isle doctor")
 	}
 	return nil

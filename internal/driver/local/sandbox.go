@@ -13,6 +13,7 @@ import (
 	"isle/internal/airlock"
 	"isle/internal/driver/local/gvisor"
 	"isle/internal/environment"
+	"isle/internal/spec"
 )
 
 // The classes of isolation.
@@ -28,6 +29,18 @@ const sandboxName isle.ID = "sandbox"
 // destroyTime is how long a sandbox may take to end a container before it is
 // ended itself, with all that is in it.
 const destroyTime = 10 * time.Second
+
+// sandboxLimits are the limits of an instance on the host. Its own kernel holds
+// the number of its processes and threads, and each process is one of the host
+// too, with a thread for each CPU that it runs on at once. What is added keeps
+// the sentry from running short of threads before a service does, which it
+// would not survive.
+func sandboxLimits(l spec.Limits) spec.Limits {
+	if l.PIDs > 0 {
+		l.PIDs = 256 + 4*l.PIDs
+	}
+	return l
+}
 
 // runsc is gVisor's runtime.
 func (d *Driver) runsc() gvisor.Runtime {
