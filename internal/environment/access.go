@@ -88,6 +88,9 @@ func (m *Manager) enter(ctx context.Context, actor isle.Actor, ref isle.Ref, ser
 	if err != nil {
 		return nil, err
 	}
+	if err := l.keptFrom(); err != nil {
+		return nil, err
+	}
 	if service, err = l.choose(service); err != nil {
 		return nil, err
 	}
@@ -241,6 +244,11 @@ func (m *Manager) Forward(ctx context.Context, actor isle.Actor, ref isle.Ref, s
 func (m *Manager) Reach(ctx context.Context, actor isle.Actor, ref isle.Ref, service string, port int, summary string) (io.ReadWriteCloser, error) {
 	if port < 1 || port > 65535 {
 		return nil, isle.Errorf(isle.Invalid, "%d is no port", port)
+	}
+	if l := m.find(ref); l != nil {
+		if err := l.open(); err != nil {
+			return nil, err
+		}
 	}
 	w, err := m.enter(ctx, actor, ref, service, isle.ActionEnvironmentPort, summary)
 	if err != nil {

@@ -57,6 +57,15 @@ func stories() []story {
 			func(t *testing.T, _ *world, m *Manager) { m.Down(t.Context(), root, shop("shop").Ref, true, nil) },
 		},
 		{
+			"fork", []string{"fork.recorded", "fork.captured", "fork.copied", "up.network", "up.launching", "up.launched", "up.healthy", "fork.on_fork", "fork.opened", "up.concluding"},
+			func(t *testing.T, m *Manager) { mustUp(t, m, reseeds("shop", "reseed")) },
+			func(t *testing.T, _ *world, m *Manager) {
+				req := forkOf("shop")
+				req.N = 2
+				m.Fork(t.Context(), root, req, nil)
+			},
+		},
+		{
 			"restart", []string{"exit.removed", "restart.recorded", "up.launching", "up.launched"},
 			func(t *testing.T, m *Manager) {
 				req := shop("shop")
@@ -133,7 +142,7 @@ func crashAt(t *testing.T, s story, point, second string) {
 	n := len(w.envs)
 	w.mu.Unlock()
 	if n > 0 {
-		w.checkRunning(t, m, 1)
+		w.checkRunning(t, m, n)
 	} else {
 		w.checkEmpty(t)
 	}
@@ -146,6 +155,19 @@ func crashAt(t *testing.T, s story, point, second string) {
 	w.mu.Unlock()
 	if s.name == "replace" && n != 1 {
 		t.Error("the environment is gone")
+	}
+	copied := slices.Index(s.points, point) > slices.Index(s.points, "fork.captured")
+	if s.name == "fork" && (n == 3) != copied || s.name != "fork" && n > 1 {
+		t.Errorf("%d environments are there", n)
+	}
+	all, _ := m.List(t.Context())
+	for _, e := range all {
+		if e.Opening != Open {
+			t.Errorf("%s is not open", e.Ref)
+		}
+		if e.Ref != shop("shop").Ref {
+			mustDown(t, m, e.Ref, true)
+		}
 	}
 	mustUp(t, m, shop("shop")) // and it can be used
 	w.checkRunning(t, m, 1)

@@ -51,6 +51,8 @@ func (m *Manager) Down(ctx context.Context, actor isle.Actor, ref isle.Ref, volu
 
 // takeDown tears down with the ref held. Each step can be done again.
 func (m *Manager) takeDown(ctx context.Context, actor isle.Actor, l *live, volumes bool, say func(Progress)) error {
+	// What was never open leaves nothing that could be taken up without on_fork.
+	volumes = volumes || l.snapshot().Opening != Open
 	intent := audit.NewIntent(actor, isle.ActionEnvironmentDown, resource(l.ref), "").In(l.ref, l.instance).Explained(ctx)
 	if volumes {
 		intent = intent.With("volumes", "delete")

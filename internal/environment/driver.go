@@ -48,14 +48,20 @@ type Launch struct {
 	Service   string
 	Hostname  string
 	Hosts     []string // names of the environment's services: each resolves to 127.0.0.1
-	Image     image.Image
-	Layers    []string // paths of the layers' files, lowest first, verified
-	UIDBase   uint32
-	Network   string // path of the network namespace to join; "" makes an empty one (build steps)
-	Volumes   []Mount
-	Tmpfs     []string
-	Caps      []string
-	Limits    spec.Limits
+	// MachineID is what /etc/machine-id holds (machine-id(5)): 32 hexadecimal
+	// digits, another one for each service of each instance.
+	MachineID string
+	// Generation is what /etc/isle/generation holds, in decimal: it is another one
+	// in every copy of a state, and grows. 0: no copy.
+	Generation int64
+	Image      image.Image
+	Layers     []string // paths of the layers' files, lowest first, verified
+	UIDBase    uint32
+	Network    string // path of the network namespace to join; "" makes an empty one (build steps)
+	Volumes    []Mount
+	Tmpfs      []string
+	Caps       []string
+	Limits     spec.Limits
 	// Init is the path of the isle-init binary, and Boot what it reads, once,
 	// from file descriptor 3: an encoded initproto.Boot, which holds the
 	// one-launch secret. It is in no file, argument or variable.

@@ -45,6 +45,8 @@ type asked struct {
 // reason is what doors say of it.
 func (a asked) reason() string {
 	switch {
+	case a.rule == shutReason:
+		return "asked for by " + a.by + ": " + shutReason
 	case a.by == "uses" && a.connection.Kind == "":
 		return "there is no connection " + a.destination
 	case a.rule == "":
@@ -107,6 +109,14 @@ func (m *Manager) ask(e Environment) []asked {
 	return out
 }
 
+// askOpen is ask of what is open: nothing else has doors.
+func (m *Manager) askOpen(e Environment) []asked {
+	if e.Opening != Open {
+		return nil
+	}
+	return m.ask(e)
+}
+
 // granted are the doors of what is allowed.
 func granted(all []asked) (g Grants) {
 	for _, a := range all {
@@ -130,7 +140,7 @@ func (m *Manager) openNetwork(ctx context.Context, l *live) (refused []asked, er
 		return nil, isle.Errorf(isle.Conflict, "environment %s is being torn down", l.ref)
 	}
 	rec := l.snapshot()
-	all := m.ask(rec)
+	all := m.askOpen(rec)
 	var entries []audit.Entry
 	for _, a := range all {
 		if a.allowed {
@@ -172,7 +182,7 @@ func (m *Manager) closeNetwork(ctx context.Context, l *live) error {
 // Connections through a door that closes end. It waits for no other work.
 func (m *Manager) PolicyChanged(ctx context.Context) {
 	for _, l := range m.all() {
-		want := granted(m.ask(l.snapshot()))
+		want := granted(m.askOpen(l.snapshot()))
 		l.opening.Lock()
 		same := l.shut || !l.opened() || want.equal(l.granted)
 		l.opening.Unlock()
@@ -196,6 +206,9 @@ func (l *live) opened() bool {
 // those that it refuses. A door where somebody waits for an approval is held.
 func (m *Manager) withPolicy(doors []Door, e Environment) []Door {
 	for _, a := range m.ask(e) {
+		if e.Opening != Open {
+			a.allowed, a.rule, a.grant = false, shutReason, ""
+		}
 		i := slices.IndexFunc(doors, func(d Door) bool {
 			return d.Destination == a.destination && d.Kind == a.kind() && (d.Kind == KindConnection || d.Protocol == "tcp")
 		})

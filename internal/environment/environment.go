@@ -8,6 +8,11 @@
 // read. Volumes outlive launches. A Driver makes sandboxes out of images; an
 // Airlock is the only network they have; a Line is how isle-init is spoken to.
 //
+// A fork is an environment whose volumes were copied from another's, or from a
+// snapshot's, at one instant. It is somebody else: it has a name, an instance
+// and an identity of its own, and a generation, by which what runs inside sees
+// that it is a copy. It is shut until on_fork has succeeded in every service.
+//
 // A Manager does the work. The room declares what it needs (Store, Ports,
 // Driver, Network, Volumes, Lines, Images) and the server wires it.
 package environment
@@ -60,10 +65,43 @@ type Environment struct {
 	Branch   string     `json:"branch,omitempty"` // git branch of the work tree, where there is one
 	Keep     bool       `json:"keep,omitempty"`   // of `isle run --keep`
 	OneShot  bool       `json:"one_shot,omitempty"`
+	// Of what was copied from another environment, or from a snapshot.
+	Parent    isle.ID     `json:"parent,omitempty"` // the instance that it was copied from
+	ParentRef isle.Ref    `json:"parent_ref,omitzero"`
+	Origin    isle.Digest `json:"origin,omitempty"`    // the snapshot that it was copied from
+	Ancestors []Ancestor  `json:"ancestors,omitempty"` // before Parent, the nearest first
+	// Generation is when it was copied, in Unix nanoseconds, and another one for
+	// every copy that this server makes: it only grows. 0: it is no copy.
+	Generation int64   `json:"generation,omitempty"`
+	Fork       bool    `json:"fork,omitempty"`    // it was copied under a name of its own
+	Crossed    bool    `json:"crossed,omitempty"` // from another stage
+	Opening    Opening `json:"opening,omitempty"`
+	Trouble    string  `json:"trouble,omitempty"` // why it is not open, for people
 	// Boot is the boot ID of the machine that it was last started under:
 	// after another boot everything desired is started again.
 	Boot string `json:"boot,omitempty"`
 }
+
+// An Opening is how far a fork is from being open. While it is not, its airlock
+// lets nothing through in either direction but the line to its isle-init.
+type Opening string
+
+// The openings.
+const (
+	Open    Opening = ""        // it is as any other environment
+	Copying Opening = "copying" // its volumes are being made; what a crash leaves is undone
+	Shut    Opening = "shut"    // on_fork has not succeeded in every service
+)
+
+// An Ancestor is what something was copied from, which may be gone.
+type Ancestor struct {
+	Instance isle.ID     `json:"instance"`
+	Ref      isle.Ref    `json:"ref"`
+	Origin   isle.Digest `json:"origin,omitempty"` // the snapshot that it was copied from itself
+}
+
+// maxAncestors bounds how many a record names.
+const maxAncestors = 64
 
 // A Service is the record of one service of an environment.
 type Service struct {
@@ -80,6 +118,7 @@ type Service struct {
 	// SecretHash is the SHA-256 of the one-launch secret. The secret itself is
 	// never stored.
 	SecretHash isle.Digest     `json:"secret_hash"`
+	Forked     bool            `json:"forked,omitempty"` // its on_fork has succeeded
 	Ports      []PublishedPort `json:"ports,omitempty"`
 }
 

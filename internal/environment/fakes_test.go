@@ -32,8 +32,11 @@ type world struct {
 	sandboxes map[isle.ID]*sandbox
 	prepared  map[isle.ID]spec.Limits
 	networks  map[isle.ID]Grants
-	doors     []Door          // that every airlock tells of
-	files     map[isle.ID]int // volume -> how often it was made
+	doors     []Door             // that every airlock tells of
+	files     map[isle.ID]int    // volume -> how often it was made
+	data      map[isle.ID]string // what volumes hold
+	noSpace   error              // of captures and clones
+	captures  int
 	envs      map[isle.ID]Environment
 	volumes   map[isle.ID]Volume
 	entries   []audit.Entry
@@ -41,6 +44,8 @@ type world struct {
 	writes    int
 	full      error    // of the store: nothing is written
 	launched  []string // services, in order
+	executed  []string // "SERVICE PROGRAM", in order
+	launches  map[isle.ID]Launch
 	inside    func(port int) (io.ReadWriteCloser, error)
 	tree      spec.Tree
 }
@@ -78,7 +83,7 @@ func newWorld(t *testing.T) *world {
 	w := &world{
 		t: t, logs: t.TempDir(), sandboxes: map[isle.ID]*sandbox{}, prepared: map[isle.ID]spec.Limits{},
 		networks: map[isle.ID]Grants{}, files: map[isle.ID]int{}, envs: map[isle.ID]Environment{},
-		volumes: map[isle.ID]Volume{}, ports: map[string]int{},
+		volumes: map[isle.ID]Volume{}, data: map[isle.ID]string{}, launches: map[isle.ID]Launch{}, ports: map[string]int{},
 	}
 	t.Cleanup(w.reboot)
 	return w
@@ -303,6 +308,7 @@ func (d *fakeDriver) Launch(_ context.Context, x Launch) error {
 	}
 	l.sandboxes[x.ID] = s
 	l.launched = append(l.launched, x.Service)
+	l.launches[x.ID] = x
 	go s.play()
 	return nil
 }
@@ -423,10 +429,47 @@ func (v *fakeVolumes) Create(_ context.Context, id isle.ID, _ int64) error {
 	}
 	defer l.mu.Unlock()
 	l.files[id]++
+	l.data[id] = ""
 	return nil
 }
-func (v *fakeVolumes) Clone(ctx context.Context, _, to isle.ID) (string, error) {
-	return ByReflink, v.Create(ctx, to, 0)
+func (v *fakeVolumes) Clone(_ context.Context, from, to isle.ID) (string, error) {
+	l := (*life)(v)
+	if err := l.begin(); err != nil {
+		return "", err
+	}
+	defer l.mu.Unlock()
+	return ByReflink, l.clone(from, to)
+}
+
+// clone is that of one volume; l.mu is held.
+func (l *life) clone(from, to isle.ID) error {
+	switch {
+	case l.noSpace != nil:
+		return l.noSpace
+	case l.files[from] == 0:
+		return errors.New("no such volume")
+	}
+	l.files[to]++
+	l.data[to] = l.data[from]
+	return nil
+}
+
+func (d *fakeDriver) Capture(_ context.Context, c Capture) (Captured, error) {
+	l := (*life)(d)
+	if err := l.begin(); err != nil {
+		return Captured{}, err
+	}
+	defer l.mu.Unlock()
+	l.captures++
+	for _, v := range c.Volumes {
+		if err := l.clone(v.From, v.To); err != nil {
+			for _, v := range c.Volumes {
+				delete(l.files, v.To)
+			}
+			return Captured{}, err
+		}
+	}
+	return Captured{How: ByReflink}, nil
 }
 func (v *fakeVolumes) Path(id isle.ID) string { return "/volumes/" + string(id) }
 func (v *fakeVolumes) Delete(_ context.Context, id isle.ID) error {
@@ -436,6 +479,7 @@ func (v *fakeVolumes) Delete(_ context.Context, id isle.ID) error {
 	}
 	defer l.mu.Unlock()
 	delete(l.files, id)
+	delete(l.data, id)
 	return nil
 }
 func (v *fakeVolumes) List(context.Context) ([]isle.ID, error) {
@@ -485,7 +529,12 @@ func (h *fakeLines) Line(ctx context.Context, launch isle.ID) (Line, error) {
 
 type fakeLine struct{ *sandbox }
 
-func (f *fakeLine) Exec(_ context.Context, e Exec) (Process, error) { return &fakeProcess{e: e}, nil }
+func (f *fakeLine) Exec(ctx context.Context, e Exec) (Process, error) {
+	f.w.mu.Lock()
+	defer f.w.mu.Unlock()
+	f.w.executed = append(f.w.executed, f.service+" "+e.Command[0])
+	return &fakeProcess{ctx: ctx, e: e}, nil
+}
 func (f *fakeLine) Forward(_ context.Context, port int) (io.ReadWriteCloser, error) {
 	return f.w.inside(port)
 }
@@ -506,6 +555,7 @@ func (f *fakeLine) Stop(context.Context, time.Duration) error {
 }
 
 type fakeProcess struct {
+	ctx  context.Context
 	e    Exec
 	over bool
 }
@@ -515,7 +565,18 @@ func (p *fakeProcess) Next() (Output, error) {
 	if p.over {
 		return Output{}, io.EOF
 	}
+	if p.e.Command[0] == "refuse" && p.e.User == "" {
+		p.e.User = "said"
+		return Output{Stderr: true, Data: []byte("no seed\n")}, nil
+	}
+	if p.e.Command[0] == "hang" {
+		<-p.ctx.Done()
+		return Output{}, p.ctx.Err()
+	}
 	p.over = true
+	if p.e.Command[0] == "reseed" {
+		return Output{Exit: &Exit{}}, nil
+	}
 	return Output{Exit: &Exit{Code: 3}}, nil
 }
 func (p *fakeProcess) Signal(string) error         { return nil }

@@ -7,6 +7,7 @@ func FaultPoints() []string {
 		"up.begin", "up.recorded", "up.network", "up.prepared", "up.volume", "up.launching", "up.launched",
 		"setup.done", "setup.recorded", "up.healthy", "up.concluding",
 		"replace.begin", "replace.recorded", "replace.stopped",
+		"fork.recorded", "fork.captured", "fork.copied", "fork.on_fork", "fork.opened",
 		"exit.recorded", "exit.removed", "restart.recorded",
 		"down.recorded", "down.stopped", "down.network", "down.removed", "down.volume", "down.forgotten",
 		"expire.recorded", "volume.recorded", "volume.deleted",

@@ -41,8 +41,9 @@ type live struct {
 	logs        map[string]*serviceLog
 	logged      chan struct{} // nil while nobody follows
 	oomSeen     int
-	sessions    int     // open exec, copy, forward and log sessions
-	execs       []visit // exec sessions, oldest first; those that ended a while ago are forgotten
+	forkLimit   time.Duration // of each on_fork; 0: Config.OnFork
+	sessions    int           // open exec, copy, forward and log sessions
+	execs       []visit       // exec sessions, oldest first; those that ended a while ago are forgotten
 	idleSince   time.Time
 
 	connections chan struct{} // bounds connections to published ports
@@ -113,12 +114,14 @@ func (e *Environment) summarize() {
 		count[s.Phase]++
 	}
 	switch {
-	case count[Broken] > 0:
+	case count[Broken] > 0 || e.Trouble != "":
 		e.Phase = Broken
 	case count[Starting] > 0 || count[Pending] > 0 && count[Pending] < len(e.Services):
 		e.Phase = Starting
 	case count[Pending] > 0:
 		e.Phase = Pending
+	case e.Opening != Open:
+		e.Phase = Starting
 	case count[Unhealthy] > 0:
 		e.Phase = Unhealthy
 	case count[Exited] > 0 && count[Exited] == len(e.Services):
@@ -210,6 +213,29 @@ func (l *live) change(ctx context.Context, f func(*Environment), c Mutation) err
 	return nil
 }
 
+// saveAll is change for several environments that nobody else changes, in one
+// transaction.
+func (m *Manager) saveAll(ctx context.Context, all []*live, f func(*Environment), c Mutation) error {
+	for _, l := range all {
+		l.writing.Lock()
+		defer l.writing.Unlock()
+		rec := l.snapshot()
+		f(&rec)
+		rec.summarize()
+		c.PutEnvironments = append(c.PutEnvironments, rec)
+	}
+	if err := m.cfg.Store.Update(ctx, c); err != nil {
+		return err
+	}
+	m.remember(c.PutVolumes, c.RemoveVolumes)
+	for _, l := range all {
+		l.mu.Lock()
+		l.apply(f) // and is stored once more by the next save
+		l.mu.Unlock()
+	}
+	return nil
+}
+
 // write does the transaction; l.writing is held.
 func (l *live) write(ctx context.Context, version uint64, c Mutation) error {
 	if err := l.m.cfg.Store.Update(ctx, c); err != nil {
@@ -255,7 +281,7 @@ func (l *live) wait(ctx context.Context, done func(Environment) bool) error {
 func (l *live) upToDate(req *UpRequest, specJSON []byte) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.rec.Desired != WantRunning || l.rec.Project != req.Project || req.TTL != nil || !bytes.Equal(l.specJSON, specJSON) {
+	if l.rec.Desired != WantRunning || l.rec.Opening != Open || l.rec.Project != req.Project || req.TTL != nil || !bytes.Equal(l.specJSON, specJSON) {
 		return false
 	}
 	for _, s := range l.rec.Services {

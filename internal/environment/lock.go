@@ -21,6 +21,7 @@ type refLock struct {
 	token      chan struct{} // holds one while held
 	holder     *op
 	users      int // who hold or wait
+	patient    int // of users, those who wait and end nobody's work for it
 	preempting int // teardowns that wait
 }
 
@@ -70,6 +71,35 @@ func (k *locks) acquire(ctx, parent context.Context, ref isle.Ref, preempt bool)
 	return k.hold(audit.Carry(parent, ctx), ref, l, preempt), nil
 }
 
+// join is acquire by who only looks: work that is going on is waited for, also
+// where its client has left.
+func (k *locks) join(ctx, parent context.Context, ref isle.Ref) (*op, error) {
+	k.mu.Lock()
+	l := k.refs[ref]
+	if l == nil {
+		l = &refLock{token: make(chan struct{}, 1)}
+		k.refs[ref] = l
+	}
+	l.users++
+	l.patient++
+	k.mu.Unlock()
+	var err error
+	select {
+	case l.token <- struct{}{}:
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	k.mu.Lock()
+	l.patient--
+	if err != nil {
+		k.leave(ref, l)
+		k.mu.Unlock()
+		return nil, err
+	}
+	k.mu.Unlock()
+	return k.hold(audit.Carry(parent, ctx), ref, l, false), nil
+}
+
 // try is acquire without waiting; nil if the ref is held.
 func (k *locks) try(parent context.Context, ref isle.Ref) *op {
 	k.mu.Lock()
@@ -111,7 +141,7 @@ func (o *op) abandon() {
 	o.locks.mu.Lock()
 	defer o.locks.mu.Unlock()
 	o.abandoned = true
-	if o.lock.holder == o && o.lock.users > 1 {
+	if o.lock.holder == o && o.lock.users-o.lock.patient > 1 {
 		o.cancel(errPreempted)
 	}
 }

@@ -351,6 +351,9 @@ func (m *Manager) Logs(ctx context.Context, _ isle.Actor, ref isle.Ref, o LogOpt
 	if err != nil {
 		return err
 	}
+	if err := l.keptFrom(); err != nil {
+		return err
+	}
 	for _, s := range o.Services {
 		if _, err := l.choose(s); err != nil {
 			return err

@@ -25,6 +25,8 @@ type Config struct {
 	Volumes Volumes
 	Lines   Lines
 	Images  Images
+	// Snapshots hold captured states; nil: there are none.
+	Snapshots Snapshots
 	// Policy grants what files ask for; nil grants all of it.
 	Policy Policy
 	// Trust gives the certificates (PEM) that the services of an instance trust
@@ -52,6 +54,8 @@ type Config struct {
 	// Grace is how long a service may take to end before it is killed; default
 	// 10 s.
 	Grace time.Duration
+	// OnFork is how long an on_fork may take; default 5 minutes.
+	OnFork time.Duration
 	// Settle is how long a command without a check must run to count as up, so
 	// that one which fails at once is reported; default 100 ms.
 	Settle time.Duration
@@ -102,8 +106,10 @@ type Manager struct {
 	mu      sync.Mutex
 	envs    map[isle.Ref]*live
 	volumes map[isle.ID]Volume
-	closed  bool
-	web     *webServer
+	// generation is the last that was given to a copy.
+	generation int64
+	closed     bool
+	web        *webServer
 }
 
 // New returns a Manager that knows nothing yet: call Reconcile before anything
@@ -123,6 +129,9 @@ func New(cfg Config) *Manager {
 	}
 	if cfg.Grace <= 0 {
 		cfg.Grace = 10 * time.Second
+	}
+	if cfg.OnFork <= 0 {
+		cfg.OnFork = 5 * time.Minute
 	}
 	if cfg.Settle <= 0 {
 		cfg.Settle = 100 * time.Millisecond

@@ -303,6 +303,9 @@ func (p *publisher) serve(c net.Conn) {
 
 // dial opens a connection to a port inside a service, which may be starting.
 func (l *live) dial(ctx context.Context, service string, port int) (io.ReadWriteCloser, error) {
+	if err := l.open(); err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	line, err := l.line(ctx, service)

@@ -76,6 +76,7 @@ func (m *Manager) Reconcile(ctx context.Context) error {
 	for _, e := range envs {
 		l := m.newLive(e)
 		m.envs[e.Ref] = l
+		m.generation = max(m.generation, e.Generation)
 		all = append(all, l)
 	}
 	m.mu.Unlock()
@@ -203,7 +204,7 @@ func (m *Manager) adoptAll(ctx context.Context, all []*live, f *found) {
 // may be later.
 func (m *Manager) adopt(ctx context.Context, o *op, l *live, f *found) error {
 	rec := l.snapshot()
-	if rec.Desired == WantDown || rec.OneShot {
+	if rec.Desired == WantDown || rec.OneShot || rec.Opening == Copying || rec.Opening == Shut && rec.Crossed {
 		who := "reconcile"
 		if rec.OneShot && rec.Desired != WantDown {
 			who = "one-shot"
@@ -231,6 +232,9 @@ func (m *Manager) adopt(ctx context.Context, o *op, l *live, f *found) error {
 		err := netOpen
 		if err == nil {
 			err = m.converge(o.ctx, l, again, func(Progress) {})
+		}
+		if err == nil && rec.Trouble == "" { // what was cut off is done again, what failed is not
+			err = m.openFork(o.ctx, l, func(Progress) {})
 		}
 		if err != nil {
 			m.cfg.Log.Warn("an environment is not up after a restart of the server", "environment", l.ref, "error", err)

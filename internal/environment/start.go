@@ -31,7 +31,7 @@ func (m *Manager) launch(ctx context.Context, s *supervisor, r *run, secret []by
 	}
 	r.set(func() { r.setup = setup })
 	boot := initproto.Boot{
-		Launch: r.launch, Secret: secret, Home: initproto.HomeAddress, Hostname: svc.Name,
+		Launch: r.launch, Secret: secret, Home: initproto.HomeAddress, Hostname: rec.hostname(svc.Name),
 		User: svc.User, Workdir: svc.Workdir, Env: svc.Env, Caps: svc.Caps,
 		Command: svc.Command, Own: fresh, Healthcheck: svc.Healthcheck,
 	}
@@ -57,7 +57,8 @@ func (m *Manager) launch(ctx context.Context, s *supervisor, r *run, secret []by
 	m.cfg.Lines.Expect(rec.Instance, r.launch, svcRec.SecretHash, r)
 	m.fault("up.launching")
 	err = m.cfg.Driver.Launch(ctx, Launch{
-		Instance: rec.Instance, ID: r.launch, Isolation: rec.Spec.Isolation, Service: svc.Name, Hostname: svc.Name, Hosts: hosts,
+		Instance: rec.Instance, ID: r.launch, Isolation: rec.Spec.Isolation, Service: svc.Name, Hostname: rec.hostname(svc.Name), Hosts: hosts,
+		MachineID: machineID(rec.Instance, svc.Name), Generation: rec.Generation,
 		Image: svcRec.Image, Layers: layers, UIDBase: rec.UIDBase, Network: netns,
 		Volumes: mounts, Tmpfs: svc.Tmpfs, Caps: svc.Caps, Limits: rec.Spec.Limits,
 		Init: m.cfg.Init, Boot: encoded, Exited: r.initGone,

@@ -173,6 +173,9 @@ func (m *Manager) up(ctx context.Context, actor isle.Actor, req UpRequest, specJ
 		if l.upToDate(&req, specJSON) {
 			return UpResult{Environment: l.snapshot()}, nil
 		}
+		if err := l.keptFrom(); err != nil { // another file could read what is not masked yet
+			return UpResult{}, err
+		}
 		if p := l.snapshot().Project; p != req.Project {
 			return UpResult{}, isle.Errorf(isle.Conflict, "the name %s is taken by an environment of project %s", req.Ref, p).
 				WithHint("choose another with --name, or isle down %s", req.Ref)
@@ -257,7 +260,10 @@ func (m *Manager) carryOut(ctx context.Context, l *live, secrets map[string][]by
 		})
 		return err
 	}
-	return m.converge(ctx, l, secrets, say)
+	if err := m.converge(ctx, l, secrets, say); err != nil {
+		return err
+	}
+	return m.openFork(ctx, l, say)
 }
 
 // rootsLaunched reports whether every service that depends on none is alive.

@@ -1,0 +1,464 @@
+package environment
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"isle"
+	"isle/internal/audit"
+	"isle/internal/spec"
+)
+
+// maxForks bounds how many forks one request makes.
+const maxForks = 64
+
+// A ForkRequest asks for copies of an environment, or of a snapshot.
+type ForkRequest struct {
+	From isle.Ref // zero: whatever At is a snapshot of
+	At   string   // a snapshot, by digest or tag; "": what runs now
+	// Name is that of the fork; of several, NAME-1 to NAME-N. "" takes names that
+	// are free: SOURCE-f1 and so on.
+	Name    string
+	N       int            // how many; 0 is 1
+	Stage   string         // "": the source's
+	OneShot bool           // torn down, volumes too, when its client is gone
+	TTL     *time.Duration // overrides the file's; zero: no end
+	Timeout time.Duration  // of each on_fork; 0: Config.OnFork
+	// May is asked once the names are known and before anything is recorded; nil
+	// allows all.
+	May func(forks []isle.Ref) error
+}
+
+func (req *ForkRequest) check() error {
+	switch {
+	case req.N < 0 || req.N > maxForks:
+		return isle.Errorf(isle.Invalid, "%d forks at a time: want 1 to %d", req.N, maxForks)
+	case req.Name != "" && !isle.ValidName(req.Name), req.Stage != "" && !isle.ValidName(req.Stage):
+		return isle.Errorf(isle.Invalid, "%q is no name for an environment", isle.Ref{Name: req.Name, Stage: req.Stage}.String()).
+			WithHint("use lower-case letters, digits and dashes, beginning with a letter, at most 40")
+	case req.Timeout < 0:
+		return isle.Errorf(isle.Invalid, "a time-out of %v is none", req.Timeout)
+	case req.From == (isle.Ref{}) && req.At == "":
+		return isle.Errorf(isle.Invalid, "no environment and no snapshot is named")
+	}
+	req.N = max(req.N, 1)
+	return nil
+}
+
+// A fork is one copy in the making; its ref is held by op.
+type fork struct {
+	l       *live
+	op      *op
+	ports   *portPlan
+	secrets map[string][]byte
+	volumes []Volume // in the order of the origin's
+	intent  audit.Entry
+}
+
+// Fork makes copies of what runs, or of a snapshot, and waits until they are
+// open: each is launched on volumes of its own that hold what the source's held
+// at one instant, and is shut until on_fork has succeeded in every service. The
+// copies of one request are of the same instant; the source is stopped once,
+// for that moment.
+//
+// It fails with NotFound if the source is not there, with Conflict if a name is
+// taken, and with Failed if a fork does not come up or its on_fork fails: such a
+// fork stays, shut, to be looked at, unless it is of another stage or one-shot.
+// If ctx ends before the copies are made, they are undone; after that the work
+// goes on, but for one-shot forks, which are torn down.
+func (m *Manager) Fork(ctx context.Context, actor isle.Actor, req ForkRequest, progress func(Progress)) ([]UpResult, error) {
+	if err := req.check(); err != nil {
+		return nil, err
+	}
+	say, mute := gate(progress)
+	defer mute()
+	o, err := m.origin(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	defer o.release()
+	if err := o.mayCross(req); err != nil {
+		return nil, err
+	}
+	forks, err := m.plan(ctx, actor, req, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.copyInto(ctx, actor, o, forks, say); err != nil {
+		return nil, err
+	}
+	o.release()
+	return m.launchForks(ctx, req, forks, say)
+}
+
+// plan chooses the names, which are held from then on, and says what each fork
+// is to be. Nothing of it is stored.
+func (m *Manager) plan(ctx context.Context, actor isle.Actor, req ForkRequest, o *origin) (forks []*fork, err error) {
+	defer func() {
+		if err != nil {
+			for _, f := range forks {
+				m.drop(f)
+			}
+			forks = nil
+		}
+	}()
+	if forks, err = m.reserve(actor, req, o); err != nil {
+		return forks, err
+	}
+	if req.May != nil {
+		if err = req.May(refsOf(forks)); err != nil {
+			return forks, err
+		}
+	}
+	for _, f := range forks {
+		if f.ports, err = m.assignPorts(ctx, f.l.ref, o.rec.Spec, nil); err != nil {
+			return forks, err
+		}
+		f.secrets = map[string][]byte{}
+		var services []Service
+		for _, name := range spec.StartOrder(o.rec.Spec) {
+			svc, _ := o.rec.specOf(name)
+			was, ok := o.rec.service(name)
+			if !ok {
+				return forks, isle.Errorf(isle.Conflict, "service %s of %s has no image", name, o.rec.Ref)
+			}
+			secret, hash := newSecret()
+			f.secrets[name] = secret
+			services = append(services, newService(svc, o.rec.Spec, was.Image, hash, f.ports.of(name)))
+		}
+		f.l.update(func(e *Environment) { e.Services = services })
+		for _, v := range o.volumes {
+			f.volumes = append(f.volumes, Volume{
+				ID: isle.NewID(), Ref: f.l.ref, Project: o.rec.Project, Service: v.Service, Path: v.Path, Size: v.Size,
+			})
+		}
+	}
+	return forks, nil
+}
+
+func refsOf(forks []*fork) (refs []isle.Ref) {
+	for _, f := range forks {
+		refs = append(refs, f.l.ref)
+	}
+	return refs
+}
+
+// reserve takes the names of the forks and puts their records in their places,
+// so that nobody else takes them, or their uids.
+func (m *Manager) reserve(actor isle.Actor, req ForkRequest, o *origin) (forks []*fork, err error) {
+	now := m.cfg.Now().UTC()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for i := 1; len(forks) < req.N; i++ {
+		ref, derived := req.nameOf(i, o)
+		held := m.locks.try(m.ctx, ref)
+		if held == nil || m.takenLocked(ref) {
+			if held != nil {
+				held.release()
+			}
+			if derived && i < 10_000 {
+				continue
+			}
+			return forks, isle.Errorf(isle.Conflict, "the name %s is taken", ref).
+				WithHint("choose another with --name, or isle down %s --volumes", ref)
+		}
+		m.generation = max(m.generation+1, now.UnixNano())
+		e := o.rec.forked(ref, o.digest)
+		e.Owner, e.Created, e.OneShot, e.Boot, e.Generation = actor, now, req.OneShot, m.cfg.Boot, m.generation
+		e.Expires = expiry(now, UpRequest{Spec: e.Spec, TTL: req.TTL})
+		l := m.newLive(e)
+		l.forkLimit = req.Timeout
+		l.uids = m.pickUIDs(e.Instance)
+		l.rec.UIDBase = l.uids
+		m.envs[ref] = l
+		forks = append(forks, &fork{l: l, op: held})
+	}
+	return forks, nil
+}
+
+// nameOf is the name of the i-th fork, and whether another would do as well.
+func (req *ForkRequest) nameOf(i int, o *origin) (ref isle.Ref, derived bool) {
+	stage := req.Stage
+	if stage == "" {
+		stage = o.rec.Ref.Stage
+	}
+	switch {
+	case req.Name == "":
+		return isle.Ref{Name: isle.Slug(fmt.Sprintf("%s-f%d", o.rec.Ref.Name, i)), Stage: stage}, true
+	case req.N == 1:
+		return isle.Ref{Name: req.Name, Stage: stage}, false
+	}
+	return isle.Ref{Name: isle.Slug(fmt.Sprintf("%s-%d", req.Name, i)), Stage: stage}, false
+}
+
+// takenLocked says whether a name is an environment's, or volumes are kept
+// under it; m.mu is held.
+func (m *Manager) takenLocked(ref isle.Ref) bool {
+	if m.envs[ref] != nil {
+		return true
+	}
+	for _, v := range m.volumes {
+		if v.Ref == ref {
+			return true
+		}
+	}
+	return false
+}
+
+// ForkNames are the names that a request's forks would get now. They may be
+// taken by the time that it is made: Fork asks its May about those that it takes.
+func (m *Manager) ForkNames(req ForkRequest) ([]isle.Ref, error) {
+	if err := req.check(); err != nil {
+		return nil, err
+	}
+	o, err := m.look(req)
+	if err != nil {
+		return nil, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var refs []isle.Ref
+	for i := 1; len(refs) < req.N; i++ {
+		ref, derived := req.nameOf(i, o)
+		if !derived || !m.takenLocked(ref) || i > 10_000 {
+			refs = append(refs, ref)
+		}
+	}
+	return refs, nil
+}
+
+// forked is the record of a copy: what it has of its source.
+func (e *Environment) forked(ref isle.Ref, origin isle.Digest) Environment {
+	ancestors := e.Ancestors
+	if e.Parent != "" {
+		ancestors = append([]Ancestor{{e.Parent, e.ParentRef, e.Origin}}, ancestors...)
+	}
+	return Environment{
+		Instance: isle.NewID(), Ref: ref, Project: e.Project, Desired: WantRunning, Phase: Pending, Spec: e.Spec, Branch: e.Branch,
+		Parent: e.Instance, ParentRef: e.Ref, Origin: origin, Ancestors: ancestors[:min(len(ancestors), maxAncestors)],
+		Fork: true, Crossed: e.Ref.Stage != ref.Stage, Opening: Copying,
+	}
+}
+
+// drop gives up a fork of which nothing is stored.
+func (m *Manager) drop(f *fork) {
+	m.forget(f.l)
+	if f.ports != nil {
+		f.ports.release()
+		if err := m.cfg.Ports.ForgetPorts(context.WithoutCancel(m.ctx), f.l.ref); err != nil {
+			m.cfg.Log.Error("ports could not be forgotten", "environment", f.l.ref, "error", err)
+		}
+	}
+	f.op.release()
+}
+
+// copyInto records the forks and then makes their volumes. When it returns nil
+// they are recorded as copied, all at once; after an error nothing of them is
+// left.
+func (m *Manager) copyInto(ctx context.Context, actor isle.Actor, o *origin, forks []*fork, say func(Progress)) error {
+	intent := audit.NewIntent(actor, isle.ActionEnvironmentFork, resource(o.rec.Ref), "").In(o.rec.Ref, o.rec.Instance).Explained(ctx)
+	if o.digest != "" {
+		intent = intent.With("snapshot", string(o.digest))
+	}
+	var names []string
+	c := Mutation{}
+	now := m.cfg.Now().UTC()
+	for _, f := range forks {
+		names = append(names, f.l.ref.String())
+		f.intent = audit.NewIntent(actor, isle.ActionEnvironmentLaunch, resource(f.l.ref), "fork of "+o.rec.Ref.String()).In(f.l.ref, f.l.instance).Explained(ctx)
+		for _, s := range f.l.snapshot().Services {
+			f.intent = f.intent.With("image "+s.Name, string(s.Digest))
+		}
+		for i := range f.volumes {
+			f.volumes[i].Created = now
+		}
+		c.PutVolumes = append(c.PutVolumes, f.volumes...)
+		c.Entries = append(c.Entries, f.intent)
+		c.Entries = append(c.Entries, volumesMade(actor, f.l, f.volumes, now)...)
+		m.warm(f.l)
+	}
+	intent = intent.With("to", strings.Join(names, " "))
+	c.Entries = append([]audit.Entry{intent}, c.Entries...)
+	if err := m.saveAll(ctx, livesOf(forks), func(*Environment) {}, c); err != nil {
+		for _, f := range forks {
+			m.drop(f)
+		}
+		return err
+	}
+	m.fault("fork.recorded")
+	say(Progress{Service: o.rec.Ref.String(), Step: "capture", State: "start"})
+	how, err := m.fill(ctx, o, forks)
+	if err == nil {
+		m.fault("fork.captured")
+		err = m.copied(ctx, o, forks, intent)
+	}
+	if err != nil {
+		err = isle.Errorf(isle.CodeOf(err), "%s could not be copied: %w", o.rec.Ref, err)
+		m.undo(forks, intent, err)
+		say(Progress{Service: o.rec.Ref.String(), Step: "capture", State: "failed", Message: err.Error()})
+		return err
+	}
+	m.fault("fork.copied")
+	say(Progress{Service: o.rec.Ref.String(), Step: "capture", State: "done", Message: how})
+	return nil
+}
+
+func livesOf(forks []*fork) (all []*live) {
+	for _, f := range forks {
+		all = append(all, f.l)
+	}
+	return all
+}
+
+// copied records that the volumes hold what they are to hold.
+func (m *Manager) copied(ctx context.Context, o *origin, forks []*fork, intent audit.Entry) error {
+	next := Open
+	for _, s := range o.rec.Spec.Services {
+		if len(s.OnFork) > 0 {
+			next = Shut
+		}
+	}
+	c := Mutation{Entries: []audit.Entry{intent.Outcome(nil)}}
+	for _, f := range forks {
+		for i := range f.volumes {
+			v := &f.volumes[i]
+			v.Ready = true
+			if o.volumes[i].Baseline != "" && m.copyBaseline(o.volumes[i].ID, v.ID) == nil {
+				v.Baseline = o.volumes[i].Baseline
+			}
+		}
+		c.PutVolumes = append(c.PutVolumes, f.volumes...)
+	}
+	return m.saveAll(ctx, livesOf(forks), func(e *Environment) { e.Opening = next }, c)
+}
+
+// undo takes away forks that were recorded and could not be made.
+func (m *Manager) undo(forks []*fork, intent audit.Entry, cause error) {
+	ctx := context.WithoutCancel(m.ctx)
+	m.end(intent, cause)
+	for _, f := range forks {
+		c := Mutation{Entries: []audit.Entry{f.intent.Outcome(cause)}}
+		failed := false
+		for _, v := range f.volumes {
+			if err := m.cfg.Volumes.Delete(ctx, v.ID); err != nil {
+				failed = true
+				m.cfg.Log.Error("a volume of a fork that came to nothing could not be removed", "volume", v.ID, "error", err)
+			}
+			c.RemoveVolumes = append(c.RemoveVolumes, v.ID)
+		}
+		if !failed {
+			if err := f.l.remove(ctx, c); err != nil { // the next start undoes it
+				m.cfg.Log.Error("a fork that came to nothing could not be removed", "environment", f.l.ref, "error", err)
+			}
+		}
+		m.drop(f)
+		f.l.update(func(*Environment) {}) // who waits looks again
+	}
+}
+
+// launchForks brings copies up, side by side, and waits for them.
+func (m *Manager) launchForks(ctx context.Context, req ForkRequest, forks []*fork, say func(Progress)) ([]UpResult, error) {
+	results, errs := make([]UpResult, len(forks)), make([]error, len(forks))
+	var all sync.WaitGroup
+	for i, f := range forks {
+		all.Add(1)
+		if !m.spawn(func() {
+			defer all.Done()
+			defer f.op.release()
+			errs[i] = m.launchFork(f, say)
+			results[i] = UpResult{Environment: f.l.snapshot(), Changed: true}
+			if req.OneShot && ctx.Err() != nil {
+				m.discard(f.l.ref)
+			}
+		}) {
+			f.ports.release()
+			f.op.release()
+			errs[i] = isle.Errorf(isle.Unavailable, "the server is ending; fork %s goes on when it is back", f.l.ref)
+			all.Done()
+		}
+	}
+	done := make(chan struct{})
+	go func() { all.Wait(); close(done) }() // ends with the goroutines above
+	select {
+	case <-done:
+		return results, firstOf(errs)
+	case <-ctx.Done():
+	}
+	why := context.Cause(ctx)
+	for _, f := range forks {
+		if req.OneShot || isle.CodeOf(why) == isle.Refused {
+			f.op.cancel(why)
+		}
+		f.op.abandon()
+	}
+	if req.OneShot {
+		<-done
+	}
+	return nil, ctx.Err()
+}
+
+func firstOf(errs []error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// launchFork brings one copy up and opens it; its ref is held.
+func (m *Manager) launchFork(f *fork, say func(Progress)) error {
+	say = prefixed(f.l.ref, say)
+	f.l.publish(f.ports)
+	err := m.conclude(f.l, f.intent, m.carryOut(f.op.ctx, f.l, f.secrets, false, say, nil))
+	if err == nil {
+		say(Progress{Step: "fork", State: "done"})
+		return nil
+	}
+	rec := f.l.snapshot()
+	if rec.Crossed && rec.Opening != Open && m.ctx.Err() == nil { // what it holds was not to be seen in this stage
+		if derr := m.takeDown(context.WithoutCancel(m.ctx), system("fork"), f.l, true, func(Progress) {}); derr != nil {
+			m.cfg.Log.Error("a fork of another stage could not be taken away; isle down tries again", "environment", f.l.ref, "error", derr)
+		}
+		err = isle.Errorf(isle.CodeOf(err), "fork %s of stage %s was taken away: %w", f.l.ref, rec.ParentRef.Stage, err)
+	}
+	say(Progress{Step: "fork", State: "failed", Message: firstLine(err)})
+	return err
+}
+
+func firstLine(err error) string {
+	line, _, _ := strings.Cut(err.Error(), "\n")
+	return line
+}
+
+// prefixed names a fork's services after the fork.
+func prefixed(ref isle.Ref, say func(Progress)) func(Progress) {
+	return func(p Progress) {
+		p.Service = strings.TrimSuffix(ref.String()+"/"+p.Service, "/")
+		say(p)
+	}
+}
+
+// hostname is that of a service: its name, and in a fork the fork's too, which
+// tells copies apart. It is at most 63 characters long (RFC 1123).
+func (e *Environment) hostname(service string) string {
+	if !e.Fork {
+		return service
+	}
+	if name := service + "-" + e.Ref.Name; len(name) <= 63 {
+		return name
+	}
+	return isle.Slug(service + "-" + e.Ref.Name)
+}
+
+// machineID is machine-id(5) of a service: random as its instance's ID is, and
+// another one for each service.
+func machineID(instance isle.ID, service string) string {
+	sum := sha256.Sum256([]byte("isle machine-id\x00" + string(instance) + "\x00" + service))
+	return hex.EncodeToString(sum[:16])
+}
