@@ -39,6 +39,8 @@ type container struct {
 	service  string
 	hostname string
 	hosts    []string
+	machine  string // "" in a build step
+	forked   int64
 	layers   []string
 	upper    string // of a build step
 	work     string

@@ -259,6 +259,7 @@ func (d *Driver) Launch(ctx context.Context, l environment.Launch) error {
 	}
 	c := &container{
 		ctx: ctx, instance: l.Instance, id: l.ID, service: l.Service, hostname: l.Hostname, hosts: l.Hosts,
+		machine: l.MachineID, forked: l.Generation,
 		layers: l.Layers, uidBase: l.UIDBase, network: l.Network, volumes: l.Volumes, tmpfs: l.Tmpfs,
 		caps: l.Caps, limits: l.Limits, init: l.Init, command: []string{initPath}, env: []string{"PATH=" + defaultPath},
 		class: classContainer,

@@ -7,6 +7,7 @@ import (
 	"path"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -20,7 +21,8 @@ const initPath = "/isle/init"
 // assemble mounts the container's root and all that is bound into it. It runs
 // in the launch's private mounts, and every path is relative to them:
 //
-//	top     generated files: /etc/hosts, /etc/hostname, /etc/resolv.conf
+//	top     generated files: /etc/hosts, /etc/hostname, /etc/machine-id,
+//	        /etc/resolv.conf, /etc/isle/generation
 //	l0…     the image's layers, idmapped
 //	bottom  mount points that the image may lack
 //	root    all of it as one overlay, read-only
@@ -183,6 +185,10 @@ func (c *container) skeleton() error {
 	files := map[string]string{"/etc/hostname": c.hostname + "\n", "/etc/hosts": c.hostsFile(), "/etc/resolv.conf": resolvConf}
 	if c.init != "" {
 		files[initPath] = ""
+		files["/etc/isle/generation"] = strconv.FormatInt(c.forked, 10) + "\n"
+	}
+	if c.machine != "" {
+		files["/etc/machine-id"] = c.machine + "\n"
 	}
 	for name, content := range files {
 		if err := ownedDir(generated+path.Dir(name), owner); err != nil {
