@@ -31,6 +31,13 @@ type environmentJSON struct {
 	Usage     *usageJSON    `json:"usage,omitempty"`
 	Services  []serviceJSON `json:"services"`
 	Volumes   []volumeJSON  `json:"volumes,omitempty"`
+	// Of copies.
+	Parent     string `json:"parent,omitempty"`
+	ParentName string `json:"parent_name,omitempty"`
+	Origin     string `json:"origin,omitempty"`
+	Generation int64  `json:"generation,omitempty"`
+	Opening    string `json:"opening,omitempty"`
+	Trouble    string `json:"trouble,omitempty"`
 }
 
 type limitsJSON struct {
@@ -86,7 +93,8 @@ func environmentView(e *islev1.Environment) environmentJSON {
 	v := environmentJSON{
 		Name: e.GetName(), Stage: e.GetStage(), Instance: e.GetInstance(), Project: e.GetProject(), Branch: e.GetBranch(),
 		Owner: e.GetOwner(), Phase: e.GetPhase(), Isolation: e.GetIsolation(), Created: at(e.GetCreated()), Expires: at(e.GetExpires()),
-		Services: []serviceJSON{},
+		Services: []serviceJSON{}, Parent: e.GetParent(), ParentName: e.GetParentName(), Origin: e.GetOrigin(), Generation: e.GetGeneration(),
+		Opening: e.GetOpening(), Trouble: e.GetTrouble(),
 	}
 	if l := e.GetLimits(); l != nil {
 		v.Limits = &limitsJSON{l.GetCpus(), l.GetMemory(), l.GetPids()}

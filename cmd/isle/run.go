@@ -29,6 +29,7 @@ type runOptions struct {
 	packages []string
 	copies   []string
 	suite    string
+	from     string
 	name     string
 	mirror   string
 	keep     bool
@@ -37,7 +38,7 @@ type runOptions struct {
 func newRun(a *app) *cobra.Command {
 	var o runOptions
 	cmd := &cobra.Command{
-		Use:   "run [--packages A,B | FILE] [--copy SRC:DST] -- CMD…",
+		Use:   "run [--packages A,B | FILE | --from ENV|SNAPSHOT] [--copy SRC:DST] -- CMD…",
 		Short: "Run a command in an environment of its own, then tear it down",
 		Long: `Launch a one-shot environment, run a command in it, pass its output and exit code
 through, and tear it down: also on Ctrl-C, and when this program is killed. It reaches
@@ -45,10 +46,12 @@ nothing outside. --copy fills a writable volume with local files; 'isle diff' an
 'isle cp' bring changes back out of an environment that --keep left.
 
 The environment is made of --packages (Debian's), or of FILE's services; then CMD runs
-in the first one. Packages chosen for --packages are used for a day.`,
+in the first one. Packages chosen for --packages are used for a day. With --from it is
+a copy of an environment as it is now, or of a snapshot: see 'isle fork'.`,
 		Example: `  isle run --packages python3 -- python3 -c 'print(1)'
   isle run --packages golang --copy .:/workspace -w /workspace -- go test ./...
-  isle run --packages bash -t -- bash`,
+  isle run --packages bash -t -- bash
+  isle run --from shop -s db -- psql -U postgres -c 'drop table orders'`,
 		Args: func(cmd *cobra.Command, given []string) error {
 			dash := cmd.ArgsLenAtDash()
 			if dash < 0 || dash > 1 || dash == len(given) {
@@ -58,12 +61,16 @@ in the first one. Packages chosen for --packages are used for a day.`,
 		},
 		RunE: func(cmd *cobra.Command, given []string) error {
 			dash := cmd.ArgsLenAtDash()
+			if o.from != "" {
+				return a.runFrom(cmd.Context(), o, first(given[:dash]), given[dash:])
+			}
 			return a.run(cmd.Context(), o, first(given[:dash]), given[dash:])
 		},
 	}
 	o.addFlags(cmd)
 	f := cmd.Flags()
 	f.StringSliceVar(&o.packages, "packages", nil, "Debian packages, separated by commas")
+	f.StringVar(&o.from, "from", "", "run in a copy of this environment, or of this snapshot")
 	f.StringArrayVar(&o.copies, "copy", nil, "fill a volume at DST with SRC: SRC:DST (may be repeated)")
 	f.StringVar(&o.suite, "suite", "", "Debian suite of --packages (default bookworm)")
 	f.StringVar(&o.name, "name", "", "name of the environment (default: made up)")
@@ -94,7 +101,7 @@ func (o runOptions) seeds() ([]seed, error) {
 }
 
 // run launches, fills, executes and tears down.
-func (a *app) run(ctx context.Context, o runOptions, file string, command []string) (err error) {
+func (a *app) run(ctx context.Context, o runOptions, file string, command []string) error {
 	seeds, err := o.seeds()
 	if err != nil {
 		return err
@@ -132,8 +139,13 @@ func (a *app) run(ctx context.Context, o runOptions, file string, command []stri
 	if err != nil {
 		return err
 	}
+	return a.runIn(ctx, o, c, res.GetEnvironment(), start, seeds, show)
+}
+
+// runIn fills, executes and tears down.
+func (a *app) runIn(ctx context.Context, o runOptions, c *api.Client, e *islev1.Environment, start *islev1.ExecStart, seeds []seed, show *progress) (err error) {
 	defer func() {
-		if derr := o.end(ctx, a, c, res.GetEnvironment(), show); err == nil {
+		if derr := o.end(ctx, a, c, e, show); err == nil {
 			err = derr
 		}
 	}()
@@ -144,6 +156,46 @@ func (a *app) run(ctx context.Context, o runOptions, file string, command []stri
 	}
 	show.close()
 	return a.exec(ctx, c, start)
+}
+
+// runFrom is run in a copy.
+func (a *app) runFrom(ctx context.Context, o runOptions, file string, command []string) error {
+	switch {
+	case file != "":
+		return usagef("--from says what the environment is made of; %s is another way to", file)
+	case len(o.packages) > 0 || o.suite != "" || o.mirror != "":
+		return usagef("--from says what the environment is made of; --packages, --suite and --mirror are for another way")
+	}
+	seeds, err := o.seeds()
+	if err != nil {
+		return err
+	}
+	req, err := forkOptions{name: o.name, n: 1}.request(o.from)
+	if err != nil {
+		return err
+	}
+	req.OneShot = !o.keep
+	start, err := o.start(isle.Ref{}, command)
+	if err != nil {
+		return err
+	}
+	c, err := a.connect(ctx)
+	if err != nil {
+		return err
+	}
+	calls, hangUp := context.WithCancel(context.WithoutCancel(ctx)) // as in run
+	defer hangUp()
+	interruptible := context.AfterFunc(ctx, hangUp)
+	show := a.quietProgress()
+	defer show.close()
+	res, err := fork(calls, c, req, show)
+	interruptible()
+	if err != nil {
+		return err
+	}
+	e := res.GetEnvironments()[0]
+	start.Environment = refText(e)
+	return a.runIn(ctx, o, c, e, start, seeds, show)
 }
 
 // end tears down, or says where to find what was kept.

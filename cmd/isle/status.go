@@ -46,6 +46,21 @@ func (a *app) status(e *islev1.Environment) error {
 		fmt.Fprintf(w, ", branch %s", clean(e.GetBranch()))
 	}
 	fmt.Fprintf(w, "\n  instance  %s\n  owner     %s\n", e.GetInstance(), e.GetOwner())
+	if e.GetParent() != "" {
+		fmt.Fprintf(w, "  copy of   %s", e.GetParentName())
+		if e.GetOrigin() != "" {
+			fmt.Fprintf(w, ", snapshot %s", shortDigest(e.GetOrigin()))
+		}
+		fmt.Fprintln(w)
+	}
+	switch {
+	case e.GetTrouble() != "":
+		fmt.Fprintf(w, "  shut      %s\n", clean(e.GetTrouble()))
+	case e.GetOpening() == "shut":
+		fmt.Fprintln(w, "  shut      until on_fork has succeeded in every service")
+	case e.GetOpening() != "":
+		fmt.Fprintf(w, "  shut      %s\n", clean(e.GetOpening()))
+	}
 	if t := e.GetCreated(); t != nil {
 		fmt.Fprintf(w, "  created   %s (%s ago)\n", t.AsTime().Local().Format(time.DateTime), age(e))
 	}

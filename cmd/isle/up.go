@@ -195,11 +195,19 @@ func (a *app) showUp(res *islev1.UpResult) error {
 		fmt.Fprintf(w, ", for %s", left(e))
 	}
 	fmt.Fprintln(w)
+	a.showPorts(e)
 	ref := refText(e)
+	fmt.Fprintf(w, "  next: isle exec %s -- CMD · isle shell %s · isle logs %s -f · isle down %s\n", ref, ref, ref, ref)
+	return nil
+}
+
+// showPorts prints where published ports are reached.
+func (a *app) showPorts(e *islev1.Environment) {
+	w := a.stdout
 	for _, s := range e.GetServices() {
 		for _, p := range s.GetPorts() {
 			if a.remote() { // they are published on the server's machine
-				fmt.Fprintf(w, "  %-16s isle port-forward %s %d -s %s\n", s.GetName()+" "+p.GetName(), ref, p.GetNumber(), s.GetName())
+				fmt.Fprintf(w, "  %-16s isle port-forward %s %d -s %s\n", s.GetName()+" "+p.GetName(), refText(e), p.GetNumber(), s.GetName())
 				continue
 			}
 			fmt.Fprintf(w, "  %-16s 127.0.0.1:%d", s.GetName()+" "+p.GetName(), p.GetHost())
@@ -209,8 +217,6 @@ func (a *app) showUp(res *islev1.UpResult) error {
 			fmt.Fprintln(w)
 		}
 	}
-	fmt.Fprintf(w, "  next: isle exec %s -- CMD · isle shell %s · isle logs %s -f · isle down %s\n", ref, ref, ref, ref)
-	return nil
 }
 
 // changeText says what a change did: some replace nothing.

@@ -48,9 +48,17 @@ type Sessions interface {
 	Logs(ctx context.Context, actor isle.Actor, ref isle.Ref, o environment.LogOptions, emit func(environment.LogLine) error) error
 }
 
-// Environments is all that the EnvironmentService needs.
+// Copies are made of what runs, and of snapshots; *environment.Manager implements it.
+type Copies interface {
+	Fork(ctx context.Context, actor isle.Actor, req environment.ForkRequest, progress func(environment.Progress)) ([]environment.UpResult, error)
+	PlanFork(req environment.ForkRequest) (environment.ForkPlan, error)
+	Whose(name string) (ref isle.Ref, at string)
+}
+
+// Environments is all that the EnvironmentService and the ForkService need.
 type Environments interface {
 	Lifecycle
+	Copies
 	Records
 	Sessions
 }
@@ -182,6 +190,7 @@ func New(cfg Config) http.Handler {
 	}
 	mux := http.NewServeMux()
 	mux.Handle(islev1connect.NewEnvironmentServiceHandler(&environments{cfg}, options...))
+	mux.Handle(islev1connect.NewForkServiceHandler(&forks{cfg}, options...))
 	mux.Handle(islev1connect.NewBuildServiceHandler(&images{cfg}, options...))
 	mux.Handle(islev1connect.NewServerServiceHandler(&host{cfg}, options...))
 	mux.Handle(islev1connect.NewPolicyServiceHandler(&policies{cfg}, options...))

@@ -22,6 +22,7 @@ import (
 // them. It is safe for concurrent use.
 type Client struct {
 	Environments islev1connect.EnvironmentServiceClient
+	Forks        islev1connect.ForkServiceClient
 	Images       islev1connect.BuildServiceClient
 	Server       islev1connect.ServerServiceClient
 	Policy       islev1connect.PolicyServiceClient
@@ -67,6 +68,7 @@ func (c *Client) speak(t http.RoundTripper) {
 		connect.WithAcceptCompression("gzip", nil, nil), // the socket is local: compressing costs more than it saves
 	}
 	c.Environments = islev1connect.NewEnvironmentServiceClient(c.http, c.base, options...)
+	c.Forks = islev1connect.NewForkServiceClient(c.http, c.base, options...)
 	c.Images = islev1connect.NewBuildServiceClient(c.http, c.base, options...)
 	c.Server = islev1connect.NewServerServiceClient(c.http, c.base, options...)
 	c.Policy = islev1connect.NewPolicyServiceClient(c.http, c.base, options...)

@@ -27,6 +27,10 @@ func environmentMessage(e environment.Environment) *islev1.Environment {
 		Phase: string(e.Phase), Created: timestamp(e.Created), Expires: timestamp(e.Expires), Branch: e.Branch, Isolation: e.Spec.Isolation,
 		Limits: &islev1.Limits{Cpus: e.Spec.Limits.CPUs, Memory: e.Spec.Limits.Memory, Pids: int32(e.Spec.Limits.PIDs)},
 	}
+	if e.Parent != "" {
+		m.Parent, m.ParentName, m.Origin = string(e.Parent), e.ParentRef.String(), string(e.Origin)
+	}
+	m.Generation, m.Opening, m.Trouble = e.Generation, string(e.Opening), e.Trouble
 	// In the order of the file: the first one is what exec means.
 	place := map[string]int{}
 	for i, s := range e.Spec.Services {

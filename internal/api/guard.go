@@ -124,6 +124,7 @@ func (cfg Config) rules() map[string]rule {
 	maps.Copy(rules, cfg.sessionRules())
 	maps.Copy(rules, cfg.approvalRules())
 	maps.Copy(rules, cfg.connectionRules())
+	maps.Copy(rules, cfg.forkRules())
 	return rules
 }
 

@@ -40,6 +40,21 @@ func (o *origin) release() {
 	})
 }
 
+// Whose says what a name means: an environment's, or, where there is none of
+// that name, a snapshot's.
+func (m *Manager) Whose(name string) (ref isle.Ref, at string) {
+	ref, err := isle.ParseRef(name)
+	if err == nil && (m.find(ref) != nil || len(m.volumesOf(ref)) > 0) {
+		return ref, ""
+	}
+	if m.cfg.Snapshots != nil {
+		if _, serr := m.cfg.Snapshots.Get(name); err != nil || serr == nil {
+			return isle.Ref{}, name
+		}
+	}
+	return ref, ""
+}
+
 // look finds what a request is about without holding it.
 func (m *Manager) look(req ForkRequest) (*origin, error) {
 	if req.At != "" {

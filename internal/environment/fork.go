@@ -14,8 +14,12 @@ import (
 	"isle/internal/spec"
 )
 
-// maxForks bounds how many forks one request makes.
-const maxForks = 64
+const (
+	// maxForks bounds how many forks one request makes.
+	maxForks = 64
+	// maxNames bounds how many names are tried for them.
+	maxNames = 10_000
+)
 
 // A ForkRequest asks for copies of an environment, or of a snapshot.
 type ForkRequest struct {
@@ -161,7 +165,7 @@ func (m *Manager) reserve(actor isle.Actor, req ForkRequest, o *origin) (forks [
 			if held != nil {
 				held.release()
 			}
-			if derived && i < 10_000 {
+			if derived && i < maxNames {
 				continue
 			}
 			return forks, isle.Errorf(isle.Conflict, "the name %s is taken", ref).
@@ -210,26 +214,32 @@ func (m *Manager) takenLocked(ref isle.Ref) bool {
 	return false
 }
 
-// ForkNames are the names that a request's forks would get now. They may be
-// taken by the time that it is made: Fork asks its May about those that it takes.
-func (m *Manager) ForkNames(req ForkRequest) ([]isle.Ref, error) {
+// A ForkPlan is what a request would come to now.
+type ForkPlan struct {
+	Source  isle.Ref // whose data is copied
+	Project string
+	Forks   []isle.Ref // names may be taken by the time that it is made: Fork asks its May about those that it takes
+}
+
+// PlanFork says what a request would come to.
+func (m *Manager) PlanFork(req ForkRequest) (ForkPlan, error) {
 	if err := req.check(); err != nil {
-		return nil, err
+		return ForkPlan{}, err
 	}
 	o, err := m.look(req)
 	if err != nil {
-		return nil, err
+		return ForkPlan{}, err
 	}
+	p := ForkPlan{Source: o.rec.Ref, Project: o.rec.Project}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	var refs []isle.Ref
-	for i := 1; len(refs) < req.N; i++ {
+	for i := 1; len(p.Forks) < req.N; i++ {
 		ref, derived := req.nameOf(i, o)
-		if !derived || !m.takenLocked(ref) || i > 10_000 {
-			refs = append(refs, ref)
+		if !derived || !m.takenLocked(ref) || i > maxNames {
+			p.Forks = append(p.Forks, ref)
 		}
 	}
-	return refs, nil
+	return p, nil
 }
 
 // forked is the record of a copy: what it has of its source.

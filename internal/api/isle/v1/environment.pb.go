@@ -581,21 +581,29 @@ func (x *ProgressEvent) GetTotal() int64 {
 }
 
 type Environment struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Instance      string                 `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Stage         string                 `protobuf:"bytes,3,opt,name=stage,proto3" json:"stage,omitempty"`
-	Project       string                 `protobuf:"bytes,4,opt,name=project,proto3" json:"project,omitempty"`
-	Owner         string                 `protobuf:"bytes,5,opt,name=owner,proto3" json:"owner,omitempty"`
-	Phase         string                 `protobuf:"bytes,6,opt,name=phase,proto3" json:"phase,omitempty"` // pending, starting, running, unhealthy, exited, failed, stopping, down
-	Created       *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=created,proto3" json:"created,omitempty"`
-	Expires       *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=expires,proto3" json:"expires,omitempty"`
-	Services      []*Service             `protobuf:"bytes,9,rep,name=services,proto3" json:"services,omitempty"`
-	Branch        string                 `protobuf:"bytes,10,opt,name=branch,proto3" json:"branch,omitempty"`
-	Usage         *Usage                 `protobuf:"bytes,11,opt,name=usage,proto3" json:"usage,omitempty"` // of Get
-	Limits        *Limits                `protobuf:"bytes,12,opt,name=limits,proto3" json:"limits,omitempty"`
-	Volumes       []*Volume              `protobuf:"bytes,13,rep,name=volumes,proto3" json:"volumes,omitempty"` // of Get
-	Isolation     string                 `protobuf:"bytes,14,opt,name=isolation,proto3" json:"isolation,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Instance  string                 `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
+	Name      string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Stage     string                 `protobuf:"bytes,3,opt,name=stage,proto3" json:"stage,omitempty"`
+	Project   string                 `protobuf:"bytes,4,opt,name=project,proto3" json:"project,omitempty"`
+	Owner     string                 `protobuf:"bytes,5,opt,name=owner,proto3" json:"owner,omitempty"`
+	Phase     string                 `protobuf:"bytes,6,opt,name=phase,proto3" json:"phase,omitempty"` // pending, starting, running, unhealthy, exited, failed, stopping, down
+	Created   *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=created,proto3" json:"created,omitempty"`
+	Expires   *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=expires,proto3" json:"expires,omitempty"`
+	Services  []*Service             `protobuf:"bytes,9,rep,name=services,proto3" json:"services,omitempty"`
+	Branch    string                 `protobuf:"bytes,10,opt,name=branch,proto3" json:"branch,omitempty"`
+	Usage     *Usage                 `protobuf:"bytes,11,opt,name=usage,proto3" json:"usage,omitempty"` // of Get
+	Limits    *Limits                `protobuf:"bytes,12,opt,name=limits,proto3" json:"limits,omitempty"`
+	Volumes   []*Volume              `protobuf:"bytes,13,rep,name=volumes,proto3" json:"volumes,omitempty"` // of Get
+	Isolation string                 `protobuf:"bytes,14,opt,name=isolation,proto3" json:"isolation,omitempty"`
+	// Of what was copied: from where, and which copy it is.
+	Parent     string `protobuf:"bytes,15,opt,name=parent,proto3" json:"parent,omitempty"`                           // the instance that it was copied from
+	ParentName string `protobuf:"bytes,16,opt,name=parent_name,json=parentName,proto3" json:"parent_name,omitempty"` // NAME[@STAGE] of that
+	Origin     string `protobuf:"bytes,17,opt,name=origin,proto3" json:"origin,omitempty"`                           // digest of the snapshot that it was copied from
+	Generation int64  `protobuf:"varint,18,opt,name=generation,proto3" json:"generation,omitempty"`                  // Unix nanoseconds; 0: no copy
+	// "copying" or "shut": a fork whose on_fork has not succeeded in every service.
+	Opening       string `protobuf:"bytes,19,opt,name=opening,proto3" json:"opening,omitempty"`
+	Trouble       string `protobuf:"bytes,20,opt,name=trouble,proto3" json:"trouble,omitempty"` // why it is not open
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -724,6 +732,48 @@ func (x *Environment) GetVolumes() []*Volume {
 func (x *Environment) GetIsolation() string {
 	if x != nil {
 		return x.Isolation
+	}
+	return ""
+}
+
+func (x *Environment) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
+func (x *Environment) GetParentName() string {
+	if x != nil {
+		return x.ParentName
+	}
+	return ""
+}
+
+func (x *Environment) GetOrigin() string {
+	if x != nil {
+		return x.Origin
+	}
+	return ""
+}
+
+func (x *Environment) GetGeneration() int64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *Environment) GetOpening() string {
+	if x != nil {
+		return x.Opening
+	}
+	return ""
+}
+
+func (x *Environment) GetTrouble() string {
+	if x != nil {
+		return x.Trouble
 	}
 	return ""
 }
@@ -2878,7 +2928,7 @@ const file_isle_v1_environment_proto_rawDesc = "" +
 	"\x05state\x18\x03 \x01(\tR\x05state\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x12\x12\n" +
 	"\x04done\x18\x05 \x01(\x03R\x04done\x12\x14\n" +
-	"\x05total\x18\x06 \x01(\x03R\x05total\"\xe3\x03\n" +
+	"\x05total\x18\x06 \x01(\x03R\x05total\"\x88\x05\n" +
 	"\vEnvironment\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -2894,7 +2944,16 @@ const file_isle_v1_environment_proto_rawDesc = "" +
 	"\x05usage\x18\v \x01(\v2\x0e.isle.v1.UsageR\x05usage\x12'\n" +
 	"\x06limits\x18\f \x01(\v2\x0f.isle.v1.LimitsR\x06limits\x12)\n" +
 	"\avolumes\x18\r \x03(\v2\x0f.isle.v1.VolumeR\avolumes\x12\x1c\n" +
-	"\tisolation\x18\x0e \x01(\tR\tisolation\"\xa4\x02\n" +
+	"\tisolation\x18\x0e \x01(\tR\tisolation\x12\x16\n" +
+	"\x06parent\x18\x0f \x01(\tR\x06parent\x12\x1f\n" +
+	"\vparent_name\x18\x10 \x01(\tR\n" +
+	"parentName\x12\x16\n" +
+	"\x06origin\x18\x11 \x01(\tR\x06origin\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x12 \x01(\x03R\n" +
+	"generation\x12\x18\n" +
+	"\aopening\x18\x13 \x01(\tR\aopening\x12\x18\n" +
+	"\atrouble\x18\x14 \x01(\tR\atrouble\"\xa4\x02\n" +
 	"\aService\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06launch\x18\x02 \x01(\tR\x06launch\x12\x16\n" +
