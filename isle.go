@@ -221,6 +221,13 @@ const (
 	ActionVolumeCreate       Action = "volume:create"
 	ActionVolumeDelete       Action = "volume:delete"
 	ActionVolumeCross        Action = "volume:cross-stage"
+	ActionSnapshotCreate     Action = "snapshot:create"
+	ActionSnapshotRead       Action = "snapshot:read"
+	ActionSnapshotTag        Action = "snapshot:tag"
+	ActionSnapshotRemove     Action = "snapshot:remove"
+	ActionSnapshotExport     Action = "snapshot:export"
+	ActionSnapshotImport     Action = "snapshot:import"
+	ActionSnapshotTrust      Action = "snapshot:trust" // a key of another server
 	ActionEgressConnect      Action = "egress:connect"
 	ActionAuditRead          Action = "audit:read"
 	ActionAuditAccept        Action = "audit:accept-rollback" // a log that does not go on from the kept checkpoint
@@ -270,7 +277,7 @@ const (
 
 // A Resource is what an action is done to: kind:name, in a stage.
 type Resource struct {
-	Kind  string `json:"kind"` // "environment", "service", "volume", "image", "egress", "server", "audit"
+	Kind  string `json:"kind"` // "environment", "service", "volume", "snapshot", "image", "egress", "server", "audit"
 	Name  string `json:"name"`
 	Stage string `json:"stage,omitempty"`
 }
@@ -278,7 +285,7 @@ type Resource struct {
 // Staged reports whether resources of the kind belong to a stage.
 func Staged(kind string) bool {
 	switch kind {
-	case "environment", "service", "volume", "egress", "connection", "identity":
+	case "environment", "service", "volume", "snapshot", "egress", "connection", "identity":
 		return true
 	}
 	return false

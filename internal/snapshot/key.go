@@ -5,8 +5,8 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
+	"errors"
 	"fmt"
-	"strings"
 
 	"golang.org/x/mod/sumdb/note"
 
@@ -60,9 +60,37 @@ func (k *Key) sign(d isle.Digest) ([]byte, error) {
 	return b, nil
 }
 
-// signerOf is the name of the key that a note says it is signed by, unproven.
-func signerOf(b []byte) string {
-	_, after, _ := strings.Cut(string(b), "\n\n— ")
-	name, _, _ := strings.Cut(after, " ")
-	return name
+// maxNote bounds a signed note in bytes.
+const maxNote = 4 << 10
+
+// openNote reads the signed note of a snapshot. It returns the name of the key
+// that signed, and whether that is one of those given. It fails with Untrusted
+// where the note is of another snapshot, or a signature is wrong.
+func openNote(b []byte, d isle.Digest, keys []note.Verifier) (signer string, trusted bool, err error) {
+	if len(b) > maxNote {
+		return "", false, isle.Errorf(isle.Untrusted, "the signature of snapshot %s is none: it has %d bytes", d.Short(), len(b))
+	}
+	n, err := note.Open(b, note.VerifierList(keys...))
+	if unverified := new(note.UnverifiedNoteError); errors.As(err, &unverified) {
+		n, err = unverified.Note, nil
+	}
+	if err != nil {
+		return "", false, isle.Errorf(isle.Untrusted, "the signature of snapshot %s is wrong: %w", d.Short(), err)
+	}
+	if n.Text != text(d) {
+		return "", false, isle.Errorf(isle.Untrusted, "the signature that lies with snapshot %s is of something else", d.Short())
+	}
+	if len(n.Sigs) > 0 {
+		return n.Sigs[0].Name, true, nil
+	}
+	return n.UnverifiedSigs[0].Name, false, nil
+}
+
+// parseVerifier reads a key that another server has, NAME+HASH+BASE64.
+func parseVerifier(s string) (note.Verifier, error) {
+	v, err := note.NewVerifier(s)
+	if err != nil || !printable(s, false) || len(s) > maxName {
+		return nil, isle.Errorf(isle.Invalid, "%q is no key of snapshots: want NAME+HASH+BASE64", clip(s)).WithHint("`isle snapshot trust` on the other server shows it")
+	}
+	return v, nil
 }

@@ -97,9 +97,15 @@ type Snapshot struct {
 	// Local is the volume, of the snapshot's own, that holds each of the
 	// manifest's, by Volume.Name.
 	Local map[string]isle.ID
-	// Imported says that the snapshot was made by, or came through, another
-	// server's file: its volumes were written anew from the files in them.
-	Imported bool
+	// Imported says that the snapshot came in a file: its volumes were written
+	// anew from the files in them. NoMemory says that its memory was left out.
+	Imported, NoMemory bool
+	// Memory is the folder of the memory, where Use gave the snapshot and the
+	// memory may be restored: its signature is trusted.
+	Memory string
+	// Broken is why a listed snapshot cannot be used; nil where nothing is known
+	// to be wrong.
+	Broken error
 }
 
 // Volumes are the files behind volumes; the driver's implement it.

@@ -1,0 +1,451 @@
+package snapshot
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/mod/sumdb/note"
+
+	"isle"
+	"isle/internal/ledger"
+)
+
+// ledgerName is the ledger that snapshots, tags and trusted keys are records of.
+const ledgerName = "snapshot"
+
+// What begins the keys of the ledger's records.
+const (
+	keySnapshot = "snapshot/" // and 64 hexadecimal characters
+	keyTag      = "tag/"      // and the tag
+	keyTrust    = "trust/"    // and the key, NAME+HASH+BASE64
+)
+
+// Names in the folder of a snapshot, and of drafts beside them.
+const (
+	fileManifest  = "manifest.json"
+	fileSignature = "signature"
+	fileLocal     = "local.json"
+	folderMemory  = "memory"
+	prefixDraft   = "draft-"
+)
+
+// MaxSnapshots bounds how many there are.
+const MaxSnapshots = 10_000
+
+// Snapshots are those of one server. They are safe for concurrent use.
+type Snapshots struct {
+	cfg    Config
+	broken error // why none can be used; nil if they can
+
+	change sync.Mutex // held over a change
+	ledger *ledger.Ledger
+
+	mu     sync.RWMutex // guards what follows
+	known  map[isle.Digest]record
+	tags   map[string]isle.Digest
+	trust  map[string]note.Verifier // by NAME+HASH+BASE64
+	drafts map[isle.ID]*Draft
+	held   map[isle.Digest]int // how many use it now
+}
+
+// A record is what the ledger says of a snapshot beside its digest.
+type record struct {
+	Sealed time.Time  `json:"sealed"`
+	By     isle.Actor `json:"by"`
+	// Volumes are the manifest's, by their names.
+	Volumes map[string]localVolume `json:"volumes"`
+	// Imported is set where the snapshot came in a file.
+	Imported *imported   `json:"imported,omitempty"`
+	Ref      isle.Ref    `json:"ref"`
+	Project  string      `json:"project"`
+	Parent   isle.Digest `json:"parent,omitempty"`
+}
+
+// A localVolume is the file that holds a volume of a snapshot.
+type localVolume struct {
+	ID isle.ID `json:"id"`
+	// Digest is that of the content of a file that was written anew; "" where it
+	// is the manifest's.
+	Digest isle.Digest `json:"digest,omitempty"`
+	// Files is the digest of the files in it, which both contents have.
+	Files isle.Digest `json:"files,omitempty"`
+	// LeftOut is how many entries a file that was written anew lacks: devices.
+	LeftOut int `json:"left_out,omitempty"`
+}
+
+// imported says what was not taken over of a snapshot that came in a file.
+type imported struct {
+	NoMemory bool `json:"no_memory,omitempty"` // it was not signed by a key that was trusted
+}
+
+// Open reads the snapshots, and takes away what was half made or half removed
+// when an earlier server died. Where the ledger is not what the audit log says it
+// is there is a Snapshots all the same, of which every use fails with that, and
+// nothing is taken away.
+func Open(ctx context.Context, cfg Config) (*Snapshots, error) {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Slog == nil {
+		cfg.Slog = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Fault == nil {
+		cfg.Fault = func(string) {}
+	}
+	if cfg.InUse == nil {
+		cfg.InUse = func(isle.Digest) []string { return nil }
+	}
+	s := &Snapshots{
+		cfg: cfg, known: map[isle.Digest]record{}, tags: map[string]isle.Digest{}, trust: map[string]note.Verifier{},
+		drafts: map[isle.ID]*Draft{}, held: map[isle.Digest]int{},
+	}
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, isle.Errorf(isle.Unavailable, "cannot make the folder of snapshots: %w", err)
+	}
+	l, records, err := ledger.Open(ctx, cfg.Store, ledgerName)
+	if err != nil {
+		if isle.CodeOf(err) != isle.Unavailable {
+			return nil, err
+		}
+		s.broken = err
+		cfg.Slog.Error("no snapshot can be used", "err", err)
+		return s, nil
+	}
+	s.ledger = l
+	for _, r := range records {
+		if err := s.load(r); err != nil {
+			s.broken = err
+			cfg.Slog.Error("no snapshot can be used", "err", err)
+			return s, nil
+		}
+	}
+	return s, s.sweep(ctx)
+}
+
+// load takes one record in.
+func (s *Snapshots) load(r ledger.Record) error {
+	var err error
+	if hex, ok := strings.CutPrefix(r.Key, keySnapshot); ok {
+		var v record
+		d := isle.Digest("sha256:" + hex)
+		if err = json.Unmarshal(r.Body, &v); err == nil && d.Valid() {
+			s.known[d] = v
+			return nil
+		}
+	} else if name, ok := strings.CutPrefix(r.Key, keyTag); ok {
+		var v tag
+		if err = json.Unmarshal(r.Body, &v); err == nil && isle.ValidName(name) && v.Digest.Valid() {
+			s.tags[name] = v.Digest
+			return nil
+		}
+	} else if key, ok := strings.CutPrefix(r.Key, keyTrust); ok {
+		var v note.Verifier
+		if v, err = parseVerifier(key); err == nil {
+			s.trust[key] = v
+			return nil
+		}
+	}
+	return isle.Errorf(isle.Unavailable, "the record %q of the snapshot ledger cannot be read", r.Key).WithHint("start with the program that wrote it")
+}
+
+// sweep takes away every folder that no record names, with its volumes.
+func (s *Snapshots) sweep(ctx context.Context) error {
+	entries, err := os.ReadDir(s.cfg.Dir)
+	if err != nil {
+		return isle.Errorf(isle.Unavailable, "cannot read the folder of snapshots: %w", err)
+	}
+	for _, e := range entries {
+		if d := isle.Digest("sha256:" + e.Name()); d.Valid() && s.has(d) {
+			continue
+		} else if !d.Valid() && !strings.HasPrefix(e.Name(), prefixDraft) {
+			continue // not ours
+		}
+		s.cfg.Slog.Warn("a snapshot was half made, or half removed: the rest of it is taken away", "folder", e.Name())
+		if err := s.takeAway(ctx, filepath.Join(s.cfg.Dir, e.Name())); err != nil {
+			s.cfg.Slog.Error("what is left of a snapshot could not be taken away", "folder", e.Name(), "err", err)
+		}
+	}
+	return nil
+}
+
+func (s *Snapshots) has(d isle.Digest) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	_, ok := s.known[d]
+	return ok
+}
+
+// takeAway removes a folder that no record names, its volumes first: they are
+// known by what is in it.
+func (s *Snapshots) takeAway(ctx context.Context, dir string) error {
+	l, err := readLocal(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		s.cfg.Slog.Warn("which volumes a snapshot had cannot be read; gc removes them", "folder", dir, "err", err)
+	}
+	named := map[isle.ID]bool{}
+	for _, id := range s.Volumes() {
+		named[id] = true
+	}
+	for _, v := range l.Volumes {
+		if named[v.ID] || !v.ID.Valid() {
+			continue
+		}
+		if err := s.cfg.Volumes.Delete(ctx, v.ID); err != nil && isle.CodeOf(err) != isle.NotFound {
+			return err
+		}
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return err
+	}
+	return syncFolder(filepath.Dir(dir))
+}
+
+// Err says why no snapshot can be used; nil if they can.
+func (s *Snapshots) Err() error { return s.broken }
+
+// dir is the folder of a snapshot.
+func (s *Snapshots) dir(d isle.Digest) string { return filepath.Join(s.cfg.Dir, d.Hex()) }
+
+// Volumes are those of all snapshots and of those in the making: nobody else may
+// remove them.
+func (s *Snapshots) Volumes() (ids []isle.ID) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for _, r := range s.known {
+		for _, v := range r.Volumes {
+			ids = append(ids, v.ID)
+		}
+	}
+	for _, d := range s.drafts {
+		ids = append(ids, d.ids()...)
+	}
+	return ids
+}
+
+// Images calls use with each image that a snapshot needs.
+func (s *Snapshots) Images(use func(Service)) {
+	s.mu.RLock()
+	known := s.digests()
+	s.mu.RUnlock()
+	for _, d := range known {
+		m, _, err := s.read(d)
+		if err != nil {
+			continue // it cannot be used, whatever is kept
+		}
+		for _, svc := range m.Services {
+			use(svc)
+		}
+	}
+}
+
+// digests are those of all snapshots, in the order in which they came. mu is
+// held.
+func (s *Snapshots) digests() []isle.Digest {
+	out := make([]isle.Digest, 0, len(s.known))
+	for d := range s.known {
+		out = append(out, d)
+	}
+	slices.SortFunc(out, func(a, b isle.Digest) int {
+		if c := s.known[a].Sealed.Compare(s.known[b].Sealed); c != 0 {
+			return c
+		}
+		return strings.Compare(string(a), string(b))
+	})
+	return out
+}
+
+// read reads the manifest of a snapshot and its signature. It fails with
+// Untrusted where they are not what they were.
+func (s *Snapshots) read(d isle.Digest) (m Manifest, sig []byte, err error) {
+	b, err := readBounded(filepath.Join(s.dir(d), fileManifest), MaxManifest)
+	if err == nil {
+		sig, err = readBounded(filepath.Join(s.dir(d), fileSignature), maxNote)
+	}
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return m, nil, isle.Errorf(isle.Untrusted, "snapshot %s is not whole: %w", d.Short(), err).WithHint("put its folder back from a backup, or remove it: isle snapshot rm %s", d.Short())
+	case err != nil:
+		return m, nil, isle.Errorf(isle.Unavailable, "snapshot %s cannot be read: %w", d.Short(), err)
+	case isle.DigestOf(b) != d:
+		return m, nil, isle.Errorf(isle.Untrusted, "snapshot %s was changed on disk: its manifest does not have its digest; nothing is made of it", d.Short()).
+			WithHint("find out who wrote to %s", s.dir(d))
+	}
+	m, err = DecodeManifest(b)
+	return m, sig, err
+}
+
+// view is a snapshot as it is on disk.
+func (s *Snapshots) view(d isle.Digest) (Snapshot, error) {
+	s.mu.RLock()
+	r, ok := s.known[d]
+	out := Snapshot{Digest: d, Tags: []string{}, Local: map[string]isle.ID{}, Imported: r.Imported != nil}
+	for name, at := range s.tags {
+		if at == d {
+			out.Tags = append(out.Tags, name)
+		}
+	}
+	keys := s.keys()
+	s.mu.RUnlock()
+	if !ok {
+		return out, isle.Errorf(isle.NotFound, "there is no snapshot %s", d.Short())
+	}
+	slices.Sort(out.Tags)
+	for name, v := range r.Volumes {
+		out.Local[name] = v.ID
+		if used, err := s.cfg.Volumes.Used(v.ID); err == nil {
+			out.Used += used
+		}
+	}
+	out.Used += usedBelow(s.dir(d))
+	m, sig, err := s.read(d)
+	if err != nil {
+		// Who it was of is said all the same: who may see it is asked by that.
+		out.Manifest = Manifest{Ref: r.Ref, Project: r.Project, Author: r.By, Created: r.Sealed, Parent: r.Parent}
+		return out, err
+	}
+	out.Manifest = m
+	if r.Imported != nil && r.Imported.NoMemory {
+		out.NoMemory = true
+	}
+	out.Signer, out.Trusted, err = openNote(sig, d, keys)
+	return out, err
+}
+
+// keys are those that are trusted, this server's own among them. mu is held.
+func (s *Snapshots) keys() (out []note.Verifier) {
+	if s.cfg.Key != nil {
+		if v, err := note.NewVerifier(s.cfg.Key.Verifier()); err == nil {
+			out = append(out, v)
+		}
+	}
+	for _, v := range s.trust {
+		out = append(out, v)
+	}
+	return out
+}
+
+// List returns all snapshots, the first one first. What is wrong with one that
+// cannot be used is in its Broken.
+func (s *Snapshots) List() ([]Snapshot, error) {
+	if s.broken != nil {
+		return nil, s.broken
+	}
+	s.mu.RLock()
+	known := s.digests()
+	s.mu.RUnlock()
+	out := []Snapshot{}
+	for _, d := range known {
+		v, err := s.view(d)
+		if err != nil && isle.CodeOf(err) == isle.NotFound {
+			continue // removed meanwhile
+		}
+		v.Broken = err
+		out = append(out, v)
+	}
+	return out, nil
+}
+
+// Get returns the snapshot of a digest, of a part of one that begins it (at least
+// minPrefix hexadecimal characters) or of a tag. It fails with Untrusted where
+// its manifest or signature is not what it was; whether its volumes are says Use.
+func (s *Snapshots) Get(name string) (Snapshot, error) {
+	d, err := s.Find(name)
+	if err != nil {
+		return Snapshot{}, err
+	}
+	return s.view(d)
+}
+
+// minPrefix is how much of a digest must be said.
+const minPrefix = 6
+
+// Find returns the digest that a name, as Get takes it, is of.
+func (s *Snapshots) Find(name string) (isle.Digest, error) {
+	if s.broken != nil {
+		return "", s.broken
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if d, ok := s.tags[name]; ok {
+		return d, nil
+	}
+	hex := strings.TrimPrefix(name, "sha256:")
+	var found []isle.Digest
+	if looksLikeDigest(hex) {
+		for d := range s.known {
+			if strings.HasPrefix(d.Hex(), hex) {
+				found = append(found, d)
+			}
+		}
+	}
+	switch len(found) {
+	case 1:
+		return found[0], nil
+	case 0:
+		return "", s.notFound(name)
+	}
+	slices.Sort(found)
+	return "", isle.Errorf(isle.Conflict, "%q begins %d snapshots, among them %s and %s", clip(name), len(found), found[0].Hex()[:len(hex)+4], found[1].Hex()[:len(hex)+4]).
+		WithHint("say more of its digest")
+}
+
+// looksLikeDigest reports whether s can begin the hexadecimal of a digest.
+func looksLikeDigest(s string) bool {
+	return len(s) >= minPrefix && len(s) <= 64 && strings.Trim(s, "0123456789abcdef") == ""
+}
+
+// notFound names what is near. mu is held.
+func (s *Snapshots) notFound(name string) error {
+	err := isle.Errorf(isle.NotFound, "there is no snapshot %q", clip(name))
+	var near []string
+	for t := range s.tags {
+		if len(name) >= 2 && (strings.HasPrefix(t, name) || strings.HasPrefix(name, t)) || distance(t, clip(name)) <= 2 {
+			near = append(near, t)
+		}
+	}
+	if hex := strings.TrimPrefix(name, "sha256:"); len(hex) >= 4 && len(hex) < 64 {
+		for d := range s.known {
+			if strings.HasPrefix(d.Hex(), hex[:4]) {
+				near = append(near, d.Short())
+			}
+		}
+	}
+	slices.Sort(near)
+	switch {
+	case len(near) > 0:
+		return err.WithHint("did you mean %s?", strings.Join(near[:min(len(near), 3)], " or "))
+	case len(s.known) == 0:
+		return err.WithHint("there is none yet: isle snapshot ENV makes one")
+	}
+	return err.WithHint("isle snapshot ls lists them; say a tag, or at least %d characters of a digest", minPrefix)
+}
+
+// distance is how many letters must be changed, added or left out to make b of
+// a (Levenshtein).
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost = 1 + min(diagonal, row[j], row[j+1])
+			}
+			diagonal, row[j+1] = row[j+1], cost
+		}
+	}
+	return row[len(b)]
+}

@@ -1,0 +1,230 @@
+package snapshot
+
+import (
+	"context"
+	"encoding/json"
+	"maps"
+	"slices"
+	"strings"
+
+	"isle"
+	"isle/internal/audit"
+	"isle/internal/ledger"
+)
+
+// Bounds of what is kept beside snapshots.
+const (
+	maxTags = 10_000
+	maxKeys = 100
+)
+
+// A tag is the record of one: a name that people gave a snapshot.
+type tag struct {
+	Digest isle.Digest `json:"digest"`
+}
+
+func recordOf(key string, v any) (ledger.Record, error) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return ledger.Record{}, isle.Errorf(isle.Internal, "cannot encode a snapshot's record: %w", err)
+	}
+	return ledger.Record{Key: key, Body: b}, nil
+}
+
+// resourceOf is a snapshot as what an action is done to: it is called as its
+// environment was, and is of its stage.
+func resourceOf(ref isle.Ref) isle.Resource {
+	return isle.Resource{Kind: "snapshot", Name: ref.Name, Stage: ref.Stage}
+}
+
+// CheckTag says what is wrong with a tag: it must be a name, and nothing that
+// could begin a digest.
+func CheckTag(name string) error {
+	if !isle.ValidName(name) {
+		return isle.Errorf(isle.Invalid, "%q is no tag: want lower-case letters, digits and dashes, at most 40, beginning with a letter", clip(name))
+	}
+	if looksLikeDigest(name) {
+		return isle.Errorf(isle.Invalid, "the tag %q cannot be told from a digest", name).WithHint("choose one with another letter than a to f, or a dash")
+	}
+	return nil
+}
+
+// freeTag fails where a tag is none, or is another snapshot's.
+func (s *Snapshots) freeTag(name string) error {
+	if err := CheckTag(name); err != nil {
+		return err
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if d, ok := s.tags[name]; ok {
+		return isle.Errorf(isle.Conflict, "the tag %s is on snapshot %s", name, d.Short()).WithHint("move it with: isle snapshot tag --move SNAPSHOT %s", name)
+	}
+	if len(s.tags) >= maxTags {
+		return isle.Errorf(isle.Exhausted, "there are %d tags, as many as there may be", len(s.tags))
+	}
+	return nil
+}
+
+// Tag gives a snapshot a name more. Where another has it that is a Conflict,
+// unless it is to be moved.
+func (s *Snapshots) Tag(ctx context.Context, actor isle.Actor, snapshot, name string, move bool) (Snapshot, error) {
+	if err := CheckTag(name); err != nil {
+		return Snapshot{}, err
+	}
+	d, err := s.Find(snapshot)
+	if err != nil {
+		return Snapshot{}, err
+	}
+	s.change.Lock()
+	defer s.change.Unlock()
+	s.mu.RLock()
+	r, ok := s.known[d]
+	before := s.tags[name]
+	s.mu.RUnlock()
+	switch {
+	case !ok:
+		return Snapshot{}, isle.Errorf(isle.NotFound, "there is no snapshot %s any more", d.Short())
+	case before == d:
+		return s.view(d)
+	case !move:
+		if err := s.freeTag(name); err != nil {
+			return Snapshot{}, err
+		}
+	}
+	put, err := recordOf(keyTag+name, tag{d})
+	if err != nil {
+		return Snapshot{}, err
+	}
+	e := audit.NewEvent(actor, isle.ActionSnapshotTag, resourceOf(r.Ref), isle.Allow, "").With("snapshot", string(d)).With("tag", name)
+	if before != "" {
+		e = e.With("before", string(before))
+	}
+	if err := s.ledger.Change(ctx, []ledger.Record{put}, nil, e); err != nil {
+		return Snapshot{}, err
+	}
+	s.mu.Lock()
+	s.tags[name] = d
+	s.mu.Unlock()
+	return s.view(d)
+}
+
+// Untag takes a name away from the snapshot that has it.
+func (s *Snapshots) Untag(ctx context.Context, actor isle.Actor, name string) error {
+	if s.broken != nil {
+		return s.broken
+	}
+	s.change.Lock()
+	defer s.change.Unlock()
+	s.mu.RLock()
+	d, ok := s.tags[name]
+	r := s.known[d]
+	s.mu.RUnlock()
+	if !ok {
+		return isle.Errorf(isle.NotFound, "there is no tag %q", clip(name)).WithHint("isle snapshot ls shows them")
+	}
+	e := audit.NewEvent(actor, isle.ActionSnapshotTag, resourceOf(r.Ref), isle.Allow, "").With("before", string(d)).With("tag", name)
+	if err := s.ledger.Change(ctx, nil, []string{keyTag + name}, e); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	delete(s.tags, name)
+	s.mu.Unlock()
+	return nil
+}
+
+// A TrustedKey is a key whose signatures count.
+type TrustedKey struct {
+	Name string
+	Key  string // NAME+HASH+BASE64
+	Own  bool   // this server's
+}
+
+// Keys returns the keys that are trusted, this server's own first.
+func (s *Snapshots) Keys() ([]TrustedKey, error) {
+	if s.broken != nil {
+		return nil, s.broken
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	var out []TrustedKey
+	if k := s.cfg.Key; k != nil {
+		out = append(out, TrustedKey{k.Name(), k.Verifier(), true})
+	}
+	for _, key := range slices.Sorted(maps.Keys(s.trust)) {
+		out = append(out, TrustedKey{s.trust[key].Name(), key, false})
+	}
+	return out, nil
+}
+
+var trustResource = isle.Resource{Kind: "server", Name: "server"}
+
+// Trust makes the signatures of another server's key count: memory that it
+// captured is restored here.
+func (s *Snapshots) Trust(ctx context.Context, actor isle.Actor, key string) (TrustedKey, error) {
+	if s.broken != nil {
+		return TrustedKey{}, s.broken
+	}
+	key = strings.TrimSpace(key)
+	v, err := parseVerifier(key)
+	if err != nil {
+		return TrustedKey{}, err
+	}
+	out := TrustedKey{Name: v.Name(), Key: key}
+	s.change.Lock()
+	defer s.change.Unlock()
+	s.mu.RLock()
+	_, have := s.trust[key]
+	n := len(s.trust)
+	s.mu.RUnlock()
+	switch {
+	case have:
+		return out, nil
+	case s.cfg.Key != nil && s.cfg.Key.Verifier() == key:
+		out.Own = true
+		return out, nil
+	case n >= maxKeys:
+		return out, isle.Errorf(isle.Exhausted, "%d keys are trusted, as many as there may be", n)
+	}
+	put, err := recordOf(keyTrust+key, struct{}{})
+	if err != nil {
+		return out, err
+	}
+	e := audit.NewEvent(actor, isle.ActionSnapshotTrust, trustResource, isle.Allow, "trusted from now on").With("key", key)
+	if err := s.ledger.Change(ctx, []ledger.Record{put}, nil, e); err != nil {
+		return out, err
+	}
+	s.mu.Lock()
+	s.trust[key] = v
+	s.mu.Unlock()
+	return out, nil
+}
+
+// Distrust makes the signatures of a key count no more. It is said whole, or by
+// its name.
+func (s *Snapshots) Distrust(ctx context.Context, actor isle.Actor, key string) (TrustedKey, error) {
+	if s.broken != nil {
+		return TrustedKey{}, s.broken
+	}
+	s.change.Lock()
+	defer s.change.Unlock()
+	var found []string
+	s.mu.RLock()
+	for k, v := range s.trust {
+		if k == key || v.Name() == key {
+			found = append(found, k)
+		}
+	}
+	s.mu.RUnlock()
+	if len(found) != 1 {
+		return TrustedKey{}, isle.Errorf(isle.NotFound, "%d keys that are trusted are called %q", len(found), clip(key)).WithHint("isle snapshot trust lists them")
+	}
+	name, _, _ := strings.Cut(found[0], "+")
+	e := audit.NewEvent(actor, isle.ActionSnapshotTrust, trustResource, isle.Allow, "trusted no more").With("key", found[0])
+	if err := s.ledger.Change(ctx, nil, []string{keyTrust + found[0]}, e); err != nil {
+		return TrustedKey{}, err
+	}
+	s.mu.Lock()
+	delete(s.trust, found[0])
+	s.mu.Unlock()
+	return TrustedKey{Name: name, Key: found[0]}, nil
+}
