@@ -17,8 +17,8 @@ import (
 // log when it begins and another when it ends.
 var asking = allowance.Rate{Burst: MaxEach, Every: time.Second}
 
-// maxAskers is how many identities are remembered before those that have asked
-// for nothing lately are forgotten.
+// maxAskers is how many identities that have asked lately are told apart; the
+// others have one share together.
 const maxAskers = 2000
 
 // A Use is one use of an approval, spent.
@@ -307,20 +307,7 @@ func (a *Approvals) room(r Request) error {
 	case total >= MaxPending || bytes > maxTextTotal:
 		return full("%d requests for approval are open, as many as there may be", total)
 	}
-	who, now := r.Actor.String(), a.now()
-	left := a.asks[who]
-	if left == nil {
-		if len(a.asks) >= maxAskers {
-			for name, l := range a.asks {
-				if l.Full(now, asking) {
-					delete(a.asks, name)
-				}
-			}
-		}
-		left = &allowance.Allowance{}
-		a.asks[who] = left
-	}
-	if !left.Take(now, asking) {
+	if !a.asks.Take(r.Actor.String(), a.now()) {
 		return isle.Errorf(isle.Exhausted, "%s asks for approval more often than it may", r.Actor).WithHint("wait some seconds")
 	}
 	return nil

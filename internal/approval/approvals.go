@@ -72,9 +72,9 @@ type Approvals struct {
 
 	turn   chan struct{} // holds one while somebody changes the ledger and what is in memory
 	ledger *ledger.Ledger
-	asks   map[string]*allowance.Allowance // by actor, under turn
-	asked  uint64                          // places that were given, under turn
-	stale  bool                            // what is granted is not in force as it is, under turn
+	asks   allowance.Table // by actor
+	asked  uint64          // places that were given, under turn
+	stale  bool            // what is granted is not in force as it is, under turn
 
 	mu       sync.RWMutex // guards what follows; who writes holds turn too
 	cards    map[isle.ID]*card
@@ -126,7 +126,7 @@ func Open(ctx context.Context, cfg Config) (*Approvals, error) {
 		cfg.Fault = func(string) {}
 	}
 	a := &Approvals{
-		cfg: cfg, turn: make(chan struct{}, 1), asks: map[string]*allowance.Allowance{},
+		cfg: cfg, turn: make(chan struct{}, 1), asks: allowance.Table{Rate: asking, Max: maxAskers},
 		cards: map[isle.ID]*card{}, live: map[key][]*card{}, access: map[isle.ID]*card{}, watchers: map[*watcher]bool{}, changed: make(chan struct{}),
 	}
 	l, records, err := ledger.Open(ctx, cfg.Store, ledgerName)
