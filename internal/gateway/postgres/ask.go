@@ -315,3 +315,13 @@ func (h *holding) begin(session context.Context) context.Context {
 	}
 	return h.ctx
 }
+
+// changes reports whether an action may change something.
+func changes(actions []isle.Action) bool {
+	for _, a := range actions {
+		if a != isle.ActionPostgresSelect && a != isle.ActionConnectionOpen {
+			return true
+		}
+	}
+	return false
+}

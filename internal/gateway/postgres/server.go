@@ -219,37 +219,6 @@ func affected(tag string) int64 {
 	return 0
 }
 
-// copies notes that COPY begins. What of the client's was sent already and is
-// not data, the server ignores (Sync, Flush) or fails at.
-func (s *exchange) copies(kind byte) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.unmark()
-	e := s.front()
-	if e == nil || e.kind != 'Q' && e.kind != 'E' || kind == 'W' {
-		return errReply
-	}
-	if kind != 'G' {
-		return nil
-	}
-	kept := s.head + 1
-	s.copying = true
-	for i := s.head + 1; i < len(s.queue); i++ {
-		switch {
-		case !s.copying:
-			s.queue[kept] = s.queue[i]
-			kept++
-		case s.queue[i].kind == 'c':
-			s.copying = false
-		case s.queue[i].kind != 'S':
-			return &refusal{State: stateProtocol, Message: fmt.Sprintf("isle: message type %q while the server reads COPY data", s.queue[i].kind)}
-		}
-	}
-	clear(s.queue[kept:])
-	s.queue = s.queue[:kept]
-	return nil
-}
-
 // failed handles ErrorResponse: it is the answer to the oldest message, and in
 // the extended protocol to all after it, until Sync.
 func (s *exchange) failed(frame []byte) error {
