@@ -31,10 +31,11 @@ const PostgresName = "db.example"
 // by the socket of the folder Dir alone; over TCP everybody needs a password
 // (SCRAM-SHA-256).
 type PG struct {
-	Dir     string // of its files and of its socket
-	Port    int
-	CA      string // PEM
-	process *exec.Cmd
+	Dir       string // of its files and of its socket
+	Port      int
+	CA        string // PEM
+	Authority *CA    // the one that CA is of; root.crt for ssl_ca_file
+	process   *exec.Cmd
 }
 
 // Postgres starts a PG that ends with the test.
@@ -83,9 +84,10 @@ func StartPostgres(settings ...string) (pg *PG, err error) {
 	if out, err := as("initdb", "-D", data, "-U", "postgres", "--auth-local=trust", "--auth-host=scram-sha-256", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync").CombinedOutput(); err != nil {
 		return pg, fmt.Errorf("initdb: %w\n%s", err, out)
 	}
-	if pg.CA, err = certificates(data, uid, gid); err != nil {
+	if pg.Authority, err = certificates(data, uid, gid); err != nil {
 		return pg, err
 	}
+	pg.CA = pg.Authority.PEM
 	if pg.Port, err = freePort(); err != nil {
 		return pg, err
 	}
@@ -139,6 +141,26 @@ func (p *PG) Must(t testing.TB, database, sql string) string {
 	return out
 }
 
+// Admit puts lines ahead of those of pg_hba.conf, in force for who comes from
+// now on.
+func (p *PG) Admit(t testing.TB, lines ...string) {
+	t.Helper()
+	path := filepath.Join(p.Dir, "data", "pg_hba.conf")
+	before, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, append([]byte(strings.Join(lines, "\n")+"\n"), before...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	loaded := p.Must(t, "postgres", "select pg_conf_load_time() from pg_reload_conf()")
+	for end := time.Now().Add(2 * time.Minute); p.Must(t, "postgres", "select pg_conf_load_time()") == loaded; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("postgres does not read pg_hba.conf again")
+		}
+	}
+}
+
 // Kill ends it at once, as a crash does.
 func (p *PG) Kill() {
 	if p.process != nil && p.process.Process != nil {
@@ -189,33 +211,26 @@ func freePort() (int, error) {
 }
 
 // certificates writes server.crt and server.key, and root.crt for those who
-// come with certificates of the same authority. It returns the authority's.
-func certificates(dir string, uid, gid int) (ca string, err error) {
+// come with certificates of the same authority, which it returns.
+func certificates(dir string, uid, gid int) (*CA, error) {
 	root, err := NewCA("isle test authority")
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	cert, key, err := root.Issue(PostgresName, "127.0.0.1")
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	rootKey, err := x509.MarshalPKCS8PrivateKey(root.Key)
-	if err != nil {
-		return "", err
-	}
-	for name, b := range map[string][]byte{
-		"server.crt": cert, "server.key": key, "root.crt": []byte(root.PEM),
-		"root.key": pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: rootKey}),
-	} {
+	for name, b := range map[string][]byte{"server.crt": cert, "server.key": key, "root.crt": []byte(root.PEM)} {
 		path := filepath.Join(dir, name)
 		if err := os.WriteFile(path, b, 0o600); err != nil {
-			return "", err
+			return nil, err
 		}
 		if err := os.Chown(path, uid, gid); err != nil {
-			return "", err
+			return nil, err
 		}
 	}
-	return root.PEM, nil
+	return root, nil
 }
 
 // A CA is a certificate authority for one test.
