@@ -29,8 +29,6 @@ const (
 	// acceptRate is how many connections a second one socket takes; more wait.
 	// Each costs the server, which nobody's limits count, a goroutine.
 	acceptRate, acceptBurst = 1000, 2000
-	// IdleTimeout ends a connection over which no byte went either way.
-	IdleTimeout = time.Hour
 )
 
 // Names of the sockets of an airlock. One for a grant is "egress/ADDRESS:PORT"
@@ -435,7 +433,7 @@ func (a *airlock) relay(inside *connection) {
 		return
 	}
 	defer outside.Close()
-	idle := watchIdle(inside.TCPConn, func() { inside.Close(); outside.Close() })
+	idle := gateway.WatchIdle(gateway.IdleTimeout, func() time.Duration { return quiet(inside.TCPConn) }, func() { inside.Close(); outside.Close() })
 	defer idle()
 	stop := context.AfterFunc(a.ctx, func() { inside.Close(); outside.Close() })
 	defer stop()
@@ -466,56 +464,13 @@ func (a *airlock) relay(inside *connection) {
 // (splice).
 func pipe(dst, src net.Conn) {
 	_, err := io.Copy(dst, src)
-	if err == nil {
-		if half, ok := dst.(interface{ CloseWrite() error }); ok {
-			err = half.CloseWrite()
-		} else {
-			err = dst.Close()
-		}
-	}
-	if err != nil {
-		for _, c := range []net.Conn{dst, src} {
-			if tcp, ok := c.(interface{ SetLinger(seconds int) error }); ok {
-				tcp.SetLinger(0) // a reset: not an end of file
-			}
-			c.Close()
-		}
-	}
+	gateway.PassEnd(dst, src, err)
 }
 
-// watchIdle calls end once no data has gone over c, in either direction, for
-// IdleTimeout. It asks the kernel, because a deadline would have to be moved
-// with each piece. Call what it returns to end the watch.
-func watchIdle(c *net.TCPConn, end func()) (stop func()) {
-	var mu sync.Mutex // guards timer and stopped
-	var timer *time.Timer
-	stopped := false
-	check := func() {
-		mu.Lock()
-		defer mu.Unlock()
-		if stopped {
-			return
-		}
-		if left := IdleTimeout - quiet(c); left > 0 {
-			timer.Reset(left)
-			return
-		}
-		end()
-	}
-	mu.Lock()
-	timer = time.AfterFunc(IdleTimeout, check)
-	mu.Unlock()
-	return func() {
-		mu.Lock()
-		defer mu.Unlock()
-		stopped = true
-		timer.Stop()
-	}
-}
-
-// quiet is for how long no data has gone over c; forever if it is closed.
+// quiet is for how long no data has gone over c, in either direction; for as long
+// as may be if it is closed. It asks the kernel, which alone sees what is spliced.
 func quiet(c *net.TCPConn) time.Duration {
-	since := IdleTimeout
+	since := gateway.IdleTimeout
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return since

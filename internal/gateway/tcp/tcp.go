@@ -2,7 +2,7 @@
 //
 // Nothing of it is read: who may open one may do through it whatever the other
 // side lets them. Bytes are counted, and a connection over which none went for
-// IdleTimeout ends.
+// gateway.IdleTimeout ends.
 package tcp
 
 import (
@@ -22,12 +22,9 @@ import (
 	"isle/internal/gateway"
 )
 
-// IdleTimeout ends a connection over which no byte went either way.
-const IdleTimeout = time.Hour
-
 // Protocol implements gateway.Protocol.
 type Protocol struct {
-	// Idle is the IdleTimeout; 0 is the constant.
+	// Idle is the time-out; 0: gateway.IdleTimeout.
 	Idle time.Duration
 }
 
@@ -38,27 +35,27 @@ var (
 
 // Refuse implements gateway.Refuser: there are no words, so the client sees a
 // reset.
-func (Protocol) Refuse(client net.Conn, _ error) { reset(client) }
+func (Protocol) Refuse(client net.Conn, _ error) { gateway.Reset(client) }
 
 // Serve implements gateway.Protocol.
 func (p Protocol) Serve(ctx context.Context, client net.Conn, d *gateway.Door) error {
 	real, err := dial(ctx, d)
 	if err != nil {
-		reset(client)
+		gateway.Reset(client)
 		return err
 	}
 	defer real.Close()
 	d.Started()
 	var passed atomic.Int64
 	// Whoever is cut off sees an error, not an end of file.
-	stop := context.AfterFunc(ctx, func() { reset(client); reset(real) })
+	stop := context.AfterFunc(ctx, func() { gateway.Reset(client); gateway.Reset(real) })
 	defer stop()
 	idle := p.Idle
 	if idle <= 0 {
-		idle = IdleTimeout
+		idle = gateway.IdleTimeout
 	}
 	var quiet atomic.Bool
-	defer watchIdle(&passed, idle, func() { quiet.Store(true); reset(client); reset(real) })()
+	defer gateway.WatchIdle(idle, quietOf(&passed), func() { quiet.Store(true); gateway.Reset(client); gateway.Reset(real) })()
 
 	var both sync.WaitGroup
 	both.Go(func() { pipe(real, client, func(n int64) { passed.Add(n); d.Session().Count(n, 0) }) })
@@ -112,18 +109,13 @@ func pipe(dst, src net.Conn, count func(n int64)) {
 		if buf != nil {
 			buffers.Put(buf)
 		}
-		switch {
-		case err == nil:
+		if err == nil {
 			continue
-		case errors.Is(err, io.EOF):
-			if half, ok := dst.(interface{ CloseWrite() error }); ok && half.CloseWrite() == nil {
-				return
-			}
-			dst.Close()
-		default:
-			reset(dst)
-			reset(src)
 		}
+		if errors.Is(err, io.EOF) {
+			err = nil
+		}
+		gateway.PassEnd(dst, src, err)
 		return
 	}
 }
@@ -176,44 +168,14 @@ func (r reader) read() (buf *buffer, n int, err error) {
 	return buf, n, nil
 }
 
-// reset closes a connection so that the other side sees an error.
-func reset(c net.Conn) {
-	tcp := c
-	if t, ok := c.(*tls.Conn); ok {
-		tcp = t.NetConn()
-	}
-	if l, ok := tcp.(interface{ SetLinger(seconds int) error }); ok {
-		l.SetLinger(0)
-	}
-	c.Close()
-}
-
-// watchIdle calls end once passed has not grown for a time. Call what it returns
-// to end the watch.
-func watchIdle(passed *atomic.Int64, idle time.Duration, end func()) (stop func()) {
-	var mu sync.Mutex // guards what follows
-	var timer *time.Timer
-	last, stopped := int64(-1), false
-	look := func() {
-		mu.Lock()
-		defer mu.Unlock()
-		now := passed.Load()
-		switch {
-		case stopped:
-		case now == last:
-			end()
-		default:
-			last = now
-			timer.Reset(idle)
+// quietOf is for how long passed has not grown, as far as looking at it now and
+// then shows: what grew since the last look grew just now.
+func quietOf(passed *atomic.Int64) func() time.Duration {
+	seen, at := passed.Load(), time.Now()
+	return func() time.Duration {
+		if now := passed.Load(); now != seen {
+			seen, at = now, time.Now()
 		}
-	}
-	mu.Lock()
-	timer = time.AfterFunc(idle, look)
-	mu.Unlock()
-	return func() {
-		mu.Lock()
-		defer mu.Unlock()
-		stopped = true
-		timer.Stop()
+		return time.Since(at)
 	}
 }
