@@ -1,6 +1,7 @@
 package local
 
 import (
+	"os/exec"
 	"syscall"
 	"testing"
 
@@ -15,14 +16,20 @@ func TestConformance(t *testing.T) {
 		drivertest.Run(t, func(t *testing.T) drivertest.Bench {
 			b := newBench(t, name)
 			return drivertest.Bench{
-				Driver: b.Driver,
-				Again:  func(*testing.T) environment.Driver { return b.open(b.state, name) },
+				Driver: b.Driver, Isolation: b.class,
+				Again: func(*testing.T) environment.Driver { return b.open(b.state, name) },
 				Fill: func(_ *testing.T, l *environment.Launch) {
 					f := b.launchOf(l.Instance)
 					l.Layers, l.UIDBase, l.Init, l.Boot = f.Layers, f.UIDBase, f.Init, f.Boot
 				},
 				Spoil: func(l *environment.Launch) { l.Layers = []string{"/nowhere"} },
 				End: func(t *testing.T, instance, launch isle.ID) {
+					if b.class == classGvisor {
+						if out, err := exec.Command(b.given.Runsc, "--root", b.runsc().Root, "kill", string(launch), "KILL").CombinedOutput(); err != nil {
+							t.Fatalf("%v: %s", err, out)
+						}
+						return
+					}
 					if err := syscall.Kill(b.pid(instance, launch), syscall.SIGKILL); err != nil {
 						t.Fatal(err)
 					}

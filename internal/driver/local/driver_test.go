@@ -199,7 +199,7 @@ func TestAServerThatStartsAgainFindsAndEndsWhatRuns(t *testing.T) {
 		<-b.up(&ended)
 		// The server dies: nothing is told to anyone, and another one starts.
 		b.Driver.Close()
-		b.Driver = b.open(b.state, b.given.Runtime)
+		b.Driver = b.open(b.state, b.runtimeName())
 		all, err := b.List(t.Context())
 		want := []environment.Sandbox{
 			{Instance: running.Instance, Launch: running.ID, Alive: true},

@@ -37,10 +37,35 @@ var guest = sync.OnceValues(func() ([]byte, error) {
 	return os.ReadFile(filepath.Join(dir, "guest"))
 })
 
+// runsc builds isle-runsc, once, and as the Makefile does, whose compiled
+// packages it then finds.
+var runsc = sync.OnceValues(func() (path string, err error) {
+	if runscDir, err = os.MkdirTemp("", "isle-runsc-"); err != nil {
+		return "", err
+	}
+	path = filepath.Join(runscDir, "isle-runsc")
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path, "isle/cmd/isle-runsc")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%w: %s", err, out)
+	}
+	return path, nil
+})
+
+// runscDir is where runsc is; "" until it is built.
+var runscDir string
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	os.RemoveAll(runscDir)
+	os.Exit(code)
+}
+
 // A bench is a driver with a state folder and an image of its own.
 type bench struct {
 	*Driver
 	t      testing.TB
+	class  string // of isolation of its launches
 	init   string
 	layers []string
 }
@@ -50,13 +75,18 @@ func newBench(t testing.TB, runtime string) *bench {
 	if os.Getuid() != 0 {
 		t.Fatal("this test needs root: sandboxes are made by root")
 	}
-	install(t, runtime)
+	class := classContainer
+	if runtime == classGvisor {
+		class = classGvisor
+	} else {
+		install(t, runtime)
+	}
 	state := t.TempDir()
 	program, err := guest()
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &bench{t: t, init: filepath.Join(state, "guest")}
+	b := &bench{t: t, class: class, init: filepath.Join(state, "guest")}
 	// The state folder is closed; isle-init is bound from it all the same.
 	if err := os.WriteFile(b.init, program, 0o755); err != nil {
 		t.Fatal(err)
@@ -73,7 +103,15 @@ func newBench(t testing.TB, runtime string) *bench {
 // open makes a driver as a server that starts would.
 func (b *bench) open(state, runtime string) *Driver {
 	b.t.Helper()
-	d, err := New(Config{State: state, Runtime: runtime, Log: slog.New(slog.NewTextHandler(b.t.Output(), nil))})
+	c := Config{State: state, Runtime: runtime, Log: slog.New(slog.NewTextHandler(b.t.Output(), nil))}
+	if runtime == classGvisor {
+		path, err := runsc()
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		c.Runtime, c.Runsc = "", path
+	}
+	d, err := New(c)
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -156,7 +194,7 @@ func (b *bench) launchOf(instance isle.ID, probes ...string) environment.Launch 
 		b.t.Fatal(err)
 	}
 	return environment.Launch{
-		Instance: instance, ID: isle.NewID(), Service: "web", Hostname: "web", Hosts: []string{"web", "db"},
+		Instance: instance, ID: isle.NewID(), Isolation: b.class, Service: "web", Hostname: "web", Hosts: []string{"web", "db"},
 		Layers: b.layers, UIDBase: testUIDs, Limits: spec.Limits{CPUs: 1, Memory: 256 << 20, PIDs: 64},
 		Init: b.init, Boot: boot,
 	}
@@ -167,7 +205,7 @@ func (b *bench) up(l *environment.Launch) <-chan struct{} {
 	b.t.Helper()
 	exited := make(chan struct{})
 	l.Exited = func() { close(exited) }
-	if err := b.Prepare(b.t.Context(), environment.Shared{Instance: l.Instance, Limits: l.Limits}); err != nil {
+	if err := b.Prepare(b.t.Context(), environment.Shared{Instance: l.Instance, Isolation: b.class, Limits: l.Limits}); err != nil {
 		b.t.Fatal(err)
 	}
 	if err := b.Launch(b.t.Context(), *l); err != nil {
@@ -184,8 +222,14 @@ func (b *bench) report(l environment.Launch) map[string]string {
 		if pid == 0 {
 			b.t.Fatal("the guest has ended without a report")
 		}
-		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/root/run/report", pid))
-		if err == nil {
+		var data []byte
+		var err error
+		if b.class == classGvisor {
+			data, err = b.inside(l, "probe", "read", "/run/report")
+		} else {
+			data, err = os.ReadFile(fmt.Sprintf("/proc/%d/root/run/report", pid))
+		}
+		if err == nil && len(data) > 0 && data[0] == '{' {
 			var r map[string]string
 			if err := json.Unmarshal(data, &r); err != nil {
 				b.t.Fatal(err)
@@ -197,9 +241,25 @@ func (b *bench) report(l environment.Launch) map[string]string {
 	return nil
 }
 
-// eachRuntime runs a test on crun and on runc.
+// runtimeName is what open is called with for a driver like this one.
+func (b *bench) runtimeName() string {
+	if b.class == classGvisor {
+		return classGvisor
+	}
+	return b.given.Runtime
+}
+
+// inside has the guest do a step in a launch of the class gvisor.
+func (b *bench) inside(l environment.Launch, step ...string) ([]byte, error) {
+	args := append([]string{"--root", b.runsc().Root, "exec", string(l.ID), "/bin/guest"}, step...)
+	cmd := exec.Command(b.given.Runsc, args...)
+	cmd.Stdin = b.silence
+	return cmd.Output()
+}
+
+// eachRuntime runs a test on crun, on runc and in a sandbox of gVisor.
 func eachRuntime(t *testing.T, test func(t *testing.T, b *bench)) {
-	for _, name := range []string{"crun", "runc"} {
+	for _, name := range []string{"crun", "runc", classGvisor} {
 		t.Run(name, func(t *testing.T) { test(t, newBench(t, name)) })
 	}
 }

@@ -20,6 +20,8 @@ import (
 // A Bench is one driver with a state of its own, and what a launch needs.
 type Bench struct {
 	Driver environment.Driver
+	// Isolation is the class of what is launched.
+	Isolation string
 	// Again opens another driver on the same state, as a server does that
 	// starts after one that died.
 	Again func(t *testing.T) environment.Driver
@@ -62,7 +64,7 @@ func check(t *testing.T, err error) {
 func (b Bench) prepared(t *testing.T) isle.ID {
 	t.Helper()
 	id := isle.NewID()
-	check(t, b.Driver.Prepare(t.Context(), environment.Shared{Instance: id, Limits: limits}))
+	check(t, b.Driver.Prepare(t.Context(), environment.Shared{Instance: id, Isolation: b.Isolation, Limits: limits}))
 	t.Cleanup(func() {
 		if err := b.Driver.Remove(context.Background(), id); err != nil {
 			t.Error(err)
@@ -97,7 +99,7 @@ func (e *ending) wait(t *testing.T) {
 func (b Bench) filled(t *testing.T, instance isle.ID) (environment.Launch, *ending) {
 	t.Helper()
 	e := newEnding()
-	l := environment.Launch{Instance: instance, ID: isle.NewID(), Service: "web", Hostname: "web", Limits: limits, Exited: e.tell}
+	l := environment.Launch{Instance: instance, ID: isle.NewID(), Isolation: b.Isolation, Service: "web", Hostname: "web", Limits: limits, Exited: e.tell}
 	b.Fill(t, &l)
 	return l, e
 }
@@ -148,11 +150,11 @@ func launchAndKill(t *testing.T, b Bench) {
 
 func idempotent(t *testing.T, b Bench) {
 	i := b.prepared(t)
-	check(t, b.Driver.Prepare(t.Context(), environment.Shared{Instance: i, Limits: limits}))
+	check(t, b.Driver.Prepare(t.Context(), environment.Shared{Instance: i, Isolation: b.Isolation, Limits: limits}))
 	id, _ := b.launch(t, i)
 	more := limits
 	more.PIDs = 128
-	check(t, b.Driver.Prepare(t.Context(), environment.Shared{Instance: i, Limits: more})) // limits change in place
+	check(t, b.Driver.Prepare(t.Context(), environment.Shared{Instance: i, Isolation: b.Isolation, Limits: more})) // limits change in place
 	wantAlive(t, b.Driver, i, id)
 	for range 2 {
 		check(t, b.Driver.Kill(t.Context(), i, id))

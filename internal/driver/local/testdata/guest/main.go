@@ -11,17 +11,23 @@ import (
 	"os/exec"
 	"os/signal"
 	"sort"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
 )
 
 func main() {
+	fd := 3
 	if len(os.Args) > 1 {
-		step(os.Args[1:])
-		return
+		n, err := strconv.Atoi(os.Args[1]) // as isle-init
+		if err != nil {
+			step(os.Args[1:])
+			return
+		}
+		fd = n
 	}
-	in := os.NewFile(3, "boot")
+	in := os.NewFile(uintptr(fd), "boot")
 	b, err := io.ReadAll(in)
 	if err != nil || len(b) == 0 {
 		os.Exit(9)
