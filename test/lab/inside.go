@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -38,13 +39,28 @@ func Main(m *testing.M, folder string, setup func(dir, program string) (end func
 	return m.Run()
 }
 
+// Isolation is the class that ISLE_TEST_ISOLATION names, for files that name
+// none: the tests that attack and use environments are for every class. ""
+// leaves them as they are.
+func Isolation() string { return os.Getenv("ISLE_TEST_ISOLATION") }
+
+// Isolated is an environment file with the class of ISLE_TEST_ISOLATION, where
+// it names no other.
+func Isolated(file string) string {
+	class := Isolation()
+	if class == "" || strings.Contains(file, "isolation:") {
+		return file
+	}
+	return strings.TrimRight(file, "\n") + "\nisolation: " + class + "\n"
+}
+
 // Up brings up an environment of a file, in a folder that has the program beside
 // the file. It returns what was said.
 func (s *Server) Up(dir, file, program string, args ...string) (string, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
-	if err := os.WriteFile(filepath.Join(dir, "isle.yaml"), []byte(file), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "isle.yaml"), []byte(Isolated(file)), 0o644); err != nil {
 		return "", err
 	}
 	code, err := os.ReadFile(program)

@@ -1,12 +1,18 @@
 package local
 
 import (
+	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"isle/internal/driver/local/gvisor"
 )
 
 // A Check is what one thing that the driver needs was found to be.
@@ -37,8 +43,53 @@ func Examine(c Config) []Check {
 	defer d.ids.close()
 	checks = append(checks, d.checkRuntime(), checkFileSystem("erofs"), checkFileSystem("overlay"), d.checkIDMap())
 	checks = append(checks, d.checkGroups()...)
-	return append(checks, checkProc(), checkTool("mke2fs", "e2fsprogs"), checkLoop(), d.checkSpace())
+	return append(checks, checkProc(), checkTool("mke2fs", "e2fsprogs"), checkLoop(), d.checkSpace(), d.checkGvisor())
 }
+
+// checkGvisor runs a sandbox, which takes a third of a second.
+func (d *Driver) checkGvisor() Check {
+	c := Check{Name: "gVisor", State: ok, Message: d.given.Runsc}
+	switch {
+	case d.given.Runsc == "":
+		c.State, c.Message = warning, "isle-runsc is neither beside the program nor in ../libexec/isle, so there is no `isolation: gvisor`"
+		c.Remedy = "make build, or make install"
+		return c
+	case gvisor.Pause() == nil:
+		c.State, c.Message = warning, "there is no gVisor for "+runtime.GOARCH+", so there is no `isolation: gvisor`"
+		c.Remedy = "use `isolation: container`"
+		return c
+	case os.Geteuid() != 0:
+		c.State, c.Message, c.Remedy = warning, "only root can try it", "sudo isle doctor"
+		return c
+	}
+	dir, err := os.MkdirTemp("", "isle-doctor-")
+	if err != nil {
+		c.State, c.Message, c.Remedy = warning, "it was not tried: "+err.Error(), "make room in "+os.TempDir()
+		return c
+	}
+	defer os.RemoveAll(dir)
+	ctx, cancel := context.WithTimeout(context.Background(), tryTime)
+	defer cancel()
+	log := filepath.Join(dir, "log")
+	args := gvisor.Runtime{Program: d.given.Runsc, Root: dir}.Try(log)
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+	cmd.Dir, cmd.Env = "/", []string{"PATH=" + defaultPath}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = d.silence, d.silence, d.silence
+	if err := cmd.Run(); err != nil {
+		c.State, c.Remedy = warning, "use `isolation: container`, or run the server where ptrace and seccomp are allowed"
+		c.Message = "no sandbox starts, so there is no `isolation: gvisor`: " + err.Error()
+		if said := lastWords(log); said != "" {
+			c.Message += ": " + said
+		}
+		if scope, _ := os.ReadFile("/proc/sys/kernel/yama/ptrace_scope"); strings.TrimSpace(string(scope)) == "3" {
+			c.Remedy = "boot without kernel.yama.ptrace_scope=3"
+		}
+	}
+	return c
+}
+
+// tryTime bounds the sandbox of checkGvisor.
+const tryTime = 20 * time.Second
 
 func checkRoot() Check {
 	c := Check{Name: "root", State: ok, Message: "the server runs as root"}

@@ -98,9 +98,11 @@ func (d *Driver) config(c *container) (*specs.Spec, error) {
 	}
 	switch {
 	case c.id == sandboxName:
+		s.Linux.Seccomp = nil // nothing of the environment's runs there
 		gvisor.Sandbox(s, string(c.instance))
 		return s, nil
 	case !plain:
+		s.Linux.Seccomp = gvisor.Filter(s.Linux.Seccomp)
 		gvisor.Container(s, string(c.instance), c.service)
 		return s, nil
 	}

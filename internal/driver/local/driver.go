@@ -440,5 +440,11 @@ func (d *Driver) Usage(ctx context.Context, instance isle.ID) (environment.Usage
 	if !instance.Valid() {
 		return environment.Usage{}, isle.Errorf(isle.Internal, "usage: %q is no ID", instance)
 	}
-	return d.groups.usage(string(instance)), nil
+	u := d.groups.usage(string(instance))
+	if d.sandboxed(instance) {
+		if n, err := d.tasks(ctx, instance); err == nil {
+			u.PIDs = n
+		} // else those on the host, which are more
+	}
+	return u, nil
 }

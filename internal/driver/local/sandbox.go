@@ -143,6 +143,22 @@ func (d *Driver) leaveSandbox(ctx context.Context, instance, launch isle.ID) err
 	return d.runsc().Forget(string(instance), string(launch))
 }
 
+// tasks counts the processes and threads in a sandbox.
+func (d *Driver) tasks(ctx context.Context, instance isle.ID) (sum int, err error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	for _, launch := range d.launches()[instance] {
+		if d.alive(instance, launch) {
+			n, err := d.runsc().Tasks(ctx, string(instance), string(launch))
+			if err != nil {
+				return 0, err
+			}
+			sum += n
+		}
+	}
+	return sum, nil
+}
+
 // assembleSandbox makes the root of a sandbox's first container, in which
 // nothing is but the program that waits.
 func assembleSandbox() error {

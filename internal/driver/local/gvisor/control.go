@@ -17,6 +17,9 @@ import (
 // maxAnswer bounds what a sandbox may answer, in bytes.
 const maxAnswer = 1 << 20
 
+// maxTasks is more than Linux can have (PID_MAX_LIMIT).
+const maxTasks = 1 << 22
+
 // errGone is the failure of a call to a sandbox that does not run.
 var errGone = errors.New("the sandbox does not run")
 
@@ -80,6 +83,22 @@ func (r Runtime) Destroy(ctx context.Context, sandbox, id string) error {
 		return nil
 	}
 	return err
+}
+
+// Tasks is how many processes and threads a container has, as the sentry counts
+// them.
+func (r Runtime) Tasks(ctx context.Context, sandbox, id string) (int, error) {
+	var out struct {
+		Event struct {
+			Data struct {
+				Pids struct {
+					Current uint32 `json:"current"`
+				} `json:"pids"`
+			} `json:"data"`
+		} `json:"event"`
+	}
+	err := r.call(ctx, sandbox, "containerManager.Event", id, &out)
+	return int(min(out.Event.Data.Pids.Current, maxTasks)), err
 }
 
 // Forget removes the records of a container that has ended; of a sandbox if the

@@ -61,7 +61,7 @@ func (r Runtime) flags(log string) []string {
 		"--directfs=true", "--overlay2=none", "--file-access=exclusive", "--file-access-mounts=shared",
 		"--host-uds=none", "--host-fifo=none", "--character-device-policy=emulated-only",
 		"--net-raw=false", "--allow-packet-socket-write=false", "--rootless=false", "--allow-suid=false", "--allow-flag-override=false",
-		"--ignore-cgroups=true", "--oci-seccomp=false", "--host-settings=ignore",
+		"--ignore-cgroups=true", "--oci-seccomp=true", "--host-settings=ignore",
 		"--sidecar-usage-policy=LEGACY_DEPRECATED_SLOW_EMBEDDED_FALLBACK",
 	}
 }
@@ -70,6 +70,14 @@ func (r Runtime) flags(log string) []string {
 // starts it; it ends when the container runs. Messages go to the file log.
 func (r Runtime) Run(id, bundle, log string, options ...string) []string {
 	return slices.Concat([]string{r.Program}, r.flags(log), []string{"run", "--detach", "--bundle", bundle}, options, []string{id})
+}
+
+// Try is the command line that runs true in a sandbox of its own, over this
+// machine's files, which it does not change, and without a network. It shows
+// whether the machine has what gVisor needs, and leaves nothing but the folder
+// Root and the file log.
+func (r Runtime) Try(log string) []string {
+	return slices.Concat([]string{r.Program}, r.flags(log), []string{"--network=none", "do", "--quiet", "/bin/true"})
 }
 
 // records are the files that runsc keeps about a container.
