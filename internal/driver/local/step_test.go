@@ -140,8 +140,8 @@ func TestABuildStepThatFillsTheDiskIsStopped(t *testing.T) {
 }
 
 func TestCheckFindsThisMachineFit(t *testing.T) {
-	b := newBench(t, "crun")
-	install(t, "mke2fs")
+	b := newBench(t, classGvisor)
+	install(t, "crun", "mke2fs")
 	for _, c := range Examine(b.given) {
 		if c.State != ok {
 			t.Errorf("%+v", c)
