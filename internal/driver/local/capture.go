@@ -110,60 +110,88 @@ func (h *hold) close() {
 	}
 }
 
-// capture stops everything, clones and lets everything go on.
+// capture stops everything, clones and lets everything go on. What makes the
+// clones durable comes after that.
 func (h *hold) capture(ctx context.Context, volumes []environment.Clone) (out environment.Captured, err error) {
+	var drafts []*draft
 	if len(h.mounted) == 0 {
-		out.How, err = h.clone(ctx, volumes) // nobody writes, and nobody will
+		drafts, err = h.draft(ctx, volumes) // nobody writes, and nobody will
+	} else {
+		drafts, out.Paused, err = h.paused(ctx, volumes)
+	}
+	if err != nil {
 		return out, err
 	}
+	for i, d := range drafts {
+		if err := d.keep(); err != nil {
+			for _, rest := range drafts[i+1:] {
+				rest.drop()
+			}
+			return out, err
+		}
+		if out.How != environment.ByCopy {
+			out.How = d.how
+		}
+	}
+	return out, nil
+}
+
+// paused clones all volumes while everything stands still, and says for how long
+// that was.
+func (h *hold) paused(ctx context.Context, volumes []environment.Clone) (drafts []*draft, pause time.Duration, err error) {
 	var roots []*os.File
 	for _, m := range h.mounted {
 		// What is written out now need not be while everybody waits.
 		if err := unix.Syncfs(int(m.root.Fd())); err != nil {
-			return out, isle.Errorf(isle.Unavailable, "capture: write a volume out: %w", err)
+			return nil, 0, isle.Errorf(isle.Unavailable, "capture: write a volume out: %w", err)
 		}
 		roots = append(roots, m.root)
 	}
 	guard, err := h.d.newGuard(h.instance, roots)
 	if err != nil {
-		return out, err
+		return nil, 0, err
 	}
 	h.d.given.Fault("capture.guarded")
 	start := time.Now()
-	defer func() {
-		still, goErr := h.goOn()
-		if goErr != nil {
-			guard.act() // it may have more luck
-			err = errors.Join(err, goErr)
-		} else {
-			guard.dismiss()
-		}
-		if err == nil && !still {
-			err = isle.Errorf(isle.Unavailable, "capture: the volumes went on before they were cloned: this process stood still for more than %v", maxPause)
-		}
-		out.Paused = time.Since(start)
-		h.d.given.Fault("capture.thawed")
-	}()
-	if err := h.freeze(ctx); err != nil {
-		return out, err
+	if err = h.freeze(ctx); err == nil {
+		drafts, err = h.draft(ctx, volumes)
 	}
-	out.How, err = h.clone(ctx, volumes)
-	return out, err
+	still, goErr := h.goOn()
+	pause = time.Since(start)
+	if goErr != nil {
+		guard.act() // it may have more luck
+		err = errors.Join(err, goErr)
+	} else {
+		guard.dismiss()
+	}
+	h.d.given.Fault("capture.thawed")
+	if err == nil && !still {
+		err = isle.Errorf(isle.Unavailable, "capture: the volumes went on before they were cloned: this process stood still for more than %v", maxPause)
+	}
+	if err != nil {
+		for _, d := range drafts {
+			d.drop()
+		}
+		return nil, pause, err
+	}
+	return drafts, pause, nil
 }
 
-// clone clones all volumes, which are still, and says how: by copy if one was.
-func (h *hold) clone(ctx context.Context, volumes []environment.Clone) (how string, err error) {
+// draft clones all volumes, which are still, or none.
+func (h *hold) draft(ctx context.Context, volumes []environment.Clone) ([]*draft, error) {
+	var drafts []*draft
 	for _, v := range volumes {
-		one, err := h.d.volumes.clone(ctx, h.files[v.From], v.To)
+		d, err := h.d.volumes.draft(ctx, h.files[v.From], v.To)
 		if err != nil {
-			return "", err
+			for _, d := range drafts {
+				d.drop()
+			}
+			return nil, err
 		}
-		if how != environment.ByCopy {
-			how = one
-		}
+		drafts = append(drafts, d)
 	}
 	h.d.given.Fault("capture.cloned")
-	return how, nil
+	return drafts, nil
 }
 
 // freeze stops the processes first: one that stood in the middle of a write to a
@@ -175,13 +203,25 @@ func (h *hold) freeze(ctx context.Context) error {
 		return isle.Errorf(isle.Unavailable, "capture environment %s: %w", h.instance, err)
 	}
 	h.d.given.Fault("capture.stopped")
+	// Each waits for its disk: together they take as long as one.
+	results := make(chan error, len(h.mounted))
 	for id, m := range h.mounted {
-		if err := freezeFS(m.root); err != nil {
-			return isle.Errorf(isle.Unavailable, "capture: freeze volume %s: %w", id, err)
+		go func() {
+			err := freezeFS(m.root)
+			if err != nil {
+				err = isle.Errorf(isle.Unavailable, "capture: freeze volume %s: %w", id, err)
+			}
+			results <- err
+		}()
+	}
+	var first error
+	for range h.mounted {
+		if err := <-results; err != nil && first == nil {
+			first = err
 		}
 	}
 	h.d.given.Fault("capture.frozen")
-	return nil
+	return first
 }
 
 // goOn undoes freeze, all of it, whatever fails. It reports whether all file

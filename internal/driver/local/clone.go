@@ -5,12 +5,17 @@ import (
 	"errors"
 	"io"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
 	"isle"
 	"isle/internal/environment"
 )
+
+// cloneReserve is how many bytes must be free on the state's disk for a clone,
+// even if it takes no space at first.
+const cloneReserve = 64 << 20
 
 // Clone makes the volume to a copy of the volume from, which nobody may have
 // mounted; an earlier to is replaced, if nobody has it mounted. Where the file
@@ -27,43 +32,76 @@ func (v *Volumes) Clone(ctx context.Context, from, to isle.ID) (how string, err 
 	if err := lock(ctx, src, unix.LOCK_SH); err != nil {
 		return "", err
 	}
-	return v.clone(ctx, src, to)
+	d, err := v.draft(ctx, src, to)
+	if err != nil {
+		return "", err
+	}
+	return d.how, d.keep()
 }
 
-// clone is Clone of an open file, which is still: nobody has it mounted, or its
-// file system is frozen.
-func (v *Volumes) clone(ctx context.Context, src *os.File, to isle.ID) (how string, err error) {
-	if !to.Valid() {
-		return "", isle.Errorf(isle.Internal, "clone a volume: %q is no ID", to)
-	}
-	if err := v.unused(ctx, to); err != nil {
-		return "", err
+// A draft is a clone that is not there yet.
+type draft struct {
+	v   *Volumes
+	to  isle.ID
+	tmp *os.File
+	how string
+}
+
+// draft clones an open file, which is still while that lasts: nobody has it
+// mounted, or its file system is frozen.
+func (v *Volumes) draft(ctx context.Context, src *os.File, to isle.ID) (d *draft, err error) {
+	if err := v.roomFor(ctx, to); err != nil {
+		return nil, err
 	}
 	tmp, err := os.OpenFile(v.Path(to)+".new", os.O_RDWR|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
-		return "", cloneError(to, err)
+		return nil, cloneError(to, err)
 	}
-	defer func() {
-		tmp.Close()
-		if err != nil {
-			os.Remove(tmp.Name())
-		}
-	}()
-	how = environment.ByReflink
+	d = &draft{v: v, to: to, tmp: tmp, how: environment.ByReflink}
 	if err = reflink(tmp, src); errors.Is(err, errors.ErrUnsupported) {
-		how, err = environment.ByCopy, v.copy(ctx, tmp, src)
-	}
-	if err == nil {
-		err = tmp.Sync()
+		d.how, err = environment.ByCopy, v.copy(ctx, tmp, src)
 	}
 	if err != nil {
-		return "", cloneError(to, err)
+		d.drop()
+		return nil, cloneError(to, err)
 	}
-	v.fault("clone.written")
-	if err := os.Rename(tmp.Name(), v.Path(to)); err != nil {
-		return "", cloneError(to, err)
+	return d, nil
+}
+
+// keep makes the clone durable and has it appear. On error nothing of it is left.
+func (d *draft) keep() error {
+	if err := d.tmp.Sync(); err != nil {
+		d.drop()
+		return cloneError(d.to, err)
 	}
-	return how, syncDir(v.dir)
+	d.v.fault("clone.written")
+	if err := os.Rename(d.tmp.Name(), d.v.Path(d.to)); err != nil {
+		d.drop()
+		return cloneError(d.to, err)
+	}
+	d.tmp.Close()
+	return syncDir(filepath.Dir(d.v.Path(d.to)))
+}
+
+// drop removes it.
+func (d *draft) drop() {
+	d.tmp.Close()
+	os.Remove(d.tmp.Name())
+}
+
+// roomFor returns nil where a clone can be made.
+func (v *Volumes) roomFor(ctx context.Context, to isle.ID) error {
+	if !to.Valid() {
+		return isle.Errorf(isle.Internal, "clone a volume: %q is no ID", to)
+	}
+	if err := v.store.prepare(ctx); err != nil {
+		return err
+	}
+	if free, err := freeSpace(v.dir); err == nil && free < cloneReserve {
+		return isle.Errorf(isle.Exhausted, "no space left to clone a volume: %d MiB are free for the state folder", free>>20).
+			WithHint("make room, for example with `isle gc`")
+	}
+	return v.unused(ctx, to)
 }
 
 // cloneError says why a volume was not cloned.

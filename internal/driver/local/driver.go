@@ -105,6 +105,10 @@ func New(c Config) (*Driver, error) {
 			return nil, isle.Errorf(isle.Unavailable, "the driver's folder: %w", err).WithHint("run the server as root")
 		}
 	}
+	if err := d.volumes.store.open(); err != nil {
+		// What has no volume there runs all the same, and what has is told why not.
+		d.log.Error("the store of volumes can't be opened", "err", err)
+	}
 	d.thawAll()
 	return d, nil
 }
@@ -134,6 +138,7 @@ func assemble(c Config) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
+	volumes := filepath.Join(state, "volumes")
 	return &Driver{
 		silence: silence,
 		given:   c,
@@ -142,7 +147,7 @@ func assemble(c Config) (*Driver, error) {
 		groups:  groups,
 		hide:    groups.hybrid(),
 		seccomp: seccompFilter(),
-		volumes: &Volumes{dir: filepath.Join(state, "volumes"), fault: c.Fault},
+		volumes: &Volumes{dir: volumes, store: &store{dir: volumes, fault: c.Fault}, fault: c.Fault},
 		log:     c.Log,
 		runtime: "",
 		locks:   make(map[isle.ID]*keyLock),
@@ -161,6 +166,7 @@ func (d *Driver) Close() error {
 	d.ids.close()
 	d.silence.Close()
 	d.sealed.close()
+	d.volumes.store.close()
 	os.Remove(d.private) // empty on the host
 	os.Remove(d.runsc().Root)
 	d.groups.removeRoot()

@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"isle"
 	"isle/internal/environment"
 	"isle/internal/image"
@@ -277,11 +279,8 @@ func hostSees(t testing.TB, d *Driver) string {
 			fmt.Fprint(&b, "mount ", line)
 		}
 	}
-	loops, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
-	for _, l := range loops {
-		if f, _ := os.ReadFile(l); strings.Contains(string(f), d.state) {
-			fmt.Fprint(&b, "loop ", string(f))
-		}
+	for _, l := range loops(t, d) {
+		fmt.Fprintln(&b, "loop", l)
 	}
 	for instance, launches := range d.groups.list() {
 		fmt.Fprintln(&b, "group", instance, launches)
@@ -292,6 +291,39 @@ func hostSees(t testing.TB, d *Driver) string {
 		fmt.Fprintln(&b, "folder", f)
 	}
 	return b.String()
+}
+
+// loops are the loop devices of the driver's files, but for that of the store,
+// which the driver keeps.
+func loops(t testing.TB, d *Driver) (found []string) {
+	t.Helper()
+	attached, err := filepath.Glob("/sys/block/loop*/loop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var store unix.Stat_t
+	if root, ok := d.volumes.store.root(); ok {
+		if err := unix.Stat(root, &store); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, a := range attached {
+		name := "/dev/" + filepath.Base(filepath.Dir(a))
+		backing, _ := os.ReadFile(filepath.Join(a, "backing_file"))
+		if strings.Contains(string(backing), d.state) && !strings.Contains(string(backing), "/volumes/store.") {
+			found = append(found, name)
+			continue
+		}
+		// Of a file in the store there is no path that says whose it is.
+		if dev, err := os.Open(name); err == nil {
+			info, err := unix.IoctlLoopGetStatus64(int(dev.Fd()))
+			dev.Close()
+			if err == nil && store.Dev != 0 && info.Device == store.Dev {
+				found = append(found, name)
+			}
+		}
+	}
+	return found
 }
 
 // seesNothing waits until the host sees nothing of the driver: what the kernel tidies

@@ -66,7 +66,7 @@ func (v *Volumes) mounted(id isle.ID) (*mounted, error) {
 // mountRoot mounts the ext4 file system of a device, attached nowhere, and opens
 // its root. The mount lasts as long as the file is open.
 func mountRoot(device string) (*os.File, error) {
-	fd, err := mountDetached("ext4", device, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV, false)
+	fd, err := mountDetached("ext4", device, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV)
 	if err != nil {
 		return nil, err
 	}

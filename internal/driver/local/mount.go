@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -80,7 +81,7 @@ func (c *layerMounts) get(path string) (*layerMount, error) {
 	m := &layerMount{dev: st.Dev, ino: st.Ino, size: st.Size, mtime: st.Mtim, used: c.clock}
 	if m.fd, err = mountErofs(fdPath(f)); err != nil {
 		// Before Linux 6.12, and on some file systems, EROFS needs a block device.
-		loop, loopErr := attachLoop(path, f, true)
+		loop, loopErr := attachLoop(path, f, unix.LO_FLAGS_READ_ONLY)
 		if loopErr != nil {
 			return nil, errors.Join(err, loopErr)
 		}
@@ -158,11 +159,13 @@ func (c *layerMounts) close() {
 // mountErofs mounts an EROFS file or block device and returns the descriptor
 // of the detached mount.
 func mountErofs(source string) (int, error) {
-	return mountDetached("erofs", source, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NODEV, true)
+	return mountDetached("erofs", source, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NODEV, "ro")
 }
 
-// mountDetached makes a new mount that is attached nowhere.
-func mountDetached(fstype, source string, attr int, readOnly bool) (int, error) {
+// mountDetached makes a new mount that is attached nowhere. Each option is the
+// file system's own, "key" or "key=value"; where the device is mounted already
+// they are what they were.
+func mountDetached(fstype, source string, attr int, options ...string) (int, error) {
 	fs, err := unix.Fsopen(fstype, unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return -1, fmt.Errorf("this kernel has no %s file system: %w", fstype, err)
@@ -171,9 +174,14 @@ func mountDetached(fstype, source string, attr int, readOnly bool) (int, error) 
 	if err := unix.FsconfigSetString(fs, "source", source); err != nil {
 		return -1, fmt.Errorf("mount %s: source: %w", source, err)
 	}
-	if readOnly {
-		if err := unix.FsconfigSetFlag(fs, "ro"); err != nil {
-			return -1, fmt.Errorf("mount %s: ro: %w", source, err)
+	for _, o := range options {
+		if key, value, ok := strings.Cut(o, "="); ok {
+			err = unix.FsconfigSetString(fs, key, value)
+		} else {
+			err = unix.FsconfigSetFlag(fs, o)
+		}
+		if err != nil {
+			return -1, fmt.Errorf("mount %s: %s: %w", source, o, err)
 		}
 	}
 	if err := unix.FsconfigCreate(fs); err != nil {
@@ -209,17 +217,22 @@ func attachMapped(fd int, target string, userns *os.File, attr uint64) error {
 //
 // The device holds the open file description of backing: a flock on it lasts
 // as long as the device, whatever becomes of this process.
-func attachLoop(path string, backing *os.File, readOnly bool) (*os.File, error) {
+//
+// With LO_FLAGS_DIRECT_IO the device keeps no pages of its own of what is in
+// memory already as pages of the file system on it. Where the file can't be
+// written to so the kernel leaves that out. Blocks have 512 bytes in any case:
+// left to the kernel, a clone's would have 4096, which a file system of smaller
+// blocks does not mount on.
+func attachLoop(path string, backing *os.File, flags uint32) (*os.File, error) {
 	ctl, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
 		return nil, fmt.Errorf("loop devices: %w", err)
 	}
 	defer ctl.Close()
-	config := unix.LoopConfig{Fd: uint32(backing.Fd())}
-	config.Info.Flags = unix.LO_FLAGS_AUTOCLEAR
+	config := unix.LoopConfig{Fd: uint32(backing.Fd()), Size: 512}
+	config.Info.Flags = unix.LO_FLAGS_AUTOCLEAR | flags
 	mode := os.O_RDWR
-	if readOnly {
-		config.Info.Flags |= unix.LO_FLAGS_READ_ONLY
+	if flags&unix.LO_FLAGS_READ_ONLY != 0 {
 		mode = os.O_RDONLY
 	}
 	copy(config.Info.File_name[:len(config.Info.File_name)-1], path)

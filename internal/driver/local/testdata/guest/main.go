@@ -113,11 +113,15 @@ func run(name, arg string) string {
 		}
 	case "count": // for ever: writes 1, 2, … into one file after the other
 		paths := strings.Fields(arg)
+		round := func(n int) {
+			for _, p := range paths {
+				put(p, n)
+			}
+		}
+		round(1)
 		go func() {
-			for n := 1; ; n++ {
-				for _, p := range paths {
-					put(p, n)
-				}
+			for n := 2; ; n++ {
+				round(n)
 			}
 		}()
 		return "counts"
