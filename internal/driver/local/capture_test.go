@@ -63,19 +63,7 @@ func (b *bench) volume(size int64) isle.ID {
 // goesOn waits until what counts into the file of a launch counts on.
 func (b *bench) goesOn(l environment.Launch, path string) {
 	b.t.Helper()
-	file := filepath.Join("/proc", strconv.Itoa(b.pid(l.Instance, l.ID)), "root", path)
-	before, err := os.ReadFile(file)
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
-		if now, err := os.ReadFile(file); err == nil && string(now) > string(before) {
-			return
-		}
-		if time.Now().After(deadline) {
-			b.t.Fatal("it stands still")
-		}
-	}
+	counts(b.t, filepath.Join("/proc", strconv.Itoa(b.pid(l.Instance, l.ID)), "root", path))
 }
 
 func TestACaptureHoldsAllVolumesAsTheyWereAtOneInstant(t *testing.T) {

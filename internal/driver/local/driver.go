@@ -147,7 +147,7 @@ func assemble(c Config) (*Driver, error) {
 		groups:  groups,
 		hide:    groups.hybrid(),
 		seccomp: seccompFilter(),
-		volumes: &Volumes{dir: volumes, store: &store{dir: volumes, fault: c.Fault}, fault: c.Fault},
+		volumes: &Volumes{dir: volumes, store: &store{dir: volumes, kinds: storeKinds(), fault: c.Fault}, fault: c.Fault},
 		log:     c.Log,
 		runtime: "",
 		locks:   make(map[isle.ID]*keyLock),

@@ -74,6 +74,11 @@ type bench struct {
 
 func newBench(t testing.TB, runtime string) *bench {
 	t.Helper()
+	return newBenchAt(t, runtime, t.TempDir())
+}
+
+func newBenchAt(t testing.TB, runtime, state string) *bench {
+	t.Helper()
 	if os.Getuid() != 0 {
 		t.Fatal("this test needs root: sandboxes are made by root")
 	}
@@ -83,12 +88,14 @@ func newBench(t testing.TB, runtime string) *bench {
 	} else {
 		install(t, runtime)
 	}
-	state := t.TempDir()
 	program, err := guest()
 	if err != nil {
 		t.Fatal(err)
 	}
 	b := &bench{t: t, class: class, init: filepath.Join(state, "guest")}
+	if err := os.MkdirAll(state, 0o700); err != nil {
+		t.Fatal(err)
+	}
 	// The state folder is closed; isle-init is bound from it all the same.
 	if err := os.WriteFile(b.init, program, 0o755); err != nil {
 		t.Fatal(err)
@@ -136,7 +143,7 @@ func install(t testing.TB, names ...string) {
 		if _, err := findTool(name); err == nil {
 			continue
 		}
-		pkg := map[string]string{"mke2fs": "e2fsprogs"}[name]
+		pkg := map[string]string{"mke2fs": "e2fsprogs", "mkfs.xfs": "xfsprogs", "mkfs.btrfs": "btrfs-progs", "xfs_repair": "xfsprogs"}[name]
 		if pkg == "" {
 			pkg = name
 		}

@@ -29,6 +29,7 @@ import (
 // destroy it; a flock that the device holds sees to that.
 type store struct {
 	dir   string // of the state's volumes
+	kinds []storeKind
 	fault func(point string)
 
 	mu      sync.Mutex
@@ -79,7 +80,7 @@ func (s *store) root() (string, bool) {
 func (s *store) open() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, k := range storeKinds() {
+	for _, k := range s.kinds {
 		if _, err := os.Lstat(s.path(k)); errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -120,7 +121,7 @@ func (s *store) prepare(ctx context.Context) error {
 	if free, err := freeSpace(s.dir); err != nil || free < minStoreSpace {
 		return nil
 	}
-	for _, k := range storeKinds() {
+	for _, k := range s.kinds {
 		tool, ok := k.possible()
 		if !ok {
 			continue // it may be installed later

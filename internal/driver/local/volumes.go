@@ -228,13 +228,33 @@ func (v *Volumes) Delete(ctx context.Context, id isle.ID) error {
 	for _, dir := range v.homes() {
 		path := filepath.Join(dir, string(id)+".ext4")
 		for _, path := range []string{path, path + ".new"} {
-			if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			if err := remove(path); err != nil {
 				return isle.Errorf(isle.Internal, "delete volume %s: %w", id, err)
 			}
 		}
 		if err := syncDir(dir); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// remove removes a file, and frees its blocks if nobody has it locked: a file
+// system may else do that half a minute later, and who deletes needs the space.
+func remove(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err == nil {
+		defer f.Close()
+	}
+	if err := os.Remove(path); errors.Is(err, os.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	if err == nil && unix.Fstat(int(f.Fd()), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG && st.Nlink == 0 &&
+		unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+		f.Truncate(0) // at the latest it is done when the file is closed
 	}
 	return nil
 }

@@ -111,6 +111,20 @@ func run(name, arg string) string {
 				return "refused"
 			}
 		}
+	case "until": // a file is there
+		for {
+			if _, err := os.Stat(arg); err == nil {
+				return "is there"
+			}
+			time.Sleep(time.Millisecond)
+		}
+	case "sync":
+		f, err := os.Open(arg)
+		if err == nil {
+			err = f.Sync()
+			f.Close()
+		}
+		return said("synced", err)
 	case "count": // for ever: writes 1, 2, … into one file after the other
 		paths := strings.Fields(arg)
 		round := func(n int) {
