@@ -30,7 +30,9 @@ func (w *world) read(m *Manager, ref isle.Ref) string {
 	return w.data[v.ID]
 }
 
-func forkOf(name string) ForkRequest { return ForkRequest{From: isle.Ref{Name: name, Stage: "testing"}} }
+func forkOf(name string) ForkRequest {
+	return ForkRequest{From: isle.Ref{Name: name, Stage: "testing"}}
+}
 
 func mustFork(t *testing.T, m *Manager, req ForkRequest) []UpResult {
 	t.Helper()

@@ -43,7 +43,8 @@ func Examine(c Config) []Check {
 	defer d.ids.close()
 	checks = append(checks, d.checkRuntime(), checkFileSystem("erofs"), checkFileSystem("overlay"), d.checkIDMap())
 	checks = append(checks, d.checkGroups()...)
-	return append(checks, checkProc(), checkTool("mke2fs", "e2fsprogs"), checkLoop(), d.checkSpace(), d.checkGvisor())
+	return append(checks, checkProc(), checkTool("mke2fs", "e2fsprogs", missing, "volumes can't be made"),
+		checkTool("fsfreeze", "util-linux", warning, "no snapshot or fork of what runs with volumes"), checkLoop(), d.checkClones(), d.checkSpace(), d.checkGvisor())
 }
 
 // checkGvisor runs a sandbox, which takes a third of a second.
@@ -189,10 +190,10 @@ func checkProc() Check {
 	return c
 }
 
-func checkTool(name, pkg string) Check {
+func checkTool(name, pkg, state, without string) Check {
 	path, err := findTool(name)
 	if err != nil {
-		return Check{Name: name, State: missing, Message: "not installed: volumes can't be made", Remedy: "apt-get install " + pkg}
+		return Check{Name: name, State: state, Message: "not installed: " + without, Remedy: "apt-get install " + pkg}
 	}
 	return Check{Name: name, State: ok, Message: path}
 }
@@ -204,6 +205,47 @@ func checkLoop() Check {
 	}
 	f.Close()
 	return Check{Name: "loop devices", State: ok, Message: "/dev/loop-control"}
+}
+
+// checkClones says how volumes are cloned, which a snapshot or fork waits for.
+func (d *Driver) checkClones() Check {
+	c := Check{Name: "clones", State: ok}
+	dir := d.volumes.dir
+	for _, err := os.Lstat(dir); err != nil && dir != "/"; _, err = os.Lstat(dir) {
+		dir = filepath.Dir(dir)
+	}
+	s := d.volumes.store
+	for _, k := range s.kinds {
+		if _, err := os.Lstat(s.path(k)); err == nil {
+			c.Message = "volumes are cloned at once, whatever their size: they are in " + s.path(k)
+			if n := s.outside(); n > 0 {
+				c.Message += fmt.Sprintf("; %d of before it are copied", n)
+			}
+			return c
+		}
+	}
+	has, err := reflinks(dir)
+	if err != nil {
+		c.State, c.Message, c.Remedy = warning, "whether volumes are cloned at once or copied is not known: "+err.Error(), "sudo isle doctor"
+		return c
+	}
+	if has {
+		c.Message = "volumes are cloned at once, whatever their size: the file system of " + d.state + " has reflinks"
+		return c
+	}
+	const copied = "volumes are copied: a snapshot or fork takes seconds for each GiB, in which the services stand still"
+	free, err := freeSpace(dir)
+	for _, k := range s.kinds {
+		if _, can := k.possible(); can && err == nil && free >= minStoreSpace {
+			c.Message = fmt.Sprintf("volumes are cloned at once, whatever their size: a store with %s is made for the first", k.name)
+			return c
+		} else if can {
+			c.State, c.Message, c.Remedy = warning, fmt.Sprintf("%s, until %d MiB are free for a store", copied, minStoreSpace>>20), "isle gc"
+			return c
+		}
+	}
+	c.State, c.Message, c.Remedy = warning, copied, "apt-get install "+storeKinds()[0].pkg
+	return c
 }
 
 // lowSpace is how many free bytes of the state folder are too few to go on.

@@ -261,6 +261,15 @@ func (s *store) close() {
 	}
 }
 
+// outside counts the volumes that are not in the store.
+func (s *store) outside() int {
+	files, err := filepath.Glob(filepath.Join(s.dir, "*.ext4"))
+	if err != nil {
+		return 0
+	}
+	return len(files)
+}
+
 // ours refuses a file that is not as Isle makes them.
 func ours(f *os.File) error {
 	var st unix.Stat_t

@@ -187,14 +187,23 @@ func clones(t *testing.T, b *bench, from isle.ID, how string) isle.ID {
 func TestWhereNoStoreCanBeMadeVolumesAreCopied(t *testing.T) {
 	install(t, "mke2fs")
 	b := storeBench(t)
+	if c := b.checkClones(); c.State != warning || c.Remedy != "apt-get install xfsprogs" {
+		t.Errorf("the doctor says %+v", c)
+	}
 	old := b.volume(32 << 20)
 	clones(t, b, old, environment.ByCopy)
 	// A store comes, and what was there stays where it is.
 	install(t, "mkfs.xfs")
 	b.volumes.store.kinds = storeKinds()
+	if c := b.checkClones(); c.State != ok || !strings.Contains(c.Message, "is made for the first") {
+		t.Errorf("the doctor says %+v", c)
+	}
 	path := b.volumes.Path(old)
 	copied := clones(t, b, old, environment.ByCopy)
 	clones(t, b, copied, environment.ByReflink)
+	if c := b.checkClones(); c.State != ok || !strings.Contains(c.Message, "store.xfs; 2 of before it are copied") {
+		t.Errorf("the doctor says %+v", c)
+	}
 	if b.volumes.Path(old) != path {
 		t.Errorf("the volume moved to %s", b.volumes.Path(old))
 	}
@@ -217,6 +226,9 @@ func TestADiskWithReflinksNeedsNoStore(t *testing.T) {
 	install(t, "mke2fs", "mkfs.xfs")
 	b := newBenchAt(t, "crun", filepath.Join(newDisk(t, 400<<20, "mkfs.xfs", "-q"), "state"))
 	clones(t, b, b.volume(32<<20), environment.ByReflink)
+	if c := b.checkClones(); c.State != ok || !strings.Contains(c.Message, "has reflinks") {
+		t.Errorf("the doctor says %+v", c)
+	}
 	if left, _ := filepath.Glob(filepath.Join(b.volumes.dir, "store*")); len(left) > 0 {
 		t.Errorf("there is %v", left)
 	}
