@@ -40,6 +40,7 @@ var rooms = []string{
 	"internal/api",
 	"internal/web",
 	"internal/server",
+	"internal/mcp", // a client as cmd is, and no part of the server: nothing but cmd may import it
 	"cmd",
 }
 
@@ -52,12 +53,14 @@ var confined = []struct {
 	{"modernc.org/sqlite", "SQL lives only in store", []string{"internal/store"}},
 	{"k8s.io/", "Kubernetes lives only in driver/kubernetes", []string{"internal/driver/kubernetes"}},
 	{"connectrpc.com/", "the wire API lives at the edges", []string{"internal/api", "internal/server", "cmd"}},
-	{"google.golang.org/protobuf", "the wire API lives at the edges, and PostgreSQL's grammar gives its trees so", []string{"internal/api", "internal/server", "internal/gateway/postgres/query", "cmd"}},
+	{"google.golang.org/protobuf", "the wire API lives at the edges, and PostgreSQL's grammar gives its trees so", []string{"internal/api", "internal/server", "internal/gateway/postgres/query", "internal/mcp", "cmd"}},
 	{"github.com/pganalyze/pg_query_go", "SQL's trees are read where SQL is", []string{"internal/gateway/postgres"}},
 	{"github.com/jackc/pgx", "PostgreSQL's protocol lives in gateway/postgres", []string{"internal/gateway/postgres"}},
 	{"github.com/tetratelabs/wazero", "foreign code is PostgreSQL's grammar alone", []string{"internal/gateway/postgres/query/grammar"}},
 	{"github.com/cedar-policy/", "authorization is asked of policy", []string{"internal/policy"}},
 	{"gvisor.dev/", "gVisor is a program of its own, which the driver runs", []string{"cmd/isle-runsc"}},
+	{"github.com/modelcontextprotocol/", "agents are spoken to at their own edge", []string{"internal/mcp"}},
+	{"github.com/google/jsonschema-go", "agents are spoken to at their own edge", []string{"internal/mcp"}},
 	{"github.com/spf13/", "command lines live in cmd", []string{"cmd"}},
 	{"unsafe", "memory safety is part of the sandbox", []string{"internal/driver/local", "internal/airlock", "cmd/isle-init", "internal/api/isle", "internal/gateway/postgres/query/grammar"}},
 }

@@ -20,6 +20,7 @@ import (
 // than patience.
 type progress struct {
 	w     io.Writer
+	tell  func(*islev1.ProgressEvent) // instead of showing it
 	style progressStyle
 	width int
 
@@ -119,6 +120,10 @@ func (p *progress) close() {
 
 // event takes in what the server says.
 func (p *progress) event(e *islev1.ProgressEvent) {
+	if p.tell != nil {
+		p.tell(e)
+		return
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.style == jsonProgress {
@@ -217,7 +222,7 @@ func (p *progress) line(mark, service, step, message string) {
 func (p *progress) note(format string, args ...any) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.style == jsonProgress {
+	if p.style == jsonProgress || p.tell != nil {
 		return
 	}
 	p.erase()

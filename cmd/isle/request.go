@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"isle"
+	"isle/internal/api"
 	islev1 "isle/internal/api/isle/v1"
 	"isle/internal/api/isle/v1/islev1connect"
 	"isle/internal/approval"
@@ -98,23 +99,7 @@ func (a *app) awaitAccess(ctx context.Context, r *islev1.Approval) error {
 	if err != nil {
 		return err
 	}
-	stream, err := c.Approvals.WatchApprovals(ctx, connect.NewRequest(&islev1.WatchApprovalsRequest{}))
-	if err != nil {
-		return err
-	}
-	defer stream.Close()
-	// It may have been decided before the watch began.
-	now, err := a.getApproval(ctx, r.GetId())
-	for ; err == nil && now.GetState() == approval.Pending; now = stream.Msg() {
-		if !stream.Receive() {
-			return stream.Err()
-		}
-		for stream.Msg().GetId() != r.GetId() {
-			if !stream.Receive() {
-				return stream.Err()
-			}
-		}
-	}
+	now, err := decided(ctx, c, r.GetId())
 	switch {
 	case err != nil:
 		return err
@@ -128,6 +113,31 @@ func (a *app) awaitAccess(ctx context.Context, r *islev1.Approval) error {
 		}
 	}
 	return isle.Errorf(isle.Refused, "request %s was not granted: %s", r.GetId(), why)
+}
+
+// decided returns a request once somebody has decided about it.
+func decided(ctx context.Context, c *api.Client, id string) (*islev1.Approval, error) {
+	stream, err := c.Approvals.WatchApprovals(ctx, connect.NewRequest(&islev1.WatchApprovalsRequest{}))
+	if err != nil {
+		return nil, err
+	}
+	defer stream.Close()
+	// It may have been decided before the watch began.
+	res, err := c.Approvals.GetApproval(ctx, connect.NewRequest(&islev1.GetApprovalRequest{Id: id}))
+	if err != nil {
+		return nil, err
+	}
+	for now := res.Msg.GetApproval(); ; now = stream.Msg() {
+		if now.GetId() == id && now.GetState() != approval.Pending {
+			return now, nil
+		}
+		if !stream.Receive() {
+			if err := stream.Err(); err != nil {
+				return nil, err
+			}
+			return nil, isle.Errorf(isle.Unavailable, "the server ended the call without a decision").WithHint("see how it comes out: isle approvals show %s", id)
+		}
+	}
 }
 
 func newBreakGlass(a *app) *cobra.Command {

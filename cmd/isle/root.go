@@ -99,7 +99,7 @@ them; isle starts one by itself when none answers.`,
 		}},
 		{"What they are made of:", []*cobra.Command{newInit(a), newSchema(a), newLock(a), newBuild(a)}},
 		{"Who may do what:", []*cobra.Command{newApply(a), newPolicy(a), newRole(a), newIdentity(a), newToken(a), newSecret(a), newApprovals(a), newRequest(a), newBreakGlass(a), newSessions(a), newAudit(a)}},
-		{"The server:", []*cobra.Command{newServer(a), newLogin(a), newLogout(a), newWhoami(a), newDoctor(a), newGC(a), newVersion(a)}},
+		{"The server:", []*cobra.Command{newServer(a), newMCP(a), newLogin(a), newLogout(a), newWhoami(a), newDoctor(a), newGC(a), newVersion(a)}},
 	} {
 		cmd.AddGroup(&cobra.Group{ID: g.title, Title: g.title})
 		for _, c := range g.commands {

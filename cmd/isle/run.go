@@ -100,6 +100,18 @@ func (o runOptions) seeds() ([]seed, error) {
 	return out, nil
 }
 
+// request is what is launched.
+func (o runOptions) request() (*islev1.UpRequest, error) {
+	req := &islev1.UpRequest{Name: o.name, Stage: isle.DefaultStage, Mirror: o.mirror, OneShot: !o.keep}
+	if o.name == "" {
+		id := string(isle.NewID())
+		req.Name = isle.Slug("run-" + id[len(id)-8:])
+	} else if !isle.ValidName(o.name) {
+		return nil, usagef("--name %q: want lower-case letters, digits and dashes, at most 40, beginning with a letter", o.name)
+	}
+	return req, nil
+}
+
 // run launches, fills, executes and tears down.
 func (a *app) run(ctx context.Context, o runOptions, file string, command []string) error {
 	seeds, err := o.seeds()
@@ -110,12 +122,9 @@ func (a *app) run(ctx context.Context, o runOptions, file string, command []stri
 	if err != nil {
 		return err
 	}
-	req := &islev1.UpRequest{Name: o.name, Stage: isle.DefaultStage, Mirror: o.mirror, OneShot: !o.keep}
-	if o.name == "" {
-		id := string(isle.NewID())
-		req.Name = isle.Slug("run-" + id[len(id)-8:])
-	} else if !isle.ValidName(o.name) {
-		return usagef("--name %q: want lower-case letters, digits and dashes, at most 40, beginning with a letter", o.name)
+	req, err := o.request()
+	if err != nil {
+		return err
 	}
 	start, err := o.start(isle.Ref{Name: req.Name, Stage: req.Stage}, command)
 	if err != nil {
