@@ -83,13 +83,13 @@ func add[In any, Out result](s *Server, t tool, do func(ctx context.Context, c *
 		defer func() { // a call that goes wrong ends nobody else's
 			if p := recover(); p != nil {
 				s.cfg.Log.Error("a tool panicked", "tool", t.name, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
-				res, structured = failure(isle.Errorf(isle.Internal, "the tool %s failed in a way that it should not", t.name))
+				res, structured = failure(ctx, isle.Errorf(isle.Internal, "the tool %s failed in a way that it should not", t.name))
 				err = nil
 			}
 		}()
 		out, err := do(ctx, c, in)
 		if err != nil {
-			res, structured = failure(err)
+			res, structured = failure(ctx, err)
 			return res, structured, nil
 		}
 		f, ok := any(out).(failing)
@@ -121,12 +121,16 @@ func plain(s *jsonschema.Schema) {
 	}
 }
 
-// failure is the result of a call that failed.
-func failure(err error) (*mcp.CallToolResult, any) {
+// failure is the result of a call that failed; ctx is the call's.
+func failure(ctx context.Context, err error) (*mcp.CallToolResult, any) {
 	flat := api.Flatten(err)
 	f := fault{Code: string(flat.Code), Message: flat.Message, Hint: flat.Hint}
-	if errors.Is(err, context.Canceled) {
+	switch {
+	case !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded):
+	case ctx.Err() != nil:
 		f = fault{Code: string(isle.Unavailable), Message: "the call was cancelled"}
+	default:
+		f = fault{Code: string(isle.Unavailable), Message: "it took longer than the call may", Hint: "call again with a longer timeout; what was done until then stays done"}
 	}
 	if flat.Code == isle.Held {
 		f.Approval = heldRequest(flat.Message)
