@@ -177,6 +177,10 @@ func (s *service) work(c *initproto.Conn, request []byte) {
 		if respond(c, nil) {
 			finish(c, list(&sender{c}, r.Path))
 		}
+	case initproto.RequestFolder:
+		if respond(c, nil) {
+			finish(c, folder(&sender{c}, r.Path))
+		}
 	case initproto.RequestSignal:
 		sig, err := initproto.ParseSignal(r.Signal)
 		if err == nil {

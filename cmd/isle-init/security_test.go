@@ -342,6 +342,32 @@ func TestCopyOutAndListLeaveOutWhatIsNoFile(t *testing.T) {
 	if err != nil || len(tree.Entries) != 1 || tree.Entries[0] != want {
 		t.Errorf("of a file: %+v, %v", tree, err)
 	}
+	files, err := s.line().Folder(t.Context(), "/tmp/d")
+	if err != nil {
+		t.Fatal(err)
+	}
+	list = nil
+	for _, f := range files {
+		list = append(list, fmt.Sprintf("%s:%s:%d:%s", f.Name, f.Type, f.Size, f.Target))
+	}
+	if got := strings.Join(list, " "); got != `bad\xffname:file:1: file:file:5: link:link:0:/etc/shadow out:dir:0: pipe:other:0: socket:other:0: sub:dir:0: sub.txt:file:2:` {
+		t.Errorf("folder: %s", got)
+	}
+	if files[1].Mode != 0o755 || time.Since(files[1].Time) > time.Hour {
+		t.Errorf("file: %+v", files[1])
+	}
+	if files, err = s.line().Folder(t.Context(), "/tmp/d/link"); err != nil || len(files) != 1 || files[0].Type != "link" {
+		t.Errorf("of a link: %+v, %v", files, err)
+	}
+	s.sh(`mkdir /tmp/many && cd /tmp/many && seq 10001 | xargs touch`)
+	if _, err = s.line().Folder(t.Context(), "/tmp/many"); isle.CodeOf(err) != isle.Exhausted {
+		t.Errorf("of too many: %v", err)
+	}
+	for _, p := range []string{"/nonsuch", "/proc/1", "/tmp/d/out/root/proc/1"} {
+		if _, err := s.line().Folder(t.Context(), p); isle.CodeOf(err) != isle.Invalid && isle.CodeOf(err) != isle.NotFound {
+			t.Errorf("folder of %s: %v", p, err)
+		}
+	}
 	for _, p := range []string{"/nonsuch", "/proc/1/environ", "/tmp/d/out/root/proc/1"} {
 		if _, err := s.line().List(t.Context(), p); isle.CodeOf(err) != isle.NotFound && isle.CodeOf(err) != isle.Invalid {
 			t.Errorf("%s: %v", p, err)

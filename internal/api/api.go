@@ -44,6 +44,7 @@ type Sessions interface {
 	Forward(ctx context.Context, actor isle.Actor, ref isle.Ref, service string, port int) (io.ReadWriteCloser, error)
 	CopyIn(ctx context.Context, actor isle.Actor, ref isle.Ref, service, dir string, baseline bool, tar io.Reader) error
 	CopyOut(ctx context.Context, actor isle.Actor, ref isle.Ref, service, path string, tar io.Writer) error
+	Folder(ctx context.Context, actor isle.Actor, ref isle.Ref, service, path string) ([]environment.File, error)
 	Diff(ctx context.Context, actor isle.Actor, ref isle.Ref, service string) ([]environment.Change, error)
 	Logs(ctx context.Context, actor isle.Actor, ref isle.Ref, o environment.LogOptions, emit func(environment.LogLine) error) error
 }

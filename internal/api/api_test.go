@@ -139,6 +139,10 @@ func (r *rooms) CopyOut(_ context.Context, _ isle.Actor, _ isle.Ref, _, _ string
 	_, err := tar.Write(make([]byte, 3*maxChunk+1))
 	return err
 }
+func (r *rooms) Folder(context.Context, isle.Actor, isle.Ref, string, string) ([]environment.File, error) {
+	r.reach("Folder")
+	return []environment.File{{Name: "a", Type: "file"}}, nil
+}
 func (r *rooms) Diff(context.Context, isle.Actor, isle.Ref, string) ([]environment.Change, error) {
 	r.reach("Diff")
 	return nil, nil
@@ -370,6 +374,10 @@ func calls(ctx context.Context, c *Client) map[string]func() error {
 				return err
 			}
 			return drain(s.Receive, s.Err)
+		},
+		"EnvironmentService/ListFiles": func() error {
+			_, err := c.Environments.ListFiles(ctx, connect.NewRequest(&islev1.ListFilesRequest{Environment: env, Path: "/x"}))
+			return err
 		},
 		"EnvironmentService/Diff": func() error {
 			_, err := c.Environments.Diff(ctx, connect.NewRequest(&islev1.DiffRequest{Environment: env}))

@@ -70,15 +70,16 @@ func (cfg Config) rules() map[string]rule {
 		}
 	}
 	rules := map[string]rule{
-		islev1connect.EnvironmentServiceUpProcedure:      cfg.asksOfUp,
-		islev1connect.EnvironmentServiceDownProcedure:    cfg.asksOfDown,
-		islev1connect.EnvironmentServiceListProcedure:    server(isle.ActionEnvironmentList),
-		islev1connect.EnvironmentServiceGetProcedure:     in(isle.ActionEnvironmentRead, named),
-		islev1connect.EnvironmentServiceExtendProcedure:  in(isle.ActionEnvironmentExtend, named),
-		islev1connect.EnvironmentServiceLogsProcedure:    in(isle.ActionEnvironmentLogs, named),
-		islev1connect.EnvironmentServiceCopyOutProcedure: in(isle.ActionEnvironmentCopy, named),
-		islev1connect.EnvironmentServiceDiffProcedure:    in(isle.ActionEnvironmentDiff, named),
-		islev1connect.EnvironmentServiceDoorsProcedure:   in(isle.ActionEnvironmentRead, named),
+		islev1connect.EnvironmentServiceUpProcedure:        cfg.asksOfUp,
+		islev1connect.EnvironmentServiceDownProcedure:      cfg.asksOfDown,
+		islev1connect.EnvironmentServiceListProcedure:      server(isle.ActionEnvironmentList),
+		islev1connect.EnvironmentServiceGetProcedure:       in(isle.ActionEnvironmentRead, named),
+		islev1connect.EnvironmentServiceExtendProcedure:    in(isle.ActionEnvironmentExtend, named),
+		islev1connect.EnvironmentServiceLogsProcedure:      in(isle.ActionEnvironmentLogs, named),
+		islev1connect.EnvironmentServiceCopyOutProcedure:   in(isle.ActionEnvironmentCopy, named),
+		islev1connect.EnvironmentServiceListFilesProcedure: in(isle.ActionEnvironmentCopy, named),
+		islev1connect.EnvironmentServiceDiffProcedure:      in(isle.ActionEnvironmentDiff, named),
+		islev1connect.EnvironmentServiceDoorsProcedure:     in(isle.ActionEnvironmentRead, named),
 		islev1connect.EnvironmentServiceExecProcedure: in(isle.ActionEnvironmentExec, func(msg any) string {
 			return msg.(*islev1.ExecInput).GetStart().GetEnvironment()
 		}),

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"isle"
 	islev1 "isle/internal/api/isle/v1"
@@ -242,6 +243,27 @@ func (s *environments) CopyOut(ctx context.Context, req *connect.Request[islev1.
 		return isle.Errorf(isle.Invalid, "copy of %q: want an absolute path", m.GetPath())
 	}
 	return s.Environments.CopyOut(ctx, actorOf(ctx), ref, m.GetService(), m.GetPath(), chunkWriter{stream})
+}
+
+// ListFiles implements the RPC.
+func (s *environments) ListFiles(ctx context.Context, req *connect.Request[islev1.ListFilesRequest]) (*connect.Response[islev1.ListFilesResponse], error) {
+	m := req.Msg
+	ref, err := isle.ParseRef(m.GetEnvironment())
+	if err != nil {
+		return nil, err
+	}
+	if !strings.HasPrefix(m.GetPath(), "/") || strings.Contains(m.GetPath(), "\x00") {
+		return nil, isle.Errorf(isle.Invalid, "list of %q: want an absolute path", m.GetPath())
+	}
+	files, err := s.Environments.Folder(ctx, actorOf(ctx), ref, m.GetService(), m.GetPath())
+	if err != nil {
+		return nil, err
+	}
+	res := &islev1.ListFilesResponse{}
+	for _, f := range files {
+		res.Files = append(res.Files, &islev1.File{Name: f.Name, Type: f.Type, Size: f.Size, Mode: f.Mode, Time: timestamppb.New(f.Time), Target: f.Target})
+	}
+	return connect.NewResponse(res), nil
 }
 
 // A chunkWriter makes messages of what is written.

@@ -69,6 +69,7 @@ func TestNothingIsDoneWhereTheLogCannotBeWritten(t *testing.T) {
 		"copy out": func() error {
 			return m.CopyOut(t.Context(), root, e.Ref, "web", "/etc", &strings.Builder{})
 		},
+		"list": func() error { _, err := m.Folder(t.Context(), root, e.Ref, "web", "/etc"); return err },
 		"diff": func() error { _, err := m.Diff(t.Context(), root, e.Ref, "db"); return err },
 	} {
 		if err := do(); isle.CodeOf(err) != isle.Exhausted {

@@ -57,6 +57,21 @@ func (m *Manager) CopyOut(ctx context.Context, actor isle.Actor, ref isle.Ref, s
 	return err
 }
 
+// Folder lists what stands in a folder of a service, or what is at a path that is
+// none. Who may copy files out may see their names.
+func (m *Manager) Folder(ctx context.Context, actor isle.Actor, ref isle.Ref, service, dir string) ([]File, error) {
+	if !path.IsAbs(dir) {
+		return nil, isle.Errorf(isle.Invalid, "%q is not an absolute path inside the service", dir)
+	}
+	w, err := m.enter(ctx, actor, ref, service, isle.ActionEnvironmentCopy, "list of "+dir)
+	if err != nil {
+		return nil, err
+	}
+	files, err := w.line.Folder(ctx, dir)
+	w.exit(err)
+	return files, err
+}
+
 // Diff lists what changed in the volumes of a service, or of all services if
 // none is named. A volume that was seeded with a baseline is compared with it;
 // in one that was not, everything is added. Owners and times do not count.

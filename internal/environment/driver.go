@@ -225,6 +225,7 @@ type (
 	Events  = initproto.Events  // what isle-init tells
 	Process = initproto.Process // a running Exec
 	Exec    = initproto.Exec    // a command to run in a service
+	File    = initproto.File    // a thing in a folder of a service
 	Output  = initproto.Output  // a piece of what a process wrote, or its end
 	Exit    = initproto.Exit    // how a process ended
 )

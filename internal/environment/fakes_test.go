@@ -548,6 +548,9 @@ func (f *fakeLine) List(context.Context, string) (spec.Tree, error) {
 	defer f.w.mu.Unlock()
 	return f.w.tree, nil
 }
+func (f *fakeLine) Folder(context.Context, string) ([]File, error) {
+	return []File{{Name: "file", Type: "file"}}, nil
+}
 func (f *fakeLine) Signal(context.Context, string) error { return nil }
 func (f *fakeLine) Stop(context.Context, time.Duration) error {
 	f.stopOnce.Do(func() { close(f.stop) })

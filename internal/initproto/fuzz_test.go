@@ -83,6 +83,7 @@ func FuzzFromInit(f *testing.F) {
 	f.Add([]byte(`{"seq":1,"kind":"exited","code":3,"detail":"x"}`))
 	f.Add([]byte(`{"code":"failed","message":"x\u001b[2J","hint":"y"}`))
 	f.Add([]byte(`{"path":"","type":"dir"}{"path":"a","type":"dir"}`))
+	f.Add([]byte(`{"name":"a","type":"link","mode":511,"time":"2026-01-02T03:04:05Z","target":"/b"}{"name":"..","type":"dir","mode":493,"time":"2026-01-02T03:04:05Z"}`))
 	f.Add(append(binary.BigEndian.AppendUint64(nil, 1), make([]byte, 9)...))
 	clean := func(t *testing.T, s string, most int) {
 		t.Helper()
@@ -118,6 +119,13 @@ func FuzzFromInit(f *testing.F) {
 			for _, e := range tree.Entries {
 				if strings.HasPrefix(e.Path, "/") || strings.HasPrefix(e.Path, "..") && (len(e.Path) == 2 || e.Path[2] == '/') {
 					t.Fatalf("%q is in a tree", e.Path)
+				}
+			}
+		}
+		if files, err := readFiles(bytes.NewReader(b)); err == nil {
+			for _, f := range files {
+				if f.Name == "" || strings.Contains(f.Name, "/") || !utf8.ValidString(f.Name+f.Target) || f.Size < 0 || f.Mode > 0o7777 {
+					t.Fatalf("%+v is in a folder", f)
 				}
 			}
 		}

@@ -30,12 +30,37 @@ type Line interface {
 	// at path itself, which are not followed, and for what is no file, folder
 	// or link, which is left out.
 	List(ctx context.Context, path string) (spec.Tree, error)
+	// Folder describes what stands in the folder at path, and not what is below
+	// that, or what is at path if it is no folder: MaxFolder things at most,
+	// sorted by name. A link at path is not followed.
+	Folder(ctx context.Context, path string) ([]File, error)
 	// Signal signals the service's main process group.
 	Signal(ctx context.Context, signal string) error
 	// Stop asks the service's command to end (SIGTERM, after grace SIGKILL),
 	// after which isle-init ends. It returns when that has begun.
 	Stop(ctx context.Context, grace time.Duration) error
 }
+
+// MaxFolder bounds the things of a folder that are listed.
+const MaxFolder = 10_000
+
+// A File is a thing in a folder.
+type File struct {
+	Name   string    `json:"name"` // as text: a byte that is none is \xNN
+	Type   string    `json:"type"` // "file", "dir", "link" or "other"
+	Size   int64     `json:"size,omitempty"`
+	Mode   uint32    `json:"mode"`             // permissions, with the set-ID and sticky bits as chmod(2) has them
+	Time   time.Time `json:"time"`             // of the last change of its content
+	Target string    `json:"target,omitempty"` // of a link
+}
+
+// The Types of a File.
+const (
+	TypeFile  = spec.TypeFile
+	TypeDir   = spec.TypeDir
+	TypeLink  = spec.TypeLink
+	TypeOther = "other"
+)
 
 // An Exec is one command to run in a service.
 type Exec struct {

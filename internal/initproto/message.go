@@ -91,6 +91,7 @@ const (
 	RequestCopyIn  = "copy-in"
 	RequestCopyOut = "copy-out"
 	RequestList    = "list"
+	RequestFolder  = "folder"
 	RequestSignal  = "signal"
 	RequestStop    = "stop"
 )
@@ -108,7 +109,7 @@ type Request struct {
 	Columns  uint16            `json:"columns,omitempty"`
 
 	Port   int           `json:"port,omitempty"`   // forward
-	Path   string        `json:"path,omitempty"`   // copy-in, copy-out, list: absolute
+	Path   string        `json:"path,omitempty"`   // copy-in, copy-out, list, folder: absolute
 	Signal string        `json:"signal,omitempty"` // signal
 	Grace  time.Duration `json:"grace,omitempty"`  // stop
 }
@@ -138,7 +139,7 @@ func (r *Request) Check() error {
 		if r.Port < 1 || r.Port > 65535 {
 			return isle.Errorf(isle.Invalid, "port %d: want one from 1 to 65535", r.Port)
 		}
-	case RequestCopyIn, RequestCopyOut, RequestList:
+	case RequestCopyIn, RequestCopyOut, RequestList, RequestFolder:
 		if !absolute(r.Path) {
 			return isle.Errorf(isle.Invalid, "path %q: want an absolute path", bound(r.Path, 256))
 		}

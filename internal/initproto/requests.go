@@ -227,6 +227,52 @@ func readTree(r io.Reader) (spec.Tree, error) {
 	return spec.DecodeTree(tree.Encode())
 }
 
+// maxFile is how long a File is at most on its way: a name and a target, escaped.
+const maxFile = 64 << 10
+
+// Folder implements Line.
+func (n *line) Folder(ctx context.Context, p string) ([]File, error) {
+	c, stop, err := n.request(ctx, Request{Kind: RequestFolder, Path: p})
+	if err != nil {
+		return nil, err
+	}
+	defer stop()
+	defer c.Close()
+	data := &dataReader{n: n, c: c, what: "list", limit: MaxFolder << 10}
+	files, err := readFiles(data)
+	if err != nil && data.err != nil && data.err != io.EOF {
+		return nil, data.err // why the data ended is the better reason
+	}
+	return files, err
+}
+
+// readFiles reads the Files that isle-init sends, and sorts them.
+func readFiles(r io.Reader) ([]File, error) {
+	files := []File{}
+	d := json.NewDecoder(r)
+	for {
+		var f File
+		if err := d.Decode(&f); err == io.EOF {
+			break
+		} else if err != nil {
+			return nil, isle.Errorf(isle.Unavailable, "list: %w", err)
+		}
+		switch f.Type {
+		case TypeFile, TypeDir, TypeLink, TypeOther:
+		default:
+			return nil, isle.Errorf(isle.Unavailable, "list: %q is no kind of file", bound(f.Type, 32))
+		}
+		if f.Name == "" || strings.ContainsAny(f.Name, "/\x00") || len(f.Name)+len(f.Target) > maxFile || f.Size < 0 || f.Mode > 0o7777 || f.Time.Year() > 9999 {
+			return nil, isle.Errorf(isle.Unavailable, "list: that is no file's description")
+		}
+		if files = append(files, f); len(files) > MaxFolder {
+			return nil, isle.Errorf(isle.Exhausted, "list: there are more than %d things in the folder", MaxFolder)
+		}
+	}
+	slices.SortFunc(files, func(a, b File) int { return strings.Compare(a.Name, b.Name) })
+	return files, nil
+}
+
 // Signal implements Line.
 func (n *line) Signal(ctx context.Context, signal string) error {
 	return n.brief(ctx, Request{Kind: RequestSignal, Signal: signal})

@@ -2356,6 +2356,194 @@ func (x *Chunk) GetData() []byte {
 	return nil
 }
 
+type ListFilesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Environment   string                 `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
+	Service       string                 `protobuf:"bytes,2,opt,name=service,proto3" json:"service,omitempty"` // empty: the first declared
+	Path          string                 `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`       // absolute; of what is no folder it lists that
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListFilesRequest) Reset() {
+	*x = ListFilesRequest{}
+	mi := &file_isle_v1_environment_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListFilesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListFilesRequest) ProtoMessage() {}
+
+func (x *ListFilesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_environment_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListFilesRequest.ProtoReflect.Descriptor instead.
+func (*ListFilesRequest) Descriptor() ([]byte, []int) {
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *ListFilesRequest) GetEnvironment() string {
+	if x != nil {
+		return x.Environment
+	}
+	return ""
+}
+
+func (x *ListFilesRequest) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *ListFilesRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+type ListFilesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Files         []*File                `protobuf:"bytes,1,rep,name=files,proto3" json:"files,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListFilesResponse) Reset() {
+	*x = ListFilesResponse{}
+	mi := &file_isle_v1_environment_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListFilesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListFilesResponse) ProtoMessage() {}
+
+func (x *ListFilesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_environment_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListFilesResponse.ProtoReflect.Descriptor instead.
+func (*ListFilesResponse) Descriptor() ([]byte, []int) {
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *ListFilesResponse) GetFiles() []*File {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+type File struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Type          string                 `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`     // "file", "dir", "link" or "other"
+	Size          int64                  `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`    // bytes
+	Mode          uint32                 `protobuf:"varint,4,opt,name=mode,proto3" json:"mode,omitempty"`    // as chmod(2) has it
+	Time          *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=time,proto3" json:"time,omitempty"`     // of the last change
+	Target        string                 `protobuf:"bytes,6,opt,name=target,proto3" json:"target,omitempty"` // of a link
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *File) Reset() {
+	*x = File{}
+	mi := &file_isle_v1_environment_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *File) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*File) ProtoMessage() {}
+
+func (x *File) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_environment_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use File.ProtoReflect.Descriptor instead.
+func (*File) Descriptor() ([]byte, []int) {
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *File) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *File) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *File) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *File) GetMode() uint32 {
+	if x != nil {
+		return x.Mode
+	}
+	return 0
+}
+
+func (x *File) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *File) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
 type DiffRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Environment   string                 `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
@@ -2366,7 +2554,7 @@ type DiffRequest struct {
 
 func (x *DiffRequest) Reset() {
 	*x = DiffRequest{}
-	mi := &file_isle_v1_environment_proto_msgTypes[32]
+	mi := &file_isle_v1_environment_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2378,7 +2566,7 @@ func (x *DiffRequest) String() string {
 func (*DiffRequest) ProtoMessage() {}
 
 func (x *DiffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[32]
+	mi := &file_isle_v1_environment_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2391,7 +2579,7 @@ func (x *DiffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffRequest.ProtoReflect.Descriptor instead.
 func (*DiffRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{32}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *DiffRequest) GetEnvironment() string {
@@ -2417,7 +2605,7 @@ type DiffResponse struct {
 
 func (x *DiffResponse) Reset() {
 	*x = DiffResponse{}
-	mi := &file_isle_v1_environment_proto_msgTypes[33]
+	mi := &file_isle_v1_environment_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2429,7 +2617,7 @@ func (x *DiffResponse) String() string {
 func (*DiffResponse) ProtoMessage() {}
 
 func (x *DiffResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[33]
+	mi := &file_isle_v1_environment_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2442,7 +2630,7 @@ func (x *DiffResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffResponse.ProtoReflect.Descriptor instead.
 func (*DiffResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{33}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *DiffResponse) GetChanges() []*Change {
@@ -2465,7 +2653,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_isle_v1_environment_proto_msgTypes[34]
+	mi := &file_isle_v1_environment_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2477,7 +2665,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[34]
+	mi := &file_isle_v1_environment_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2490,7 +2678,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{34}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Change) GetService() string {
@@ -2541,7 +2729,7 @@ type PortInput struct {
 
 func (x *PortInput) Reset() {
 	*x = PortInput{}
-	mi := &file_isle_v1_environment_proto_msgTypes[35]
+	mi := &file_isle_v1_environment_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2553,7 +2741,7 @@ func (x *PortInput) String() string {
 func (*PortInput) ProtoMessage() {}
 
 func (x *PortInput) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[35]
+	mi := &file_isle_v1_environment_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2566,7 +2754,7 @@ func (x *PortInput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortInput.ProtoReflect.Descriptor instead.
 func (*PortInput) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{35}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *PortInput) GetInput() isPortInput_Input {
@@ -2621,7 +2809,7 @@ type PortStart struct {
 
 func (x *PortStart) Reset() {
 	*x = PortStart{}
-	mi := &file_isle_v1_environment_proto_msgTypes[36]
+	mi := &file_isle_v1_environment_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2633,7 +2821,7 @@ func (x *PortStart) String() string {
 func (*PortStart) ProtoMessage() {}
 
 func (x *PortStart) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[36]
+	mi := &file_isle_v1_environment_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2646,7 +2834,7 @@ func (x *PortStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortStart.ProtoReflect.Descriptor instead.
 func (*PortStart) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{36}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *PortStart) GetEnvironment() string {
@@ -2679,7 +2867,7 @@ type DoorsRequest struct {
 
 func (x *DoorsRequest) Reset() {
 	*x = DoorsRequest{}
-	mi := &file_isle_v1_environment_proto_msgTypes[37]
+	mi := &file_isle_v1_environment_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2691,7 +2879,7 @@ func (x *DoorsRequest) String() string {
 func (*DoorsRequest) ProtoMessage() {}
 
 func (x *DoorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[37]
+	mi := &file_isle_v1_environment_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2704,7 +2892,7 @@ func (x *DoorsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoorsRequest.ProtoReflect.Descriptor instead.
 func (*DoorsRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{37}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *DoorsRequest) GetEnvironment() string {
@@ -2723,7 +2911,7 @@ type DoorsResponse struct {
 
 func (x *DoorsResponse) Reset() {
 	*x = DoorsResponse{}
-	mi := &file_isle_v1_environment_proto_msgTypes[38]
+	mi := &file_isle_v1_environment_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2735,7 +2923,7 @@ func (x *DoorsResponse) String() string {
 func (*DoorsResponse) ProtoMessage() {}
 
 func (x *DoorsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[38]
+	mi := &file_isle_v1_environment_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2748,7 +2936,7 @@ func (x *DoorsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoorsResponse.ProtoReflect.Descriptor instead.
 func (*DoorsResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{38}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *DoorsResponse) GetDoors() []*Door {
@@ -2777,7 +2965,7 @@ type Door struct {
 
 func (x *Door) Reset() {
 	*x = Door{}
-	mi := &file_isle_v1_environment_proto_msgTypes[39]
+	mi := &file_isle_v1_environment_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2789,7 +2977,7 @@ func (x *Door) String() string {
 func (*Door) ProtoMessage() {}
 
 func (x *Door) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[39]
+	mi := &file_isle_v1_environment_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2802,7 +2990,7 @@ func (x *Door) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Door.ProtoReflect.Descriptor instead.
 func (*Door) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{39}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Door) GetDestination() string {
@@ -3061,7 +3249,20 @@ const file_isle_v1_environment_proto_rawDesc = "" +
 	"\aservice\x18\x02 \x01(\tR\aservice\x12\x12\n" +
 	"\x04path\x18\x03 \x01(\tR\x04path\"\x1b\n" +
 	"\x05Chunk\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\"I\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"b\n" +
+	"\x10ListFilesRequest\x12 \n" +
+	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x18\n" +
+	"\aservice\x18\x02 \x01(\tR\aservice\x12\x12\n" +
+	"\x04path\x18\x03 \x01(\tR\x04path\"8\n" +
+	"\x11ListFilesResponse\x12#\n" +
+	"\x05files\x18\x01 \x03(\v2\r.isle.v1.FileR\x05files\"\x9e\x01\n" +
+	"\x04File\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04type\x18\x02 \x01(\tR\x04type\x12\x12\n" +
+	"\x04size\x18\x03 \x01(\x03R\x04size\x12\x12\n" +
+	"\x04mode\x18\x04 \x01(\rR\x04mode\x12.\n" +
+	"\x04time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x16\n" +
+	"\x06target\x18\x06 \x01(\tR\x06target\"I\n" +
 	"\vDiffRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x18\n" +
 	"\aservice\x18\x02 \x01(\tR\aservice\"9\n" +
@@ -3097,7 +3298,7 @@ const file_isle_v1_environment_proto_rawDesc = "" +
 	"\x04kind\x18\t \x01(\tR\x04kind\x12\x14\n" +
 	"\x05stage\x18\n" +
 	" \x01(\tR\x05stage\x12\x12\n" +
-	"\x04held\x18\v \x01(\x05R\x04held2\x9a\x05\n" +
+	"\x04held\x18\v \x01(\x05R\x04held2\xde\x05\n" +
 	"\x12EnvironmentService\x12,\n" +
 	"\x02Up\x12\x12.isle.v1.UpRequest\x1a\x10.isle.v1.UpEvent0\x01\x126\n" +
 	"\x04Down\x12\x14.isle.v1.DownRequest\x1a\x16.isle.v1.ProgressEvent0\x01\x123\n" +
@@ -3107,7 +3308,8 @@ const file_isle_v1_environment_proto_rawDesc = "" +
 	"\x04Exec\x12\x12.isle.v1.ExecInput\x1a\x13.isle.v1.ExecOutput(\x010\x01\x120\n" +
 	"\x04Logs\x12\x14.isle.v1.LogsRequest\x1a\x10.isle.v1.LogLine0\x01\x12;\n" +
 	"\x06CopyIn\x12\x16.isle.v1.CopyInRequest\x1a\x17.isle.v1.CopyInResponse(\x01\x124\n" +
-	"\aCopyOut\x12\x17.isle.v1.CopyOutRequest\x1a\x0e.isle.v1.Chunk0\x01\x123\n" +
+	"\aCopyOut\x12\x17.isle.v1.CopyOutRequest\x1a\x0e.isle.v1.Chunk0\x01\x12B\n" +
+	"\tListFiles\x12\x19.isle.v1.ListFilesRequest\x1a\x1a.isle.v1.ListFilesResponse\x123\n" +
 	"\x04Diff\x12\x14.isle.v1.DiffRequest\x1a\x15.isle.v1.DiffResponse\x125\n" +
 	"\vPortForward\x12\x12.isle.v1.PortInput\x1a\x0e.isle.v1.Chunk(\x010\x01\x126\n" +
 	"\x05Doors\x12\x15.isle.v1.DoorsRequest\x1a\x16.isle.v1.DoorsResponseB\"Z isle/internal/api/isle/v1;islev1b\x06proto3"
@@ -3124,7 +3326,7 @@ func file_isle_v1_environment_proto_rawDescGZIP() []byte {
 	return file_isle_v1_environment_proto_rawDescData
 }
 
-var file_isle_v1_environment_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_isle_v1_environment_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_isle_v1_environment_proto_goTypes = []any{
 	(*Source)(nil),                // 0: isle.v1.Source
 	(*CopiedTree)(nil),            // 1: isle.v1.CopiedTree
@@ -3158,81 +3360,88 @@ var file_isle_v1_environment_proto_goTypes = []any{
 	(*CopyInResponse)(nil),        // 29: isle.v1.CopyInResponse
 	(*CopyOutRequest)(nil),        // 30: isle.v1.CopyOutRequest
 	(*Chunk)(nil),                 // 31: isle.v1.Chunk
-	(*DiffRequest)(nil),           // 32: isle.v1.DiffRequest
-	(*DiffResponse)(nil),          // 33: isle.v1.DiffResponse
-	(*Change)(nil),                // 34: isle.v1.Change
-	(*PortInput)(nil),             // 35: isle.v1.PortInput
-	(*PortStart)(nil),             // 36: isle.v1.PortStart
-	(*DoorsRequest)(nil),          // 37: isle.v1.DoorsRequest
-	(*DoorsResponse)(nil),         // 38: isle.v1.DoorsResponse
-	(*Door)(nil),                  // 39: isle.v1.Door
-	nil,                           // 40: isle.v1.ExecStart.EnvEntry
-	(*durationpb.Duration)(nil),   // 41: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 42: google.protobuf.Timestamp
+	(*ListFilesRequest)(nil),      // 32: isle.v1.ListFilesRequest
+	(*ListFilesResponse)(nil),     // 33: isle.v1.ListFilesResponse
+	(*File)(nil),                  // 34: isle.v1.File
+	(*DiffRequest)(nil),           // 35: isle.v1.DiffRequest
+	(*DiffResponse)(nil),          // 36: isle.v1.DiffResponse
+	(*Change)(nil),                // 37: isle.v1.Change
+	(*PortInput)(nil),             // 38: isle.v1.PortInput
+	(*PortStart)(nil),             // 39: isle.v1.PortStart
+	(*DoorsRequest)(nil),          // 40: isle.v1.DoorsRequest
+	(*DoorsResponse)(nil),         // 41: isle.v1.DoorsResponse
+	(*Door)(nil),                  // 42: isle.v1.Door
+	nil,                           // 43: isle.v1.ExecStart.EnvEntry
+	(*durationpb.Duration)(nil),   // 44: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 45: google.protobuf.Timestamp
 }
 var file_isle_v1_environment_proto_depIdxs = []int32{
 	1,  // 0: isle.v1.Source.trees:type_name -> isle.v1.CopiedTree
 	0,  // 1: isle.v1.UpRequest.source:type_name -> isle.v1.Source
-	41, // 2: isle.v1.UpRequest.ttl:type_name -> google.protobuf.Duration
+	44, // 2: isle.v1.UpRequest.ttl:type_name -> google.protobuf.Duration
 	6,  // 3: isle.v1.UpEvent.progress:type_name -> isle.v1.ProgressEvent
 	4,  // 4: isle.v1.UpEvent.need:type_name -> isle.v1.Need
 	5,  // 5: isle.v1.UpEvent.result:type_name -> isle.v1.UpResult
 	7,  // 6: isle.v1.UpResult.environment:type_name -> isle.v1.Environment
-	42, // 7: isle.v1.Environment.created:type_name -> google.protobuf.Timestamp
-	42, // 8: isle.v1.Environment.expires:type_name -> google.protobuf.Timestamp
+	45, // 7: isle.v1.Environment.created:type_name -> google.protobuf.Timestamp
+	45, // 8: isle.v1.Environment.expires:type_name -> google.protobuf.Timestamp
 	8,  // 9: isle.v1.Environment.services:type_name -> isle.v1.Service
 	10, // 10: isle.v1.Environment.usage:type_name -> isle.v1.Usage
 	11, // 11: isle.v1.Environment.limits:type_name -> isle.v1.Limits
 	12, // 12: isle.v1.Environment.volumes:type_name -> isle.v1.Volume
-	42, // 13: isle.v1.Service.started:type_name -> google.protobuf.Timestamp
+	45, // 13: isle.v1.Service.started:type_name -> google.protobuf.Timestamp
 	9,  // 14: isle.v1.Service.ports:type_name -> isle.v1.Port
-	41, // 15: isle.v1.Usage.cpu:type_name -> google.protobuf.Duration
-	42, // 16: isle.v1.Volume.delete_after:type_name -> google.protobuf.Timestamp
+	44, // 15: isle.v1.Usage.cpu:type_name -> google.protobuf.Duration
+	45, // 16: isle.v1.Volume.delete_after:type_name -> google.protobuf.Timestamp
 	7,  // 17: isle.v1.ListResponse.environments:type_name -> isle.v1.Environment
 	7,  // 18: isle.v1.GetResponse.environment:type_name -> isle.v1.Environment
-	41, // 19: isle.v1.ExtendRequest.by:type_name -> google.protobuf.Duration
-	42, // 20: isle.v1.ExtendResponse.expires:type_name -> google.protobuf.Timestamp
+	44, // 19: isle.v1.ExtendRequest.by:type_name -> google.protobuf.Duration
+	45, // 20: isle.v1.ExtendResponse.expires:type_name -> google.protobuf.Timestamp
 	21, // 21: isle.v1.ExecInput.start:type_name -> isle.v1.ExecStart
 	22, // 22: isle.v1.ExecInput.size:type_name -> isle.v1.TerminalSize
-	40, // 23: isle.v1.ExecStart.env:type_name -> isle.v1.ExecStart.EnvEntry
+	43, // 23: isle.v1.ExecStart.env:type_name -> isle.v1.ExecStart.EnvEntry
 	22, // 24: isle.v1.ExecStart.size:type_name -> isle.v1.TerminalSize
 	24, // 25: isle.v1.ExecOutput.exit:type_name -> isle.v1.ExecExit
-	42, // 26: isle.v1.LogLine.time:type_name -> google.protobuf.Timestamp
+	45, // 26: isle.v1.LogLine.time:type_name -> google.protobuf.Timestamp
 	28, // 27: isle.v1.CopyInRequest.start:type_name -> isle.v1.CopyInStart
-	34, // 28: isle.v1.DiffResponse.changes:type_name -> isle.v1.Change
-	36, // 29: isle.v1.PortInput.start:type_name -> isle.v1.PortStart
-	39, // 30: isle.v1.DoorsResponse.doors:type_name -> isle.v1.Door
-	42, // 31: isle.v1.Door.first:type_name -> google.protobuf.Timestamp
-	42, // 32: isle.v1.Door.last:type_name -> google.protobuf.Timestamp
-	2,  // 33: isle.v1.EnvironmentService.Up:input_type -> isle.v1.UpRequest
-	13, // 34: isle.v1.EnvironmentService.Down:input_type -> isle.v1.DownRequest
-	14, // 35: isle.v1.EnvironmentService.List:input_type -> isle.v1.ListRequest
-	16, // 36: isle.v1.EnvironmentService.Get:input_type -> isle.v1.GetRequest
-	18, // 37: isle.v1.EnvironmentService.Extend:input_type -> isle.v1.ExtendRequest
-	20, // 38: isle.v1.EnvironmentService.Exec:input_type -> isle.v1.ExecInput
-	25, // 39: isle.v1.EnvironmentService.Logs:input_type -> isle.v1.LogsRequest
-	27, // 40: isle.v1.EnvironmentService.CopyIn:input_type -> isle.v1.CopyInRequest
-	30, // 41: isle.v1.EnvironmentService.CopyOut:input_type -> isle.v1.CopyOutRequest
-	32, // 42: isle.v1.EnvironmentService.Diff:input_type -> isle.v1.DiffRequest
-	35, // 43: isle.v1.EnvironmentService.PortForward:input_type -> isle.v1.PortInput
-	37, // 44: isle.v1.EnvironmentService.Doors:input_type -> isle.v1.DoorsRequest
-	3,  // 45: isle.v1.EnvironmentService.Up:output_type -> isle.v1.UpEvent
-	6,  // 46: isle.v1.EnvironmentService.Down:output_type -> isle.v1.ProgressEvent
-	15, // 47: isle.v1.EnvironmentService.List:output_type -> isle.v1.ListResponse
-	17, // 48: isle.v1.EnvironmentService.Get:output_type -> isle.v1.GetResponse
-	19, // 49: isle.v1.EnvironmentService.Extend:output_type -> isle.v1.ExtendResponse
-	23, // 50: isle.v1.EnvironmentService.Exec:output_type -> isle.v1.ExecOutput
-	26, // 51: isle.v1.EnvironmentService.Logs:output_type -> isle.v1.LogLine
-	29, // 52: isle.v1.EnvironmentService.CopyIn:output_type -> isle.v1.CopyInResponse
-	31, // 53: isle.v1.EnvironmentService.CopyOut:output_type -> isle.v1.Chunk
-	33, // 54: isle.v1.EnvironmentService.Diff:output_type -> isle.v1.DiffResponse
-	31, // 55: isle.v1.EnvironmentService.PortForward:output_type -> isle.v1.Chunk
-	38, // 56: isle.v1.EnvironmentService.Doors:output_type -> isle.v1.DoorsResponse
-	45, // [45:57] is the sub-list for method output_type
-	33, // [33:45] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	34, // 28: isle.v1.ListFilesResponse.files:type_name -> isle.v1.File
+	45, // 29: isle.v1.File.time:type_name -> google.protobuf.Timestamp
+	37, // 30: isle.v1.DiffResponse.changes:type_name -> isle.v1.Change
+	39, // 31: isle.v1.PortInput.start:type_name -> isle.v1.PortStart
+	42, // 32: isle.v1.DoorsResponse.doors:type_name -> isle.v1.Door
+	45, // 33: isle.v1.Door.first:type_name -> google.protobuf.Timestamp
+	45, // 34: isle.v1.Door.last:type_name -> google.protobuf.Timestamp
+	2,  // 35: isle.v1.EnvironmentService.Up:input_type -> isle.v1.UpRequest
+	13, // 36: isle.v1.EnvironmentService.Down:input_type -> isle.v1.DownRequest
+	14, // 37: isle.v1.EnvironmentService.List:input_type -> isle.v1.ListRequest
+	16, // 38: isle.v1.EnvironmentService.Get:input_type -> isle.v1.GetRequest
+	18, // 39: isle.v1.EnvironmentService.Extend:input_type -> isle.v1.ExtendRequest
+	20, // 40: isle.v1.EnvironmentService.Exec:input_type -> isle.v1.ExecInput
+	25, // 41: isle.v1.EnvironmentService.Logs:input_type -> isle.v1.LogsRequest
+	27, // 42: isle.v1.EnvironmentService.CopyIn:input_type -> isle.v1.CopyInRequest
+	30, // 43: isle.v1.EnvironmentService.CopyOut:input_type -> isle.v1.CopyOutRequest
+	32, // 44: isle.v1.EnvironmentService.ListFiles:input_type -> isle.v1.ListFilesRequest
+	35, // 45: isle.v1.EnvironmentService.Diff:input_type -> isle.v1.DiffRequest
+	38, // 46: isle.v1.EnvironmentService.PortForward:input_type -> isle.v1.PortInput
+	40, // 47: isle.v1.EnvironmentService.Doors:input_type -> isle.v1.DoorsRequest
+	3,  // 48: isle.v1.EnvironmentService.Up:output_type -> isle.v1.UpEvent
+	6,  // 49: isle.v1.EnvironmentService.Down:output_type -> isle.v1.ProgressEvent
+	15, // 50: isle.v1.EnvironmentService.List:output_type -> isle.v1.ListResponse
+	17, // 51: isle.v1.EnvironmentService.Get:output_type -> isle.v1.GetResponse
+	19, // 52: isle.v1.EnvironmentService.Extend:output_type -> isle.v1.ExtendResponse
+	23, // 53: isle.v1.EnvironmentService.Exec:output_type -> isle.v1.ExecOutput
+	26, // 54: isle.v1.EnvironmentService.Logs:output_type -> isle.v1.LogLine
+	29, // 55: isle.v1.EnvironmentService.CopyIn:output_type -> isle.v1.CopyInResponse
+	31, // 56: isle.v1.EnvironmentService.CopyOut:output_type -> isle.v1.Chunk
+	33, // 57: isle.v1.EnvironmentService.ListFiles:output_type -> isle.v1.ListFilesResponse
+	36, // 58: isle.v1.EnvironmentService.Diff:output_type -> isle.v1.DiffResponse
+	31, // 59: isle.v1.EnvironmentService.PortForward:output_type -> isle.v1.Chunk
+	41, // 60: isle.v1.EnvironmentService.Doors:output_type -> isle.v1.DoorsResponse
+	48, // [48:61] is the sub-list for method output_type
+	35, // [35:48] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_isle_v1_environment_proto_init() }
@@ -3262,7 +3471,7 @@ func file_isle_v1_environment_proto_init() {
 		(*CopyInRequest_Start)(nil),
 		(*CopyInRequest_Data)(nil),
 	}
-	file_isle_v1_environment_proto_msgTypes[35].OneofWrappers = []any{
+	file_isle_v1_environment_proto_msgTypes[38].OneofWrappers = []any{
 		(*PortInput_Start)(nil),
 		(*PortInput_Data)(nil),
 	}
@@ -3272,7 +3481,7 @@ func file_isle_v1_environment_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isle_v1_environment_proto_rawDesc), len(file_isle_v1_environment_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   41,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

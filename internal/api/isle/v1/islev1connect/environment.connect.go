@@ -56,6 +56,9 @@ const (
 	// EnvironmentServiceCopyOutProcedure is the fully-qualified name of the EnvironmentService's
 	// CopyOut RPC.
 	EnvironmentServiceCopyOutProcedure = "/isle.v1.EnvironmentService/CopyOut"
+	// EnvironmentServiceListFilesProcedure is the fully-qualified name of the EnvironmentService's
+	// ListFiles RPC.
+	EnvironmentServiceListFilesProcedure = "/isle.v1.EnvironmentService/ListFiles"
 	// EnvironmentServiceDiffProcedure is the fully-qualified name of the EnvironmentService's Diff RPC.
 	EnvironmentServiceDiffProcedure = "/isle.v1.EnvironmentService/Diff"
 	// EnvironmentServicePortForwardProcedure is the fully-qualified name of the EnvironmentService's
@@ -86,6 +89,8 @@ type EnvironmentServiceClient interface {
 	CopyIn(context.Context) *connect.ClientStreamForClient[v1.CopyInRequest, v1.CopyInResponse]
 	// CopyOut returns a file or folder as a tar stream.
 	CopyOut(context.Context, *connect.Request[v1.CopyOutRequest]) (*connect.ServerStreamForClient[v1.Chunk], error)
+	// ListFiles lists what stands in a folder of a service, and not what is below that.
+	ListFiles(context.Context, *connect.Request[v1.ListFilesRequest]) (*connect.Response[v1.ListFilesResponse], error)
 	// Diff lists what changed in volumes.
 	Diff(context.Context, *connect.Request[v1.DiffRequest]) (*connect.Response[v1.DiffResponse], error)
 	// PortForward connects to a port inside. The first message is `start`.
@@ -159,6 +164,12 @@ func NewEnvironmentServiceClient(httpClient connect.HTTPClient, baseURL string, 
 			connect.WithSchema(environmentServiceMethods.ByName("CopyOut")),
 			connect.WithClientOptions(opts...),
 		),
+		listFiles: connect.NewClient[v1.ListFilesRequest, v1.ListFilesResponse](
+			httpClient,
+			baseURL+EnvironmentServiceListFilesProcedure,
+			connect.WithSchema(environmentServiceMethods.ByName("ListFiles")),
+			connect.WithClientOptions(opts...),
+		),
 		diff: connect.NewClient[v1.DiffRequest, v1.DiffResponse](
 			httpClient,
 			baseURL+EnvironmentServiceDiffProcedure,
@@ -191,6 +202,7 @@ type environmentServiceClient struct {
 	logs        *connect.Client[v1.LogsRequest, v1.LogLine]
 	copyIn      *connect.Client[v1.CopyInRequest, v1.CopyInResponse]
 	copyOut     *connect.Client[v1.CopyOutRequest, v1.Chunk]
+	listFiles   *connect.Client[v1.ListFilesRequest, v1.ListFilesResponse]
 	diff        *connect.Client[v1.DiffRequest, v1.DiffResponse]
 	portForward *connect.Client[v1.PortInput, v1.Chunk]
 	doors       *connect.Client[v1.DoorsRequest, v1.DoorsResponse]
@@ -241,6 +253,11 @@ func (c *environmentServiceClient) CopyOut(ctx context.Context, req *connect.Req
 	return c.copyOut.CallServerStream(ctx, req)
 }
 
+// ListFiles calls isle.v1.EnvironmentService.ListFiles.
+func (c *environmentServiceClient) ListFiles(ctx context.Context, req *connect.Request[v1.ListFilesRequest]) (*connect.Response[v1.ListFilesResponse], error) {
+	return c.listFiles.CallUnary(ctx, req)
+}
+
 // Diff calls isle.v1.EnvironmentService.Diff.
 func (c *environmentServiceClient) Diff(ctx context.Context, req *connect.Request[v1.DiffRequest]) (*connect.Response[v1.DiffResponse], error) {
 	return c.diff.CallUnary(ctx, req)
@@ -276,6 +293,8 @@ type EnvironmentServiceHandler interface {
 	CopyIn(context.Context, *connect.ClientStream[v1.CopyInRequest]) (*connect.Response[v1.CopyInResponse], error)
 	// CopyOut returns a file or folder as a tar stream.
 	CopyOut(context.Context, *connect.Request[v1.CopyOutRequest], *connect.ServerStream[v1.Chunk]) error
+	// ListFiles lists what stands in a folder of a service, and not what is below that.
+	ListFiles(context.Context, *connect.Request[v1.ListFilesRequest]) (*connect.Response[v1.ListFilesResponse], error)
 	// Diff lists what changed in volumes.
 	Diff(context.Context, *connect.Request[v1.DiffRequest]) (*connect.Response[v1.DiffResponse], error)
 	// PortForward connects to a port inside. The first message is `start`.
@@ -345,6 +364,12 @@ func NewEnvironmentServiceHandler(svc EnvironmentServiceHandler, opts ...connect
 		connect.WithSchema(environmentServiceMethods.ByName("CopyOut")),
 		connect.WithHandlerOptions(opts...),
 	)
+	environmentServiceListFilesHandler := connect.NewUnaryHandler(
+		EnvironmentServiceListFilesProcedure,
+		svc.ListFiles,
+		connect.WithSchema(environmentServiceMethods.ByName("ListFiles")),
+		connect.WithHandlerOptions(opts...),
+	)
 	environmentServiceDiffHandler := connect.NewUnaryHandler(
 		EnvironmentServiceDiffProcedure,
 		svc.Diff,
@@ -383,6 +408,8 @@ func NewEnvironmentServiceHandler(svc EnvironmentServiceHandler, opts ...connect
 			environmentServiceCopyInHandler.ServeHTTP(w, r)
 		case EnvironmentServiceCopyOutProcedure:
 			environmentServiceCopyOutHandler.ServeHTTP(w, r)
+		case EnvironmentServiceListFilesProcedure:
+			environmentServiceListFilesHandler.ServeHTTP(w, r)
 		case EnvironmentServiceDiffProcedure:
 			environmentServiceDiffHandler.ServeHTTP(w, r)
 		case EnvironmentServicePortForwardProcedure:
@@ -432,6 +459,10 @@ func (UnimplementedEnvironmentServiceHandler) CopyIn(context.Context, *connect.C
 
 func (UnimplementedEnvironmentServiceHandler) CopyOut(context.Context, *connect.Request[v1.CopyOutRequest], *connect.ServerStream[v1.Chunk]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("isle.v1.EnvironmentService.CopyOut is not implemented"))
+}
+
+func (UnimplementedEnvironmentServiceHandler) ListFiles(context.Context, *connect.Request[v1.ListFilesRequest]) (*connect.Response[v1.ListFilesResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("isle.v1.EnvironmentService.ListFiles is not implemented"))
 }
 
 func (UnimplementedEnvironmentServiceHandler) Diff(context.Context, *connect.Request[v1.DiffRequest]) (*connect.Response[v1.DiffResponse], error) {
