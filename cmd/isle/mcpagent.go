@@ -256,6 +256,20 @@ func (g *agent) Exec(ctx context.Context, start *islev1.ExecStart, stdin []byte,
 	}
 }
 
+// ListFiles implements mcp.Services.
+func (g *agent) ListFiles(ctx context.Context, req *islev1.ListFilesRequest) ([]*islev1.File, error) {
+	c, ctx, end, err := g.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	res, err := c.Environments.ListFiles(ctx, connect.NewRequest(req))
+	if err != nil {
+		return nil, err
+	}
+	return res.Msg.GetFiles(), nil
+}
+
 // CopyOut implements mcp.Services.
 func (g *agent) CopyOut(ctx context.Context, req *islev1.CopyOutRequest, tar io.Writer) error {
 	c, ctx, end, err := g.begin(ctx)

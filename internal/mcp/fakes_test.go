@@ -145,6 +145,14 @@ func (w *world) Exec(ctx context.Context, start *islev1.ExecStart, stdin []byte,
 	return &islev1.ExecExit{}, nil
 }
 
+func (w *world) ListFiles(_ context.Context, req *islev1.ListFilesRequest) ([]*islev1.File, error) {
+	var out []*islev1.File
+	for i := range 1234 {
+		out = append(out, &islev1.File{Name: fmt.Sprintf("f%04d", i), Type: "file", Size: int64(i), Mode: 0o644, Time: timestamppb.New(time.Unix(2e9, 0))})
+	}
+	return append(out, &islev1.File{Name: "link", Type: "link", Target: "f0001", Mode: 0o777, Time: timestamppb.New(time.Unix(2e9, 0))}, &islev1.File{Name: "sub", Type: "dir", Mode: 0o755, Time: timestamppb.New(time.Unix(2e9, 0))}), nil
+}
+
 func (w *world) CopyOut(_ context.Context, req *islev1.CopyOutRequest, out io.Writer) error {
 	w.mu.Lock()
 	h, b := w.files[req.GetPath()], w.content[req.GetPath()]

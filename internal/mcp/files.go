@@ -18,6 +18,7 @@ import (
 
 	"isle"
 	islev1 "isle/internal/api/isle/v1"
+	"isle/internal/initproto"
 )
 
 // What is read and written of a file at once, in bytes.
@@ -42,6 +43,10 @@ func (s *Server) addFiles() {
 			in["encoding"].Enum = []any{encodingText, encodingBase64}
 		},
 	}, s.readFile)
+	add(s, tool{
+		name: "list_files", title: "List a folder inside", hint: reads,
+		description: "List what stands in a folder of a service of an environment, and not what is below that: names, kinds, sizes, permissions and times, sorted by name.",
+	}, s.listFiles)
 	add(s, tool{
 		name: "write_file", title: "Write a file inside", hint: destroys, repeatable: true,
 		description: "Write a file in a service of an environment: a new one, or in place of the one that is there. Folders are made. Only volumes and tmpfs (/tmp, /run and what the file declares) can be written; what is in the image is changed by editing the project's files and calling up.",
@@ -189,6 +194,86 @@ func firstOf(r io.Reader, offset int64, n int) (*tar.Header, []byte, error) {
 		return nil, nil, isle.Errorf(isle.Unavailable, "what came from inside cannot be read: %w", err)
 	}
 	return h, b, nil
+}
+
+type listFilesIn struct {
+	Environment string `json:"environment" jsonschema:"NAME or NAME@STAGE"`
+	Service     string `json:"service,omitempty" jsonschema:"left out, it is the first that the file declares"`
+	Path        string `json:"path" jsonschema:"absolute path inside; of what is no folder it lists that"`
+	After       string `json:"after,omitempty" jsonschema:"only names after this one: what next of the last result was"`
+	Limit       int    `json:"limit,omitempty" jsonschema:"names to list at most, 2000 at most; left out, it is 500"`
+}
+
+type file struct {
+	Name     string `json:"name"`
+	Type     string `json:"type" jsonschema:"file, dir, link or other"`
+	Size     int64  `json:"size,omitempty" jsonschema:"bytes of a file"`
+	Mode     string `json:"mode"`
+	Modified string `json:"modified"`
+	Target   string `json:"target,omitempty" jsonschema:"where a link leads"`
+}
+
+type listFilesOut struct {
+	Path  string `json:"path"`
+	Files []file `json:"files"`
+	Total int    `json:"total" jsonschema:"names in the folder"`
+	Next  string `json:"next,omitempty" jsonschema:"there are more: list them with after"`
+}
+
+func (v listFilesOut) text() string {
+	var b strings.Builder
+	for _, f := range v.Files {
+		name := oneLine(f.Name)
+		switch f.Type {
+		case initproto.TypeDir:
+			name += "/"
+		case initproto.TypeLink:
+			name += " -> " + oneLine(f.Target)
+		}
+		fmt.Fprintf(&b, "%s %10d %s %s\n", f.Mode, f.Size, f.Modified, name)
+	}
+	if v.Next != "" {
+		fmt.Fprintf(&b, "[%d of %d; go on with after %q]", len(v.Files), v.Total, v.Next)
+	} else if len(v.Files) == 0 {
+		b.WriteString("there is nothing")
+	}
+	return b.String()
+}
+
+// What is listed of a folder at once.
+const (
+	filesUsual = 500
+	filesMost  = 2000
+)
+
+func (s *Server) listFiles(ctx context.Context, _ *call, in listFilesIn) (listFilesOut, error) {
+	if in.Limit == 0 {
+		in.Limit = filesUsual
+	}
+	if in.Limit < 1 || in.Limit > filesMost {
+		return listFilesOut{}, isle.Errorf(isle.Invalid, "%d names: want 1 to %d", in.Limit, filesMost)
+	}
+	if !path.IsAbs(in.Path) {
+		return listFilesOut{}, isle.Errorf(isle.Invalid, "%q is no path inside: want an absolute one", clip(in.Path, 200))
+	}
+	ctx, cancel := context.WithTimeout(ctx, quickCall)
+	defer cancel()
+	list, err := s.cfg.Services.ListFiles(ctx, &islev1.ListFilesRequest{Environment: in.Environment, Service: in.Service, Path: in.Path})
+	if err != nil {
+		return listFilesOut{}, err
+	}
+	out := listFilesOut{Path: path.Clean(in.Path), Files: []file{}, Total: len(list)}
+	for _, f := range list {
+		if in.After != "" && f.GetName() <= in.After {
+			continue
+		}
+		if len(out.Files) == in.Limit {
+			out.Next = out.Files[in.Limit-1].Name
+			break
+		}
+		out.Files = append(out.Files, file{f.GetName(), f.GetType(), f.GetSize(), fmt.Sprintf("%04o", f.GetMode()), f.GetTime().AsTime().Format(time.RFC3339), f.GetTarget()})
+	}
+	return out, nil
 }
 
 type writeFileIn struct {

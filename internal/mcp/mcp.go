@@ -79,6 +79,8 @@ type Services interface {
 	// Exec runs a command and calls out with what it writes, one call at a time.
 	// The command is killed when ctx ends.
 	Exec(ctx context.Context, start *islev1.ExecStart, stdin []byte, out func(stderr bool, b []byte)) (*islev1.ExecExit, error)
+	// ListFiles lists a folder.
+	ListFiles(ctx context.Context, req *islev1.ListFilesRequest) ([]*islev1.File, error)
 	// CopyOut writes a file or folder as a tar stream.
 	CopyOut(ctx context.Context, req *islev1.CopyOutRequest, tar io.Writer) error
 	// CopyIn extracts a tar stream.

@@ -54,7 +54,7 @@ func TestEveryToolSaysWhatItTakesGivesAndDoes(t *testing.T) {
 		}
 	}
 	slices.Sort(names)
-	for _, name := range []string{"up", "run", "exec", "read_file", "write_file", "ls", "status", "logs", "down", "doors", "request", "request_status", "read_output"} {
+	for _, name := range []string{"up", "run", "exec", "read_file", "write_file", "list_files", "ls", "status", "logs", "down", "doors", "request", "request_status", "read_output"} {
 		if !slices.Contains(names, name) {
 			t.Errorf("there is no tool %s in %v", name, names)
 		}
@@ -309,6 +309,24 @@ func TestLinksInsideAreFollowedAndDoNotGoOnForEver(t *testing.T) {
 	}
 	if text, _, failed := use(t, s, "read_file", map[string]any{"environment": "shop", "path": "/a"}); !failed || !strings.Contains(text, "is a folder") {
 		t.Errorf("%q", text)
+	}
+}
+
+func TestALongFolderIsListedInPieces(t *testing.T) {
+	s := agentOf(t, newWorld(), nil)
+	after, seen, text := "", 0, ""
+	for range 4 {
+		var fields map[string]any
+		if text, fields, _ = use(t, s, "list_files", map[string]any{"environment": "shop", "path": "/data", "after": after}); fields["total"] != 1236.0 {
+			t.Fatal(text)
+		}
+		seen += len(fields["files"].([]any))
+		if after, _ = fields["next"].(string); after == "" {
+			break
+		}
+	}
+	if seen != 1236 || !strings.HasSuffix(text, "0777          0 2033-05-18T03:33:20Z link -> f0001\n0755          0 2033-05-18T03:33:20Z sub/\n") {
+		t.Errorf("%d files, the last %q", seen, text[max(0, len(text)-120):])
 	}
 }
 
