@@ -176,7 +176,7 @@ func fileCache() *spec.Cache {
 
 // writeLock puts the lock beside the file, whole or not at all.
 func (p *project) writeLock(lock []byte) error {
-	if len(lock) == 0 || string(lock) == string(p.lock) {
+	if len(lock) == 0 || string(lock) == string(p.lock) || p.lockPath == "" {
 		return nil
 	}
 	if err := writeAtomically(p.lockPath, lock); err != nil {

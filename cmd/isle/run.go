@@ -277,7 +277,10 @@ func (o runOptions) project(file string, seeds []seed) (*project, error) {
 	if st, err := os.Stat(p.lockPath); err == nil && time.Since(st.ModTime()) < lockLife {
 		p.lock, _ = readBounded(p.lockPath, spec.MaxLockSize)
 	}
-	return p, os.MkdirAll(filepath.Dir(p.lockPath), 0o700)
+	if os.MkdirAll(filepath.Dir(p.lockPath), 0o700) != nil {
+		p.lockPath = "" // somebody else's home: what is chosen is chosen for now
+	}
+	return p, nil
 }
 
 // runLock is where the lock of --packages is kept, "" if there is no place.
