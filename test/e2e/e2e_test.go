@@ -103,6 +103,7 @@ func TestPromises(t *testing.T) {
 			"post":      post,
 			"member":    member,
 			"elsewhere": elsewhere,
+			"agent":     agent,
 		},
 	})
 }
