@@ -24,6 +24,7 @@ var rooms = []string{
 	"internal/ledger",
 	"internal/authority",
 	"internal/spec",
+	"internal/checkout",
 	"internal/initproto",
 	"internal/build",
 	"internal/snapshot",

@@ -40,9 +40,9 @@ func newLs(a *app) *cobra.Command {
 				for _, s := range e.GetServices() {
 					services = append(services, s.GetName())
 				}
-				rows = append(rows, []string{refText(e), e.GetPhase(), strings.Join(services, ","), age(e), left(e), strings.Join(urls(e), " ")})
+				rows = append(rows, []string{refText(e), e.GetPhase(), strings.Join(services, ","), e.GetBranch(), commitText(e), age(e), left(e), strings.Join(urls(e), " ")})
 			}
-			return table(a.stdout, "name\tphase\tservices\tage\tleft\tports", rows)
+			return table(a.stdout, "name\tphase\tservices\tbranch\tcommit\tage\tleft\tports", rows)
 		},
 	}
 }

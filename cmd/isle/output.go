@@ -22,6 +22,8 @@ type environmentJSON struct {
 	Instance  string        `json:"instance"`
 	Project   string        `json:"project"`
 	Branch    string        `json:"branch,omitempty"`
+	Commit    string        `json:"commit,omitempty"`
+	Dirty     bool          `json:"dirty"`
 	Owner     string        `json:"owner"`
 	Phase     string        `json:"phase"`
 	Isolation string        `json:"isolation"`
@@ -92,6 +94,7 @@ func at(t *timestamppb.Timestamp) *time.Time {
 func environmentView(e *islev1.Environment) environmentJSON {
 	v := environmentJSON{
 		Name: e.GetName(), Stage: e.GetStage(), Instance: e.GetInstance(), Project: e.GetProject(), Branch: e.GetBranch(),
+		Commit: e.GetCommit(), Dirty: e.GetDirty(),
 		Owner: e.GetOwner(), Phase: e.GetPhase(), Isolation: e.GetIsolation(), Created: at(e.GetCreated()), Expires: at(e.GetExpires()),
 		Services: []serviceJSON{}, Parent: e.GetParent(), ParentName: e.GetParentName(), Origin: e.GetOrigin(), Generation: e.GetGeneration(),
 		Opening: e.GetOpening(), Trouble: e.GetTrouble(),
@@ -183,6 +186,16 @@ func span(d time.Duration) string {
 // refText is NAME, or NAME@STAGE where the stage is not the default.
 func refText(e *islev1.Environment) string {
 	return environmentRef(e).String()
+}
+
+// commitText is the commit that an environment was brought up from, as git
+// shortens it, and whether its files were others.
+func commitText(e *islev1.Environment) string {
+	short := e.GetCommit()[:min(10, len(e.GetCommit()))]
+	if e.GetDirty() {
+		return strings.TrimSpace(short + " dirty")
+	}
+	return short
 }
 
 // shortDigest is the first twelve hexadecimal characters of a digest.

@@ -11,6 +11,7 @@ import (
 
 	"isle"
 	islev1 "isle/internal/api/isle/v1"
+	"isle/internal/checkout"
 	"isle/internal/spec"
 )
 
@@ -26,7 +27,8 @@ type project struct {
 	data     []byte
 	lock     []byte // nil if there is none
 	file     spec.File
-	checkout checkout
+	checkout *checkout.Checkout // of dir; nil where there is none, or it cannot be read
+	noGit    error              // why it cannot be read
 }
 
 // readProject reads [DIR|FILE]; "" is the current folder. A folder without a
@@ -54,8 +56,11 @@ func readProject(arg string) (*project, error) {
 		return nil, err
 	}
 	p := &project{
-		path: path, dir: filepath.Dir(path), data: data, file: file, checkout: readCheckout(filepath.Dir(path)),
+		path: path, dir: filepath.Dir(path), data: data, file: file,
 		lockPath: strings.TrimSuffix(strings.TrimSuffix(path, ".yaml"), ".yml") + ".lock",
+	}
+	if p.checkout, err = checkout.Find(p.dir); isle.CodeOf(err) != isle.NotFound {
+		p.noGit = err
 	}
 	p.lock, err = readBounded(p.lockPath, spec.MaxLockSize)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -115,11 +120,15 @@ func cause(err error) error {
 
 // name is the environment's name: the project on the default branch or without
 // git, else project and branch.
-func (p *project) name() (name string, derived bool) {
-	if p.checkout.branch == "" || p.checkout.isMain {
-		return p.file.Name, true
+func (p *project) name() (name string, derived bool, err error) {
+	if p.noGit != nil {
+		e, _ := errors.AsType[*isle.Error](p.noGit)
+		return "", false, e.WithHint("mend it, or name the environment with --name")
 	}
-	return isle.Slug(p.file.Name + "-" + p.checkout.branch), true
+	if p.checkout == nil || p.checkout.Branch == "" || p.checkout.Default {
+		return p.file.Name, true, nil
+	}
+	return isle.Slug(p.file.Name + "-" + p.checkout.Branch), true, nil
 }
 
 // A hashed is a source with the content of its copied trees, which is sent when

@@ -38,16 +38,27 @@ func TestAnEnvironmentIsCalledAfterProjectAndBranch(t *testing.T) {
 			".git": "gitdir: ../repo/worktrees/w\n", "../repo/worktrees/w/HEAD": "ref: refs/heads/fix\n", "../repo/worktrees/w/commondir": "../..\n",
 			"../repo/refs/remotes/origin/HEAD": "ref: refs/remotes/origin/main\n",
 		}, "shop-fix"},
-		"a broken one": {map[string]string{".git": "nonsense"}, "shop"},
+		"a broken one":            {map[string]string{".git": "nonsense"}, ""},
+		"a reftable":              {map[string]string{".git/HEAD": "ref: refs/heads/.invalid\n", ".git/config": "[extensions]\nrefStorage = reftable\n"}, ""},
+		"one that steers":         {map[string]string{".git/HEAD": "ref: refs/heads/\x1b[2J\n"}, ""},
+		"a folder with no branch": {map[string]string{".git/HEAD": "ref: refs/tags/x\n"}, ""},
 	} {
 		dir := filepath.Join(t.TempDir(), "work")
 		for path, content := range c.files {
 			write(t, filepath.Join(dir, path), content)
 		}
 		write(t, filepath.Join(dir, "sub", "x"), "")
-		p := &project{file: spec.File{Name: "shop"}, checkout: readCheckout(filepath.Join(dir, "sub"))}
-		if got, _ := p.name(); got != c.want {
+		write(t, filepath.Join(dir, "sub", "isle.yaml"), "name: shop\nservices: {web: {}}\n")
+		p, err := readProject(filepath.Join(dir, "sub"))
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		got, _, err := p.name()
+		if got != c.want {
 			t.Errorf("%s: %q, not %q", name, got, c.want)
+		}
+		if c.want == "" && (isle.CodeOf(err) != isle.Unavailable || !strings.Contains(err.Error(), "--name")) {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

@@ -45,6 +45,9 @@ func (a *app) status(e *islev1.Environment) error {
 	if e.GetBranch() != "" {
 		fmt.Fprintf(w, ", branch %s", clean(e.GetBranch()))
 	}
+	if c := commitText(e); c != "" {
+		fmt.Fprintf(w, ", commit %s", clean(c))
+	}
 	fmt.Fprintf(w, "\n  instance  %s\n  owner     %s\n", e.GetInstance(), e.GetOwner())
 	if e.GetParent() != "" {
 		fmt.Fprintf(w, "  copy of   %s", e.GetParentName())

@@ -118,10 +118,15 @@ func (o upOptions) request() (*islev1.UpRequest, error) {
 
 // upProject brings a project up as it is on disk and writes its lock.
 func upProject(ctx context.Context, c *api.Client, p *project, req *islev1.UpRequest, show *progress) (*islev1.UpResult, error) {
-	if req.Name == "" {
-		req.Name, req.DerivedName = p.name()
+	if req.Name == "" || req.DerivedName { // the branch may be another one by now
+		var err error
+		if req.Name, req.DerivedName, err = p.name(); err != nil {
+			return nil, err
+		}
 	}
-	req.Branch = p.checkout.branch
+	if c := p.checkout; c != nil {
+		req.Branch, req.Commit, req.Repository = c.Branch, c.Commit, c.Repository()
+	}
 	for attempt := 0; ; attempt++ {
 		h, err := p.hash(ctx)
 		if err != nil {

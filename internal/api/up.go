@@ -2,7 +2,10 @@ package api
 
 import (
 	"context"
+	"slices"
+	"strings"
 	"time"
+	"unicode"
 
 	"connectrpc.com/connect"
 
@@ -20,6 +23,9 @@ type environments struct{ Config }
 // long as the call.
 func (s *environments) Up(ctx context.Context, req *connect.Request[islev1.UpRequest], stream *connect.ServerStream[islev1.UpEvent]) error {
 	m := req.Msg
+	if err := checkCheckout(m); err != nil {
+		return err
+	}
 	r, err := readSource(m.GetSource())
 	if err != nil {
 		return err
@@ -49,8 +55,11 @@ func (s *environments) Up(ctx context.Context, req *connect.Request[islev1.UpReq
 		return stream.Send(&islev1.UpEvent{Event: &islev1.UpEvent_Need{Need: &islev1.Need{Digests: digestStrings(b.need)}}})
 	}
 	up := environment.UpRequest{
-		Ref: ref, Project: r.file.Name, Branch: m.GetBranch(), Spec: r.file, Images: b.result.Images, Reasons: b.result.Reasons,
+		Ref: ref, Project: r.file.Name, Spec: r.file, Images: b.result.Images, Reasons: b.result.Reasons,
 		OneShot: m.GetOneShot(), NoWait: m.GetNoWait(),
+		Branch: m.GetBranch(), Commit: m.GetCommit(), Repository: m.GetRepository(),
+		// A lock that changes here is not the commit's.
+		Dirty: m.GetDirty() || m.GetCommit() != "" && len(b.changed) > 0,
 	}
 	if m.GetTtl() != nil {
 		d := m.GetTtl().AsDuration()
@@ -74,6 +83,27 @@ func (s *environments) Up(ctx context.Context, req *connect.Request[islev1.UpReq
 	}
 	return err
 }
+
+// checkCheckout bounds what a client says of git: it is kept and shown to
+// others.
+func checkCheckout(m *islev1.UpRequest) error {
+	hexadecimal := func(s string, lengths ...int) bool {
+		return s == "" || slices.Contains(lengths, len(s)) && strings.Trim(s, "0123456789abcdef") == ""
+	}
+	switch {
+	case len(m.GetBranch()) > maxBranch || strings.ContainsFunc(m.GetBranch(), unicode.IsControl):
+		return isle.Errorf(isle.Invalid, "%q is no branch of git: at most %d bytes are possible, and no control characters", clipped(m.GetBranch()), maxBranch)
+	case !hexadecimal(m.GetCommit(), 40, 64):
+		return isle.Errorf(isle.Invalid, "%q is no commit: want its full hash, 40 or 64 lower-case hexadecimal characters", clipped(m.GetCommit()))
+	case !hexadecimal(m.GetRepository(), 32):
+		return isle.Errorf(isle.Invalid, "%q names no repository: want 32 lower-case hexadecimal characters", clipped(m.GetRepository()))
+	}
+	return nil
+}
+
+// maxBranch is how many bytes the name of a branch has at most, as the client
+// bounds it too.
+const maxBranch = 1024
 
 // endsWithCall is the rule by which a one-shot environment is torn down: nobody
 // was asked, since who may launch one may only do so for as long as a call lasts.

@@ -62,9 +62,14 @@ type Environment struct {
 	Expires  time.Time  `json:"expires,omitzero"` // zero: never
 	UIDBase  uint32     `json:"uid_base"`         // first of 65,536 host uids of its own
 	Services []Service  `json:"services"`         // in start order
-	Branch   string     `json:"branch,omitempty"` // git branch of the work tree, where there is one
-	Keep     bool       `json:"keep,omitempty"`   // of `isle run --keep`
-	OneShot  bool       `json:"one_shot,omitempty"`
+	// What git knew of the files that it was last brought up from. The client
+	// says so, and nothing is decided by it.
+	Branch     string `json:"branch,omitempty"`     // checked out in the work tree, where there is one
+	Commit     string `json:"commit,omitempty"`     // in hexadecimal; "" where there is none
+	Dirty      bool   `json:"dirty,omitempty"`      // the files are not known to be the commit's
+	Repository string `json:"repository,omitempty"` // names the repository on its machine, without its path
+	Keep       bool   `json:"keep,omitempty"`       // of `isle run --keep`
+	OneShot    bool   `json:"one_shot,omitempty"`
 	// Of what was copied from another environment, or from a snapshot.
 	Parent    isle.ID     `json:"parent,omitempty"` // the instance that it was copied from
 	ParentRef isle.Ref    `json:"parent_ref,omitzero"`

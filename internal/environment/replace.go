@@ -121,6 +121,7 @@ func (m *Manager) replace(ctx context.Context, actor isle.Actor, l *live, req Up
 		return UpResult{}, err
 	}
 	intent := audit.NewIntent(actor, isle.ActionEnvironmentLaunch, resource(req.Ref), strings.Join(p.reasons, "; ")).In(req.Ref, l.instance).Explained(ctx)
+	intent = req.from(intent)
 	now := m.cfg.Now().UTC()
 	secrets := map[string][]byte{}
 	services := make([]Service, 0, len(req.Spec.Services))
@@ -147,7 +148,8 @@ func (m *Manager) replace(ctx context.Context, actor isle.Actor, l *live, req Up
 			s.Ports = ports.of(s.Name)
 			next[i] = s
 		}
-		e.Services, e.Spec, e.Branch, e.Boot = next, req.Spec, req.Branch, m.cfg.Boot
+		e.Services, e.Spec, e.Boot = next, req.Spec, m.cfg.Boot
+		req.mark(e)
 		e.OneShot = e.OneShot && req.OneShot
 		if p.ttl {
 			e.Expires = expiry(now, req)

@@ -22,7 +22,6 @@ import (
 type UpRequest struct {
 	Ref     isle.Ref
 	Project string
-	Branch  string
 	Spec    spec.File
 	Images  map[string]image.Image // by service
 	// Reasons say, by service, why its image differs from the last one, for
@@ -33,6 +32,9 @@ type UpRequest struct {
 	// rest goes on.
 	NoWait bool
 	TTL    *time.Duration // overrides the file's; zero: no end
+
+	Branch, Commit, Repository string // as in Environment
+	Dirty                      bool
 }
 
 // An UpResult is what Up came to.
@@ -78,7 +80,7 @@ func (m *Manager) Up(ctx context.Context, actor isle.Actor, req UpRequest, progr
 	req.Spec.Services = slices.Clone(req.Spec.Services) // the record outlives the caller's
 	specJSON := encodeSpec(req.Spec)
 	if l := m.find(req.Ref); l != nil && l.upToDate(&req, specJSON) {
-		return UpResult{Environment: l.snapshot()}, nil
+		return m.unchanged(ctx, actor, l, req)
 	}
 	o, err := m.locks.acquire(ctx, m.ctx, req.Ref, false)
 	if err != nil {
@@ -171,7 +173,7 @@ func (m *Manager) up(ctx context.Context, actor isle.Actor, req UpRequest, specJ
 	}
 	if l != nil {
 		if l.upToDate(&req, specJSON) {
-			return UpResult{Environment: l.snapshot()}, nil
+			return m.unchanged(ctx, actor, l, req)
 		}
 		if err := l.keptFrom(); err != nil { // another file could read what is not masked yet
 			return UpResult{}, err
@@ -196,6 +198,38 @@ func (m *Manager) up(ctx context.Context, actor isle.Actor, req UpRequest, specJ
 	return m.create(ctx, actor, req, say, started)
 }
 
+// mark puts into a record what git knows of the files.
+func (req *UpRequest) mark(e *Environment) {
+	e.Branch, e.Commit, e.Dirty, e.Repository = req.Branch, req.Commit, req.Dirty, req.Repository
+}
+
+// from puts into an entry what git knows of the files.
+func (req *UpRequest) from(e audit.Entry) audit.Entry {
+	if req.Branch != "" {
+		e = e.With("branch", req.Branch)
+	}
+	if req.Commit != "" {
+		e = e.With("commit", req.Commit)
+	}
+	if req.Dirty {
+		e = e.With("dirty", "true")
+	}
+	return e
+}
+
+// unchanged is Up of what runs already: only where its files are said to come
+// from may be new.
+func (m *Manager) unchanged(ctx context.Context, actor isle.Actor, l *live, req UpRequest) (UpResult, error) {
+	now := l.snapshot()
+	was := now
+	if req.mark(&now); now.Branch == was.Branch && now.Commit == was.Commit && now.Dirty == was.Dirty && now.Repository == was.Repository {
+		return UpResult{Environment: now}, nil
+	}
+	e := audit.NewEvent(actor, isle.ActionEnvironmentLaunch, resource(req.Ref), isle.Allow, "nothing to do but to note where its files are from").In(req.Ref, l.instance).Explained(ctx)
+	err := l.change(ctx, req.mark, Mutation{Entries: []audit.Entry{req.from(e)}})
+	return UpResult{Environment: l.snapshot()}, err
+}
+
 // create launches an environment that is not there.
 func (m *Manager) create(ctx context.Context, actor isle.Actor, req UpRequest, say func(Progress), started func()) (UpResult, error) {
 	now := m.cfg.Now().UTC()
@@ -205,9 +239,10 @@ func (m *Manager) create(ctx context.Context, actor isle.Actor, req UpRequest, s
 	}
 	e := Environment{
 		Instance: isle.NewID(), Ref: req.Ref, Project: req.Project, Owner: actor, Desired: WantRunning, Phase: Pending,
-		Spec: req.Spec, Created: now, Expires: expiry(now, req), Branch: req.Branch, OneShot: req.OneShot, Boot: m.cfg.Boot,
+		Spec: req.Spec, Created: now, Expires: expiry(now, req), OneShot: req.OneShot, Boot: m.cfg.Boot,
 	}
 	secrets := map[string][]byte{}
+	req.mark(&e)
 	for _, name := range spec.StartOrder(req.Spec) {
 		svc, _ := e.specOf(name)
 		var hash isle.Digest
@@ -220,7 +255,7 @@ func (m *Manager) create(ctx context.Context, actor isle.Actor, req UpRequest, s
 	l.rec.UIDBase = l.uids
 	m.envs[req.Ref] = l // so that nobody else picks its uids
 	m.mu.Unlock()
-	intent := audit.NewIntent(actor, isle.ActionEnvironmentLaunch, resource(req.Ref), "").In(req.Ref, e.Instance).Explained(ctx)
+	intent := req.from(audit.NewIntent(actor, isle.ActionEnvironmentLaunch, resource(req.Ref), "").In(req.Ref, e.Instance).Explained(ctx))
 	for _, s := range e.Services {
 		intent = intent.With("image "+s.Name, string(s.Digest))
 	}

@@ -179,7 +179,10 @@ type UpRequest struct {
 	Mirror  string               `protobuf:"bytes,9,opt,name=mirror,proto3" json:"mirror,omitempty"` // base URL of the Debian mirror, when not the machine's
 	// The name was made from project and branch: where it is taken by another
 	// project or branch it gets a hash suffix instead of a conflict.
-	DerivedName   bool `protobuf:"varint,10,opt,name=derived_name,json=derivedName,proto3" json:"derived_name,omitempty"`
+	DerivedName   bool   `protobuf:"varint,10,opt,name=derived_name,json=derivedName,proto3" json:"derived_name,omitempty"`
+	Commit        string `protobuf:"bytes,11,opt,name=commit,proto3" json:"commit,omitempty"`         // that the work tree is at, in hexadecimal; empty if there is none
+	Dirty         bool   `protobuf:"varint,12,opt,name=dirty,proto3" json:"dirty,omitempty"`          // files below the environment file's folder are not known to be the commit's
+	Repository    string `protobuf:"bytes,13,opt,name=repository,proto3" json:"repository,omitempty"` // names the repository on the client's machine, without its path
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -282,6 +285,27 @@ func (x *UpRequest) GetDerivedName() bool {
 		return x.DerivedName
 	}
 	return false
+}
+
+func (x *UpRequest) GetCommit() string {
+	if x != nil {
+		return x.Commit
+	}
+	return ""
+}
+
+func (x *UpRequest) GetDirty() bool {
+	if x != nil {
+		return x.Dirty
+	}
+	return false
+}
+
+func (x *UpRequest) GetRepository() string {
+	if x != nil {
+		return x.Repository
+	}
+	return ""
 }
 
 type UpEvent struct {
@@ -604,6 +628,9 @@ type Environment struct {
 	// "copying" or "shut": a fork whose on_fork has not succeeded in every service.
 	Opening       string `protobuf:"bytes,19,opt,name=opening,proto3" json:"opening,omitempty"`
 	Trouble       string `protobuf:"bytes,20,opt,name=trouble,proto3" json:"trouble,omitempty"` // why it is not open
+	Commit        string `protobuf:"bytes,21,opt,name=commit,proto3" json:"commit,omitempty"`   // that the work tree was at when it was last brought up
+	Dirty         bool   `protobuf:"varint,22,opt,name=dirty,proto3" json:"dirty,omitempty"`    // it was not known to be that commit's files
+	Repository    string `protobuf:"bytes,23,opt,name=repository,proto3" json:"repository,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -774,6 +801,27 @@ func (x *Environment) GetOpening() string {
 func (x *Environment) GetTrouble() string {
 	if x != nil {
 		return x.Trouble
+	}
+	return ""
+}
+
+func (x *Environment) GetCommit() string {
+	if x != nil {
+		return x.Commit
+	}
+	return ""
+}
+
+func (x *Environment) GetDirty() bool {
+	if x != nil {
+		return x.Dirty
+	}
+	return false
+}
+
+func (x *Environment) GetRepository() string {
+	if x != nil {
+		return x.Repository
 	}
 	return ""
 }
@@ -3085,7 +3133,7 @@ const file_isle_v1_environment_proto_rawDesc = "" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x12\n" +
 	"\x04from\x18\x02 \x01(\tR\x04from\x12\x0e\n" +
 	"\x02to\x18\x03 \x01(\tR\x02to\x12\x16\n" +
-	"\x06digest\x18\x04 \x01(\tR\x06digest\"\xaa\x02\n" +
+	"\x06digest\x18\x04 \x01(\tR\x06digest\"\xf8\x02\n" +
 	"\tUpRequest\x12'\n" +
 	"\x06source\x18\x01 \x01(\v2\x0f.isle.v1.SourceR\x06source\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -3097,7 +3145,12 @@ const file_isle_v1_environment_proto_rawDesc = "" +
 	"\x03ttl\x18\b \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12\x16\n" +
 	"\x06mirror\x18\t \x01(\tR\x06mirror\x12!\n" +
 	"\fderived_name\x18\n" +
-	" \x01(\bR\vderivedName\"\x9a\x01\n" +
+	" \x01(\bR\vderivedName\x12\x16\n" +
+	"\x06commit\x18\v \x01(\tR\x06commit\x12\x14\n" +
+	"\x05dirty\x18\f \x01(\bR\x05dirty\x12\x1e\n" +
+	"\n" +
+	"repository\x18\r \x01(\tR\n" +
+	"repository\"\x9a\x01\n" +
 	"\aUpEvent\x124\n" +
 	"\bprogress\x18\x01 \x01(\v2\x16.isle.v1.ProgressEventH\x00R\bprogress\x12#\n" +
 	"\x04need\x18\x02 \x01(\v2\r.isle.v1.NeedH\x00R\x04need\x12+\n" +
@@ -3116,7 +3169,7 @@ const file_isle_v1_environment_proto_rawDesc = "" +
 	"\x05state\x18\x03 \x01(\tR\x05state\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x12\x12\n" +
 	"\x04done\x18\x05 \x01(\x03R\x04done\x12\x14\n" +
-	"\x05total\x18\x06 \x01(\x03R\x05total\"\x88\x05\n" +
+	"\x05total\x18\x06 \x01(\x03R\x05total\"\xd6\x05\n" +
 	"\vEnvironment\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -3141,7 +3194,12 @@ const file_isle_v1_environment_proto_rawDesc = "" +
 	"generation\x18\x12 \x01(\x03R\n" +
 	"generation\x12\x18\n" +
 	"\aopening\x18\x13 \x01(\tR\aopening\x12\x18\n" +
-	"\atrouble\x18\x14 \x01(\tR\atrouble\"\xa4\x02\n" +
+	"\atrouble\x18\x14 \x01(\tR\atrouble\x12\x16\n" +
+	"\x06commit\x18\x15 \x01(\tR\x06commit\x12\x14\n" +
+	"\x05dirty\x18\x16 \x01(\bR\x05dirty\x12\x1e\n" +
+	"\n" +
+	"repository\x18\x17 \x01(\tR\n" +
+	"repository\"\xa4\x02\n" +
 	"\aService\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06launch\x18\x02 \x01(\tR\x06launch\x12\x16\n" +
