@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -125,7 +126,7 @@ func upProject(ctx context.Context, c *api.Client, p *project, req *islev1.UpReq
 		}
 	}
 	if c := p.checkout; c != nil {
-		req.Branch, req.Commit, req.Repository = c.Branch, c.Commit, c.Repository()
+		req.Branch, req.Commit, req.Repository, req.Dirty = c.Branch, c.Commit, c.Repository(), p.dirty(ctx, show)
 	}
 	for attempt := 0; ; attempt++ {
 		h, err := p.hash(ctx)
@@ -147,6 +148,23 @@ func upProject(ctx context.Context, c *api.Client, p *project, req *islev1.UpReq
 			return nil, err
 		}
 	}
+}
+
+// lookLimit is how long `isle up` looks for changes that are not committed.
+const lookLimit = 2 * time.Second
+
+// dirty reports whether the files below the project's folder are not known to
+// be the commit's. Where it cannot be told they are not, and that is said.
+func (p *project) dirty(ctx context.Context, show *progress) bool {
+	ctx, cancel := context.WithTimeout(ctx, lookLimit)
+	defer cancel()
+	dirty, err := p.checkout.Dirty(ctx)
+	if errors.Is(err, context.DeadlineExceeded) {
+		show.note("git has too many files here to tell within %s whether they are as committed: taken as changed", span(lookLimit))
+	} else if err != nil && !errors.Is(err, context.Canceled) {
+		show.note("cannot tell whether files are as committed, taken as changed: %s", cleanLine(err.Error()))
+	}
+	return dirty || err != nil
 }
 
 // upOnce makes one call: it returns a result, or nil where the server needs
