@@ -422,7 +422,7 @@ as it is with --yes. Where the hash is another the server refuses.`,
 					if err := a.showApproval(r); err != nil {
 						return err
 					}
-					if err := a.askYes(ctx, "Approve this? [y/N] "); err != nil {
+					if err := a.askYes(ctx, "Approve this? [y/N] ", "nothing was approved"); err != nil {
 						return err
 					}
 				}
@@ -445,8 +445,8 @@ as it is with --yes. Where the hash is another the server refuses.`,
 	return cmd
 }
 
-// askYes asks, and fails unless the answer is yes.
-func (a *app) askYes(ctx context.Context, question string) error {
+// askYes asks, and fails with what came of it unless the answer is yes.
+func (a *app) askYes(ctx context.Context, question, otherwise string) error {
 	fmt.Fprint(a.stderr, question)
 	answer, err := a.readLine(ctx)
 	if ctx.Err() != nil {
@@ -455,7 +455,7 @@ func (a *app) askYes(ctx context.Context, question string) error {
 	if s := strings.ToLower(strings.TrimSpace(answer)); err == nil && (s == "y" || s == "yes") {
 		return nil
 	}
-	return isle.Errorf(isle.Failed, "nothing was approved")
+	return isle.Errorf(isle.Failed, "%s", otherwise)
 }
 
 func (a *app) showDecided(r *islev1.Approval, what string) error {
