@@ -5,12 +5,18 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"sync"
 	"sync/atomic"
 )
 
 // A body reads a request's body off its connection, to its end and not beyond
-// it. One goroutine reads at a time.
+// it. One goroutine reads at a time: whoever sends it on may go on reading after
+// the answer came, until stop.
 type body struct {
+	ended atomic.Bool
+
+	mu      sync.Mutex // guards what follows, and is held over a read
+	over    bool       // whoever got it may not read any more
 	r       *bufio.Reader
 	begin   func()      // before the first read; may be nil
 	trailer http.Header // filled at the end of a chunked one
@@ -18,7 +24,6 @@ type body struct {
 	left    int64 // of the body, or of a chunk
 	opened  bool  // a chunk was begun before
 	err     error // io.EOF after the end
-	ended   atomic.Bool
 }
 
 func newBody(r *bufio.Reader, length int64, begin func()) *body {
@@ -34,6 +39,27 @@ func newBody(r *bufio.Reader, length int64, begin func()) *body {
 
 // Read implements io.Reader. What is no body fails with a badRequest.
 func (b *body) Read(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.over {
+		return 0, http.ErrBodyReadAfterClose
+	}
+	return b.read(p)
+}
+
+// stop takes the body from whoever got it. It reports false where a read goes on:
+// then nobody else may read from the connection any more.
+func (b *body) stop() bool {
+	if !b.mu.TryLock() {
+		return false
+	}
+	defer b.mu.Unlock()
+	b.over = true
+	return true
+}
+
+// read is Read by the one who may; mu is held, or the body was stopped.
+func (b *body) read(p []byte) (int, error) {
 	if b.begin != nil {
 		b.begin()
 		b.begin = nil

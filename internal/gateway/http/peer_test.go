@@ -281,3 +281,51 @@ func FuzzResponses(f *testing.F) {
 		}
 	})
 }
+
+// What is answered before its body is whole leaves one reader of the client's
+// connection, and the request after it whole.
+func TestABodyThatIsAnsweredEarlyIsReadByOneOnly(t *testing.T) {
+	const pieces, piece = 400, 100
+	d := rawUpstream(t, func(_ int, c net.Conn, r *bufio.Reader) {
+		for {
+			req, err := http.ReadRequest(r)
+			if err != nil {
+				return
+			}
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+			io.Copy(io.Discard, req.Body)
+		}
+	})
+	addr := insideWith(t, New(Config{}), d)
+	for range 5 {
+		c, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.WriteString(c, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: "+strconv.Itoa(pieces*piece)+"\r\n\r\n")
+		r := bufio.NewReader(c)
+		got := func(what string) bool {
+			res, err := http.ReadResponse(r, nil)
+			if err != nil {
+				return false // it was closed, as it may be
+			}
+			b, err := io.ReadAll(res.Body)
+			if res.StatusCode != 200 || string(b) != "ok" || err != nil {
+				t.Errorf("%s: %d %q %v", what, res.StatusCode, b, err)
+			}
+			return true
+		}
+		if !got("the early answer") {
+			t.Error("there was none")
+		}
+		for range pieces {
+			if _, err := io.WriteString(c, strings.Repeat("x", piece)); err != nil {
+				break // closed
+			}
+		}
+		if _, err := io.WriteString(c, asked); err == nil {
+			got("the next answer")
+		}
+		c.Close()
+	}
+}

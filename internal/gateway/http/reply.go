@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"isle"
 )
@@ -132,8 +133,8 @@ func (x *exchange) write(p []byte, now, last bool) error {
 
 // emit sends what may be seen.
 func (x *exchange) emit(p []byte, now bool) error {
-	x.out.n += int64(len(p))
-	if limit := x.conn.Limits.Response; limit > 0 && x.out.n > limit {
+	x.out.n.Add(int64(len(p)))
+	if limit := x.conn.Limits.Response; limit > 0 && x.out.n.Load() > limit {
 		return x.unfit("the response is larger than the connection lets through")
 	}
 	if x.tap != nil {
@@ -311,7 +312,7 @@ func (x *exchange) pump(dst io.Writer, src io.Reader, count *counter) {
 	for {
 		n, err := src.Read(*buf)
 		if n > 0 {
-			count.n += int64(n)
+			count.n.Add(int64(n))
 			if _, werr := dst.Write((*buf)[:n]); werr != nil {
 				return
 			}
@@ -322,8 +323,9 @@ func (x *exchange) pump(dst io.Writer, src io.Reader, count *counter) {
 	}
 }
 
-// A counter counts bytes of one direction, by one goroutine.
-type counter struct{ n int64 }
+// A counter counts bytes of one direction. Of a body that is answered early they
+// may come after it is looked at.
+type counter struct{ n atomic.Int64 }
 
 // limited is a body of which no more than limit bytes may come; 0: any number.
 type limited struct {
@@ -334,8 +336,8 @@ type limited struct {
 
 func (l *limited) Read(p []byte) (int, error) {
 	n, err := l.r.Read(p)
-	l.count.n += int64(n)
-	if l.limit > 0 && l.count.n > l.limit {
+	l.count.n.Add(int64(n))
+	if l.limit > 0 && l.count.n.Load() > l.limit {
 		return 0, tooLarge(l.limit)
 	}
 	return n, err

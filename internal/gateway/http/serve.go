@@ -110,7 +110,7 @@ func (c *client) serveOne(ctx context.Context) (again bool, err error) {
 	if err := res.finish(); err != nil {
 		return false, err
 	}
-	return !res.close && !h.close && c.drain(b, res), nil
+	return !res.close && !h.close && c.drain(b), nil
 }
 
 // handle reports whether the handler came to its end.
@@ -125,18 +125,27 @@ func (c *client) handle(res *response, req *http.Request) (done bool) {
 }
 
 // drain reads what is left of the body, if it is little.
-func (c *client) drain(b *body, res *response) bool {
+func (c *client) drain(b *body) bool {
 	if b.ended.Load() {
 		return true
+	}
+	if !b.stop() { // it is sent on still, though the answer has come
+		return false
 	}
 	if b.begin != nil { // it waits for 100 (Continue) and need not send the body now
 		return false
 	}
 	c.conn.SetReadDeadline(time.Now().Add(headTime))
-	n, err := io.Copy(io.Discard, io.LimitReader(b, maxDrain+1))
+	n, err := io.Copy(io.Discard, io.LimitReader(rest{b}, maxDrain+1))
 	c.conn.SetReadDeadline(time.Time{})
 	return err == nil && n <= maxDrain && b.ended.Load()
 }
+
+// rest is what is left of a body that was stopped.
+type rest struct{ *body }
+
+// Read implements io.Reader.
+func (r rest) Read(p []byte) (int, error) { return r.read(p) }
 
 // refuse answers what is no request, and ends.
 func (c *client) refuse(err error) {
