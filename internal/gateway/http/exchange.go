@@ -53,7 +53,7 @@ type exchange struct {
 	tap     *tap    // of the response's, for the recording; nil: none
 	hidden  *forms  // of the credential; nil: there is none to hide
 	veil    *veil   // over the response's body; nil: none
-	sent    bool    // something went to the real thing
+	sent    bool    // something went to the real thing, or may have
 	replied bool
 	wrong   error // why there is no answer, as operators are told it
 }
@@ -289,7 +289,7 @@ func (x *exchange) ask(ctx context.Context) gateway.Ask {
 			if len(b) > MaxHeld {
 				return nil, isle.Errorf(isle.Refused, "a human has to approve this request, and its body is larger than the %d bytes that one can be shown", MaxHeld)
 			}
-			x.in.n += int64(len(b))
+			x.in.n.Add(int64(len(b)))
 			x.held = b
 			return append([]byte("\n"), b...), nil
 		},
@@ -409,10 +409,11 @@ func (x *exchange) setBody(out *http.Request) {
 	}
 }
 
-// trace notes when something is sent, and passes informational responses on.
+// trace notes that something may be sent, before it is, and passes informational
+// responses on.
 func (x *exchange) trace(ctx context.Context) context.Context {
 	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		WroteHeaders: func() { x.sent = true },
+		GotConn: func(httptrace.GotConnInfo) { x.sent = true },
 		Got1xxResponse: func(code int, header textproto.MIMEHeader) error {
 			if code != http.StatusContinue {
 				x.informed(code, http.Header(header))
@@ -486,14 +487,14 @@ func (x *exchange) answer(p problem) {
 // over says what became of what was let through.
 func (x *exchange) over(outcome string) {
 	x.pass.Done(outcome, 0)
-	e := session.Event{Kind: session.Response, Tag: outcome, Shape: x.facts.Shape, Bytes: x.out.n, Took: time.Since(x.began)}
+	e := session.Event{Kind: session.Response, Tag: outcome, Shape: x.facts.Shape, Bytes: x.out.n.Load(), Took: time.Since(x.began)}
 	if x.wrong != nil {
 		e.Error = x.wrong.Error()
 	}
 	if x.tap != nil {
 		e.Data = x.tap.kept
 	}
-	x.door.Count(x.in.n, x.out.n)
+	x.door.Count(x.in.n.Load(), x.out.n.Load())
 	_ = x.record(e) // what passed has passed; the session ends by itself
 }
 
