@@ -101,8 +101,10 @@ func (w *world) left() (left []string) {
 			}
 		}
 	}
-	if _, err := os.Lstat(filepath.Join("/run", w.group())); err == nil {
-		say("/run/%s", w.group())
+	for _, name := range []string{w.group(), w.group() + ".gvisor"} {
+		if _, err := os.Lstat(filepath.Join("/run", name)); err == nil {
+			say("/run/%s", name)
+		}
 	}
 	for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
 		found, _ := filepath.Glob(pattern + w.group())

@@ -34,7 +34,8 @@ type world struct {
 	dir  string // of the project
 	name string // its own: two servers that keep one name compete for its port
 
-	knocking bool // the service tries to connect home, all the time
+	class    string // of isolation; "": what a file leaves out
+	knocking bool   // the service tries to connect home, all the time
 
 	mu         sync.Mutex
 	namespaces map[uint64]bool // inode numbers of network namespaces seen pinned
@@ -104,9 +105,17 @@ func (w *world) generation(t *testing.T, n int) {
 		file = strings.ReplaceAll(file, "KNOCK", "")
 	}
 	file = strings.ReplaceAll(file, `GENERATION: "1"`, fmt.Sprintf(`GENERATION: "%d"`, n))
-	if err := os.WriteFile(filepath.Join(w.dir, "isle.yaml"), []byte(file), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(w.dir, "isle.yaml"), []byte(w.isolated(file)), 0o600); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// isolated is a file with the world's class of isolation.
+func (w *world) isolated(file string) string {
+	if w.class == "" {
+		return file
+	}
+	return file + "isolation: " + w.class + "\n"
 }
 
 func (w *world) faultFile() string { return filepath.Join(w.State, "fault") }
