@@ -112,6 +112,11 @@ type Snapshot struct {
 type Volumes interface {
 	// Path is where the file is.
 	Path(id isle.ID) string
+	// Create makes an empty volume of size bytes.
+	Create(ctx context.Context, id isle.ID, size int64) error
+	// Fill makes the content of a volume anew: a file system of its size with the
+	// files of a folder.
+	Fill(ctx context.Context, id isle.ID, dir string) error
 	// Delete removes it.
 	Delete(ctx context.Context, id isle.ID) error
 	// Used is how many bytes a volume really occupies on disk.

@@ -189,6 +189,9 @@ func (s *Snapshots) Verify(ctx context.Context, name string) (out Verified, err 
 	if err := s.look(ctx, out.Snapshot, m.Memory != nil && !out.Snapshot.NoMemory, true); err != nil {
 		return out, err
 	}
+	if err := s.lookAtFiles(ctx, out.Snapshot); err != nil {
+		return out, err
+	}
 	out.Bytes = m.Bytes()
 	for parent := m.Parent; parent != ""; {
 		p, err := s.view(parent)

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
@@ -19,6 +20,21 @@ import (
 type folder struct{ dir string }
 
 func (f folder) Path(id isle.ID) string { return filepath.Join(f.dir, string(id)+".ext4") }
+
+func (f folder) Create(_ context.Context, id isle.ID, size int64) error {
+	if err := os.WriteFile(f.Path(id), nil, 0o600); err != nil {
+		return err
+	}
+	return os.Truncate(f.Path(id), size)
+}
+
+func (f folder) Fill(ctx context.Context, id isle.ID, dir string) error {
+	cmd := exec.CommandContext(ctx, "/usr/sbin/mke2fs", "-q", "-F", "-t", "ext4", "-m", "0", "-I", "256", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0", "-d", dir, f.Path(id))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return isle.Errorf(isle.Failed, "mke2fs: %s: %w", out, err)
+	}
+	return nil
+}
 
 func (f folder) Delete(_ context.Context, id isle.ID) error {
 	if err := os.Remove(f.Path(id)); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -37,7 +53,7 @@ func (f folder) Used(id isle.ID) (int64, error) {
 
 // A world is a server's snapshots with all that they stand on.
 type world struct {
-	t       *testing.T
+	t       testing.TB
 	state   string
 	volumes folder
 	store   *ledgertest.Memory
@@ -50,7 +66,7 @@ var (
 	shop  = isle.Ref{Name: "shop", Stage: "testing"}
 )
 
-func keyOf(t *testing.T, name string) *Key {
+func keyOf(t testing.TB, name string) *Key {
 	t.Helper()
 	seed := sha256.Sum256([]byte(name))
 	k, err := NewKey(name, seed[:])
@@ -60,7 +76,7 @@ func keyOf(t *testing.T, name string) *Key {
 	return k
 }
 
-func newWorld(t *testing.T, name string) *world {
+func newWorld(t testing.TB, name string) *world {
 	t.Helper()
 	w := &world{t: t, state: t.TempDir(), store: ledgertest.New()}
 	w.volumes = folder{filepath.Join(w.state, "volumes")}
@@ -164,7 +180,7 @@ func (w *world) left() (folders, volumes []string) {
 }
 
 // tamper writes into a file that is read-only, as root can.
-func tamper(t *testing.T, path string, at int64, text string) {
+func tamper(t testing.TB, path string, at int64, text string) {
 	t.Helper()
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err != nil {
