@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -17,8 +18,17 @@ type Snapshots interface {
 	// Get finds one by its digest, the beginning of that, or a tag. It fails with
 	// NotFound, and says which may have been meant.
 	Get(name string) (snapshot.Snapshot, error)
+	// Use is Get of one that something is about to be made of: it is whole, and
+	// stays until done is called.
+	Use(ctx context.Context, name string) (s snapshot.Snapshot, done func(), err error)
+	// List returns all of them, the first one first.
+	List() ([]snapshot.Snapshot, error)
+	// Draft begins one.
+	Draft() (*snapshot.Draft, error)
 	// Volumes are those that snapshots and drafts hold: nobody else deletes them.
 	Volumes() []isle.ID
+	// Images calls use with each image that a snapshot needs.
+	Images(use func(snapshot.Service))
 }
 
 // An origin is what copies are made of: an environment that runs, or a snapshot.
@@ -28,6 +38,7 @@ type origin struct {
 	volumes []Volume    // that are copied
 	live    *live       // nil: a snapshot
 	op      *op         // holds the ref of what runs
+	done    func()      // lets go of the snapshot
 	once    sync.Once
 }
 
@@ -36,6 +47,9 @@ func (o *origin) release() {
 	o.once.Do(func() {
 		if o.op != nil {
 			o.op.release()
+		}
+		if o.done != nil {
+			o.done()
 		}
 	})
 }
@@ -58,7 +72,14 @@ func (m *Manager) Whose(name string) (ref isle.Ref, at string) {
 // look finds what a request is about without holding it.
 func (m *Manager) look(req ForkRequest) (*origin, error) {
 	if req.At != "" {
-		return m.snapshotOrigin(req.From, req.At)
+		if m.cfg.Snapshots == nil {
+			return nil, errNoSnapshots()
+		}
+		s, err := m.cfg.Snapshots.Get(req.At)
+		if err != nil {
+			return nil, err
+		}
+		return m.snapshotOrigin(req.From, s)
 	}
 	l, err := m.get(req.From)
 	if err != nil {
@@ -74,12 +95,35 @@ func (m *Manager) look(req ForkRequest) (*origin, error) {
 // origin finds what a request is about and holds it: while it is copied it is
 // not replaced or restored, and a teardown ends the copying.
 func (m *Manager) origin(ctx context.Context, req ForkRequest) (*origin, error) {
+	if req.At != "" {
+		return m.use(ctx, req.From, req.At)
+	}
 	o, err := m.look(req)
-	if err != nil || o.live == nil {
-		return o, err
+	if err != nil {
+		return nil, err
 	}
 	return o, m.hold(ctx, o)
 }
+
+// use finds a snapshot and holds it.
+func (m *Manager) use(ctx context.Context, from isle.Ref, at string) (*origin, error) {
+	if m.cfg.Snapshots == nil {
+		return nil, errNoSnapshots()
+	}
+	s, done, err := m.cfg.Snapshots.Use(ctx, at)
+	if err != nil {
+		return nil, err
+	}
+	o, err := m.snapshotOrigin(from, s)
+	if err != nil {
+		done()
+		return nil, err
+	}
+	o.done = done
+	return o, nil
+}
+
+func errNoSnapshots() error { return isle.Errorf(isle.Unavailable, "this server keeps no snapshots") }
 
 // hold waits for the work that is done on an environment, and keeps it.
 func (m *Manager) hold(ctx context.Context, o *origin) (err error) {
@@ -107,21 +151,14 @@ func (m *Manager) hold(ctx context.Context, o *origin) (err error) {
 
 // snapshotOrigin is a snapshot, which must be of the project and stage of the
 // environment that is named with it, if one is.
-func (m *Manager) snapshotOrigin(from isle.Ref, name string) (*origin, error) {
-	if m.cfg.Snapshots == nil {
-		return nil, isle.Errorf(isle.Unavailable, "this server keeps no snapshots")
-	}
-	s, err := m.cfg.Snapshots.Get(name)
-	if err != nil {
-		return nil, err
-	}
+func (m *Manager) snapshotOrigin(from isle.Ref, s snapshot.Snapshot) (*origin, error) {
 	x := s.Manifest
 	if from != (isle.Ref{}) && from.Stage != x.Ref.Stage {
 		return nil, isle.Errorf(isle.Refused, "snapshot %s is of stage %s, and %s is of stage %s", s.Digest.Short(), x.Ref.Stage, from, from.Stage).
 			WithHint("a copy keeps its stage; isle fork --to-stage takes volumes into another, where policy grants it")
 	}
 	o := &origin{digest: s.Digest, rec: Environment{
-		Instance: x.Instance, Ref: x.Ref, Project: x.Project, Spec: x.Spec, Origin: x.Parent, Generation: x.Generation,
+		Instance: x.Instance, Ref: x.Ref, Project: x.Project, Spec: x.Spec, Generation: x.Generation,
 	}}
 	if l := m.find(from); l != nil {
 		if p := l.snapshot().Project; p != x.Project {
@@ -157,23 +194,23 @@ func (o *origin) mayCross(req ForkRequest) error {
 	return nil
 }
 
-// fill makes the volumes of the forks: those of what runs are captured once, at
+// fill makes the volumes of the copies: those of what runs are captured once, at
 // one instant, and cloned for the others. It says how, for people.
-func (m *Manager) fill(ctx context.Context, o *origin, forks []*fork) (how string, err error) {
+func (m *Manager) fill(ctx context.Context, o *origin, copies [][]Volume) (how string, err error) {
 	if len(o.volumes) == 0 {
 		return "no volumes", nil
 	}
-	first, rest := o.volumes, forks
+	first, rest := o.volumes, copies
 	if o.live != nil {
-		captured, err := m.capture(ctx, o, forks[0].volumes)
+		captured, err := m.capture(ctx, o, copies[0], "")
 		if err != nil {
 			return "", err
 		}
 		how = fmt.Sprintf("paused for %v, %s", captured.Paused.Round(100*time.Microsecond), captured.How)
-		first, rest = forks[0].volumes, forks[1:]
+		first, rest = copies[0], copies[1:]
 	}
-	for _, f := range rest {
-		for i, v := range f.volumes {
+	for _, volumes := range rest {
+		for i, v := range volumes {
 			by, err := m.cfg.Volumes.Clone(ctx, first[i].ID, v.ID)
 			if err != nil {
 				return "", err
@@ -186,8 +223,9 @@ func (m *Manager) fill(ctx context.Context, o *origin, forks []*fork) (how strin
 	return how, nil
 }
 
-// capture has the driver copy the volumes of what runs.
-func (m *Manager) capture(ctx context.Context, o *origin, into []Volume) (Captured, error) {
+// capture has the driver copy the volumes of what runs, and its memory into a
+// folder, if that is given.
+func (m *Manager) capture(ctx context.Context, o *origin, into []Volume, memory string) (Captured, error) {
 	driver, ok := m.cfg.Driver.(Capturer)
 	if !ok {
 		return Captured{}, isle.Errorf(isle.Unavailable, "environments of this server cannot be captured")
@@ -195,7 +233,7 @@ func (m *Manager) capture(ctx context.Context, o *origin, into []Volume) (Captur
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(o.op.ctx, func() { cancel(context.Cause(o.op.ctx)) })() // a teardown comes first
-	c := Capture{Instance: o.rec.Instance, Isolation: o.rec.Spec.Isolation}
+	c := Capture{Instance: o.rec.Instance, Isolation: o.rec.Spec.Isolation, Memory: memory}
 	for i, v := range o.volumes {
 		c.Volumes = append(c.Volumes, Clone{From: v.ID, To: into[i].ID})
 	}
@@ -213,4 +251,93 @@ func (m *Manager) copyBaseline(from, to isle.ID) error {
 		return err
 	}
 	return writeFile(m.baselinePath(to), b)
+}
+
+// A SnapshotRequest says what to note of a snapshot.
+type SnapshotRequest struct {
+	Message string
+	Tag     string // "": none
+}
+
+// Snapshot captures an environment, which goes on. It fails with Conflict for a
+// fork that is not open: what is made of its snapshot would skip on_fork.
+func (m *Manager) Snapshot(ctx context.Context, actor isle.Actor, ref isle.Ref, req SnapshotRequest) (snapshot.Snapshot, error) {
+	if m.cfg.Snapshots == nil {
+		return snapshot.Snapshot{}, errNoSnapshots()
+	}
+	o, err := m.origin(ctx, ForkRequest{From: ref})
+	if err != nil {
+		return snapshot.Snapshot{}, err
+	}
+	defer o.release()
+	if o.rec.Opening != Open {
+		return snapshot.Snapshot{}, isle.Errorf(isle.Conflict, "environment %s is a fork, and on_fork has not succeeded: it is not captured", ref).
+			WithHint("isle status %s tells how far it is", ref)
+	}
+	d, err := m.cfg.Snapshots.Draft()
+	if err != nil {
+		return snapshot.Snapshot{}, err
+	}
+	defer d.Discard() // nothing, once it is sealed
+	x := o.manifest()
+	if x.Parent, err = m.parentOf(o.rec); err != nil {
+		return snapshot.Snapshot{}, err
+	}
+	x.Author, x.Message = actor, req.Message
+	var into []Volume
+	for _, v := range o.volumes {
+		into = append(into, Volume{ID: d.Volume(v.Service, v.Path)})
+	}
+	if len(into) > 0 {
+		if _, err = m.capture(ctx, o, into, ""); err != nil {
+			return snapshot.Snapshot{}, isle.Errorf(isle.CodeOf(err), "%s could not be captured: %w", ref, err)
+		}
+	}
+	x.Created = m.cfg.Now()
+	m.fault("snapshot.captured")
+	o.release() // to hash takes longer
+	var tags []string
+	if req.Tag != "" {
+		tags = append(tags, req.Tag)
+	}
+	return d.Seal(ctx, actor, x, tags...)
+}
+
+// manifest is what a snapshot of what runs says of it.
+func (o *origin) manifest() snapshot.Manifest {
+	x := snapshot.Manifest{
+		Ref: o.rec.Ref, Project: o.rec.Project, Instance: o.rec.Instance, Isolation: o.rec.Spec.Isolation,
+		Generation: o.rec.Generation, Spec: o.rec.Spec,
+	}
+	for _, s := range o.rec.Services {
+		x.Services = append(x.Services, snapshot.Service{Name: s.Name, Image: s.Image, Launch: s.Launch, SecretHash: s.SecretHash})
+	}
+	return x
+}
+
+// parentOf is the snapshot that a new one of an environment follows: the last
+// one of it, else that which it was made of.
+func (m *Manager) parentOf(e Environment) (isle.Digest, error) {
+	all, err := m.cfg.Snapshots.List()
+	if err != nil {
+		return "", err
+	}
+	parent := e.Origin
+	for _, s := range all {
+		if s.Manifest.Instance == e.Instance {
+			parent = s.Digest
+		}
+	}
+	return parent, nil
+}
+
+// Copies are the environments that were made of a snapshot, by name.
+func (m *Manager) Copies(d isle.Digest) (names []string) {
+	for _, l := range m.all() {
+		if e := l.snapshot(); e.Origin == d && !e.Staged {
+			names = append(names, e.Ref.String())
+		}
+	}
+	slices.Sort(names)
+	return names
 }

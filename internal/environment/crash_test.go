@@ -66,6 +66,22 @@ func stories() []story {
 			},
 		},
 		{
+			"snapshot", []string{"snapshot.captured"}, start,
+			func(t *testing.T, _ *world, m *Manager) {
+				m.Snapshot(t.Context(), root, shop("shop").Ref, SnapshotRequest{})
+			},
+		},
+		{
+			"restore", []string{"restore.recorded", "restore.copied", "up.network", "up.launching", "up.launched", "up.healthy", "restore.up", "restore.swapped", "down.stopped", "down.network", "restore.dropped"},
+			func(t *testing.T, m *Manager) {
+				mustUp(t, m, shop("shop"))
+				mustSnapshot(t, m, shop("shop").Ref, SnapshotRequest{Tag: "good"})
+			},
+			func(t *testing.T, _ *world, m *Manager) {
+				m.RestoreTo(t.Context(), root, shop("shop").Ref, "good", nil)
+			},
+		},
+		{
 			"restart", []string{"exit.removed", "restart.recorded", "up.launching", "up.launched"},
 			func(t *testing.T, m *Manager) {
 				req := shop("shop")
@@ -147,13 +163,9 @@ func crashAt(t *testing.T, s story, point, second string) {
 		w.checkEmpty(t)
 	}
 	w.mu.Lock()
-	for id := range w.files {
-		if _, ok := w.volumes[id]; !ok {
-			t.Errorf("a volume's file without a record")
-		}
-	}
+	w.checkFiles(t)
 	w.mu.Unlock()
-	if s.name == "replace" && n != 1 {
+	if (s.name == "replace" || s.name == "restore" || s.name == "snapshot") && n != 1 {
 		t.Error("the environment is gone")
 	}
 	copied := slices.Index(s.points, point) > slices.Index(s.points, "fork.captured")
@@ -173,7 +185,7 @@ func crashAt(t *testing.T, s story, point, second string) {
 	w.checkRunning(t, m, 1)
 	mustDown(t, m, shop("shop").Ref, true)
 	w.checkEmpty(t)
-	if len(w.files)+len(w.volumes) > 0 {
+	if len(w.files)-len(w.life.taken.Volumes())+len(w.volumes) > 0 {
 		t.Error("volumes are left")
 	}
 }

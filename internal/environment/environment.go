@@ -81,7 +81,10 @@ type Environment struct {
 	Fork       bool    `json:"fork,omitempty"`    // it was copied under a name of its own
 	Crossed    bool    `json:"crossed,omitempty"` // from another stage
 	Opening    Opening `json:"opening,omitempty"`
-	Trouble    string  `json:"trouble,omitempty"` // why it is not open, for people
+	// Staged says that it is to take the place of whoever has its Ref, who serves
+	// until then. Nobody finds it by name.
+	Staged  bool   `json:"staged,omitempty"`
+	Trouble string `json:"trouble,omitempty"` // why it is not open, for people
 	// Boot is the boot ID of the machine that it was last started under:
 	// after another boot everything desired is started again.
 	Boot string `json:"boot,omitempty"`
@@ -102,7 +105,7 @@ const (
 type Ancestor struct {
 	Instance isle.ID     `json:"instance"`
 	Ref      isle.Ref    `json:"ref"`
-	Origin   isle.Digest `json:"origin,omitempty"` // the snapshot that it was copied from itself
+	Origin   isle.Digest `json:"origin,omitempty"` // the snapshot of it that the next one was copied from
 }
 
 // maxAncestors bounds how many a record names.
@@ -146,6 +149,8 @@ type Volume struct {
 	Ready       bool      `json:"ready"` // setup has succeeded; until then it is made anew at each launch
 	Created     time.Time `json:"created"`
 	DeleteAfter time.Time `json:"delete_after,omitzero"` // set when a ttl ended
+	// For is the instance that alone has it, while that is staged.
+	For isle.ID `json:"for,omitempty"`
 	// Baseline is what a seeded volume began as (isle run --copy); diff is
 	// against it.
 	Baseline isle.Digest `json:"baseline,omitempty"`

@@ -151,7 +151,7 @@ func (r *run) SetupDone(code int, output string) error {
 		return nil
 	}
 	var ready []Volume
-	for _, v := range r.s.m.volumesOf(r.s.l.ref) {
+	for _, v := range r.s.m.volumesFor(r.s.l.snapshot()) {
 		if v.Service == r.s.name && !v.Ready {
 			v.Ready = true
 			ready = append(ready, v)

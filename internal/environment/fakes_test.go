@@ -1,6 +1,7 @@
 package environment
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,6 +10,8 @@ import (
 	"log/slog"
 	"maps"
 	"net"
+	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
@@ -18,6 +21,9 @@ import (
 	"isle/internal/audit"
 	"isle/internal/image"
 	"isle/internal/initproto"
+	"isle/internal/ledger"
+	"isle/internal/ledger/ledgertest"
+	"isle/internal/snapshot"
 	"isle/internal/spec"
 )
 
@@ -34,7 +40,8 @@ type world struct {
 	networks  map[isle.ID]Grants
 	doors     []Door             // that every airlock tells of
 	files     map[isle.ID]int    // volume -> how often it was made
-	data      map[isle.ID]string // what volumes hold
+	volumeDir string             // of the files of volumes
+	ledger    *ledgertest.Memory // of snapshots
 	noSpace   error              // of captures and clones
 	captures  int
 	envs      map[isle.ID]Environment
@@ -55,6 +62,7 @@ type world struct {
 type life struct {
 	*world
 	dead    bool // under world.mu
+	taken   *snapshot.Snapshots
 	expects map[isle.ID]expected
 	arrived chan struct{}
 }
@@ -83,10 +91,41 @@ func newWorld(t *testing.T) *world {
 	w := &world{
 		t: t, logs: t.TempDir(), sandboxes: map[isle.ID]*sandbox{}, prepared: map[isle.ID]spec.Limits{},
 		networks: map[isle.ID]Grants{}, files: map[isle.ID]int{}, envs: map[isle.ID]Environment{},
-		volumes: map[isle.ID]Volume{}, data: map[isle.ID]string{}, launches: map[isle.ID]Launch{}, ports: map[string]int{},
+		volumes: map[isle.ID]Volume{}, launches: map[isle.ID]Launch{}, ports: map[string]int{},
+	}
+	w.volumeDir, w.ledger = filepath.Join(w.logs, "volumes"), ledgertest.New()
+	if err := os.Mkdir(w.volumeDir, 0o700); err != nil {
+		t.Fatal(err)
 	}
 	t.Cleanup(w.reboot)
 	return w
+}
+
+// snapshots opens those of the world for a server.
+func (l *life) snapshots() *snapshot.Snapshots {
+	key, err := snapshot.NewKey("test", bytes.Repeat([]byte{1}, 32))
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	s, err := snapshot.Open(l.t.Context(), snapshot.Config{Dir: filepath.Join(l.logs, "snapshots"), Volumes: (*fakeVolumes)(l), Store: (*fakeLedger)(l), Key: key})
+	if err != nil && !l.isDead() {
+		l.t.Fatal(err)
+	}
+	return s
+}
+
+// A fakeLedger is the world's ledger, which a dead server does not change.
+type fakeLedger life
+
+func (f *fakeLedger) Ledger(ctx context.Context, name string) ([]ledger.Record, audit.Entry, error) {
+	return f.ledger.Ledger(ctx, name)
+}
+
+func (f *fakeLedger) ChangeLedger(ctx context.Context, c ledger.Change) error {
+	if (*life)(f).isDead() {
+		return errCrashed
+	}
+	return f.ledger.ChangeLedger(ctx, c)
 }
 
 // reboot ends every sandbox, as a machine does.
@@ -108,9 +147,10 @@ func (w *world) serve(change func(*Config)) *Manager {
 	w.mu.Lock()
 	w.life = lf
 	w.mu.Unlock()
+	lf.taken = lf.snapshots()
 	cfg := Config{
 		Store: lf, Ports: lf, Driver: (*fakeDriver)(lf), Network: (*fakeNetwork)(lf), Volumes: (*fakeVolumes)(lf), Lines: (*fakeLines)(lf),
-		Images: lf, Init: "/init", Logs: w.logs, Grace: time.Second, Settle: time.Millisecond, Boot: "boot-1", Log: slog.New(slog.DiscardHandler),
+		Images: lf, Snapshots: lf.taken, Init: "/init", Logs: w.logs, Grace: time.Second, Settle: time.Millisecond, Boot: "boot-1", Log: slog.New(slog.DiscardHandler),
 	}
 	if change != nil {
 		change(&cfg)
@@ -165,7 +205,7 @@ func (l *life) Update(ctx context.Context, c Mutation) error {
 	}
 	for _, e := range c.PutEnvironments {
 		for _, other := range l.envs {
-			if other.Ref == e.Ref && other.Instance != e.Instance {
+			if other.Ref == e.Ref && other.Instance != e.Instance && !other.Staged && !e.Staged && !slices.Contains(c.RemoveEnvironments, other.Instance) {
 				return isle.Errorf(isle.Conflict, "another environment is named %s", e.Ref)
 			}
 		}
@@ -429,8 +469,7 @@ func (v *fakeVolumes) Create(_ context.Context, id isle.ID, _ int64) error {
 	}
 	defer l.mu.Unlock()
 	l.files[id]++
-	l.data[id] = ""
-	return nil
+	return os.WriteFile(v.Path(id), []byte(">"), 0o600) // a file system is never empty
 }
 func (v *fakeVolumes) Clone(_ context.Context, from, to isle.ID) (string, error) {
 	l := (*life)(v)
@@ -449,9 +488,14 @@ func (l *life) clone(from, to isle.ID) error {
 	case l.files[from] == 0:
 		return errors.New("no such volume")
 	}
+	v := (*fakeVolumes)(l)
+	b, err := os.ReadFile(v.Path(from))
+	if err != nil {
+		return err
+	}
 	l.files[to]++
-	l.data[to] = l.data[from]
-	return nil
+	os.Remove(v.Path(to))
+	return os.WriteFile(v.Path(to), b, 0o600)
 }
 
 func (d *fakeDriver) Capture(_ context.Context, c Capture) (Captured, error) {
@@ -471,7 +515,7 @@ func (d *fakeDriver) Capture(_ context.Context, c Capture) (Captured, error) {
 	}
 	return Captured{How: ByReflink}, nil
 }
-func (v *fakeVolumes) Path(id isle.ID) string { return "/volumes/" + string(id) }
+func (v *fakeVolumes) Path(id isle.ID) string { return filepath.Join(v.volumeDir, string(id)) }
 func (v *fakeVolumes) Delete(_ context.Context, id isle.ID) error {
 	l := (*life)(v)
 	if err := l.begin(); err != nil {
@@ -479,7 +523,7 @@ func (v *fakeVolumes) Delete(_ context.Context, id isle.ID) error {
 	}
 	defer l.mu.Unlock()
 	delete(l.files, id)
-	delete(l.data, id)
+	os.Remove(v.Path(id))
 	return nil
 }
 func (v *fakeVolumes) List(context.Context) ([]isle.ID, error) {

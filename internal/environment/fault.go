@@ -8,6 +8,8 @@ func FaultPoints() []string {
 		"setup.done", "setup.recorded", "up.healthy", "up.concluding",
 		"replace.begin", "replace.recorded", "replace.stopped",
 		"fork.recorded", "fork.captured", "fork.copied", "fork.on_fork", "fork.opened",
+		"snapshot.captured",
+		"restore.recorded", "restore.copied", "restore.up", "restore.swapped", "restore.dropped",
 		"exit.recorded", "exit.removed", "restart.recorded",
 		"down.recorded", "down.stopped", "down.network", "down.removed", "down.volume", "down.forgotten",
 		"expire.recorded", "volume.recorded", "volume.deleted",

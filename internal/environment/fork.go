@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -60,7 +61,9 @@ type fork struct {
 	op      *op
 	ports   *portPlan
 	secrets map[string][]byte
-	volumes []Volume // in the order of the origin's
+	volumes []Volume  // in the order of the origin's
+	fresh   []Volume  // that hold nothing, as in the origin
+	dropped []isle.ID // volumes whose place these take
 	intent  audit.Entry
 }
 
@@ -136,13 +139,29 @@ func (m *Manager) plan(ctx context.Context, actor isle.Actor, req ForkRequest, o
 			services = append(services, newService(svc, o.rec.Spec, was.Image, hash, f.ports.of(name)))
 		}
 		f.l.update(func(e *Environment) { e.Services = services })
-		for _, v := range o.volumes {
-			f.volumes = append(f.volumes, Volume{
-				ID: isle.NewID(), Ref: f.l.ref, Project: o.rec.Project, Service: v.Service, Path: v.Path, Size: v.Size,
-			})
-		}
+		f.volumes, f.fresh = o.newVolumes(f.l.ref, "")
 	}
 	return forks, nil
+}
+
+// newVolumes are the records of a copy's volumes, of which nothing is made yet:
+// those that get what the origin's hold, in their order, and the others.
+func (o *origin) newVolumes(ref isle.Ref, staged isle.ID) (copied, fresh []Volume) {
+	fill := func(v Volume) Volume {
+		v.ID, v.Ref, v.Project, v.For = isle.NewID(), ref, o.rec.Project, staged
+		return v
+	}
+	for _, v := range o.volumes {
+		copied = append(copied, fill(Volume{Service: v.Service, Path: v.Path, Size: v.Size}))
+	}
+	for _, svc := range o.rec.Spec.Services {
+		for _, want := range svc.Volumes {
+			if _, ok := findVolume(o.volumes, svc.Name, want.Path); !ok {
+				fresh = append(fresh, fill(Volume{Service: svc.Name, Path: want.Path, Size: want.Size}))
+			}
+		}
+	}
+	return copied, fresh
 }
 
 func refsOf(forks []*fork) (refs []isle.Ref) {
@@ -287,9 +306,13 @@ func (m *Manager) copyInto(ctx context.Context, actor isle.Actor, o *origin, for
 		for i := range f.volumes {
 			f.volumes[i].Created = now
 		}
-		c.PutVolumes = append(c.PutVolumes, f.volumes...)
+		for i := range f.fresh {
+			f.fresh[i].Created = now
+		}
+		put := slices.Concat(f.volumes, f.fresh)
+		c.PutVolumes = append(c.PutVolumes, put...)
 		c.Entries = append(c.Entries, f.intent)
-		c.Entries = append(c.Entries, volumesMade(actor, f.l, f.volumes, now)...)
+		c.Entries = append(c.Entries, volumesMade(actor, f.l, put, now)...)
 		m.warm(f.l)
 	}
 	intent = intent.With("to", strings.Join(names, " "))
@@ -302,7 +325,11 @@ func (m *Manager) copyInto(ctx context.Context, actor isle.Actor, o *origin, for
 	}
 	m.fault("fork.recorded")
 	say(Progress{Service: o.rec.Ref.String(), Step: "capture", State: "start"})
-	how, err := m.fill(ctx, o, forks)
+	var copies [][]Volume
+	for _, f := range forks {
+		copies = append(copies, f.volumes)
+	}
+	how, err := m.fill(ctx, o, copies)
 	if err == nil {
 		m.fault("fork.captured")
 		err = m.copied(ctx, o, forks, intent)
@@ -328,23 +355,32 @@ func livesOf(forks []*fork) (all []*live) {
 // copied records that the volumes hold what they are to hold.
 func (m *Manager) copied(ctx context.Context, o *origin, forks []*fork, intent audit.Entry) error {
 	next := Open
-	for _, s := range o.rec.Spec.Services {
-		if len(s.OnFork) > 0 {
-			next = Shut
-		}
+	if o.rec.forksRun() {
+		next = Shut
 	}
 	c := Mutation{Entries: []audit.Entry{intent.Outcome(nil)}}
 	for _, f := range forks {
-		for i := range f.volumes {
-			v := &f.volumes[i]
-			v.Ready = true
-			if o.volumes[i].Baseline != "" && m.copyBaseline(o.volumes[i].ID, v.ID) == nil {
-				v.Baseline = o.volumes[i].Baseline
-			}
-		}
+		m.markCopied(o, f.volumes)
 		c.PutVolumes = append(c.PutVolumes, f.volumes...)
 	}
 	return m.saveAll(ctx, livesOf(forks), func(e *Environment) { e.Opening = next }, c)
+}
+
+// forksRun says whether there is something to run before a copy opens.
+func (e *Environment) forksRun() bool {
+	return slices.ContainsFunc(e.Spec.Services, func(s spec.Service) bool { return len(s.OnFork) > 0 })
+}
+
+// markCopied says in the records of copied volumes that they are made, and gives
+// copies of seeded ones what diff compares them with.
+func (m *Manager) markCopied(o *origin, volumes []Volume) {
+	for i := range volumes {
+		v := &volumes[i]
+		v.Ready = true
+		if o.volumes[i].Baseline != "" && m.copyBaseline(o.volumes[i].ID, v.ID) == nil {
+			v.Baseline = o.volumes[i].Baseline
+		}
+	}
 }
 
 // undo takes away forks that were recorded and could not be made.
@@ -354,7 +390,7 @@ func (m *Manager) undo(forks []*fork, intent audit.Entry, cause error) {
 	for _, f := range forks {
 		c := Mutation{Entries: []audit.Entry{f.intent.Outcome(cause)}}
 		failed := false
-		for _, v := range f.volumes {
+		for _, v := range slices.Concat(f.volumes, f.fresh) {
 			if err := m.cfg.Volumes.Delete(ctx, v.ID); err != nil {
 				failed = true
 				m.cfg.Log.Error("a volume of a fork that came to nothing could not be removed", "volume", v.ID, "error", err)

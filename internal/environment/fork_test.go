@@ -2,6 +2,9 @@ package environment
 
 import (
 	"context"
+	"errors"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -20,14 +23,25 @@ func (w *world) write(m *Manager, ref isle.Ref, data string) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.data[v.ID] += data
+	f, err := os.OpenFile(filepath.Join(w.volumeDir, string(v.ID)), os.O_APPEND|os.O_WRONLY, 0)
+	if err == nil {
+		_, err = f.WriteString(data)
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
+		w.t.Error(err)
+	}
 }
 
 func (w *world) read(m *Manager, ref isle.Ref) string {
 	v, _ := m.volume(ref, "db", "/data")
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.data[v.ID]
+	b, err := os.ReadFile(filepath.Join(w.volumeDir, string(v.ID)))
+	if err != nil {
+		w.t.Error(err)
+	}
+	return strings.TrimPrefix(string(b), ">")
 }
 
 func forkOf(name string) ForkRequest {

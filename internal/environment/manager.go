@@ -14,6 +14,7 @@ import (
 	"isle"
 	"isle/internal/audit"
 	"isle/internal/image"
+	"isle/internal/snapshot"
 )
 
 // Config is what a Manager needs. All of it is required unless said.
@@ -105,6 +106,7 @@ type Manager struct {
 
 	mu      sync.Mutex
 	envs    map[isle.Ref]*live
+	staged  map[isle.ID]*live // replacements that do not serve yet, by instance
 	volumes map[isle.ID]Volume
 	// generation is the last that was given to a copy.
 	generation int64
@@ -141,7 +143,7 @@ func New(cfg Config) *Manager {
 		cfg.Boot = strings.TrimSpace(string(b))
 	}
 	m := &Manager{
-		cfg: cfg, envs: map[isle.Ref]*live{}, volumes: map[isle.ID]Volume{},
+		cfg: cfg, envs: map[isle.Ref]*live{}, staged: map[isle.ID]*live{}, volumes: map[isle.ID]Volume{},
 		launches: make(chan struct{}, max(4, 2*runtime.NumCPU())),
 		subuids:  readSubuids("/etc/subuid", "/etc/subgid"),
 	}
@@ -229,6 +231,9 @@ func (m *Manager) allLocked() []*live {
 	for _, l := range m.envs {
 		out = append(out, l)
 	}
+	for _, l := range m.staged {
+		out = append(out, l)
+	}
 	return out
 }
 
@@ -281,7 +286,9 @@ func (m *Manager) notFound(ref isle.Ref) error {
 func (m *Manager) List(context.Context) ([]Environment, error) {
 	out := []Environment{}
 	for _, l := range m.all() {
-		out = append(out, l.snapshot())
+		if e := l.snapshot(); !e.Staged {
+			out = append(out, e)
+		}
 	}
 	slices.SortFunc(out, func(a, b Environment) int {
 		if c := a.Created.Compare(b.Created); c != 0 {
@@ -371,11 +378,26 @@ func (m *Manager) volumesOf(ref isle.Ref) []Volume {
 	defer m.mu.Unlock()
 	out := []Volume{}
 	for _, v := range m.volumes {
-		if v.Ref == ref {
+		if v.Ref == ref && v.For == "" {
 			out = append(out, v)
 		}
 	}
 	slices.SortFunc(out, func(a, b Volume) int { return strings.Compare(string(a.ID), string(b.ID)) })
+	return out
+}
+
+// volumesFor are those of an environment, also while it is staged.
+func (m *Manager) volumesFor(e Environment) (out []Volume) {
+	if !e.Staged {
+		return m.volumesOf(e.Ref)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, v := range m.volumes {
+		if v.For == e.Instance {
+			out = append(out, v)
+		}
+	}
 	return out
 }
 
@@ -396,7 +418,7 @@ func (m *Manager) Kept(context.Context) (refs []isle.Ref) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, v := range m.volumes {
-		if m.envs[v.Ref] == nil && !slices.Contains(refs, v.Ref) {
+		if m.envs[v.Ref] == nil && v.For == "" && !slices.Contains(refs, v.Ref) {
 			refs = append(refs, v.Ref)
 		}
 	}
@@ -407,16 +429,23 @@ func (m *Manager) Kept(context.Context) (refs []isle.Ref) {
 func (m *Manager) VolumeUsed(id isle.ID) (int64, error) { return m.cfg.Volumes.Used(id) }
 
 // InUse returns what must not be collected: the images of every environment
-// and every volume that has a record.
+// and snapshot, and every volume that has a record or is a snapshot's.
 func (m *Manager) InUse(context.Context) (images []image.Image, volumes []isle.ID) {
 	seen := map[isle.Digest]bool{}
+	use := func(img image.Image) {
+		if d := img.Digest(); !seen[d] {
+			seen[d] = true
+			images = append(images, img)
+		}
+	}
 	for _, l := range m.all() {
 		for _, s := range l.snapshot().Services {
-			if !seen[s.Digest] {
-				seen[s.Digest] = true
-				images = append(images, s.Image)
-			}
+			use(s.Image)
 		}
+	}
+	if m.cfg.Snapshots != nil {
+		m.cfg.Snapshots.Images(func(s snapshot.Service) { use(s.Image) })
+		volumes = m.cfg.Snapshots.Volumes()
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -70,13 +70,15 @@ func (m *Manager) Reconcile(ctx context.Context) error {
 	if err := m.closeIntents(ctx, open); err != nil {
 		return err
 	}
+	if envs, volumes, err = m.unstageAll(ctx, envs, volumes); err != nil {
+		return err
+	}
 	m.remember(volumes, nil)
 	all := make([]*live, 0, len(envs))
 	m.mu.Lock()
 	for _, e := range envs {
 		l := m.newLive(e)
 		m.envs[e.Ref] = l
-		m.generation = max(m.generation, e.Generation)
 		all = append(all, l)
 	}
 	m.mu.Unlock()
@@ -160,11 +162,17 @@ func (m *Manager) sweep(ctx context.Context, envs []Environment, f *found) (swep
 		}
 		m.remember(nil, stale)
 	}
+	kept := map[isle.ID]bool{}
+	if m.cfg.Snapshots != nil {
+		for _, id := range m.cfg.Snapshots.Volumes() {
+			kept[id] = true
+		}
+	}
 	known := func(id isle.ID) bool {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		_, ok := m.volumes[id]
-		return ok
+		return ok || kept[id]
 	}
 	for _, id := range f.volumes {
 		if !known(id) {

@@ -25,7 +25,7 @@ func (m *Manager) launch(ctx context.Context, s *supervisor, r *run, secret []by
 	if err != nil {
 		return err
 	}
-	mounts, fresh, setup, err := m.prepareVolumes(ctx, rec.Ref, svc)
+	mounts, fresh, setup, err := m.prepareVolumes(ctx, rec, svc)
 	if err != nil {
 		return err
 	}
@@ -76,11 +76,12 @@ func (m *Manager) launch(ctx context.Context, s *supervisor, r *run, secret []by
 // to run: it does when none of the volumes is ready, since it is written for
 // empty ones. Volumes that no setup prepares are ready from the start, and
 // recorded as such before anything can write to them.
-func (m *Manager) prepareVolumes(ctx context.Context, ref isle.Ref, svc spec.Service) (mounts []Mount, fresh []string, setup bool, err error) {
+func (m *Manager) prepareVolumes(ctx context.Context, e Environment, svc spec.Service) (mounts []Mount, fresh []string, setup bool, err error) {
 	setup = len(svc.Setup) > 0
 	var made []Volume
+	volumes := m.volumesFor(e)
 	for _, want := range svc.Volumes {
-		v, ok := m.volume(ref, svc.Name, want.Path)
+		v, ok := findVolume(volumes, svc.Name, want.Path)
 		if !ok {
 			return nil, nil, false, isle.Errorf(isle.Internal, "service %s: volume %s has no record", svc.Name, want.Path)
 		}
@@ -110,10 +111,12 @@ func (m *Manager) prepareVolumes(ctx context.Context, ref isle.Ref, svc spec.Ser
 }
 
 func (m *Manager) volume(ref isle.Ref, service, path string) (Volume, bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for _, v := range m.volumes {
-		if v.Ref == ref && v.Service == service && v.Path == path {
+	return findVolume(m.volumesOf(ref), service, path)
+}
+
+func findVolume(volumes []Volume, service, path string) (Volume, bool) {
+	for _, v := range volumes {
+		if v.Service == service && v.Path == path {
 			return v, true
 		}
 	}

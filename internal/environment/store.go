@@ -12,7 +12,8 @@ import (
 // belong to it are one transaction, and durable when the method returns.
 type Store interface {
 	// Update makes one change, whole or not at all. It fails with Conflict if
-	// another instance's record has the Ref of one that is put.
+	// another instance's record has the Ref of one that is put, unless one of the
+	// two is Staged.
 	Update(ctx context.Context, c Mutation) error
 	// Append writes entries that belong to no change of this store.
 	Append(ctx context.Context, entries ...audit.Entry) error

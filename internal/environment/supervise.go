@@ -62,7 +62,7 @@ func (m *Manager) supervise(l *live, svc spec.Service, rec Service, secret []byt
 			r.ready, s.wasReady = true, true
 			r.readyAt = m.cfg.Now()
 		} else if len(svc.Setup) > 0 {
-			for _, v := range m.volumesOf(l.ref) {
+			for _, v := range m.volumesFor(l.snapshot()) {
 				r.setup = r.setup || v.Service == svc.Name && !v.Ready // it is at its setup still
 			}
 		}

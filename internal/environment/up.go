@@ -332,6 +332,7 @@ func (m *Manager) forget(l *live) {
 	if m.envs[l.ref] == l {
 		delete(m.envs, l.ref)
 	}
+	delete(m.staged, l.instance)
 }
 
 func newService(svc spec.Service, f spec.File, img image.Image, hash isle.Digest, ports []PublishedPort) Service {
@@ -434,7 +435,7 @@ func readSubuids(paths ...string) (out []uidRange) {
 // other state folders on the same machine hardly ever choose the same.
 func (m *Manager) pickUIDs(instance isle.ID) uint32 {
 	used := map[uint32]bool{}
-	for _, l := range m.envs {
+	for _, l := range m.allLocked() {
 		used[l.uids] = true
 	}
 	h := fnv.New32a()

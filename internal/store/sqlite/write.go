@@ -385,7 +385,11 @@ func (s *Store) Update(ctx context.Context, c environment.Mutation) error {
 	}
 	var envs, vols []row
 	for _, e := range c.PutEnvironments {
-		r, err := encode(e.Instance, e.Ref, e.Created, e)
+		name := e.Ref
+		if e.Staged { // a name that nothing has: another one serves under its own
+			name.Name += "/" + string(e.Instance)
+		}
+		r, err := encode(e.Instance, name, e.Created, e)
 		if err != nil {
 			return isle.Errorf(isle.Internal, "environment %s: %w", e.Ref, err)
 		}
