@@ -29,6 +29,7 @@ type project struct {
 	file     spec.File
 	checkout *checkout.Checkout // of dir; nil where there is none, or it cannot be read
 	noGit    error              // why it cannot be read
+	noFork   bool               // its environment begins without another's data
 }
 
 // readProject reads [DIR|FILE]; "" is the current folder. A folder without a

@@ -21,6 +21,7 @@ import (
 type upOptions struct {
 	name, stage, ttl, mirror string
 	locked, noWait, watch    bool
+	noFork                   bool
 }
 
 func newUp(a *app) *cobra.Command {
@@ -33,7 +34,10 @@ wait until it is healthy. Again after a change, it replaces only the services th
 changed, keeps volumes, and says why each was replaced.
 
 The environment is called by --name, else after the project, with the git branch
-unless that is the default one.`,
+unless that is the default one. One of a new branch begins as a copy of the running
+environment of the branch that it was created from (else the default one), data
+included, where they differ in copied files alone; else, and with --no-fork, it is
+made from the file, without data.`,
 		Example: `  isle up
   isle up examples/shop --name try --ttl 2h
   isle up --watch`,
@@ -49,6 +53,7 @@ unless that is the default one.`,
 	f.StringVar(&o.mirror, "mirror", "", "base URL of the Debian mirror (default: the server's)")
 	f.BoolVar(&o.locked, "locked", false, "fail if the lock would change")
 	f.BoolVar(&o.noWait, "no-wait", false, "do not wait for health")
+	f.BoolVar(&o.noFork, "no-fork", false, "do not begin a new branch's environment as a copy of its parent's")
 	f.BoolVar(&o.watch, "watch", false, "do it again whenever a file changes, until Ctrl-C")
 	return cmd
 }
@@ -66,6 +71,8 @@ type upJSON struct {
 	Changed     bool            `json:"changed"`
 	Replaced    []string        `json:"replaced"`
 	LockChanged bool            `json:"lock_changed"`
+	Forked      string          `json:"forked,omitempty"`
+	NotForked   string          `json:"not_forked,omitempty"`
 }
 
 func (a *app) up(ctx context.Context, o upOptions, arg string) error {
@@ -77,6 +84,7 @@ func (a *app) up(ctx context.Context, o upOptions, arg string) error {
 	if err != nil {
 		return err
 	}
+	p.noFork = o.noFork
 	c, err := a.connect(ctx)
 	if err != nil {
 		return err
@@ -128,6 +136,7 @@ func upProject(ctx context.Context, c *api.Client, p *project, req *islev1.UpReq
 	if c := p.checkout; c != nil {
 		req.Branch, req.Commit, req.Repository, req.Dirty = c.Branch, c.Commit, c.Repository(), p.dirty(ctx, show)
 	}
+	req.ParentBranches = p.parents(req, show)
 	for attempt := 0; ; attempt++ {
 		h, err := p.hash(ctx)
 		if err != nil {
@@ -148,6 +157,18 @@ func upProject(ctx context.Context, c *api.Client, p *project, req *islev1.UpReq
 			return nil, err
 		}
 	}
+}
+
+// parents are the branches whose environment a new one may begin as a copy of.
+func (p *project) parents(req *islev1.UpRequest, show *progress) []string {
+	if p.checkout == nil || p.noFork || !req.GetDerivedName() {
+		return nil
+	}
+	names, err := p.checkout.Parents()
+	if err != nil {
+		show.note("cannot tell which branch %s was created from: %s", p.checkout.Branch, cleanLine(err.Error()))
+	}
+	return names
 }
 
 // lookLimit is how long `isle up` looks for changes that are not committed.
@@ -199,13 +220,19 @@ func upOnce(ctx context.Context, c *api.Client, req *islev1.UpRequest, show *pro
 func (a *app) showUp(res *islev1.UpResult) error {
 	e := res.GetEnvironment()
 	if a.output == "json" {
-		out := upJSON{environmentView(e), res.GetChanged(), res.GetReplaced(), len(res.GetLock()) > 0}
+		out := upJSON{environmentView(e), res.GetChanged(), res.GetReplaced(), len(res.GetLock()) > 0, res.GetForked(), res.GetNotForked()}
 		if out.Replaced == nil {
 			out.Replaced = []string{}
 		}
 		return a.json(out)
 	}
 	w := a.stdout
+	switch {
+	case res.GetForked() != "":
+		fmt.Fprintf(w, "forked %s, with its data: only copied files differ\n", clean(res.GetForked()))
+	case res.GetNotForked() != "":
+		fmt.Fprintf(w, "made anew, without data: %s\n", cleanLine(res.GetNotForked()))
+	}
 	for _, r := range res.GetReplaced() {
 		fmt.Fprintln(w, clean(changeText(r)))
 	}
@@ -285,6 +312,7 @@ func (a *app) watch(ctx context.Context, c *api.Client, p *project, req *islev1.
 		}
 		next, err := readProject(p.path)
 		if err == nil {
+			next.noFork = p.noFork
 			p = next
 			seen = p.fingerprint() // the file may name other folders now
 			progress := a.newProgress()

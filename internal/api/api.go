@@ -54,6 +54,8 @@ type Copies interface {
 	Fork(ctx context.Context, actor isle.Actor, req environment.ForkRequest, progress func(environment.Progress)) ([]environment.UpResult, error)
 	PlanFork(req environment.ForkRequest) (environment.ForkPlan, error)
 	Whose(name string) (ref isle.Ref, at string)
+	Parent(req environment.UpRequest, branches []string) (environment.Environment, bool)
+	Unlike(parent environment.Environment, req environment.UpRequest) string
 }
 
 // Environments is all that the EnvironmentService and the ForkService need.

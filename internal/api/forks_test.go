@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"slices"
 	"testing"
 	"time"
 
@@ -43,6 +44,18 @@ func (r *rooms) PlanFork(req environment.ForkRequest) (environment.ForkPlan, err
 		return environment.ForkPlan{}, isle.Errorf(isle.NotFound, "there is no environment %s", req.From)
 	}
 	return environment.ForkPlan{Source: source, Project: "shop", Forks: []isle.Ref{{Name: "shop-f1", Stage: stage}}}, nil
+}
+
+// Parent is the shop, where main is one of the branches.
+func (r *rooms) Parent(_ environment.UpRequest, branches []string) (environment.Environment, bool) {
+	return environment.Environment{Ref: isle.Ref{Name: "shop", Stage: "testing"}, Project: "shop", Branch: "main"}, slices.Contains(branches, "main")
+}
+
+func (r *rooms) Unlike(_ environment.Environment, req environment.UpRequest) string {
+	if req.Dirty {
+		return "the packages of web differ"
+	}
+	return ""
 }
 
 func (r *rooms) Whose(name string) (isle.Ref, string) {

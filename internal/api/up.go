@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -70,6 +71,10 @@ func (s *environments) Up(ctx context.Context, req *connect.Request[islev1.UpReq
 	}
 	launch, launching := s.newTeller(ctx, isle.ActionEnvironmentLaunch, isle.Resource{}, tell.send)
 	defer launch.cancel(nil)
+	forked, why, err := s.forkParent(launching, &up, m.GetParentBranches(), func(p environment.Progress) { launch.event(progressMessage(p)) })
+	if err != nil {
+		return err
+	}
 	res, err := s.Environments.Up(launching, actorOf(ctx), up, func(p environment.Progress) { launch.event(progressMessage(p)) })
 	if err != nil {
 		return err
@@ -77,11 +82,49 @@ func (s *environments) Up(ctx context.Context, req *connect.Request[islev1.UpReq
 	release()
 	err = stream.Send(&islev1.UpEvent{Event: &islev1.UpEvent_Result{Result: &islev1.UpResult{
 		Environment: environmentMessage(res.Environment), Lock: b.changed, Changed: res.Changed, Replaced: res.Replaced,
+		Forked: forked, NotForked: why,
 	}}})
 	if err == nil && up.OneShot {
 		<-ctx.Done() // the client hung up, or the server ends
 	}
 	return err
+}
+
+// forkParent makes what is asked for a copy of the environment of the branch
+// that its own has grown from, where there is one and copied files alone differ:
+// its data comes along, and Up then replaces what differs. It returns what it
+// copied, or why nothing; neither where it was not to.
+func (s *environments) forkParent(ctx context.Context, up *environment.UpRequest, branches []string, progress func(environment.Progress)) (forked, why string, err error) {
+	if _, gone := s.Environments.Get(ctx, up.Ref); len(branches) == 0 || up.OneShot || up.Branch == "" || gone == nil {
+		return "", "", nil
+	}
+	parent, ok := s.Environments.Parent(*up, branches)
+	if ok { // it is nobody's to know of who may not copy it
+		who, _ := callerFrom(ctx)
+		ok = s.Policy.Decide(queriesOf(who, s.asksToBegin(parent, up.Ref)...)[0]).Allowed()
+	}
+	if !ok {
+		return "", "no environment of branch " + strings.Join(branches, " or ") + " runs here that could be copied", nil
+	}
+	if why := s.Environments.Unlike(parent, *up); why != "" {
+		return "", fmt.Sprintf("%s of branch %s is not copied: %s", parent.Ref, parent.Branch, why), nil
+	}
+	if err := s.allowed(ctx, s.asksToBegin(parent, up.Ref)...); err != nil {
+		return "", "", err
+	}
+	req := environment.ForkRequest{From: parent.Ref, Name: up.Ref.Name, TTL: up.TTL, Branch: up.Branch}
+	if _, err := s.Environments.Fork(ctx, actorOf(ctx), req, progress); err != nil {
+		return "", "", isle.Errorf(isle.CodeOf(err), "%s could not begin as a copy of %s: %w", up.Ref, parent.Ref, err).
+			WithHint("mend it and run isle up again, or begin without the data of %s: isle down %s --volumes, then isle up --no-fork", parent.Ref, up.Ref)
+	}
+	up.TTL = nil // it counts from the copy
+	return parent.Ref.String(), "", nil
+}
+
+// asksToBegin is what it takes to begin as a copy: to copy, and to launch.
+func (s *environments) asksToBegin(parent environment.Environment, ref isle.Ref) []ask {
+	source := isle.Resource{Kind: "environment", Name: parent.Ref.Name, Stage: parent.Ref.Stage}
+	return []ask{{isle.ActionEnvironmentFork, source, parent.Project}, launchOf(ref, parent.Project)}
 }
 
 // checkCheckout bounds what a client says of git: it is kept and shown to
@@ -90,9 +133,17 @@ func checkCheckout(m *islev1.UpRequest) error {
 	hexadecimal := func(s string, lengths ...int) bool {
 		return s == "" || slices.Contains(lengths, len(s)) && strings.Trim(s, "0123456789abcdef") == ""
 	}
+	if len(m.GetParentBranches()) > maxParents {
+		return isle.Errorf(isle.Invalid, "%d branches that it may have grown from: at most %d are possible", len(m.GetParentBranches()), maxParents)
+	}
+	for _, name := range m.GetParentBranches() {
+		if name == "" || !branchName(name) {
+			return isle.Errorf(isle.Invalid, notABranch, clipped(name), maxBranch)
+		}
+	}
 	switch {
-	case len(m.GetBranch()) > maxBranch || strings.ContainsFunc(m.GetBranch(), unicode.IsControl):
-		return isle.Errorf(isle.Invalid, "%q is no branch of git: at most %d bytes are possible, and no control characters", clipped(m.GetBranch()), maxBranch)
+	case !branchName(m.GetBranch()):
+		return isle.Errorf(isle.Invalid, notABranch, clipped(m.GetBranch()), maxBranch)
 	case !hexadecimal(m.GetCommit(), 40, 64):
 		return isle.Errorf(isle.Invalid, "%q is no commit: want its full hash, 40 or 64 lower-case hexadecimal characters", clipped(m.GetCommit()))
 	case !hexadecimal(m.GetRepository(), 32):
@@ -100,6 +151,15 @@ func checkCheckout(m *islev1.UpRequest) error {
 	}
 	return nil
 }
+
+const notABranch = "%q is no branch of git: at most %d bytes are possible, and no control characters"
+
+func branchName(s string) bool {
+	return len(s) <= maxBranch && !strings.ContainsFunc(s, unicode.IsControl)
+}
+
+// maxParents is how many branches one may have grown from.
+const maxParents = 8
 
 // maxBranch is how many bytes the name of a branch has at most, as the client
 // bounds it too.

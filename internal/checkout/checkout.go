@@ -20,6 +20,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"unicode"
@@ -133,12 +134,7 @@ func (c *Checkout) readHead() error {
 		return errors.New("its HEAD names no branch")
 	}
 	c.Branch = branch
-	c.Default = branch == "main" || branch == "master"
-	if main, err := firstLine(filepath.Join(c.common, remotes+"origin/HEAD")); err == nil {
-		if main, ok := strings.CutPrefix(main, "ref: "+remotes+"origin/"); ok {
-			c.Default = branch == main
-		}
-	}
+	c.Default = slices.Contains(c.defaults(), branch)
 	c.Commit, err = c.resolveRef(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // no commit yet

@@ -424,3 +424,53 @@ func TestWhatARepositoryNamesIsNotRun(t *testing.T) {
 		t.Errorf("git itself runs only %q: this shows nothing", ran)
 	}
 }
+
+func TestABranchGrowsFromTheOneItWasCreatedFrom(t *testing.T) {
+	r := newRepo(t)
+	r.commit()
+	parents := func(folder string) []string {
+		t.Helper()
+		got, err := r.find(folder).Parents()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	for _, c := range []struct {
+		want []string
+		git  []string
+	}{
+		{nil, []string{"status"}}, // on main
+		{[]string{"main", "master"}, []string{"checkout", "-q", "-b", "one"}},
+		{[]string{"one", "main", "master"}, []string{"checkout", "-q", "-b", "two"}},
+		{[]string{"main", "master"}, []string{"checkout", "-q", "-b", "three", "main"}},
+		{[]string{"one", "main", "master"}, []string{"switch", "-q", "-c", "four", "refs/heads/one"}},
+		{[]string{"main", "master"}, []string{"checkout", "-q", "one"}},
+		{[]string{"one", "main", "master"}, []string{"checkout", "-q", "two"}},
+		{[]string{"main", "master"}, []string{"checkout", "-q", "-b", "five", "HEAD^{commit}"}},
+		{nil, []string{"checkout", "-q", "--detach"}},
+		{[]string{"main", "master"}, []string{"checkout", "-q", "--orphan", "six"}},
+	} {
+		r.git(c.git...)
+		if got := parents(""); !slices.Equal(got, c.want) {
+			t.Errorf("after git %q they are %q, not %q", c.git, got, c.want)
+		}
+	}
+	// A remote's is the branch itself, and its HEAD names the default one.
+	r.git("checkout", "-q", "-f", "two")
+	r.git("update-ref", "refs/remotes/origin/other/way", "HEAD")
+	r.git("update-ref", "refs/remotes/origin/trunk", "HEAD")
+	r.git("symbolic-ref", "refs/remotes/origin/HEAD", "refs/remotes/origin/trunk")
+	r.git("checkout", "-q", "--no-track", "-b", "seven", "origin/other/way")
+	if got := parents(""); !slices.Equal(got, []string{"other/way", "trunk"}) {
+		t.Errorf("of a remote's they are %q", got)
+	}
+	r.git("worktree", "add", "-q", "-b", "eight", "../side")
+	if got := parents("../side"); !slices.Equal(got, []string{"trunk"}) {
+		t.Errorf("in a linked work tree they are %q", got)
+	}
+	r.write(".git/logs/refs/heads/seven", "nonsense\n\nx y z\n")
+	if got := parents(""); !slices.Equal(got, []string{"trunk"}) {
+		t.Errorf("of a log that is none they are %q", got)
+	}
+}

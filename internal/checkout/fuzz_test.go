@@ -86,6 +86,7 @@ func FuzzText(f *testing.F) {
 	f.Add("*.o\n!/x/**/y[a-z[:digit:]]\n\\#x\\ \n", "x/z/y1")
 	f.Fuzz(func(t *testing.T, text, path string) {
 		parseConfig(text)
+		parseLog(text)
 		ignored{{"", parseIgnore(text)}}.match(path, true)
 		if nodes, err := parseTree([]byte(text), 20); err == nil && len(nodes) == 0 && text != "" {
 			t.Error("a tree lost what it holds")

@@ -34,6 +34,7 @@ type ForkRequest struct {
 	OneShot bool           // torn down, volumes too, when its client is gone
 	TTL     *time.Duration // overrides the file's; zero: no end
 	Timeout time.Duration  // of each on_fork; 0: Config.OnFork
+	Branch  string         // of the forks, as in Environment; "": the source's
 	// May is asked once the names are known and before anything is recorded; nil
 	// allows all.
 	May func(forks []isle.Ref) error
@@ -194,6 +195,9 @@ func (m *Manager) reserve(actor isle.Actor, req ForkRequest, o *origin) (forks [
 		e := o.rec.forked(ref, o.digest)
 		e.Owner, e.Created, e.OneShot, e.Boot, e.Generation = actor, now, req.OneShot, m.cfg.Boot, m.generation
 		e.Expires = expiry(now, UpRequest{Spec: e.Spec, TTL: req.TTL})
+		if req.Branch != "" {
+			e.Branch = req.Branch
+		}
 		l := m.newLive(e)
 		l.forkLimit = req.Timeout
 		l.uids = m.pickUIDs(e.Instance)
@@ -268,7 +272,8 @@ func (e *Environment) forked(ref isle.Ref, origin isle.Digest) Environment {
 		ancestors = append([]Ancestor{{e.Parent, e.ParentRef, e.Origin}}, ancestors...)
 	}
 	return Environment{
-		Instance: isle.NewID(), Ref: ref, Project: e.Project, Desired: WantRunning, Phase: Pending, Spec: e.Spec, Branch: e.Branch,
+		Instance: isle.NewID(), Ref: ref, Project: e.Project, Desired: WantRunning, Phase: Pending, Spec: e.Spec,
+		Branch: e.Branch, Commit: e.Commit, Dirty: e.Dirty, Repository: e.Repository,
 		Parent: e.Instance, ParentRef: e.Ref, Origin: origin, Ancestors: ancestors[:min(len(ancestors), maxAncestors)],
 		Fork: true, Crossed: e.Ref.Stage != ref.Stage, Opening: Copying,
 	}

@@ -179,12 +179,16 @@ type UpRequest struct {
 	Mirror  string               `protobuf:"bytes,9,opt,name=mirror,proto3" json:"mirror,omitempty"` // base URL of the Debian mirror, when not the machine's
 	// The name was made from project and branch: where it is taken by another
 	// project or branch it gets a hash suffix instead of a conflict.
-	DerivedName   bool   `protobuf:"varint,10,opt,name=derived_name,json=derivedName,proto3" json:"derived_name,omitempty"`
-	Commit        string `protobuf:"bytes,11,opt,name=commit,proto3" json:"commit,omitempty"`         // that the work tree is at, in hexadecimal; empty if there is none
-	Dirty         bool   `protobuf:"varint,12,opt,name=dirty,proto3" json:"dirty,omitempty"`          // files below the environment file's folder are not known to be the commit's
-	Repository    string `protobuf:"bytes,13,opt,name=repository,proto3" json:"repository,omitempty"` // names the repository on the client's machine, without its path
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	DerivedName bool   `protobuf:"varint,10,opt,name=derived_name,json=derivedName,proto3" json:"derived_name,omitempty"`
+	Commit      string `protobuf:"bytes,11,opt,name=commit,proto3" json:"commit,omitempty"`         // that the work tree is at, in hexadecimal; empty if there is none
+	Dirty       bool   `protobuf:"varint,12,opt,name=dirty,proto3" json:"dirty,omitempty"`          // files below the environment file's folder are not known to be the commit's
+	Repository  string `protobuf:"bytes,13,opt,name=repository,proto3" json:"repository,omitempty"` // names the repository on the client's machine, without its path
+	// The branches that the present one may have grown from, the most likely
+	// first. Where there is no environment yet, and one of theirs runs that differs
+	// in copied files alone, it begins as a copy of that, data included.
+	ParentBranches []string `protobuf:"bytes,14,rep,name=parent_branches,json=parentBranches,proto3" json:"parent_branches,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *UpRequest) Reset() {
@@ -306,6 +310,13 @@ func (x *UpRequest) GetRepository() string {
 		return x.Repository
 	}
 	return ""
+}
+
+func (x *UpRequest) GetParentBranches() []string {
+	if x != nil {
+		return x.ParentBranches
+	}
+	return nil
 }
 
 type UpEvent struct {
@@ -454,9 +465,11 @@ func (x *Need) GetDigests() []string {
 type UpResult struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Environment   *Environment           `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
-	Lock          []byte                 `protobuf:"bytes,2,opt,name=lock,proto3" json:"lock,omitempty"`         // the lock as it should be written; empty if unchanged
-	Changed       bool                   `protobuf:"varint,3,opt,name=changed,proto3" json:"changed,omitempty"`  // false: there was nothing to do
-	Replaced      []string               `protobuf:"bytes,4,rep,name=replaced,proto3" json:"replaced,omitempty"` // "web: app/shop.py changed"
+	Lock          []byte                 `protobuf:"bytes,2,opt,name=lock,proto3" json:"lock,omitempty"`                            // the lock as it should be written; empty if unchanged
+	Changed       bool                   `protobuf:"varint,3,opt,name=changed,proto3" json:"changed,omitempty"`                     // false: there was nothing to do
+	Replaced      []string               `protobuf:"bytes,4,rep,name=replaced,proto3" json:"replaced,omitempty"`                    // "web: app/shop.py changed"
+	Forked        string                 `protobuf:"bytes,5,opt,name=forked,proto3" json:"forked,omitempty"`                        // NAME[@STAGE] of what it began as a copy of, empty if of nothing
+	NotForked     string                 `protobuf:"bytes,6,opt,name=not_forked,json=notForked,proto3" json:"not_forked,omitempty"` // why it did not begin as a copy of a parent branch's, for people
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -517,6 +530,20 @@ func (x *UpResult) GetReplaced() []string {
 		return x.Replaced
 	}
 	return nil
+}
+
+func (x *UpResult) GetForked() string {
+	if x != nil {
+		return x.Forked
+	}
+	return ""
+}
+
+func (x *UpResult) GetNotForked() string {
+	if x != nil {
+		return x.NotForked
+	}
+	return ""
 }
 
 // ProgressEvent is one line of what happens.
@@ -3133,7 +3160,7 @@ const file_isle_v1_environment_proto_rawDesc = "" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x12\n" +
 	"\x04from\x18\x02 \x01(\tR\x04from\x12\x0e\n" +
 	"\x02to\x18\x03 \x01(\tR\x02to\x12\x16\n" +
-	"\x06digest\x18\x04 \x01(\tR\x06digest\"\xf8\x02\n" +
+	"\x06digest\x18\x04 \x01(\tR\x06digest\"\xa1\x03\n" +
 	"\tUpRequest\x12'\n" +
 	"\x06source\x18\x01 \x01(\v2\x0f.isle.v1.SourceR\x06source\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -3150,19 +3177,23 @@ const file_isle_v1_environment_proto_rawDesc = "" +
 	"\x05dirty\x18\f \x01(\bR\x05dirty\x12\x1e\n" +
 	"\n" +
 	"repository\x18\r \x01(\tR\n" +
-	"repository\"\x9a\x01\n" +
+	"repository\x12'\n" +
+	"\x0fparent_branches\x18\x0e \x03(\tR\x0eparentBranches\"\x9a\x01\n" +
 	"\aUpEvent\x124\n" +
 	"\bprogress\x18\x01 \x01(\v2\x16.isle.v1.ProgressEventH\x00R\bprogress\x12#\n" +
 	"\x04need\x18\x02 \x01(\v2\r.isle.v1.NeedH\x00R\x04need\x12+\n" +
 	"\x06result\x18\x03 \x01(\v2\x11.isle.v1.UpResultH\x00R\x06resultB\a\n" +
 	"\x05event\" \n" +
 	"\x04Need\x12\x18\n" +
-	"\adigests\x18\x01 \x03(\tR\adigests\"\x8c\x01\n" +
+	"\adigests\x18\x01 \x03(\tR\adigests\"\xc3\x01\n" +
 	"\bUpResult\x126\n" +
 	"\venvironment\x18\x01 \x01(\v2\x14.isle.v1.EnvironmentR\venvironment\x12\x12\n" +
 	"\x04lock\x18\x02 \x01(\fR\x04lock\x12\x18\n" +
 	"\achanged\x18\x03 \x01(\bR\achanged\x12\x1a\n" +
-	"\breplaced\x18\x04 \x03(\tR\breplaced\"\x97\x01\n" +
+	"\breplaced\x18\x04 \x03(\tR\breplaced\x12\x16\n" +
+	"\x06forked\x18\x05 \x01(\tR\x06forked\x12\x1d\n" +
+	"\n" +
+	"not_forked\x18\x06 \x01(\tR\tnotForked\"\x97\x01\n" +
 	"\rProgressEvent\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x12\n" +
 	"\x04step\x18\x02 \x01(\tR\x04step\x12\x14\n" +
