@@ -63,7 +63,7 @@ type Environment struct {
 	UIDBase  uint32     `json:"uid_base"`         // first of 65,536 host uids of its own
 	Services []Service  `json:"services"`         // in start order
 	// What git knew of the files that it was last brought up from. The client
-	// says so, and nothing is decided by it.
+	// says so, and who may do what is not decided by it.
 	Branch     string `json:"branch,omitempty"`     // checked out in the work tree, where there is one
 	Commit     string `json:"commit,omitempty"`     // in hexadecimal; "" where there is none
 	Dirty      bool   `json:"dirty,omitempty"`      // the files are not known to be the commit's

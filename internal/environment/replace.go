@@ -121,7 +121,6 @@ func (m *Manager) replace(ctx context.Context, actor isle.Actor, l *live, req Up
 		return UpResult{}, err
 	}
 	intent := audit.NewIntent(actor, isle.ActionEnvironmentLaunch, resource(req.Ref), strings.Join(p.reasons, "; ")).In(req.Ref, l.instance).Explained(ctx)
-	intent = req.from(intent)
 	now := m.cfg.Now().UTC()
 	secrets := map[string][]byte{}
 	services := make([]Service, 0, len(req.Spec.Services))
@@ -137,6 +136,7 @@ func (m *Manager) replace(ctx context.Context, actor isle.Actor, l *live, req Up
 		services = append(services, s)
 		intent = intent.With("image "+name, string(s.Digest))
 	}
+	intent = req.from(intent)
 	vols := m.wantVolumes(req, now)
 	m.fault("replace.begin")
 	err = l.change(ctx, func(e *Environment) {

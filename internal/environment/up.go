@@ -255,10 +255,11 @@ func (m *Manager) create(ctx context.Context, actor isle.Actor, req UpRequest, s
 	l.rec.UIDBase = l.uids
 	m.envs[req.Ref] = l // so that nobody else picks its uids
 	m.mu.Unlock()
-	intent := req.from(audit.NewIntent(actor, isle.ActionEnvironmentLaunch, resource(req.Ref), "").In(req.Ref, e.Instance).Explained(ctx))
+	intent := audit.NewIntent(actor, isle.ActionEnvironmentLaunch, resource(req.Ref), "").In(req.Ref, e.Instance).Explained(ctx)
 	for _, s := range e.Services {
 		intent = intent.With("image "+s.Name, string(s.Digest))
 	}
+	intent = req.from(intent) // last: an entry keeps so many details and no more
 	vols := m.wantVolumes(req, now)
 	m.fault("up.begin")
 	m.warm(l)
