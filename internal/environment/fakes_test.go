@@ -515,6 +515,11 @@ func (d *fakeDriver) Capture(_ context.Context, c Capture) (Captured, error) {
 	}
 	return Captured{How: ByReflink}, nil
 }
+// Fill is for imports, which no test here makes.
+func (v *fakeVolumes) Fill(context.Context, isle.ID, string) error {
+	return errors.New("not imported here")
+}
+
 func (v *fakeVolumes) Path(id isle.ID) string { return filepath.Join(v.volumeDir, string(id)) }
 func (v *fakeVolumes) Delete(_ context.Context, id isle.ID) error {
 	l := (*life)(v)
