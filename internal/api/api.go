@@ -56,6 +56,8 @@ type Copies interface {
 	Whose(name string) (ref isle.Ref, at string)
 	Parent(req environment.UpRequest, branches []string) (environment.Environment, bool)
 	Unlike(parent environment.Environment, req environment.UpRequest) string
+	RestoreTo(ctx context.Context, actor isle.Actor, ref isle.Ref, at string, progress func(environment.Progress)) (environment.UpResult, error)
+	Lineage(ctx context.Context, visible func(kind string, ref isle.Ref, project string) bool) ([]environment.Relation, error)
 }
 
 // Environments is all that the EnvironmentService and the ForkService need.

@@ -18,7 +18,14 @@ type forks struct{ Config }
 // forkRules are those of the ForkService.
 func (cfg Config) forkRules() map[string]rule {
 	return map[string]rule{
-		islev1connect.ForkServiceForkProcedure: cfg.asksOfFork,
+		islev1connect.ForkServiceForkProcedure:    cfg.asksOfFork,
+		islev1connect.ForkServiceRestoreProcedure: cfg.asksOfRestore,
+		islev1connect.ForkServiceTreeProcedure: func(ctx context.Context, msg any) []ask {
+			if name := msg.(*islev1.TreeRequest).GetEnvironment(); name != "" {
+				return []ask{cfg.onEnvironment(ctx, isle.ActionEnvironmentRead, name)}
+			}
+			return []ask{{isle.ActionEnvironmentList, isle.Resource{Kind: "server", Name: "server"}, ""}}
+		},
 	}
 }
 
@@ -133,4 +140,105 @@ func (s *forks) Fork(ctx context.Context, r *connect.Request[islev1.ForkRequest]
 		<-ctx.Done() // the client hung up, or the server ends
 	}
 	return err
+}
+
+// asksOfRestore is the restoring of an environment, whose data goes, and the
+// copying of what the snapshot is of.
+func (cfg Config) asksOfRestore(ctx context.Context, msg any) []ask {
+	m := msg.(*islev1.RestoreRequest)
+	out := []ask{cfg.onEnvironment(ctx, isle.ActionEnvironmentRestore, m.GetEnvironment())}
+	ref, err := isle.ParseRef(m.GetEnvironment())
+	if err != nil {
+		return out
+	}
+	plan, err := cfg.Environments.PlanFork(environment.ForkRequest{From: ref, At: m.GetAt()})
+	if err != nil { // found wrong by the handler
+		return out
+	}
+	out[0].project = plan.Project
+	if plan.Source != ref {
+		source := isle.Resource{Kind: "environment", Name: plan.Source.Name, Stage: plan.Source.Stage}
+		out = append(out, ask{isle.ActionEnvironmentFork, source, plan.Project})
+	}
+	return append(out, launchOf(ref, plan.Project))
+}
+
+// Restore implements the RPC.
+func (s *forks) Restore(ctx context.Context, r *connect.Request[islev1.RestoreRequest], stream *connect.ServerStream[islev1.RestoreEvent]) error {
+	ref, err := isle.ParseRef(r.Msg.GetEnvironment())
+	if err != nil {
+		return err
+	}
+	if r.Msg.GetAt() == "" {
+		return isle.Errorf(isle.Invalid, "no snapshot is named")
+	}
+	if err := s.allowed(ctx, s.asksOfRestore(ctx, r.Msg)...); err != nil { // a tag may name another snapshot by now
+		return err
+	}
+	tell, work := s.newTeller(ctx, isle.ActionEnvironmentRestore, isle.Resource{}, func(e *islev1.ProgressEvent) error {
+		return stream.Send(&islev1.RestoreEvent{Event: &islev1.RestoreEvent_Progress{Progress: e}})
+	})
+	defer tell.cancel(nil)
+	res, err := s.Environments.RestoreTo(work, actorOf(ctx), ref, r.Msg.GetAt(), func(p environment.Progress) { tell.event(progressMessage(p)) })
+	if err != nil {
+		return err
+	}
+	return stream.Send(&islev1.RestoreEvent{Event: &islev1.RestoreEvent_Result{Result: environmentMessage(res.Environment)}})
+}
+
+// Tree implements the RPC: it shows what may be read.
+func (s *forks) Tree(ctx context.Context, r *connect.Request[islev1.TreeRequest]) (*connect.Response[islev1.TreeResponse], error) {
+	who, _ := callerFrom(ctx)
+	all, err := s.Environments.Lineage(ctx, func(kind string, ref isle.Ref, project string) bool {
+		action := isle.ActionEnvironmentRead
+		if kind == environment.KindSnapshot {
+			action = isle.ActionSnapshotRead
+		}
+		q := queriesOf(who, ask{action, isle.Resource{Kind: kind, Name: ref.Name, Stage: ref.Stage}, project})
+		return s.Policy.Decide(q[0]).Allowed()
+	})
+	if err != nil {
+		return nil, err
+	}
+	if name := r.Msg.GetEnvironment(); name != "" {
+		if all, err = s.familyOf(ctx, all, name); err != nil {
+			return nil, err
+		}
+	}
+	res := &islev1.TreeResponse{}
+	for _, n := range all {
+		res.Nodes = append(res.Nodes, &islev1.TreeNode{
+			Id: n.ID, Parent: n.Parent, Kind: n.Kind, Name: n.Ref.String(), Gone: n.Gone, Phase: string(n.Phase), Project: n.Project,
+			Created: timestamp(n.Created), Tags: n.Tags, Message: n.Message,
+		})
+	}
+	return connect.NewResponse(res), nil
+}
+
+// familyOf is the line that an environment came by, and all that came of it.
+func (s *forks) familyOf(ctx context.Context, all []environment.Relation, name string) (out []environment.Relation, err error) {
+	ref, err := isle.ParseRef(name)
+	if err != nil {
+		return nil, err
+	}
+	e, err := s.Environments.Get(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	parents := map[string]string{}
+	for _, n := range all {
+		parents[n.ID] = n.Parent
+	}
+	keep := map[string]bool{}
+	for id := string(e.Instance); id != ""; id = parents[id] {
+		keep[id] = true
+	}
+	below := map[string]bool{string(e.Instance): true}
+	for _, n := range all { // each comes after what it was made of
+		below[n.ID] = below[n.ID] || below[n.Parent]
+		if keep[n.ID] || below[n.ID] {
+			out = append(out, n)
+		}
+	}
+	return out, nil
 }

@@ -58,6 +58,28 @@ func (r *rooms) Unlike(_ environment.Environment, req environment.UpRequest) str
 	return ""
 }
 
+func (r *rooms) RestoreTo(_ context.Context, _ isle.Actor, ref isle.Ref, _ string, _ func(environment.Progress)) (environment.UpResult, error) {
+	r.reach("RestoreTo")
+	return environment.UpResult{Environment: environment.Environment{Ref: ref}}, nil
+}
+
+// Lineage is a shop with a fork of which another was made, and a stranger.
+func (r *rooms) Lineage(_ context.Context, visible func(string, isle.Ref, string) bool) (out []environment.Relation, err error) {
+	for _, x := range []environment.Relation{
+		{ID: "1", Ref: isle.Ref{Name: "shop", Stage: "testing"}, Project: "shop"},
+		{ID: "2", Parent: "1", Ref: isle.Ref{Name: "shop-f1", Stage: "testing"}, Project: "shop"},
+		{ID: "3", Parent: "2", Ref: isle.Ref{Name: "shop-f1-f1", Stage: "testing"}, Project: "shop"},
+		{ID: "4", Parent: "1", Ref: isle.Ref{Name: "shop-f2", Stage: "testing"}, Project: "shop"},
+		{ID: "5", Ref: isle.Ref{Name: "secret", Stage: "staging"}, Project: "secret"},
+	} {
+		x.Kind = environment.KindEnvironment
+		if visible(x.Kind, x.Ref, x.Project) {
+			out = append(out, x)
+		}
+	}
+	return out, nil
+}
+
 func (r *rooms) Whose(name string) (isle.Ref, string) {
 	ref, err := isle.ParseRef(name)
 	if err != nil {
@@ -122,5 +144,50 @@ func TestAForkThatMakesNoSenseIsSaid(t *testing.T) {
 		if _, err := fork(t, c, req); isle.CodeOf(err) != code {
 			t.Errorf("%v: %v", req, err)
 		}
+	}
+}
+
+func TestATreeShowsTheLineOfOneAndWhatMayBeRead(t *testing.T) {
+	r := &rooms{envs: map[isle.Ref]environment.Environment{}}
+	for name, id := range map[string]isle.ID{"shop-f1": "2", "shop": "1"} {
+		ref := isle.Ref{Name: name, Stage: "testing"}
+		r.envs[ref] = environment.Environment{Ref: ref, Instance: id, Project: "shop"}
+	}
+	a := newPolicy(t)
+	apply(t, a, "roles:\n  looker: {actions: [environment:read, environment:list], resources: ['environment:shop', 'environment:shop-f1', 'environment:shop-f1-f1', 'environment:shop-f2', 'server:server']}\nbindings:\n  - {role: admin, subjects: [human:root]}\n  - {role: looker, subjects: [human:ann]}\n")
+	for _, x := range []struct{ who, name, want string }{
+		{"root", "", "12345"}, {"root", "shop-f1", "123"}, {"root", "shop", "1234"}, {"ann", "", "1234"},
+	} {
+		res, err := serveAs(t, r, a, x.who).Forks.Tree(t.Context(), connect.NewRequest(&islev1.TreeRequest{Environment: x.name}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		for _, n := range res.Msg.GetNodes() {
+			got += n.GetId()
+		}
+		if got != x.want {
+			t.Errorf("%s sees %s of %q, not %s", x.who, got, x.name, x.want)
+		}
+	}
+}
+
+func TestWhoRestoresMayReplaceWhatIsThere(t *testing.T) {
+	for actions, allowed := range map[string]bool{
+		"environment:restore, environment:launch": true, "environment:restore": false, "environment:launch, environment:fork": false,
+	} {
+		r := &rooms{}
+		a := newPolicy(t)
+		apply(t, a, "roles:\n  r: {actions: ["+actions+"], resources: ['environment:shop']}\nbindings:\n  - {role: admin, subjects: [human:root]}\n  - {role: r, subjects: [human:ann]}\n")
+		stream, err := serveAs(t, r, a, "ann").Forks.Restore(t.Context(), connect.NewRequest(&islev1.RestoreRequest{Environment: "shop", At: "good"}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for stream.Receive() {
+		}
+		if err := stream.Err(); allowed != (err == nil) || r.seen("RestoreTo") != allowed {
+			t.Errorf("%s: %v", actions, err)
+		}
+		stream.Close()
 	}
 }

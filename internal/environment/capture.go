@@ -160,11 +160,15 @@ func (m *Manager) snapshotOrigin(from isle.Ref, s snapshot.Snapshot) (*origin, e
 	o := &origin{digest: s.Digest, rec: Environment{
 		Instance: x.Instance, Ref: x.Ref, Project: x.Project, Spec: x.Spec, Generation: x.Generation,
 	}}
-	if l := m.find(from); l != nil {
+	if l := m.find(from); l != nil { // which is not what it was when it was captured
 		if p := l.snapshot().Project; p != x.Project {
 			return nil, isle.Errorf(isle.Conflict, "snapshot %s is of project %s, and %s is of project %s", s.Digest.Short(), x.Project, from, p)
 		}
-		o.rec.Branch = l.snapshot().Branch
+		was := l.snapshot()
+		o.rec.Branch, o.rec.Commit, o.rec.Dirty, o.rec.Repository = was.Branch, was.Commit, was.Dirty, was.Repository
+	}
+	if e, ok := m.ByInstance(x.Instance); ok { // else its own origin is not known any more
+		o.rec.Parent, o.rec.ParentRef, o.rec.Origin, o.rec.Ancestors = e.Parent, e.ParentRef, e.Origin, e.Ancestors
 	}
 	for _, svc := range x.Services {
 		o.rec.Services = append(o.rec.Services, Service{Name: svc.Name, Image: svc.Image, Digest: svc.Image.Digest()})

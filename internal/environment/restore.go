@@ -134,7 +134,8 @@ func (m *Manager) stage(ctx context.Context, actor isle.Actor, ref isle.Ref, old
 	e.Expires = expiry(now, UpRequest{Spec: e.Spec})
 	if old != nil {
 		was := old.snapshot()
-		e.Owner, e.Expires, e.Branch, e.Fork, e.Keep, e.OneShot = was.Owner, was.Expires, was.Branch, was.Fork, was.Keep, was.OneShot
+		e.Owner, e.Expires, e.Fork, e.Keep, e.OneShot = was.Owner, was.Expires, was.Fork, was.Keep, was.OneShot
+		e.Branch, e.Commit, e.Dirty, e.Repository = was.Branch, was.Commit, was.Dirty, was.Repository
 	}
 	f := &fork{secrets: map[string][]byte{}}
 	for _, name := range spec.StartOrder(e.Spec) {

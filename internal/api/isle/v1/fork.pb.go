@@ -10,6 +10,7 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -21,6 +22,344 @@ const (
 	// Verify that runtime/protoimpl is sufficiently up-to-date.
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
+
+type RestoreRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Environment   string                 `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"` // NAME[@STAGE]
+	At            string                 `protobuf:"bytes,2,opt,name=at,proto3" json:"at,omitempty"`                   // a snapshot: its digest or a tag
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreRequest) Reset() {
+	*x = RestoreRequest{}
+	mi := &file_isle_v1_fork_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreRequest) ProtoMessage() {}
+
+func (x *RestoreRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_fork_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreRequest.ProtoReflect.Descriptor instead.
+func (*RestoreRequest) Descriptor() ([]byte, []int) {
+	return file_isle_v1_fork_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *RestoreRequest) GetEnvironment() string {
+	if x != nil {
+		return x.Environment
+	}
+	return ""
+}
+
+func (x *RestoreRequest) GetAt() string {
+	if x != nil {
+		return x.At
+	}
+	return ""
+}
+
+type RestoreEvent struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Event:
+	//
+	//	*RestoreEvent_Progress
+	//	*RestoreEvent_Result
+	Event         isRestoreEvent_Event `protobuf_oneof:"event"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreEvent) Reset() {
+	*x = RestoreEvent{}
+	mi := &file_isle_v1_fork_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreEvent) ProtoMessage() {}
+
+func (x *RestoreEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_fork_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreEvent.ProtoReflect.Descriptor instead.
+func (*RestoreEvent) Descriptor() ([]byte, []int) {
+	return file_isle_v1_fork_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *RestoreEvent) GetEvent() isRestoreEvent_Event {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+func (x *RestoreEvent) GetProgress() *ProgressEvent {
+	if x != nil {
+		if x, ok := x.Event.(*RestoreEvent_Progress); ok {
+			return x.Progress
+		}
+	}
+	return nil
+}
+
+func (x *RestoreEvent) GetResult() *Environment {
+	if x != nil {
+		if x, ok := x.Event.(*RestoreEvent_Result); ok {
+			return x.Result
+		}
+	}
+	return nil
+}
+
+type isRestoreEvent_Event interface {
+	isRestoreEvent_Event()
+}
+
+type RestoreEvent_Progress struct {
+	Progress *ProgressEvent `protobuf:"bytes,1,opt,name=progress,proto3,oneof"`
+}
+
+type RestoreEvent_Result struct {
+	Result *Environment `protobuf:"bytes,2,opt,name=result,proto3,oneof"`
+}
+
+func (*RestoreEvent_Progress) isRestoreEvent_Event() {}
+
+func (*RestoreEvent_Result) isRestoreEvent_Event() {}
+
+type TreeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Environment   string                 `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"` // only its ancestors and descendants; empty: all
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TreeRequest) Reset() {
+	*x = TreeRequest{}
+	mi := &file_isle_v1_fork_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TreeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TreeRequest) ProtoMessage() {}
+
+func (x *TreeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_fork_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TreeRequest.ProtoReflect.Descriptor instead.
+func (*TreeRequest) Descriptor() ([]byte, []int) {
+	return file_isle_v1_fork_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *TreeRequest) GetEnvironment() string {
+	if x != nil {
+		return x.Environment
+	}
+	return ""
+}
+
+type TreeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Nodes         []*TreeNode            `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"` // each after what it was made of
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TreeResponse) Reset() {
+	*x = TreeResponse{}
+	mi := &file_isle_v1_fork_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TreeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TreeResponse) ProtoMessage() {}
+
+func (x *TreeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_fork_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TreeResponse.ProtoReflect.Descriptor instead.
+func (*TreeResponse) Descriptor() ([]byte, []int) {
+	return file_isle_v1_fork_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *TreeResponse) GetNodes() []*TreeNode {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+type TreeNode struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`         // of an environment its instance, of a snapshot its digest
+	Parent        string                 `protobuf:"bytes,2,opt,name=parent,proto3" json:"parent,omitempty"` // the id of what it was made of; empty: of nothing
+	Kind          string                 `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`     // "environment", "snapshot"
+	Name          string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`     // NAME[@STAGE]; of a snapshot that of what it was taken of
+	Gone          bool                   `protobuf:"varint,5,opt,name=gone,proto3" json:"gone,omitempty"`
+	Phase         string                 `protobuf:"bytes,6,opt,name=phase,proto3" json:"phase,omitempty"` // of an environment
+	Project       string                 `protobuf:"bytes,7,opt,name=project,proto3" json:"project,omitempty"`
+	Created       *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=created,proto3" json:"created,omitempty"`
+	Tags          []string               `protobuf:"bytes,9,rep,name=tags,proto3" json:"tags,omitempty"`        // of a snapshot
+	Message       string                 `protobuf:"bytes,10,opt,name=message,proto3" json:"message,omitempty"` // of a snapshot
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TreeNode) Reset() {
+	*x = TreeNode{}
+	mi := &file_isle_v1_fork_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TreeNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TreeNode) ProtoMessage() {}
+
+func (x *TreeNode) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_fork_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TreeNode.ProtoReflect.Descriptor instead.
+func (*TreeNode) Descriptor() ([]byte, []int) {
+	return file_isle_v1_fork_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *TreeNode) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *TreeNode) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
+func (x *TreeNode) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *TreeNode) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *TreeNode) GetGone() bool {
+	if x != nil {
+		return x.Gone
+	}
+	return false
+}
+
+func (x *TreeNode) GetPhase() string {
+	if x != nil {
+		return x.Phase
+	}
+	return ""
+}
+
+func (x *TreeNode) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
+}
+
+func (x *TreeNode) GetCreated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Created
+	}
+	return nil
+}
+
+func (x *TreeNode) GetTags() []string {
+	if x != nil {
+		return x.Tags
+	}
+	return nil
+}
+
+func (x *TreeNode) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
 
 type ForkRequest struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
@@ -40,7 +379,7 @@ type ForkRequest struct {
 
 func (x *ForkRequest) Reset() {
 	*x = ForkRequest{}
-	mi := &file_isle_v1_fork_proto_msgTypes[0]
+	mi := &file_isle_v1_fork_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -52,7 +391,7 @@ func (x *ForkRequest) String() string {
 func (*ForkRequest) ProtoMessage() {}
 
 func (x *ForkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_fork_proto_msgTypes[0]
+	mi := &file_isle_v1_fork_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -65,7 +404,7 @@ func (x *ForkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkRequest.ProtoReflect.Descriptor instead.
 func (*ForkRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_fork_proto_rawDescGZIP(), []int{0}
+	return file_isle_v1_fork_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ForkRequest) GetFrom() string {
@@ -137,7 +476,7 @@ type ForkEvent struct {
 
 func (x *ForkEvent) Reset() {
 	*x = ForkEvent{}
-	mi := &file_isle_v1_fork_proto_msgTypes[1]
+	mi := &file_isle_v1_fork_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -149,7 +488,7 @@ func (x *ForkEvent) String() string {
 func (*ForkEvent) ProtoMessage() {}
 
 func (x *ForkEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_fork_proto_msgTypes[1]
+	mi := &file_isle_v1_fork_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -162,7 +501,7 @@ func (x *ForkEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkEvent.ProtoReflect.Descriptor instead.
 func (*ForkEvent) Descriptor() ([]byte, []int) {
-	return file_isle_v1_fork_proto_rawDescGZIP(), []int{1}
+	return file_isle_v1_fork_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ForkEvent) GetEvent() isForkEvent_Event {
@@ -215,7 +554,7 @@ type ForkResult struct {
 
 func (x *ForkResult) Reset() {
 	*x = ForkResult{}
-	mi := &file_isle_v1_fork_proto_msgTypes[2]
+	mi := &file_isle_v1_fork_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -227,7 +566,7 @@ func (x *ForkResult) String() string {
 func (*ForkResult) ProtoMessage() {}
 
 func (x *ForkResult) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_fork_proto_msgTypes[2]
+	mi := &file_isle_v1_fork_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -240,7 +579,7 @@ func (x *ForkResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkResult.ProtoReflect.Descriptor instead.
 func (*ForkResult) Descriptor() ([]byte, []int) {
-	return file_isle_v1_fork_proto_rawDescGZIP(), []int{2}
+	return file_isle_v1_fork_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ForkResult) GetEnvironments() []*Environment {
@@ -254,7 +593,30 @@ var File_isle_v1_fork_proto protoreflect.FileDescriptor
 
 const file_isle_v1_fork_proto_rawDesc = "" +
 	"\n" +
-	"\x12isle/v1/fork.proto\x12\aisle.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x19isle/v1/environment.proto\"\xf3\x01\n" +
+	"\x12isle/v1/fork.proto\x12\aisle.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19isle/v1/environment.proto\"B\n" +
+	"\x0eRestoreRequest\x12 \n" +
+	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x0e\n" +
+	"\x02at\x18\x02 \x01(\tR\x02at\"}\n" +
+	"\fRestoreEvent\x124\n" +
+	"\bprogress\x18\x01 \x01(\v2\x16.isle.v1.ProgressEventH\x00R\bprogress\x12.\n" +
+	"\x06result\x18\x02 \x01(\v2\x14.isle.v1.EnvironmentH\x00R\x06resultB\a\n" +
+	"\x05event\"/\n" +
+	"\vTreeRequest\x12 \n" +
+	"\venvironment\x18\x01 \x01(\tR\venvironment\"7\n" +
+	"\fTreeResponse\x12'\n" +
+	"\x05nodes\x18\x01 \x03(\v2\x11.isle.v1.TreeNodeR\x05nodes\"\x82\x02\n" +
+	"\bTreeNode\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06parent\x18\x02 \x01(\tR\x06parent\x12\x12\n" +
+	"\x04kind\x18\x03 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12\x12\n" +
+	"\x04gone\x18\x05 \x01(\bR\x04gone\x12\x14\n" +
+	"\x05phase\x18\x06 \x01(\tR\x05phase\x12\x18\n" +
+	"\aproject\x18\a \x01(\tR\aproject\x124\n" +
+	"\acreated\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12\x12\n" +
+	"\x04tags\x18\t \x03(\tR\x04tags\x12\x18\n" +
+	"\amessage\x18\n" +
+	" \x01(\tR\amessage\"\xf3\x01\n" +
 	"\vForkRequest\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\tR\x04from\x12\x0e\n" +
 	"\x02at\x18\x02 \x01(\tR\x02at\x12\x12\n" +
@@ -270,9 +632,11 @@ const file_isle_v1_fork_proto_rawDesc = "" +
 	"\x05event\"F\n" +
 	"\n" +
 	"ForkResult\x128\n" +
-	"\fenvironments\x18\x01 \x03(\v2\x14.isle.v1.EnvironmentR\fenvironments2A\n" +
+	"\fenvironments\x18\x01 \x03(\v2\x14.isle.v1.EnvironmentR\fenvironments2\xb3\x01\n" +
 	"\vForkService\x122\n" +
-	"\x04Fork\x12\x14.isle.v1.ForkRequest\x1a\x12.isle.v1.ForkEvent0\x01B\"Z isle/internal/api/isle/v1;islev1b\x06proto3"
+	"\x04Fork\x12\x14.isle.v1.ForkRequest\x1a\x12.isle.v1.ForkEvent0\x01\x12;\n" +
+	"\aRestore\x12\x17.isle.v1.RestoreRequest\x1a\x15.isle.v1.RestoreEvent0\x01\x123\n" +
+	"\x04Tree\x12\x14.isle.v1.TreeRequest\x1a\x15.isle.v1.TreeResponseB\"Z isle/internal/api/isle/v1;islev1b\x06proto3"
 
 var (
 	file_isle_v1_fork_proto_rawDescOnce sync.Once
@@ -286,28 +650,42 @@ func file_isle_v1_fork_proto_rawDescGZIP() []byte {
 	return file_isle_v1_fork_proto_rawDescData
 }
 
-var file_isle_v1_fork_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_isle_v1_fork_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_isle_v1_fork_proto_goTypes = []any{
-	(*ForkRequest)(nil),         // 0: isle.v1.ForkRequest
-	(*ForkEvent)(nil),           // 1: isle.v1.ForkEvent
-	(*ForkResult)(nil),          // 2: isle.v1.ForkResult
-	(*durationpb.Duration)(nil), // 3: google.protobuf.Duration
-	(*ProgressEvent)(nil),       // 4: isle.v1.ProgressEvent
-	(*Environment)(nil),         // 5: isle.v1.Environment
+	(*RestoreRequest)(nil),        // 0: isle.v1.RestoreRequest
+	(*RestoreEvent)(nil),          // 1: isle.v1.RestoreEvent
+	(*TreeRequest)(nil),           // 2: isle.v1.TreeRequest
+	(*TreeResponse)(nil),          // 3: isle.v1.TreeResponse
+	(*TreeNode)(nil),              // 4: isle.v1.TreeNode
+	(*ForkRequest)(nil),           // 5: isle.v1.ForkRequest
+	(*ForkEvent)(nil),             // 6: isle.v1.ForkEvent
+	(*ForkResult)(nil),            // 7: isle.v1.ForkResult
+	(*ProgressEvent)(nil),         // 8: isle.v1.ProgressEvent
+	(*Environment)(nil),           // 9: isle.v1.Environment
+	(*timestamppb.Timestamp)(nil), // 10: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 11: google.protobuf.Duration
 }
 var file_isle_v1_fork_proto_depIdxs = []int32{
-	3, // 0: isle.v1.ForkRequest.ttl:type_name -> google.protobuf.Duration
-	3, // 1: isle.v1.ForkRequest.timeout:type_name -> google.protobuf.Duration
-	4, // 2: isle.v1.ForkEvent.progress:type_name -> isle.v1.ProgressEvent
-	2, // 3: isle.v1.ForkEvent.result:type_name -> isle.v1.ForkResult
-	5, // 4: isle.v1.ForkResult.environments:type_name -> isle.v1.Environment
-	0, // 5: isle.v1.ForkService.Fork:input_type -> isle.v1.ForkRequest
-	1, // 6: isle.v1.ForkService.Fork:output_type -> isle.v1.ForkEvent
-	6, // [6:7] is the sub-list for method output_type
-	5, // [5:6] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	8,  // 0: isle.v1.RestoreEvent.progress:type_name -> isle.v1.ProgressEvent
+	9,  // 1: isle.v1.RestoreEvent.result:type_name -> isle.v1.Environment
+	4,  // 2: isle.v1.TreeResponse.nodes:type_name -> isle.v1.TreeNode
+	10, // 3: isle.v1.TreeNode.created:type_name -> google.protobuf.Timestamp
+	11, // 4: isle.v1.ForkRequest.ttl:type_name -> google.protobuf.Duration
+	11, // 5: isle.v1.ForkRequest.timeout:type_name -> google.protobuf.Duration
+	8,  // 6: isle.v1.ForkEvent.progress:type_name -> isle.v1.ProgressEvent
+	7,  // 7: isle.v1.ForkEvent.result:type_name -> isle.v1.ForkResult
+	9,  // 8: isle.v1.ForkResult.environments:type_name -> isle.v1.Environment
+	5,  // 9: isle.v1.ForkService.Fork:input_type -> isle.v1.ForkRequest
+	0,  // 10: isle.v1.ForkService.Restore:input_type -> isle.v1.RestoreRequest
+	2,  // 11: isle.v1.ForkService.Tree:input_type -> isle.v1.TreeRequest
+	6,  // 12: isle.v1.ForkService.Fork:output_type -> isle.v1.ForkEvent
+	1,  // 13: isle.v1.ForkService.Restore:output_type -> isle.v1.RestoreEvent
+	3,  // 14: isle.v1.ForkService.Tree:output_type -> isle.v1.TreeResponse
+	12, // [12:15] is the sub-list for method output_type
+	9,  // [9:12] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_isle_v1_fork_proto_init() }
@@ -317,6 +695,10 @@ func file_isle_v1_fork_proto_init() {
 	}
 	file_isle_v1_environment_proto_init()
 	file_isle_v1_fork_proto_msgTypes[1].OneofWrappers = []any{
+		(*RestoreEvent_Progress)(nil),
+		(*RestoreEvent_Result)(nil),
+	}
+	file_isle_v1_fork_proto_msgTypes[6].OneofWrappers = []any{
 		(*ForkEvent_Progress)(nil),
 		(*ForkEvent_Result)(nil),
 	}
@@ -326,7 +708,7 @@ func file_isle_v1_fork_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isle_v1_fork_proto_rawDesc), len(file_isle_v1_fork_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   3,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -35,6 +35,10 @@ const (
 const (
 	// ForkServiceForkProcedure is the fully-qualified name of the ForkService's Fork RPC.
 	ForkServiceForkProcedure = "/isle.v1.ForkService/Fork"
+	// ForkServiceRestoreProcedure is the fully-qualified name of the ForkService's Restore RPC.
+	ForkServiceRestoreProcedure = "/isle.v1.ForkService/Restore"
+	// ForkServiceTreeProcedure is the fully-qualified name of the ForkService's Tree RPC.
+	ForkServiceTreeProcedure = "/isle.v1.ForkService/Tree"
 )
 
 // ForkServiceClient is a client for the isle.v1.ForkService service.
@@ -42,6 +46,12 @@ type ForkServiceClient interface {
 	// Fork makes copies of an environment, or of a snapshot, and waits until they
 	// are open. The stream tells what happens and ends with a result.
 	Fork(context.Context, *connect.Request[v1.ForkRequest]) (*connect.ServerStreamForClient[v1.ForkEvent], error)
+	// Restore brings an environment back to a snapshot, under its name. The stream
+	// tells what happens and ends with a result.
+	Restore(context.Context, *connect.Request[v1.RestoreRequest]) (*connect.ServerStreamForClient[v1.RestoreEvent], error)
+	// Tree tells what was made of what: environments, snapshots, and those that
+	// are gone and have descendants.
+	Tree(context.Context, *connect.Request[v1.TreeRequest]) (*connect.Response[v1.TreeResponse], error)
 }
 
 // NewForkServiceClient constructs a client for the isle.v1.ForkService service. By default, it uses
@@ -61,12 +71,26 @@ func NewForkServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(forkServiceMethods.ByName("Fork")),
 			connect.WithClientOptions(opts...),
 		),
+		restore: connect.NewClient[v1.RestoreRequest, v1.RestoreEvent](
+			httpClient,
+			baseURL+ForkServiceRestoreProcedure,
+			connect.WithSchema(forkServiceMethods.ByName("Restore")),
+			connect.WithClientOptions(opts...),
+		),
+		tree: connect.NewClient[v1.TreeRequest, v1.TreeResponse](
+			httpClient,
+			baseURL+ForkServiceTreeProcedure,
+			connect.WithSchema(forkServiceMethods.ByName("Tree")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // forkServiceClient implements ForkServiceClient.
 type forkServiceClient struct {
-	fork *connect.Client[v1.ForkRequest, v1.ForkEvent]
+	fork    *connect.Client[v1.ForkRequest, v1.ForkEvent]
+	restore *connect.Client[v1.RestoreRequest, v1.RestoreEvent]
+	tree    *connect.Client[v1.TreeRequest, v1.TreeResponse]
 }
 
 // Fork calls isle.v1.ForkService.Fork.
@@ -74,11 +98,27 @@ func (c *forkServiceClient) Fork(ctx context.Context, req *connect.Request[v1.Fo
 	return c.fork.CallServerStream(ctx, req)
 }
 
+// Restore calls isle.v1.ForkService.Restore.
+func (c *forkServiceClient) Restore(ctx context.Context, req *connect.Request[v1.RestoreRequest]) (*connect.ServerStreamForClient[v1.RestoreEvent], error) {
+	return c.restore.CallServerStream(ctx, req)
+}
+
+// Tree calls isle.v1.ForkService.Tree.
+func (c *forkServiceClient) Tree(ctx context.Context, req *connect.Request[v1.TreeRequest]) (*connect.Response[v1.TreeResponse], error) {
+	return c.tree.CallUnary(ctx, req)
+}
+
 // ForkServiceHandler is an implementation of the isle.v1.ForkService service.
 type ForkServiceHandler interface {
 	// Fork makes copies of an environment, or of a snapshot, and waits until they
 	// are open. The stream tells what happens and ends with a result.
 	Fork(context.Context, *connect.Request[v1.ForkRequest], *connect.ServerStream[v1.ForkEvent]) error
+	// Restore brings an environment back to a snapshot, under its name. The stream
+	// tells what happens and ends with a result.
+	Restore(context.Context, *connect.Request[v1.RestoreRequest], *connect.ServerStream[v1.RestoreEvent]) error
+	// Tree tells what was made of what: environments, snapshots, and those that
+	// are gone and have descendants.
+	Tree(context.Context, *connect.Request[v1.TreeRequest]) (*connect.Response[v1.TreeResponse], error)
 }
 
 // NewForkServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -94,10 +134,26 @@ func NewForkServiceHandler(svc ForkServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(forkServiceMethods.ByName("Fork")),
 		connect.WithHandlerOptions(opts...),
 	)
+	forkServiceRestoreHandler := connect.NewServerStreamHandler(
+		ForkServiceRestoreProcedure,
+		svc.Restore,
+		connect.WithSchema(forkServiceMethods.ByName("Restore")),
+		connect.WithHandlerOptions(opts...),
+	)
+	forkServiceTreeHandler := connect.NewUnaryHandler(
+		ForkServiceTreeProcedure,
+		svc.Tree,
+		connect.WithSchema(forkServiceMethods.ByName("Tree")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/isle.v1.ForkService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ForkServiceForkProcedure:
 			forkServiceForkHandler.ServeHTTP(w, r)
+		case ForkServiceRestoreProcedure:
+			forkServiceRestoreHandler.ServeHTTP(w, r)
+		case ForkServiceTreeProcedure:
+			forkServiceTreeHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -109,4 +165,12 @@ type UnimplementedForkServiceHandler struct{}
 
 func (UnimplementedForkServiceHandler) Fork(context.Context, *connect.Request[v1.ForkRequest], *connect.ServerStream[v1.ForkEvent]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("isle.v1.ForkService.Fork is not implemented"))
+}
+
+func (UnimplementedForkServiceHandler) Restore(context.Context, *connect.Request[v1.RestoreRequest], *connect.ServerStream[v1.RestoreEvent]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("isle.v1.ForkService.Restore is not implemented"))
+}
+
+func (UnimplementedForkServiceHandler) Tree(context.Context, *connect.Request[v1.TreeRequest]) (*connect.Response[v1.TreeResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("isle.v1.ForkService.Tree is not implemented"))
 }
