@@ -174,18 +174,7 @@ func (a *app) listApprovals(ctx context.Context, all bool) error {
 	if err != nil {
 		return err
 	}
-	if a.output == "json" {
-		out := []approvalJSON{}
-		for _, r := range res.Msg.GetApprovals() {
-			out = append(out, approvalView(r))
-		}
-		return a.json(out)
-	}
-	var rows [][]string
-	for _, r := range res.Msg.GetApprovals() {
-		rows = append(rows, approvalRow(r))
-	}
-	return table(a.stdout, "request\tstate\twho\tconnection\twhat\tcount\tasked", rows)
+	return showList(a, res.Msg.GetApprovals(), approvalView, "request\tstate\twho\tconnection\twhat\tcount\tasked", approvalRow)
 }
 
 // approvalRow is a request as one line.

@@ -92,26 +92,20 @@ func (a *app) listConnections(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if a.output == "json" {
-		out := []connectionJSON{}
-		for _, m := range res.Msg.GetConnections() {
-			out = append(out, connectionJSON{m.GetName(), m.GetKind(), m.GetStage(), m.GetAddress(), m.GetDatabase(), m.GetDecision()})
-		}
-		return a.json(out)
-	}
-	if len(res.Msg.GetConnections()) == 0 {
+	if len(res.Msg.GetConnections()) == 0 && a.output != "json" {
 		fmt.Fprintln(a.stdout, "there is no connection that you may open")
 		return nil
 	}
-	var rows [][]string
-	for _, m := range res.Msg.GetConnections() {
+	view := func(m *islev1.Connection) connectionJSON {
+		return connectionJSON{m.GetName(), m.GetKind(), m.GetStage(), m.GetAddress(), m.GetDatabase(), m.GetDecision()}
+	}
+	return showList(a, res.Msg.GetConnections(), view, "connection\tkind\tstage\taddress\topens", func(m *islev1.Connection) []string {
 		opens := "at once"
 		if m.GetDecision() == string(isle.Hold) {
 			opens = "once a human approves"
 		}
-		rows = append(rows, []string{m.GetName(), m.GetKind(), m.GetStage(), m.GetAddress(), opens})
-	}
-	return table(a.stdout, "connection\tkind\tstage\taddress\topens", rows)
+		return []string{m.GetName(), m.GetKind(), m.GetStage(), m.GetAddress(), opens}
+	})
 }
 
 // openConnection finds out now, rather than at the first client, whether the

@@ -43,19 +43,11 @@ func newDoors(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if a.output == "json" {
-				out := []doorJSON{}
-				for _, d := range res.Msg.GetDoors() {
-					out = append(out, doorJSON{d.GetDestination(), d.GetKind(), d.GetProtocol(), d.GetStage(), d.GetState(), d.GetReason(), d.GetCount(), d.GetActive(), d.GetHeld(), at(d.GetFirst()), at(d.GetLast())})
-				}
-				return a.json(out)
-			}
-			if len(res.Msg.GetDoors()) == 0 {
+			if len(res.Msg.GetDoors()) == 0 && a.output != "json" {
 				fmt.Fprintf(a.stdout, "%s may reach nothing outside, and has not tried\n", ref)
 				return nil
 			}
-			var rows [][]string
-			for _, d := range res.Msg.GetDoors() {
+			return showList(a, res.Msg.GetDoors(), doorView, "state\tdestination\tprotocol\tcount\tactive\tlast\treason", func(d *islev1.Door) []string {
 				last := ""
 				if t := d.GetLast(); t != nil && !t.AsTime().IsZero() {
 					last = span(time.Since(t.AsTime())) + " ago"
@@ -64,9 +56,12 @@ func newDoors(a *app) *cobra.Command {
 				if d.GetStage() != "" {
 					destination += "@" + d.GetStage()
 				}
-				rows = append(rows, []string{d.GetState(), destination, d.GetProtocol(), strconv.Itoa(int(d.GetCount())), strconv.Itoa(int(d.GetActive())), last, d.GetReason()})
-			}
-			return table(a.stdout, "state\tdestination\tprotocol\tcount\tactive\tlast\treason", rows)
+				return []string{d.GetState(), destination, d.GetProtocol(), strconv.Itoa(int(d.GetCount())), strconv.Itoa(int(d.GetActive())), last, d.GetReason()}
+			})
 		},
 	}
+}
+
+func doorView(d *islev1.Door) doorJSON {
+	return doorJSON{d.GetDestination(), d.GetKind(), d.GetProtocol(), d.GetStage(), d.GetState(), d.GetReason(), d.GetCount(), d.GetActive(), d.GetHeld(), at(d.GetFirst()), at(d.GetLast())}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -167,23 +168,16 @@ func newIdentityLs(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			out := []identityJSON{}
-			var rows [][]string
-			for _, i := range list {
-				if !all && (i.GetState() == identity.Revoked || i.GetState() == identity.Expired) {
-					continue
-				}
-				out = append(out, identityView(i))
+			list = slices.DeleteFunc(list, func(i *islev1.Identity) bool {
+				return !all && (i.GetState() == identity.Revoked || i.GetState() == identity.Expired)
+			})
+			return showList(a, list, identityView, "name\tstage\towner\tends\tlast used\troles\tlook at", func(i *islev1.Identity) []string {
 				look := strings.Join(i.GetFlags(), ", ")
 				if i.GetState() != identity.Active {
 					look = i.GetState()
 				}
-				rows = append(rows, []string{i.GetName(), i.GetStage(), i.GetOwner(), until(i.GetExpires()), lastUse(i.GetLastUsed(), i.GetLastSource()), strings.Join(i.GetRoles(), ","), look})
-			}
-			if a.output == "json" {
-				return a.json(out)
-			}
-			return table(a.stdout, "name\tstage\towner\tends\tlast used\troles\tlook at", rows)
+				return []string{i.GetName(), i.GetStage(), i.GetOwner(), until(i.GetExpires()), lastUse(i.GetLastUsed(), i.GetLastSource()), strings.Join(i.GetRoles(), ","), look}
+			})
 		},
 	}
 	cmd.Flags().BoolVar(&all, "all", false, "those too that have expired or were revoked")

@@ -27,22 +27,13 @@ func newLs(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if a.output == "json" {
-				out := []environmentJSON{}
-				for _, e := range res.Msg.GetEnvironments() {
-					out = append(out, environmentView(e))
-				}
-				return a.json(out)
-			}
-			var rows [][]string
-			for _, e := range res.Msg.GetEnvironments() {
+			return showList(a, res.Msg.GetEnvironments(), environmentView, "name\tphase\tservices\tbranch\tcommit\tage\tleft\tports", func(e *islev1.Environment) []string {
 				var services []string
 				for _, s := range e.GetServices() {
 					services = append(services, s.GetName())
 				}
-				rows = append(rows, []string{refText(e), e.GetPhase(), strings.Join(services, ","), e.GetBranch(), commitText(e), age(e), left(e), strings.Join(urls(e), " ")})
-			}
-			return table(a.stdout, "name\tphase\tservices\tbranch\tcommit\tage\tleft\tports", rows)
+				return []string{refText(e), e.GetPhase(), strings.Join(services, ","), e.GetBranch(), commitText(e), age(e), left(e), strings.Join(urls(e), " ")}
+			})
 		},
 	}
 }

@@ -129,6 +129,23 @@ func (a *app) json(v any) error {
 	return enc.Encode(v)
 }
 
+// showList shows what there is of something: with -o json the view of each, else
+// a row for each in a table under a heading.
+func showList[T, V any](a *app, items []T, view func(T) V, heading string, row func(T) []string) error {
+	if a.output == "json" {
+		out := make([]V, len(items))
+		for i, item := range items {
+			out[i] = view(item)
+		}
+		return a.json(out)
+	}
+	rows := make([][]string, len(items))
+	for i, item := range items {
+		rows[i] = row(item)
+	}
+	return table(a.stdout, heading, rows)
+}
+
 // table writes rows in columns under a heading.
 func table(w io.Writer, heading string, rows [][]string) error {
 	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)

@@ -322,25 +322,22 @@ func newRole(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			out := []roleJSON{}
-			var rows [][]string
-			for _, r := range res.Msg.GetRoles() {
-				v := roleJSON{r.GetName(), r.GetBuiltin(), r.GetDoes(), r.GetActions(), r.GetResources(), r.GetSubjects(), r.GetAt()}
-				if v.Subjects == nil {
-					v.Subjects = []string{}
-				}
-				out = append(out, v)
+			return showList(a, res.Msg.GetRoles(), roleView, "role\tsubjects\tgives", func(r *islev1.RoleInfo) []string {
 				does := r.GetDoes()
 				if does == "" {
 					does = strings.Join(r.GetActions(), ", ") + " on " + strings.Join(r.GetResources(), ", ")
 				}
-				rows = append(rows, []string{r.GetName(), strings.Join(r.GetSubjects(), "; "), does})
-			}
-			if a.output == "json" {
-				return a.json(out)
-			}
-			return table(a.stdout, "role\tsubjects\tgives", rows)
+				return []string{r.GetName(), strings.Join(r.GetSubjects(), "; "), does}
+			})
 		},
 	})
 	return cmd
+}
+
+func roleView(r *islev1.RoleInfo) roleJSON {
+	v := roleJSON{r.GetName(), r.GetBuiltin(), r.GetDoes(), r.GetActions(), r.GetResources(), r.GetSubjects(), r.GetAt()}
+	if v.Subjects == nil {
+		v.Subjects = []string{}
+	}
+	return v
 }

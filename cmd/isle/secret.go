@@ -184,15 +184,10 @@ func newSecretLs(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if a.output == "json" {
-				return a.json(list)
-			}
-			var rows [][]string
-			for _, s := range list {
+			return showList(a, list, func(s secretJSON) secretJSON { return s }, "secret\tversion\tvalue is\tset\tby\tused by", func(s secretJSON) []string {
 				last := s.Versions[len(s.Versions)-1]
-				rows = append(rows, []string{s.Name, strconv.Itoa(int(s.Version)), whereabouts(s.Backend, s.Reference), ago(last.Created), last.CreatedBy, strings.Join(s.UsedBy, ", ")})
-			}
-			return table(a.stdout, "secret\tversion\tvalue is\tset\tby\tused by", rows)
+				return []string{s.Name, strconv.Itoa(int(s.Version)), whereabouts(s.Backend, s.Reference), ago(last.Created), last.CreatedBy, strings.Join(s.UsedBy, ", ")}
+			})
 		},
 	}
 }

@@ -188,26 +188,18 @@ func (a *app) listSessions(ctx context.Context, o *listOptions) error {
 	if err != nil {
 		return err
 	}
-	if a.output == "json" {
-		out := []sessionJSON{}
-		for _, s := range res.Msg.GetSessions() {
-			out = append(out, sessionView(s))
-		}
-		return a.json(out)
-	}
-	var rows [][]string
-	for _, s := range res.Msg.GetSessions() {
+	const heading = "session\tconnection\tactor\tstate\tbegan\tlasts\tstatements\tper second\trefused\trows\tin/out"
+	return showList(a, res.Msg.GetSessions(), sessionView, heading, func(s *islev1.Session) []string {
 		lasted := time.Since(s.GetStarted().AsTime())
 		if s.GetEnded() != nil {
 			lasted = s.GetEnded().AsTime().Sub(s.GetStarted().AsTime())
 		}
-		rows = append(rows, []string{
+		return []string{
 			s.GetId(), s.GetConnection() + "@" + s.GetStage(), s.GetActor(), s.GetState(), s.GetStarted().AsTime().Local().Format(time.DateTime), span(lasted),
 			strconv.FormatInt(s.GetStatements(), 10), strconv.FormatFloat(s.GetRate(), 'f', 1, 64), strconv.FormatInt(s.GetRefused(), 10), strconv.FormatInt(s.GetRows(), 10),
 			bytesText(s.GetBytesIn()) + "/" + bytesText(s.GetBytesOut()),
-		})
-	}
-	return table(a.stdout, "session\tconnection\tactor\tstate\tbegan\tlasts\tstatements\tper second\trefused\trows\tin/out", rows)
+		}
+	})
 }
 
 func newSessionsShow(a *app) *cobra.Command {

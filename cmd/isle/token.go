@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"connectrpc.com/connect"
@@ -82,13 +83,8 @@ func newTokenLs(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			out := []keyJSON{}
-			var rows [][]string
-			for _, k := range res.Msg.GetTokens() {
-				if !all && k.GetState() != identity.Active {
-					continue
-				}
-				out = append(out, keyView(k))
+			shown := slices.DeleteFunc(res.Msg.GetTokens(), func(k *islev1.Key) bool { return !all && k.GetState() != identity.Active })
+			return showList(a, shown, keyView, "id\tbegins with\tpurpose\tstage\tends\tlast used\tlook at", func(k *islev1.Key) []string {
 				stage := k.GetStage()
 				if stage == "" {
 					stage = "any"
@@ -100,12 +96,8 @@ func newTokenLs(a *app) *cobra.Command {
 				case left < 7*24*time.Hour:
 					look = "expires soon"
 				}
-				rows = append(rows, []string{k.GetId(), k.GetHint(), k.GetPurpose(), stage, until(k.GetExpires()), lastUse(k.GetLastUsed(), k.GetLastSource()), look})
-			}
-			if a.output == "json" {
-				return a.json(out)
-			}
-			return table(a.stdout, "id\tbegins with\tpurpose\tstage\tends\tlast used\tlook at", rows)
+				return []string{k.GetId(), k.GetHint(), k.GetPurpose(), stage, until(k.GetExpires()), lastUse(k.GetLastUsed(), k.GetLastSource()), look}
+			})
 		},
 	}
 	cmd.Flags().BoolVar(&all, "all", false, "those too that have expired or were revoked")
