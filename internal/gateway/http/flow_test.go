@@ -500,13 +500,14 @@ func TestWhatIsBehindAndDoesNotAnswerIsAProblem(t *testing.T) {
 		}
 		panic(http.ErrAbortHandler)
 	})
-	d := &testDoor{server: server, conn: policy.Connection{StatementTimeout: 200 * time.Millisecond}}
+	d := &testDoor{server: server}
+	short := &testDoor{server: server, conn: policy.Connection{StatementTimeout: 200 * time.Millisecond}}
 	for name, c := range clients(t) {
 		at := inside(t, New(Config{}), d)
 		if res, body := get(t, c, "http://"+at+"/"); res.StatusCode != 502 || !strings.Contains(body, "no-answer") {
 			t.Errorf("%s: %d %s", name, res.StatusCode, body)
 		}
-		if res, body := get(t, c, "http://"+at+"/slow"); res.StatusCode != 504 || !strings.Contains(body, "200ms") {
+		if res, body := get(t, c, "http://"+inside(t, New(Config{}), short)+"/slow"); res.StatusCode != 504 || !strings.Contains(body, "200ms") {
 			t.Errorf("%s: %d %s", name, res.StatusCode, body)
 		}
 		res, err := c.Get("http://" + at + "/cut")
