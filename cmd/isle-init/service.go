@@ -108,6 +108,15 @@ func (s *service) life() (code int, reason string, setup bool) {
 
 // own gives a volume's root folder, and nothing in it, to the user.
 func (s *service) own(path string) error {
+	// gVisor follows a link here in spite of O_NOFOLLOW, where a folder is asked
+	// for. Nothing of the service has run that could put one there meanwhile.
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return unix.ENOTDIR
+	}
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return err

@@ -84,7 +84,11 @@ func TestWhatIsFilledIsItsOwn(t *testing.T) {
 // the last inotify instance and the last terminal.
 func TestWhatTheMachineCountsForAllCannotBeTakenByOne(t *testing.T) {
 	unharmed(t)
-	launch(t, "bomb", bomb)
+	file := bomb
+	if sandboxed { // its own kernel keeps the lists, in the environment's memory
+		file = strings.Replace(bomb, "128MiB", "768MiB", 1)
+	}
+	launch(t, "bomb", file)
 	attacks := [][]string{{"inotify", "terminals", "signals", "queues", "segments", "locks", "pipes"}, {"timers", "files"}}
 	if server.Runtime == "runc" { // counts the others for all environments together: docs/security.md says so
 		attacks = [][]string{{"terminals", "queues", "segments", "locks", "pipes"}, {"files"}}

@@ -129,9 +129,6 @@ func outcomes(out string) map[string]string {
 // refusals are how the kernel says no.
 var refusals = []string{"EPERM", "EACCES", "EROFS", "ENOSYS"}
 
-// lacks are how gVisor's kernel says that it does not have such a thing at all.
-var lacks = []string{"ENOENT", "EINVAL", "ENOTSUP", "ENOTTY", "ENODEV", "ENXIO", "ESRCH", "EAFNOSUPPORT", "EPROTONOSUPPORT", "EPROTOTYPE", "EFAULT", "EBADF"}
-
 // refused checks that every attempt was refused, but for those in other, which
 // have one of the outcomes named there, separated by spaces.
 func refused(t *testing.T, service string, got map[string]string, least int, other map[string]string) {
@@ -144,8 +141,8 @@ func refused(t *testing.T, service string, got map[string]string, least int, oth
 		if w, ok := other[what]; ok {
 			want = strings.Fields(w)
 		}
-		if lab.Isolation() == "gvisor" {
-			want = append(want[:len(want):len(want)], lacks...)
+		if sandboxed {
+			want = slices.Concat(want, lacks, strings.Fields(inSandbox[what]))
 		}
 		if how := got[what]; !slices.Contains(want, how) {
 			t.Errorf("%s: %s: %s, want one of %v", service, what, how, want)

@@ -15,7 +15,7 @@ func sealedIn(t *testing.T, environment, service string) {
 	refused(t, environment, attackIn(t, environment, service, "namespaces"), 40, nil)
 	refused(t, environment, attackIn(t, environment, service, "handles"), 2, nil)
 	got := attackIn(t, environment, service, "inherited")
-	if got["root is"] != "0x794c7630" || got["isle-init above the working folder"] != "DONE" {
+	if got["root is"] != rootType() || got["isle-init above the working folder"] != "DONE" {
 		t.Errorf("%s: %v", environment, got)
 	}
 }

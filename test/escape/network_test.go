@@ -188,7 +188,7 @@ func TestAbstractSocketsOfOthersAreNotSeen(t *testing.T) {
 				t.Errorf("%s: %s: %s, want %s", service, name, how, want)
 			}
 		}
-		if s := got["unix socket in sight"]; s != "@isle-plain" && s != "@isle-armed" {
+		if s := got["unix socket in sight"]; s != "@isle-plain" && s != "@isle-armed" && !(sandboxed && s == "/run/isle/workload.sock") {
 			t.Errorf("%s: it sees %s", service, s)
 		}
 	}
