@@ -46,6 +46,7 @@ test: setup build ## everything, with real parts; needs root
 	@command -v npm >/dev/null || scripts/setup.sh npm
 	scripts/check.sh
 	$(GO) test -timeout 40m ./...
+	ISLE_TEST_ISOLATION=gvisor $(GO) test -timeout 20m ./test/escape
 	cd test/follow && $(GO) test ./...
 
 demo: setup build ## bring up examples/shop and show what it means
