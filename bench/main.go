@@ -24,7 +24,7 @@ import (
 func main() {
 	runs := flag.Int("n", 30, "counted runs of each command")
 	fleet := flag.Int("fleet", 100, "environments up and down in parallel")
-	only := flag.String("only", "", "one of policy, log, keys, issuer, remote, postgres, http, launch, svid, where, run, exec, noop, classes, fleet")
+	only := flag.String("only", "", "one of policy, log, keys, issuer, remote, postgres, http, volumes, launch, svid, where, run, exec, noop, classes, fleet")
 	entries := flag.Int("entries", 1_000_000, "entries of the audit log that is verified")
 	bin := flag.String("bin", "bin", "folder of isle and isle-init")
 	innerCopy := flag.String("inner-copy", "", "internal: copy connections to this address")
@@ -63,6 +63,7 @@ func run(inner, bin, only string, runs, fleet, entries int) error {
 		{"remote", func() error { return remotely(bin, runs) }},
 		{"postgres", func() error { return databases(max(3, runs/6)) }},
 		{"http", func() error { return requests(max(3, runs/6)) }},
+		{"volumes", func() error { return volumes(max(3, runs/6)) }},
 	} {
 		if only == "" || only == part.name {
 			known = true

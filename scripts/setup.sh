@@ -4,7 +4,7 @@
 # no mirror. It can be run as often as one likes.
 set -eu
 
-[ $# -gt 0 ] || set -- crun e2fsprogs iproute2 debian-archive-keyring ca-certificates curl git
+[ $# -gt 0 ] || set -- crun e2fsprogs xfsprogs iproute2 debian-archive-keyring ca-certificates curl git
 
 missing=
 for p in "$@"; do
