@@ -137,24 +137,46 @@ func (h *hold) capture(ctx context.Context, volumes []environment.Clone) (out en
 }
 
 // paused clones all volumes while everything stands still, and says for how long
-// that was.
+// that was. What can be done before is.
 func (h *hold) paused(ctx context.Context, volumes []environment.Clone) (drafts []*draft, pause time.Duration, err error) {
+	defer func() {
+		if err != nil {
+			for _, d := range drafts {
+				d.drop()
+			}
+		}
+	}()
+	for _, v := range volumes {
+		d, err := h.d.volumes.emptyDraft(ctx, v.To)
+		if err != nil {
+			return drafts, 0, err
+		}
+		drafts = append(drafts, d)
+		if err := d.prefill(ctx, h.files[v.From]); err != nil {
+			return drafts, 0, err
+		}
+	}
 	var roots []*os.File
 	for _, m := range h.mounted {
 		// What is written out now need not be while everybody waits.
 		if err := unix.Syncfs(int(m.root.Fd())); err != nil {
-			return nil, 0, isle.Errorf(isle.Unavailable, "capture: write a volume out: %w", err)
+			return drafts, 0, isle.Errorf(isle.Unavailable, "capture: write a volume out: %w", err)
 		}
 		roots = append(roots, m.root)
 	}
 	guard, err := h.d.newGuard(h.instance, roots)
 	if err != nil {
-		return nil, 0, err
+		return drafts, 0, err
 	}
 	h.d.given.Fault("capture.guarded")
 	start := time.Now()
 	if err = h.freeze(ctx); err == nil {
-		drafts, err = h.draft(ctx, volumes)
+		for i, v := range volumes {
+			if err = drafts[i].fill(ctx, h.files[v.From]); err != nil {
+				break
+			}
+		}
+		h.d.given.Fault("capture.cloned")
 	}
 	still, goErr := h.goOn()
 	pause = time.Since(start)
@@ -168,16 +190,10 @@ func (h *hold) paused(ctx context.Context, volumes []environment.Clone) (drafts 
 	if err == nil && !still {
 		err = isle.Errorf(isle.Unavailable, "capture: the volumes went on before they were cloned: this process stood still for more than %v", maxPause)
 	}
-	if err != nil {
-		for _, d := range drafts {
-			d.drop()
-		}
-		return nil, pause, err
-	}
-	return drafts, pause, nil
+	return drafts, pause, err
 }
 
-// draft clones all volumes, which are still, or none.
+// draft clones all volumes, which nobody writes to, or none.
 func (h *hold) draft(ctx context.Context, volumes []environment.Clone) ([]*draft, error) {
 	var drafts []*draft
 	for _, v := range volumes {
@@ -190,7 +206,6 @@ func (h *hold) draft(ctx context.Context, volumes []environment.Clone) ([]*draft
 		}
 		drafts = append(drafts, d)
 	}
-	h.d.given.Fault("capture.cloned")
 	return drafts, nil
 }
 

@@ -41,15 +41,29 @@ func (v *Volumes) Clone(ctx context.Context, from, to isle.ID) (how string, err 
 
 // A draft is a clone that is not there yet.
 type draft struct {
-	v   *Volumes
-	to  isle.ID
-	tmp *os.File
-	how string
+	v    *Volumes
+	to   isle.ID
+	tmp  *os.File
+	size int64 // of what it was prefilled with; 0: it was not
+	how  string
 }
 
 // draft clones an open file, which is still while that lasts: nobody has it
 // mounted, or its file system is frozen.
-func (v *Volumes) draft(ctx context.Context, src *os.File, to isle.ID) (d *draft, err error) {
+func (v *Volumes) draft(ctx context.Context, src *os.File, to isle.ID) (*draft, error) {
+	d, err := v.emptyDraft(ctx, to)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.fill(ctx, src); err != nil {
+		d.drop()
+		return nil, err
+	}
+	return d, nil
+}
+
+// emptyDraft makes the file of a clone.
+func (v *Volumes) emptyDraft(ctx context.Context, to isle.ID) (*draft, error) {
 	if err := v.roomFor(ctx, to); err != nil {
 		return nil, err
 	}
@@ -57,15 +71,43 @@ func (v *Volumes) draft(ctx context.Context, src *os.File, to isle.ID) (d *draft
 	if err != nil {
 		return nil, cloneError(to, err)
 	}
-	d = &draft{v: v, to: to, tmp: tmp, how: environment.ByReflink}
-	if err = reflink(tmp, src); errors.Is(err, errors.ErrUnsupported) {
-		d.how, err = environment.ByCopy, v.copy(ctx, tmp, src)
+	return &draft{v: v, to: to, tmp: tmp}, nil
+}
+
+// prefill shares what it can of an open file that is written to, for fill to
+// find little left to do. A file that has been written to at random places since
+// it was cloned before is in many pieces, and each takes its time: that is not
+// for when everybody waits. Where it can't, fill does all of it.
+func (d *draft) prefill(ctx context.Context, src *os.File) error {
+	size, err := src.Seek(0, io.SeekEnd)
+	if err == nil {
+		err = d.tmp.Truncate(size)
+	}
+	if err == nil {
+		err = reflinkAll(ctx, d.tmp, src, size)
+	}
+	if errors.Is(err, errors.ErrUnsupported) {
+		return nil
+	}
+	d.size = size
+	if err != nil {
+		return cloneError(d.to, err)
+	}
+	return nil
+}
+
+// fill gives the draft the content of the file, which is still while that lasts.
+func (d *draft) fill(ctx context.Context, src *os.File) (err error) {
+	d.how = environment.ByReflink
+	if d.size > 0 {
+		err = reflinkRest(d.tmp, src, d.size)
+	} else if err = reflink(d.tmp, src); errors.Is(err, errors.ErrUnsupported) {
+		d.how, err = environment.ByCopy, d.v.copy(ctx, d.tmp, src)
 	}
 	if err != nil {
-		d.drop()
-		return nil, cloneError(to, err)
+		return cloneError(d.to, err)
 	}
-	return d, nil
+	return nil
 }
 
 // keep makes the clone durable and has it appear. On error nothing of it is left.

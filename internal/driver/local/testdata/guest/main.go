@@ -3,9 +3,11 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -111,6 +113,24 @@ func run(name, arg string) string {
 				return "refused"
 			}
 		}
+	case "scribble": // for ever: writes at random places of a file of 24 MiB
+		f, err := os.Create(arg)
+		if err != nil {
+			return said("", err)
+		}
+		if err := f.Truncate(24 << 20); err != nil {
+			return said("", err)
+		}
+		go func() {
+			for n := 0; ; n++ {
+				page := bytes.Repeat([]byte{byte(n)}, 1+rand.IntN(8<<10))
+				f.WriteAt(page, rand.Int64N(24<<20-int64(len(page))))
+				if n%64 == 0 {
+					f.Sync()
+				}
+			}
+		}()
+		return "scribbles"
 	case "until": // a file is there
 		for {
 			if _, err := os.Stat(arg); err == nil {
