@@ -220,6 +220,8 @@ func (g *agent) Exec(ctx context.Context, start *islev1.ExecStart, stdin []byte,
 		return nil, err
 	}
 	stream := c.Environments.Exec(ctx)
+	// HTTP/2 looks at ctx only once the request has ended.
+	context.AfterFunc(ctx, func() { stream.CloseRequest() })
 	fed := make(chan struct{})
 	defer func() { end(); <-fed }()
 	if err := stream.Send(&islev1.ExecInput{Input: &islev1.ExecInput_Start{Start: start}}); err != nil && !errors.Is(err, io.EOF) {
@@ -235,7 +237,7 @@ func (g *agent) Exec(ctx context.Context, start *islev1.ExecStart, stdin []byte,
 			}
 			stdin = stdin[n:]
 		}
-		stream.Send(&islev1.ExecInput{Input: &islev1.ExecInput_StdinEnd{StdinEnd: true}})
+		stream.CloseRequest() // the end of its input, too
 	}()
 	for {
 		m, err := stream.Receive()
