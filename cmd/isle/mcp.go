@@ -27,7 +27,7 @@ What the agent is to run:  {"mcpServers": {"isle": {"command": "isle", "args": [
 			agent := newAgent(a)
 			defer agent.close()
 			server := mcp.New(mcp.Config{
-				Projects: agent, Environments: agent, Services: agent, Access: agent, Version: version(),
+				Projects: agent, Environments: agent, Services: agent, Forks: agent, Access: agent, Version: version(),
 				Log: slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 			})
 			return server.Serve(cmd.Context(), a.stdin, a.stdout)

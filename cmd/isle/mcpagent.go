@@ -295,6 +295,20 @@ func (g *agent) CopyIn(ctx context.Context, start *islev1.CopyInStart, tar io.Re
 	})
 }
 
+// Fork implements mcp.Forks.
+func (g *agent) Fork(ctx context.Context, req *islev1.ForkRequest, tell mcp.Tell) ([]*islev1.Environment, error) {
+	c, ctx, end, err := g.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	res, err := fork(ctx, c, req, &progress{tell: tell})
+	if err != nil {
+		return nil, err
+	}
+	return res.GetEnvironments(), nil
+}
+
 // Request implements mcp.Access.
 func (g *agent) Request(ctx context.Context, req *islev1.AccessRequest) (*islev1.Approval, error) {
 	c, ctx, end, err := g.begin(ctx)

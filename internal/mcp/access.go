@@ -15,6 +15,9 @@ import (
 	"isle/internal/approval"
 )
 
+// yearMinutes bounds what is asked for a time.
+const yearMinutes = 366 * 24 * 60
+
 // waitMost is how long a call waits for a human at most.
 const waitMost = 24 * time.Hour
 
@@ -102,7 +105,7 @@ func (s *Server) request(ctx context.Context, c *call, in requestIn) (requested,
 	if in.Minutes == 0 {
 		in.Minutes = 60
 	}
-	if in.Minutes < 0 || in.Minutes > 366*24*60 {
+	if in.Minutes < 0 || in.Minutes > yearMinutes {
 		return requested{}, isle.Errorf(isle.Invalid, "for %g minutes: want more than 0, and a year at most", in.Minutes)
 	}
 	wait, err := seconds(in.Wait, 0, waitMost)

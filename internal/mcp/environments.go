@@ -52,6 +52,7 @@ type environment struct {
 	Branch      string    `json:"branch,omitempty"`
 	Phase       string    `json:"phase" jsonschema:"pending, starting, running, unhealthy, exited, failed, stopping or down"`
 	Owner       string    `json:"owner"`
+	Parent      string    `json:"parent,omitempty" jsonschema:"the environment that it was copied from"`
 	Isolation   string    `json:"isolation,omitempty"`
 	Created     string    `json:"created,omitempty"`
 	Expires     string    `json:"expires,omitempty" jsonschema:"when it ends by itself"`
@@ -94,7 +95,7 @@ func refOf(e *islev1.Environment) string {
 func environmentOf(e *islev1.Environment) environment {
 	v := environment{
 		Environment: refOf(e), Project: e.GetProject(), Branch: e.GetBranch(), Phase: e.GetPhase(), Owner: e.GetOwner(), Isolation: e.GetIsolation(),
-		Memory: e.GetUsage().GetMemory(), MemoryLimit: e.GetLimits().GetMemory(), OOMKills: e.GetUsage().GetOomKills(), Services: []service{},
+		Parent: e.GetParentName(), Memory: e.GetUsage().GetMemory(), MemoryLimit: e.GetLimits().GetMemory(), OOMKills: e.GetUsage().GetOomKills(), Services: []service{},
 	}
 	if t := e.GetCreated(); t != nil {
 		v.Created = t.AsTime().Format(time.RFC3339)
@@ -120,6 +121,9 @@ func (v environment) text() string {
 	fmt.Fprintf(&b, "%s is %s", v.Environment, v.Phase)
 	if v.Expires != "" {
 		fmt.Fprintf(&b, ", until %s", v.Expires)
+	}
+	if v.Parent != "" {
+		fmt.Fprintf(&b, ", a copy of %s", v.Parent)
 	}
 	for _, s := range v.Services {
 		fmt.Fprintf(&b, "\n  service %s: %s", s.Name, s.Phase)

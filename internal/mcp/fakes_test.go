@@ -184,6 +184,15 @@ func (w *world) CopyIn(_ context.Context, start *islev1.CopyInStart, in io.Reade
 	return err
 }
 
+func (w *world) Fork(_ context.Context, req *islev1.ForkRequest, _ Tell) (out []*islev1.Environment, err error) {
+	for i := range req.GetCount() {
+		e := shop()
+		e.Name, e.ParentName = fmt.Sprintf("%s-%d", req.GetName(), i+1), req.GetFrom()
+		out = append(out, e)
+	}
+	return out, nil
+}
+
 func (w *world) Request(_ context.Context, req *islev1.AccessRequest) (*islev1.Approval, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -219,7 +228,7 @@ func serve(t testing.TB, w *world) (in io.WriteCloser, out io.Reader, done <-cha
 	t.Helper()
 	fromAgent, toServer := io.Pipe()
 	fromServer, toAgent := io.Pipe()
-	s := New(Config{Projects: w, Environments: w, Services: w, Access: w, Version: "test", Log: slog.New(slog.DiscardHandler)})
+	s := New(Config{Projects: w, Environments: w, Services: w, Forks: w, Access: w, Version: "test", Log: slog.New(slog.DiscardHandler)})
 	ended := make(chan error, 1)
 	ctx, cancel := context.WithCancel(context.Background())
 	gone := make(chan struct{})

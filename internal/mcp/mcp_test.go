@@ -54,7 +54,7 @@ func TestEveryToolSaysWhatItTakesGivesAndDoes(t *testing.T) {
 		}
 	}
 	slices.Sort(names)
-	for _, name := range []string{"up", "run", "exec", "read_file", "write_file", "list_files", "ls", "status", "logs", "down", "doors", "request", "request_status", "read_output"} {
+	for _, name := range []string{"up", "run", "exec", "read_file", "write_file", "list_files", "fork", "ls", "status", "logs", "down", "doors", "request", "request_status", "read_output"} {
 		if !slices.Contains(names, name) {
 			t.Errorf("there is no tool %s in %v", name, names)
 		}
@@ -308,6 +308,17 @@ func TestLinksInsideAreFollowedAndDoNotGoOnForEver(t *testing.T) {
 		t.Errorf("%q", text)
 	}
 	if text, _, failed := use(t, s, "read_file", map[string]any{"environment": "shop", "path": "/a"}); !failed || !strings.Contains(text, "is a folder") {
+		t.Errorf("%q", text)
+	}
+}
+
+func TestCopiesSayWhatTheyAreOf(t *testing.T) {
+	s := agentOf(t, newWorld(), nil)
+	text, fields, failed := use(t, s, "fork", map[string]any{"from": "shop", "name": "try", "count": 2})
+	if failed || len(fields["environments"].([]any)) != 2 || !strings.HasPrefix(text, "try-1 is running, until 2033-05-18T03:33:20Z, a copy of shop\n") {
+		t.Errorf("%q", text)
+	}
+	if text, _, failed = use(t, s, "fork", map[string]any{"from": "shop", "count": 65}); !failed || !strings.Contains(text, "want 1 to 64") {
 		t.Errorf("%q", text)
 	}
 }

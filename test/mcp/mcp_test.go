@@ -196,6 +196,15 @@ func TestAnAgentWorksOnAProject(t *testing.T) {
 		t.Errorf("%s", s.text)
 	}
 
+	// What may go wrong is tried in a copy.
+	if s := a.must(t, "fork", map[string]any{"from": "worked", "name": "tried"}); !strings.Contains(s.text, "tried is running") || !strings.Contains(s.text, "a copy of worked") {
+		t.Errorf("%s", s.text)
+	}
+	if r := a.must(t, "exec", map[string]any{"environment": "tried", "script": "cat /data/new/run.sh && rm -r /data/new"}).result(0); r["exit_code"] != 0.0 || r["stdout"] != "#!/bin/sh\necho $0 ran\n" {
+		t.Errorf("%v", r)
+	}
+	a.must(t, "down", map[string]any{"environments": []string{"tried"}, "volumes": true})
+
 	// A change of the project's files, and up again: the volume is still there.
 	write(t, filepath.Join(dir, "page", "index.html"), "second\n")
 	if s := a.must(t, "up", nil); !strings.HasPrefix(s.text, "replaced one: ") || len(s.fields["replaced"].([]any)) != 1 {
