@@ -15,8 +15,8 @@ func newMCP(a *app) *cobra.Command {
 		Long: `Serve the Model Context Protocol on standard input and output, for a coding agent that
 starts this command. The agent gets tools to launch environments, to run commands in
 them, to read and write files inside, and to ask for access. It acts as you: under the
-same policy, and in the same log. Give it a login of its own to tell the two apart:
-ISLE_SERVER and ISLE_TOKEN_FILE say where it goes and as whom.
+same policy, and in the same log. ISLE_SERVER, ISLE_PIN and ISLE_TOKEN_FILE let it be
+a machine of its own, which the log tells from you and policy may let do less.
 
 What the agent is to run:  {"mcpServers": {"isle": {"command": "isle", "args": ["mcp"]}}}`,
 		Example: `  claude mcp add isle -- isle mcp
