@@ -20,8 +20,10 @@ func (r *rooms) Fork(_ context.Context, actor isle.Actor, req environment.ForkRe
 	if err != nil {
 		return nil, err
 	}
-	if err := req.May(plan.Forks); err != nil {
-		return nil, err
+	if req.May != nil {
+		if err := req.May(plan.Forks); err != nil {
+			return nil, err
+		}
 	}
 	r.reach("Fork")
 	r.mu.Lock()
