@@ -18,7 +18,7 @@ type ActionInfo struct {
 func Actions() []ActionInfo {
 	return []ActionInfo{
 		{Action: ActionEnvironmentLaunch, Resource: "environment", Does: "launch an environment, or replace what changed in it: isle up, isle run"},
-		{Action: ActionEnvironmentDown, Resource: "environment", Does: "tear an environment down: isle down"},
+		{Action: ActionEnvironmentDown, Resource: "environment", Does: "tear an environment down: isle down, isle gc --branches"},
 		{Action: ActionEnvironmentRead, Resource: "environment", Does: "see an environment, in isle ls, isle status and isle doors"},
 		{Action: ActionEnvironmentExtend, Resource: "environment", Does: "move the end of an environment's life: isle ttl"},
 		{Action: ActionEnvironmentLogs, Resource: "environment", Does: "read what services wrote: isle logs"},
@@ -26,7 +26,7 @@ func Actions() []ActionInfo {
 		{Action: ActionEnvironmentCopy, Resource: "environment", Does: "copy files in or out: isle cp", Inside: true},
 		{Action: ActionEnvironmentDiff, Resource: "environment", Does: "list what changed in volumes: isle diff", Inside: true},
 		{Action: ActionEnvironmentPort, Resource: "environment", Does: "connect to a port inside: isle port-forward", Inside: true},
-		{Action: ActionEnvironmentFork, Resource: "environment", Does: "copy what an environment or its snapshot holds into another: isle fork, isle run --from. The other is launched too", Inside: true},
+		{Action: ActionEnvironmentFork, Resource: "environment", Does: "copy what an environment or its snapshot holds into another: isle fork, isle run --from, isle up in a new branch. The other is launched too", Inside: true},
 		{Action: ActionEnvironmentRestore, Resource: "environment", Does: "bring an environment back to a snapshot, in place of what it holds: isle restore", Inside: true},
 		{Action: ActionVolumeCross, Resource: "environment", Does: "let a fork take an environment's data into another stage: isle fork --to-stage", Inside: true},
 		{Action: ActionVolumeDelete, Resource: "volume", Does: "delete an environment's data: isle down --volumes"},
