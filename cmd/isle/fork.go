@@ -138,7 +138,7 @@ func (a *app) showForks(res *islev1.ForkResult) error {
 	}
 	if len(res.GetEnvironments()) > 0 {
 		ref := refText(res.GetEnvironments()[0])
-		fmt.Fprintf(a.stdout, "  next: isle exec %s -- CMD · isle ls · isle down %s --volumes\n", ref, ref)
+		fmt.Fprintf(a.stdout, "  next: isle exec %s -- CMD · isle tree · isle down %s --volumes\n", ref, ref)
 	}
 	return nil
 }
