@@ -22,8 +22,15 @@ const (
 	firstPause, lastPause = 50 * time.Millisecond, 2 * time.Second
 )
 
+// A call is a connection home, and how it began.
+type call struct {
+	*initproto.Conn
+	challenge initproto.Challenge
+	hello     initproto.Hello
+}
+
 // dial calls home until it answers and knows us.
-func (s *service) dial(kind initproto.Kind) *initproto.Conn {
+func (s *service) dial(kind initproto.Kind) *call {
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
 		if c, err := s.dialOnce(kind); err == nil {
 			return c
@@ -32,15 +39,17 @@ func (s *service) dial(kind initproto.Kind) *initproto.Conn {
 	}
 }
 
-func (s *service) dialOnce(kind initproto.Kind) (*initproto.Conn, error) {
+func (s *service) dialOnce(kind initproto.Kind) (*call, error) {
 	conn, err := net.DialTimeout("tcp", s.boot.Home, dialTimeout)
 	if err != nil {
 		return nil, err
 	}
-	c := initproto.NewConn(conn)
+	launch, secret := s.self.who()
+	defer clear(secret)
+	c := &call{Conn: initproto.NewConn(conn)}
 	err = c.SetDeadline(time.Now().Add(initproto.HandshakeTimeout))
 	if err == nil {
-		err = c.Greet(kind, s.boot.Launch, s.secret)
+		c.challenge, c.hello, err = c.Introduce(kind, launch, secret)
 	}
 	if err == nil {
 		err = c.SetDeadline(time.Time{})
@@ -71,7 +80,7 @@ func (s *service) callHome() {
 }
 
 // sendEvents sends what is in the outbox until the connection ends.
-func (s *service) sendEvents(c *initproto.Conn) {
+func (s *service) sendEvents(c *call) {
 	for {
 		x, ok := s.outbox.next()
 		if !ok {
@@ -94,11 +103,20 @@ func (s *service) sendEvents(c *initproto.Conn) {
 	}
 }
 
-// takeAcks reads acknowledgements until the connection ends or one is late.
-func (s *service) takeAcks(c *initproto.Conn) {
+// takeAcks reads acknowledgements until the connection ends or one is late. It
+// may also be that home says who this is from now on: then it is for whoever
+// that is to call.
+func (s *service) takeAcks(c *call) {
 	for {
-		b, err := c.Expect(initproto.FrameAck)
+		kind, b, err := c.ReadFrame()
 		if err != nil {
+			return
+		}
+		if kind == initproto.FrameBecome {
+			_ = s.become(c, b) // who does not understand is told again
+			return
+		}
+		if kind != initproto.FrameAck {
 			return
 		}
 		seq, err := initproto.ParseNumber(b)
@@ -122,7 +140,7 @@ func (s *service) takeAcks(c *initproto.Conn) {
 // waitForWork keeps one work connection parked, for the life of the process.
 func (s *service) waitForWork() {
 	for {
-		c := s.dial(initproto.KindWork)
+		c := s.dial(initproto.KindWork).Conn
 		b, err := c.Expect(initproto.FrameRequest)
 		if err != nil {
 			c.Close()

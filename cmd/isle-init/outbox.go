@@ -33,6 +33,10 @@ type outbox struct {
 	bytes   int // cost of the Log items
 	online  bool
 	dropped int64 // bytes of output since the last note
+
+	// What was told last of the service, for whom it is to be told again.
+	started *initproto.Event
+	health  *initproto.Event
 }
 
 // An item is an event or a log.
@@ -60,11 +64,47 @@ func (o *outbox) tell(e initproto.Event) uint64 {
 			}
 		}
 	}
-	o.seq++
-	e.Seq = o.seq
-	o.items = append(o.items, item{seq: e.Seq, event: &e})
+	switch e.Kind {
+	case initproto.EventStarted:
+		o.started = &e
+	case initproto.EventHealth:
+		o.health = &e
+	}
+	o.queue(&e)
 	o.changed.Broadcast()
 	return e.Seq
+}
+
+// queue gives e a number and queues it.
+func (o *outbox) queue(e *initproto.Event) {
+	o.seq++
+	e.Seq = o.seq
+	o.items = append(o.items, item{seq: e.Seq, event: e})
+}
+
+// restart begins again for a server that knows nothing of the service: it is
+// told that the command was started, how it is, and what somebody waits for it
+// to know; all else has been told to another, or will be. Numbers go on growing.
+func (o *outbox) restart() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	kept := o.items[:0]
+	for _, x := range o.items {
+		if x.event != nil && (x.event.Kind == initproto.EventSetup || x.event.Kind == initproto.EventExited) {
+			kept = append(kept, x)
+		}
+	}
+	clear(o.items[len(kept):])
+	o.items, o.sent, o.bytes, o.dropped, o.online = kept, 0, 0, 0, false
+	if len(kept) == 0 {
+		for _, e := range []*initproto.Event{o.started, o.health} {
+			if e != nil {
+				again := *e
+				o.queue(&again)
+			}
+		}
+	}
+	o.changed.Broadcast()
 }
 
 // wait returns when the server has acknowledged seq.

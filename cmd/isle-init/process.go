@@ -28,7 +28,7 @@ const (
 
 // environment returns the variables of a process of the user.
 func (s *service) environment(u user, extra map[string]string, terminal bool) (env []string, path string) {
-	m := map[string]string{"PATH": defaultPath, "HOME": u.home, "USER": u.name, "LOGNAME": u.name, "SHELL": u.shell, "HOSTNAME": s.boot.Hostname,
+	m := map[string]string{"PATH": defaultPath, "HOME": u.home, "USER": u.name, "LOGNAME": u.name, "SHELL": u.shell, "HOSTNAME": s.self.host(),
 		endpointVariable: "unix://" + initproto.WorkloadSocket}
 	if terminal {
 		m["TERM"] = "xterm-256color"

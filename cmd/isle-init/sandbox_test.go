@@ -208,8 +208,8 @@ func launchServing(t testing.TB, e *events, workload func(net.Conn), change func
 	return s
 }
 
-// listen starts a server.
-func (s *sandbox) listen(address string) {
+// listen starts a server, which expects what first says.
+func (s *sandbox) listen(address string, first ...func()) {
 	s.t.Helper()
 	l, err := net.Listen("tcp", address)
 	if err != nil {
@@ -222,6 +222,9 @@ func (s *sandbox) listen(address string) {
 				s.workload(conn)
 			}
 		}})
+	for _, expect := range first {
+		expect()
+	}
 	go func(home *initproto.Home) {
 		for {
 			c, err := l.Accept()

@@ -17,7 +17,7 @@ import (
 // A service is what this isle-init is for.
 type service struct {
 	boot   *initproto.Boot
-	secret []byte
+	self   self
 	outbox *outbox
 	spawn  *spawner // nil until prepared
 	user   user
@@ -33,7 +33,8 @@ type service struct {
 const maxJobs = 128
 
 func newService(b *initproto.Boot, secret []byte) (*service, error) {
-	s := &service{boot: b, secret: secret, outbox: newOutbox(), jobs: make(chan struct{}, maxJobs), stop: make(chan struct{})}
+	s := &service{boot: b, outbox: newOutbox(), jobs: make(chan struct{}, maxJobs), stop: make(chan struct{})}
+	s.self = self{launch: b.Launch, secret: secret, hostname: b.Hostname, trust: b.Trust}
 	var err error
 	if s.spawn, err = newSpawner(b.Caps, b.Hostname); err != nil {
 		return nil, err

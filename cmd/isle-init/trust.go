@@ -36,24 +36,25 @@ var bundles = []string{"/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs
 // offerTrust writes the files, for every user inside. A service without them
 // does not start: its clients would trust nobody.
 func (s *service) offerTrust() error {
-	if len(s.boot.Trust) == 0 {
+	trust := s.self.trusted()
+	if len(trust) == 0 {
 		return nil
 	}
 	if err := os.MkdirAll(trustDir, 0o755); err != nil {
 		return fmt.Errorf("cannot make the folder of trusted authorities: %w", err)
 	}
-	all := s.boot.Trust
+	all := trust
 	for _, name := range bundles {
 		own, err := readBundle(name)
 		if err == nil {
-			all = append(append(own, '\n'), s.boot.Trust...)
+			all = append(append(own, '\n'), trust...)
 			break
 		}
 		if !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("cannot read the authorities that the image trusts: %w", err)
 		}
 	}
-	for name, b := range map[string][]byte{trustOwn: s.boot.Trust, trustBundle: all, trustJava: javaStore(all)} {
+	for name, b := range map[string][]byte{trustOwn: trust, trustBundle: all, trustJava: javaStore(all)} {
 		if err := os.WriteFile(name, b, 0o644); err != nil {
 			return fmt.Errorf("cannot write trusted authorities: %w", err)
 		}
@@ -81,7 +82,7 @@ func readBundle(name string) ([]byte, error) {
 // trustVariables tell programs of the files: OpenSSL and Go, curl, Python's
 // requests, Node.js, git, the SDKs of AWS, Rust's cargo, and Java.
 func (s *service) trustVariables() map[string]string {
-	if len(s.boot.Trust) == 0 {
+	if len(s.self.trusted()) == 0 {
 		return nil
 	}
 	return map[string]string{
@@ -95,7 +96,7 @@ const javaOptions = "-Djavax.net.ssl.trustStore=" + trustJava + " -Djavax.net.ss
 
 // withJava adds what Java has to be told to what somebody tells it already.
 func (s *service) withJava(m map[string]string) {
-	if have := m[javaVariable]; len(s.boot.Trust) > 0 && !strings.Contains(have, "javax.net.ssl.trustStore=") {
+	if have := m[javaVariable]; len(s.self.trusted()) > 0 && !strings.Contains(have, "javax.net.ssl.trustStore=") {
 		m[javaVariable] = strings.TrimSpace(have + " " + javaOptions)
 	}
 }

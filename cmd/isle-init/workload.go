@@ -96,7 +96,7 @@ func (s *service) carry(c *net.UnixConn) (dialed bool) {
 	}
 	defer home.Close()
 	if _, err := home.Write(first[:n]); err == nil {
-		join(home, c)
+		join(home.Conn, c)
 	}
 	return true
 }

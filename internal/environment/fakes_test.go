@@ -550,6 +550,11 @@ func (h *fakeLines) Expect(_, launch isle.ID, hash isle.Digest, sink Events) {
 	l.expects[launch] = expected{hash, sink}
 }
 
+func (h *fakeLines) ExpectFork(instance, _ isle.ID, _ isle.Digest, b initproto.Become, sink Events) error {
+	h.Expect(instance, b.Launch, isle.DigestOf(b.Secret), sink)
+	return nil
+}
+
 func (h *fakeLines) Forget(launch isle.ID) {
 	l := (*life)(h)
 	l.mu.Lock()

@@ -20,9 +20,10 @@ const (
 	FrameHello     FrameType = 0x02
 	FrameWelcome   FrameType = 0x03
 
-	FrameEvent FrameType = 0x10
-	FrameLog   FrameType = 0x11
-	FrameAck   FrameType = 0x12
+	FrameEvent  FrameType = 0x10
+	FrameLog    FrameType = 0x11
+	FrameAck    FrameType = 0x12
+	FrameBecome FrameType = 0x13
 
 	FrameRequest  FrameType = 0x20
 	FrameResponse FrameType = 0x21

@@ -91,11 +91,17 @@ func (h *Hello) sign(c Challenge, who string, key []byte) []byte {
 // Proves reports, in constant time, whether the Hello answers c with the
 // secret whose SHA-256 is key.
 func (h *Hello) Proves(c Challenge, key [sha256.Size]byte) bool {
-	var secret [SecretSize]byte
-	subtle.XORBytes(secret[:], h.Proof[:], h.sign(c, "init", key[:]))
-	sum := sha256.Sum256(secret[:])
-	clear(secret[:])
+	secret := h.secret(c, key)
+	sum := sha256.Sum256(secret)
+	clear(secret)
 	return subtle.ConstantTimeCompare(sum[:], key[:]) == 1
+}
+
+// secret is the one that h proves, if it proves the one whose SHA-256 is key.
+func (h *Hello) secret(c Challenge, key [sha256.Size]byte) []byte {
+	secret := make([]byte, SecretSize)
+	subtle.XORBytes(secret, h.Proof[:], h.sign(c, "init", key[:]))
+	return secret
 }
 
 // Welcome returns the payload of the Welcome frame that answers h.
@@ -135,32 +141,37 @@ func ParseHello(b []byte) (Hello, error) {
 // Greet does isle-init's half of the handshake on a fresh connection. The
 // caller sets deadlines.
 func (c *Conn) Greet(kind Kind, launch isle.ID, secret []byte) error {
+	_, _, err := c.Introduce(kind, launch, secret)
+	return err
+}
+
+// Introduce is Greet, and returns what was said: with it a Become is read.
+func (c *Conn) Introduce(kind Kind, launch isle.ID, secret []byte) (challenge Challenge, hello Hello, err error) {
 	if len(secret) != SecretSize {
-		return fmt.Errorf("a secret of %d bytes", len(secret))
+		return challenge, hello, fmt.Errorf("a secret of %d bytes", len(secret))
 	}
 	b, err := c.Expect(FrameChallenge)
 	if err != nil {
-		return err
+		return challenge, hello, err
 	}
-	challenge, err := ParseChallenge(b)
-	if err != nil {
-		return err
+	if challenge, err = ParseChallenge(b); err != nil {
+		return challenge, hello, err
 	}
-	hello := NewHello(challenge, kind, launch, secret)
+	hello = NewHello(challenge, kind, launch, secret)
 	if err := c.WriteFrame(FrameHello, hello.Encode()); err != nil {
-		return err
+		return challenge, hello, err
 	}
 	welcome, err := c.Expect(FrameWelcome)
 	if errors.Is(err, io.EOF) {
-		return errors.New("the server did not accept the launch")
+		return challenge, hello, errors.New("the server did not accept the launch")
 	}
 	if err != nil {
-		return err
+		return challenge, hello, err
 	}
 	if !hmac.Equal(welcome, hello.Welcome(challenge, sha256.Sum256(secret))) {
-		return errors.New("whoever answers at home is not the server")
+		return challenge, hello, errors.New("whoever answers at home is not the server")
 	}
-	return nil
+	return challenge, hello, nil
 }
 
 // keyOf returns the bytes of a digest.

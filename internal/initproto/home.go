@@ -47,6 +47,7 @@ type Home struct {
 
 	mu       sync.Mutex
 	launches map[isle.ID]*launch
+	forks    map[isle.ID]*forked // by the launch that they are to become
 	pending  map[isle.ID][]*Conn // by instance, oldest first
 	refusals map[isle.ID]*refusals
 }
@@ -90,6 +91,7 @@ func NewHome(cfg HomeConfig) *Home {
 		refused:  cfg.Refused,
 		workload: cfg.Workload,
 		launches: map[isle.ID]*launch{},
+		forks:    map[isle.ID]*forked{},
 		pending:  map[isle.ID][]*Conn{},
 		refusals: map[isle.ID]*refusals{},
 	}
@@ -108,6 +110,7 @@ func (h *Home) Expect(instance, id isle.ID, secretHash isle.Digest, sink Events)
 	h.mu.Lock()
 	old := h.launches[id]
 	h.launches[id] = l
+	h.endFork(id)
 	h.mu.Unlock()
 	if old != nil {
 		old.end()
@@ -119,6 +122,7 @@ func (h *Home) Forget(id isle.ID) {
 	h.mu.Lock()
 	l := h.launches[id]
 	delete(h.launches, id)
+	h.endFork(id)
 	last := l != nil
 	for _, other := range h.launches {
 		if l != nil && other.instance == l.instance {
@@ -140,6 +144,9 @@ func (h *Home) Close() error {
 	h.mu.Lock()
 	launches := h.launches
 	h.launches = map[isle.ID]*launch{}
+	for id := range h.forks {
+		h.endFork(id)
+	}
 	var pending []*Conn
 	for _, p := range h.pending {
 		pending = append(pending, p...)
@@ -195,8 +202,11 @@ func (h *Home) handshake(instance isle.ID, c *Conn) {
 	}
 	l, hello, err := h.identify(instance, c)
 	h.settle(instance, c)
-	if err != nil {
+	if err != nil || l == nil { // nobody's: it was told who to be, or is of no use until it is
 		c.Close()
+		if err == nil {
+			return
+		}
 		if !errors.Is(err, io.EOF) { // who says nothing claims nothing
 			h.refuse(instance, hello.Launch, err)
 		}
@@ -216,7 +226,8 @@ func (h *Home) handshake(instance isle.ID, c *Conn) {
 	}
 }
 
-// identify does home's half of the handshake.
+// identify does home's half of the handshake. There is no launch where all that
+// was to be said to who called has been said.
 func (h *Home) identify(instance isle.ID, c *Conn) (*launch, Hello, error) {
 	challenge := NewChallenge()
 	if err := c.WriteFrame(FrameChallenge, challenge.Encode()); err != nil {
@@ -234,11 +245,18 @@ func (h *Home) identify(instance isle.ID, c *Conn) (*launch, Hello, error) {
 	l := h.launches[hello.Launch]
 	h.mu.Unlock()
 	var key [sha256.Size]byte // nothing hashes to zero, so it proves nobody
-	if l != nil && l.instance == instance {
+	f := h.fork(instance, hello.Launch)
+	switch {
+	case f != nil:
+		defer clear(f.become.Secret)
+		l, key = nil, f.key
+	case l != nil && l.instance == instance:
 		key = l.key
 	}
 	if !hello.Proves(challenge, key) {
 		switch {
+		case f != nil:
+			err = errors.New("the secret is not that of the launch which was captured")
 		case l == nil:
 			err = errors.New("no such launch is expected")
 		case l.instance != instance:
@@ -250,6 +268,15 @@ func (h *Home) identify(instance isle.ID, c *Conn) (*launch, Hello, error) {
 	}
 	if err := c.WriteFrame(FrameWelcome, hello.Welcome(challenge, key)); err != nil {
 		return nil, hello, io.EOF
+	}
+	if f != nil {
+		if err := f.tell(c, challenge, &hello); err != nil {
+			h.log.Debug("a fork was not told who it is", "launch", f.become.Launch, "reason", err)
+		}
+		return nil, hello, nil
+	}
+	if hello.Kind == KindEvents {
+		h.knows(hello.Launch)
 	}
 	return l, hello, nil
 }

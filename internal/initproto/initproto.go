@@ -34,6 +34,7 @@
 //	Event      init → home  JSON Event: setup, started, health, exited
 //	Log        init → home  a piece of the command's output, binary
 //	Ack        home → init  uint64: every event up to this number is durable
+//	Become     home → init  JSON Become: who it is from now on; at once or never
 //
 // Numbers only grow. There are gaps where isle-init had to drop output while
 // the server was away; it says so in the output.
@@ -58,6 +59,19 @@
 //	           in any order
 //	signal     nothing more
 //	stop       nothing more; the Exited event follows in time
+//
+// # After a fork
+//
+// Memory that was captured and is brought back in another instance has an
+// isle-init in it that takes itself for the one it was. Its connections home are
+// gone, so it dials, in an airlock that is not the one it knew, and proves the
+// launch that was captured. Home, which was told to expect that in this airlock,
+// says Become on the events connection as its first word, and ends all others.
+// isle-init wipes the secret that it had, drops what it had not told yet of the
+// other's life, ends the connection, and dials as the new launch; there it tells
+// how its service is. The new secret is XORed with an HMAC, keyed with the old
+// one, of both nonces, so who listens learns nothing. Until the new launch has
+// called, home says Become again to whoever proves the old one; then nothing.
 //
 // # A workload connection
 //
@@ -85,7 +99,7 @@ import (
 // Addresses and bounds of the protocol.
 const (
 	// Version is spoken by both sides; another one is refused in the Hello.
-	Version = 1
+	Version = 2 // since 2: Become
 	// HomeAddress is where isle-init dials. The address is synthetic, in the
 	// benchmarking range of RFC 2544: it exists in airlocks only.
 	HomeAddress = "198.18.0.1:1"

@@ -105,6 +105,11 @@ type Lines interface {
 	// Expect says that isle-init of this launch may dial home from the
 	// instance's airlock with a secret of this SHA-256; events come to sink.
 	Expect(instance, launch isle.ID, secretHash isle.Digest, sink Events)
+	// ExpectFork says that the isle-init of a launch that was captured is brought
+	// back in the instance: it may dial home from there with the secret that it
+	// had, of this SHA-256, and is told to become b.Launch, which is expected
+	// from then on as by Expect. It is called before it is brought back.
+	ExpectFork(instance, captured isle.ID, secretHash isle.Digest, b Become, sink Events) error
 	// Forget drops a launch and closes its connections.
 	Forget(launch isle.ID)
 	// Line returns the Line of a launch, waiting for it to dial home until ctx ends.
