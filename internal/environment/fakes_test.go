@@ -515,6 +515,7 @@ func (d *fakeDriver) Capture(_ context.Context, c Capture) (Captured, error) {
 	}
 	return Captured{How: ByReflink}, nil
 }
+
 // Fill is for imports, which no test here makes.
 func (v *fakeVolumes) Fill(context.Context, isle.ID, string) error {
 	return errors.New("not imported here")
