@@ -235,7 +235,7 @@ func (b *bench) launch(ctx context.Context, runs int) error {
 // the process starts, the command runs inside, everything is gone.
 func (b *bench) run(ctx context.Context, runs int) error {
 	return compare(ctx, "One-shot: `true` in a fresh environment, the whole process, until all of it is gone", "crun run", runs, []contender{
-		process("isle run", b.isle, "--state", b.state, "run", "--packages", "busybox-static", "--", "busybox", "true"),
+		process("isle run", b.isle, "--state", b.state, "run", "--isolation", "container", "--packages", "busybox-static", "--", "busybox", "true"),
 		process("crun run", "crun", "run", "--bundle", b.bundle, "%ID"),
 		process("bwrap", "bwrap", "--unshare-all", "--ro-bind", b.root, "/", "--proc", "/proc", "--dev", "/dev", "--", "/bin/busybox", "true"),
 	})

@@ -15,6 +15,7 @@ import (
 	"isle/internal/audit"
 	"isle/internal/build"
 	"isle/internal/environment"
+	"isle/internal/spec"
 )
 
 // environments serves the EnvironmentService.
@@ -30,6 +31,9 @@ func (s *environments) Up(ctx context.Context, req *connect.Request[islev1.UpReq
 	r, err := readSource(m.GetSource())
 	if err != nil {
 		return err
+	}
+	if m.GetOneShot() && !spec.Says(m.GetSource().GetSpec(), "isolation") {
+		r.file.Isolation = spec.Gvisor // what runs once is what nobody has read
 	}
 	ref, err := s.refOf(ctx, m, r.file.Name)
 	if err != nil {

@@ -100,7 +100,7 @@ func commandShape() shape[[]string] {
 func fileShape() shape[File] {
 	return object("an environment file",
 		must(key("name", "", "The project. Environments are named after it.", text("a name", namePattern, parseName), func(f *File) *string { return &f.Name })),
-		key("isolation", "container", "How services are kept apart from the machine: `container` is namespaces, a user namespace, seccomp and cgroups; `gvisor` is a kernel in user space for the whole environment, of the program isle-runsc.",
+		key("isolation", "container", "How services are kept apart from the machine: `container` is namespaces, a user namespace, seccomp and cgroups; `gvisor` is a kernel of the environment's own, in user space, for code that nobody has read: it costs a start of a fraction of a second, some tens of MiB and a multiple for each system call (docs/security.md, docs/performance.md). An environment of `isle run` is of `gvisor` where the file names no class.",
 			choice(nil, "container", "gvisor"), func(f *File) *string { return &f.Isolation }),
 		must(key("services", "", "The services, by name. They share one network, as in a pod: each reaches the others on localhost.",
 			mapOf("services by name", maxServices, schema{Pattern: namePattern}, nameError, serviceShape(), func(name string, s Service) Service { s.Name = name; return s }),

@@ -40,6 +40,22 @@ func Parse(name string, b []byte) (File, error) {
 	return f, nil
 }
 
+// Says reports whether an environment file that Parse takes has a key of its
+// own, and not by default.
+func Says(b []byte, key string) bool {
+	var doc yaml.Node
+	if yaml.Unmarshal(b, &doc) != nil || len(doc.Content) == 0 {
+		return false
+	}
+	root := doc.Content[0]
+	for i := 0; root.Kind == yaml.MappingNode && i+1 < len(root.Content); i += 2 {
+		if root.Content[i].Value == key {
+			return true
+		}
+	}
+	return false
+}
+
 // A reader walks an environment file.
 type reader struct {
 	document.Reader

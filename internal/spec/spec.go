@@ -17,6 +17,12 @@ import (
 	"isle"
 )
 
+// The classes of isolation.
+const (
+	Container = "container"
+	Gvisor    = "gvisor"
+)
+
 // A File is a parsed isle.yaml with every default applied.
 type File struct {
 	Name      string        `json:"name"`      // the project

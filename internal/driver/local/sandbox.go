@@ -18,8 +18,8 @@ import (
 
 // The classes of isolation.
 const (
-	classContainer = "container"
-	classGvisor    = "gvisor"
+	classContainer = spec.Container
+	classGvisor    = spec.Gvisor
 )
 
 // sandboxName stands in place of a launch's ID for the sandbox of an instance
