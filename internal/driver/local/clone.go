@@ -41,11 +41,13 @@ func (v *Volumes) Clone(ctx context.Context, from, to isle.ID) (how string, err 
 
 // A draft is a clone that is not there yet.
 type draft struct {
-	v    *Volumes
-	to   isle.ID
-	tmp  *os.File
-	size int64 // of what it was prefilled with; 0: it was not
-	how  string
+	v   *Volumes
+	to  isle.ID
+	tmp *os.File
+	how string
+	// What it was prefilled with; size 0: it was not.
+	size   int64
+	shares []extent
 }
 
 // draft clones an open file, which is still while that lasts: nobody has it
@@ -86,13 +88,16 @@ func (d *draft) prefill(ctx context.Context, src *os.File) error {
 	if err == nil {
 		err = reflinkAll(ctx, d.tmp, src, size)
 	}
+	if err == nil {
+		d.shares, err = extents(d.tmp)
+	}
 	if errors.Is(err, errors.ErrUnsupported) {
 		return nil
 	}
-	d.size = size
 	if err != nil {
 		return cloneError(d.to, err)
 	}
+	d.size = size
 	return nil
 }
 
@@ -100,7 +105,7 @@ func (d *draft) prefill(ctx context.Context, src *os.File) error {
 func (d *draft) fill(ctx context.Context, src *os.File) (err error) {
 	d.how = environment.ByReflink
 	if d.size > 0 {
-		err = reflinkRest(d.tmp, src, d.size)
+		err = reflinkRest(d.tmp, src, d.shares, d.size)
 	} else if err = reflink(d.tmp, src); errors.Is(err, errors.ErrUnsupported) {
 		d.how, err = environment.ByCopy, d.v.copy(ctx, d.tmp, src)
 	}

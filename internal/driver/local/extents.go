@@ -124,18 +124,14 @@ func reflinkAll(ctx context.Context, dst, src *os.File, size int64) error {
 	return nil
 }
 
-// reflinkRest makes dst, which shared blocks of src before, share all of them
-// again. src must be still.
-func reflinkRest(dst, src *os.File, size int64) error {
-	from, err := extents(src)
+// reflinkRest makes dst, which shared blocks of src before and has these extents,
+// share all of them again. src must be still.
+func reflinkRest(dst, src *os.File, shares []extent, size int64) error {
+	now, err := extents(src)
 	if err != nil {
 		return err
 	}
-	to, err := extents(dst)
-	if err != nil {
-		return err
-	}
-	for _, s := range differing(from, to, uint64(size)) {
+	for _, s := range differing(now, shares, uint64(size)) {
 		if err := reflinkRange(dst, src, s.at, s.end); err != nil {
 			return err
 		}
