@@ -309,6 +309,46 @@ func (g *agent) Fork(ctx context.Context, req *islev1.ForkRequest, tell mcp.Tell
 	return res.GetEnvironments(), nil
 }
 
+// Restore implements mcp.Forks.
+func (g *agent) Restore(ctx context.Context, req *islev1.RestoreRequest, tell mcp.Tell) (*islev1.Environment, error) {
+	c, ctx, end, err := g.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	stream, err := c.Forks.Restore(ctx, connect.NewRequest(req))
+	if err != nil {
+		return nil, err
+	}
+	defer stream.Close()
+	for stream.Receive() {
+		switch e := stream.Msg().GetEvent().(type) {
+		case *islev1.RestoreEvent_Progress:
+			tell(e.Progress)
+		case *islev1.RestoreEvent_Result:
+			return e.Result, nil
+		}
+	}
+	if err := stream.Err(); err != nil {
+		return nil, err
+	}
+	return nil, isle.Errorf(isle.Unavailable, "the server ended the call without a result").WithHint("see `isle status %s`", req.GetEnvironment())
+}
+
+// Tree implements mcp.Forks.
+func (g *agent) Tree(ctx context.Context, environment string) ([]*islev1.TreeNode, error) {
+	c, ctx, end, err := g.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	res, err := c.Forks.Tree(ctx, connect.NewRequest(&islev1.TreeRequest{Environment: environment}))
+	if err != nil {
+		return nil, err
+	}
+	return res.Msg.GetNodes(), nil
+}
+
 // Request implements mcp.Access.
 func (g *agent) Request(ctx context.Context, req *islev1.AccessRequest) (*islev1.Approval, error) {
 	c, ctx, end, err := g.begin(ctx)

@@ -193,6 +193,21 @@ func (w *world) Fork(_ context.Context, req *islev1.ForkRequest, _ Tell) (out []
 	return out, nil
 }
 
+func (w *world) Restore(_ context.Context, req *islev1.RestoreRequest, _ Tell) (*islev1.Environment, error) {
+	if req.GetAt() != "good" {
+		return nil, isle.Errorf(isle.NotFound, "there is no snapshot %s", req.GetAt())
+	}
+	return shop(), nil
+}
+
+func (w *world) Tree(context.Context, string) ([]*islev1.TreeNode, error) {
+	return []*islev1.TreeNode{
+		{Id: "a", Kind: "environment", Name: "shop", Phase: "running"},
+		{Id: "sha256:1", Parent: "a", Kind: "snapshot", Name: "shop", Tags: []string{"good"}, Message: "before\nit"},
+		{Id: "b", Parent: "sha256:1", Kind: "environment", Name: "try", Gone: true},
+	}, nil
+}
+
 func (w *world) Request(_ context.Context, req *islev1.AccessRequest) (*islev1.Approval, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

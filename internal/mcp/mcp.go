@@ -90,6 +90,9 @@ type Services interface {
 // Forks copies what runs.
 type Forks interface {
 	Fork(ctx context.Context, req *islev1.ForkRequest, tell Tell) ([]*islev1.Environment, error)
+	Restore(ctx context.Context, req *islev1.RestoreRequest, tell Tell) (*islev1.Environment, error)
+	// Tree lists environments and snapshots, each after what it was made of.
+	Tree(ctx context.Context, environment string) ([]*islev1.TreeNode, error)
 }
 
 // Access asks humans.

@@ -54,7 +54,7 @@ func TestEveryToolSaysWhatItTakesGivesAndDoes(t *testing.T) {
 		}
 	}
 	slices.Sort(names)
-	for _, name := range []string{"up", "run", "exec", "read_file", "write_file", "list_files", "fork", "ls", "status", "logs", "down", "doors", "request", "request_status", "read_output"} {
+	for _, name := range []string{"up", "run", "exec", "read_file", "write_file", "list_files", "fork", "restore", "tree", "ls", "status", "logs", "down", "doors", "request", "request_status", "read_output"} {
 		if !slices.Contains(names, name) {
 			t.Errorf("there is no tool %s in %v", name, names)
 		}
@@ -319,6 +319,20 @@ func TestCopiesSayWhatTheyAreOf(t *testing.T) {
 		t.Errorf("%q", text)
 	}
 	if text, _, failed = use(t, s, "fork", map[string]any{"from": "shop", "count": 65}); !failed || !strings.Contains(text, "want 1 to 64") {
+		t.Errorf("%q", text)
+	}
+}
+
+func TestLineageIsShownAndAnEarlierStateBroughtBack(t *testing.T) {
+	s := agentOf(t, newWorld(), nil)
+	text, _, _ := use(t, s, "tree", nil)
+	if want := "environment shop, running\n  snapshot shop, sha256:1, tagged good: before it\n    environment try, gone\n"; text != want {
+		t.Errorf("%q", text)
+	}
+	if text, _, failed := use(t, s, "restore", map[string]any{"environment": "shop", "at": "good"}); failed || !strings.HasPrefix(text, "shop is running") {
+		t.Errorf("%q", text)
+	}
+	if text, _, failed := use(t, s, "restore", map[string]any{"environment": "shop", "at": "bad"}); !failed || !strings.HasPrefix(text, "not_found: ") {
 		t.Errorf("%q", text)
 	}
 }

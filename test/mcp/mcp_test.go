@@ -203,6 +203,12 @@ func TestAnAgentWorksOnAProject(t *testing.T) {
 	if r := a.must(t, "exec", map[string]any{"environment": "tried", "script": "cat /data/new/run.sh && rm -r /data/new"}).result(0); r["exit_code"] != 0.0 || r["stdout"] != "#!/bin/sh\necho $0 ran\n" {
 		t.Errorf("%v", r)
 	}
+	if s := a.must(t, "tree", nil); !strings.Contains(s.text, "environment worked, running\n") || !strings.Contains(s.text, "  environment tried, running\n") {
+		t.Errorf("%s", s.text)
+	}
+	if s := a.use(t, "restore", map[string]any{"environment": "worked", "at": "nonsuch"}); !s.failed || s.fields["error"] == nil {
+		t.Errorf("%s", s.text)
+	}
 	a.must(t, "down", map[string]any{"environments": []string{"tried"}, "volumes": true})
 
 	// A change of the project's files, and up again: the volume is still there.
