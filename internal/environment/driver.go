@@ -127,6 +127,27 @@ type Capture struct {
 	Memory    string // folder for memory, which exists; "": none is captured
 }
 
+// A Restorer is a Driver that brings back memory that a Capturer has captured.
+type Restorer interface {
+	// Restore starts all services of an instance from memory, at once. They go
+	// on from the instant of the capture, in another instance's place: with its
+	// network, volumes, uids and generated files. The isle-init of each takes
+	// itself for that of the launch which was captured, and gets no Boot: Lines
+	// are told to expect it before (ExpectFork). Memory is needed until
+	// Restore returns; it may be removed then. A sandbox of another build of the
+	// runtime can't be brought back, which is isle.Conflict. On error nothing of
+	// the instance is left.
+	Restore(ctx context.Context, r Restore) error
+}
+
+// A Restore is what a Restorer is to bring back.
+type Restore struct {
+	Shared   Shared
+	Launches []Launch    // of all services that were captured
+	Memory   string      // folder of Capture.Memory
+	Runtime  isle.Digest // Captured.Runtime
+}
+
 // A Clone is a volume, and the ID that its copy gets.
 type Clone struct{ From, To isle.ID }
 

@@ -21,33 +21,37 @@ func (d *Driver) Capture(ctx context.Context, c environment.Capture) (environmen
 	if !c.Instance.Valid() {
 		return environment.Captured{}, isle.Errorf(isle.Internal, "capture: %q is no ID", c.Instance)
 	}
-	if c.Memory != "" {
-		return environment.Captured{}, isle.Errorf(isle.Invalid, "the memory of an environment of class %q can't be captured", c.Isolation).
-			WithHint("isolation: gvisor in isle.yaml")
-	}
 	ctx, cancel := context.WithTimeoutCause(ctx, maxPause, isle.Errorf(isle.Unavailable, "capture: the volumes were not cloned within %v", maxPause).
 		WithHint("isle doctor says how volumes clone, and how they would at once"))
 	defer cancel()
+	if c.Memory != "" {
+		return d.captureMemory(ctx, c)
+	}
 	h, err := d.hold(ctx, c.Instance, c.Volumes)
 	if err != nil {
 		return environment.Captured{}, err
 	}
 	defer h.close()
-	out, err := h.capture(ctx, c.Volumes)
-	if err == nil {
-		return out, nil
+	p, err := h.prepare(ctx, c.Volumes)
+	if err != nil {
+		return environment.Captured{}, err
 	}
-	// Nothing of the clones may be left, whatever became of the caller.
-	for _, v := range c.Volumes {
-		err = errors.Join(err, d.volumes.Delete(context.WithoutCancel(ctx), v.To))
+	defer p.drop()
+	if err := p.clone(ctx); err != nil {
+		return environment.Captured{}, err
 	}
-	return environment.Captured{}, err
+	out := environment.Captured{Paused: p.pause}
+	if out.How, err = p.keep(ctx); err != nil {
+		return environment.Captured{}, err
+	}
+	return out, nil
 }
 
 // A hold is what a capture needs to have in hand before it stops anything.
 type hold struct {
 	d        *Driver
 	instance isle.ID
+	still    bool                 // nothing of the instance runs while volumes are cloned
 	mounted  map[isle.ID]*mounted // those that are in use
 	files    map[isle.ID]*os.File // all; those not in use are locked, so that nobody mounts them
 }
@@ -110,87 +114,110 @@ func (h *hold) close() {
 	}
 }
 
-// capture stops everything, clones and lets everything go on. What makes the
-// clones durable comes after that.
-func (h *hold) capture(ctx context.Context, volumes []environment.Clone) (out environment.Captured, err error) {
-	var drafts []*draft
-	if len(h.mounted) == 0 {
-		drafts, err = h.draft(ctx, volumes) // nobody writes, and nobody will
-	} else {
-		drafts, out.Paused, err = h.paused(ctx, volumes)
-	}
-	if err != nil {
-		return out, err
-	}
-	for i, d := range drafts {
-		if err := d.keep(); err != nil {
-			for _, rest := range drafts[i+1:] {
-				rest.drop()
-			}
-			return out, err
-		}
-		if out.How != environment.ByCopy {
-			out.How = d.how
-		}
-	}
-	return out, nil
+// A preparation is a capture of which all is done that can be while everything
+// runs.
+type preparation struct {
+	*hold
+	volumes []environment.Clone
+	drafts  []*draft      // one for each of them
+	guard   *guard        // nil if nobody writes to a volume, or its duty is done
+	pause   time.Duration // how long everything stood still
 }
 
-// paused clones all volumes while everything stands still, and says for how long
-// that was. What can be done before is.
-func (h *hold) paused(ctx context.Context, volumes []environment.Clone) (drafts []*draft, pause time.Duration, err error) {
+// prepare begins a capture of the volumes. Whoever has it drops it.
+func (h *hold) prepare(ctx context.Context, volumes []environment.Clone) (p *preparation, err error) {
+	p = &preparation{hold: h, volumes: volumes}
 	defer func() {
 		if err != nil {
-			for _, d := range drafts {
-				d.drop()
-			}
+			p.drop()
 		}
 	}()
+	if len(h.mounted) == 0 {
+		p.drafts, err = h.draft(ctx, volumes) // nobody writes, and nobody will
+		return p, err
+	}
 	for _, v := range volumes {
 		d, err := h.d.volumes.emptyDraft(ctx, v.To)
 		if err != nil {
-			return drafts, 0, err
+			return p, err
 		}
-		drafts = append(drafts, d)
+		p.drafts = append(p.drafts, d)
 		if err := d.prefill(ctx, h.files[v.From]); err != nil {
-			return drafts, 0, err
+			return p, err
 		}
 	}
 	var roots []*os.File
 	for _, m := range h.mounted {
 		// What is written out now need not be while everybody waits.
 		if err := unix.Syncfs(int(m.root.Fd())); err != nil {
-			return drafts, 0, isle.Errorf(isle.Unavailable, "capture: write a volume out: %w", err)
+			return p, isle.Errorf(isle.Unavailable, "capture: write a volume out: %w", err)
 		}
 		roots = append(roots, m.root)
 	}
-	guard, err := h.d.newGuard(h.instance, roots)
-	if err != nil {
-		return drafts, 0, err
+	if p.guard, err = h.d.newGuard(h.instance, roots); err != nil {
+		return p, err
 	}
 	h.d.given.Fault("capture.guarded")
+	return p, nil
+}
+
+// clone clones all volumes while everything stands still.
+func (p *preparation) clone(ctx context.Context) (err error) {
+	if p.guard == nil {
+		return nil
+	}
 	start := time.Now()
-	if err = h.freeze(ctx); err == nil {
-		for i, v := range volumes {
-			if err = drafts[i].fill(ctx, h.files[v.From]); err != nil {
+	if err = p.freeze(ctx); err == nil {
+		for i, v := range p.volumes {
+			if err = p.drafts[i].fill(ctx, p.files[v.From]); err != nil {
 				break
 			}
 		}
-		h.d.given.Fault("capture.cloned")
+		p.d.given.Fault("capture.cloned")
 	}
-	still, goErr := h.goOn()
-	pause = time.Since(start)
+	still, goErr := p.goOn()
+	p.pause = time.Since(start)
 	if goErr != nil {
-		guard.act() // it may have more luck
+		p.guard.act() // it may have more luck
 		err = errors.Join(err, goErr)
 	} else {
-		guard.dismiss()
+		p.guard.dismiss()
 	}
-	h.d.given.Fault("capture.thawed")
+	p.guard = nil
+	p.d.given.Fault("capture.thawed")
 	if err == nil && !still {
 		err = isle.Errorf(isle.Unavailable, "capture: the volumes went on before they were cloned: this process stood still for more than %v", maxPause)
 	}
-	return drafts, pause, err
+	return err
+}
+
+// keep makes the clones durable, which takes its time, and says how they were
+// made: by copy if one was. After an error none is left.
+func (p *preparation) keep(ctx context.Context) (how string, err error) {
+	for len(p.drafts) > 0 && err == nil {
+		d := p.drafts[0]
+		p.drafts = p.drafts[1:]
+		if err = d.keep(); how != environment.ByCopy {
+			how = d.how
+		}
+	}
+	if err == nil {
+		return how, nil
+	}
+	for _, v := range p.volumes { // whatever became of the caller
+		err = errors.Join(err, p.d.volumes.Delete(context.WithoutCancel(ctx), v.To))
+	}
+	return "", err
+}
+
+// drop lets go of what was not kept.
+func (p *preparation) drop() {
+	if p.guard != nil {
+		p.guard.dismiss()
+	}
+	for _, d := range p.drafts {
+		d.drop()
+	}
 }
 
 // draft clones all volumes, which nobody writes to, or none.
@@ -212,10 +239,12 @@ func (h *hold) draft(ctx context.Context, volumes []environment.Clone) ([]*draft
 // freeze stops the processes first: one that stood in the middle of a write to a
 // frozen file system could not be stopped any more.
 func (h *hold) freeze(ctx context.Context) error {
-	stopping, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	if err := h.d.groups.stop(stopping, string(h.instance)); err != nil {
-		return isle.Errorf(isle.Unavailable, "capture environment %s: %w", h.instance, err)
+	if !h.still {
+		stopping, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		if err := h.d.groups.stop(stopping, string(h.instance)); err != nil {
+			return isle.Errorf(isle.Unavailable, "capture environment %s: %w", h.instance, err)
+		}
 	}
 	h.d.given.Fault("capture.stopped")
 	// Each waits for its disk: together they take as long as one.
@@ -250,6 +279,9 @@ func (h *hold) goOn() (still bool, err error) {
 			err = errors.Join(err, fmt.Errorf("thaw volume %s: %w", id, thawErr))
 		}
 		still = still && frozen
+	}
+	if h.still {
+		return still, err
 	}
 	if goErr := h.d.groups.goOn(string(h.instance)); goErr != nil {
 		err = errors.Join(err, fmt.Errorf("let the processes go on: %w", goErr))

@@ -36,6 +36,7 @@ type container struct {
 	instance isle.ID
 	id       isle.ID
 	class    string // of isolation; "" in a build step
+	memory   string // folder of the memory that it goes on from; "": it begins
 	service  string
 	hostname string
 	hosts    []string
@@ -152,6 +153,10 @@ func (d *Driver) command(runtime string, c *container, in *entrance) *exec.Cmd {
 	dir := d.dir(c.instance, c.id)
 	args := []string{runtime, "--root", d.runtimeRoot(), "--log", filepath.Join(dir, "log")}
 	switch {
+	case c.memory != "" && c.id == sandboxName:
+		args = d.runsc().Restore(string(c.instance), dir, filepath.Join(dir, "log"), c.memory, "--pid-file", filepath.Join(dir, "pid"))
+	case c.memory != "":
+		args = d.runsc().Restore(string(c.id), dir, filepath.Join(dir, "log"), c.memory)
 	case c.class == classGvisor && c.id == sandboxName:
 		args = d.runsc().Run(string(c.instance), dir, filepath.Join(dir, "log"), "--pid-file", filepath.Join(dir, "pid"))
 	case c.class == classGvisor:

@@ -31,6 +31,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"isle"
+	"isle/internal/driver/local/checkpoint"
 	"isle/internal/environment"
 )
 
@@ -72,6 +73,7 @@ type Driver struct {
 	silence  *os.File // what containers have for stdin, stdout and stderr
 	log      *slog.Logger
 	watchers watchers
+	builds   checkpoint.Builds
 	sealed   sealedRuntime
 
 	mu      sync.Mutex
@@ -263,18 +265,11 @@ func (d *Driver) Launch(ctx context.Context, l environment.Launch) error {
 	if d.alive(l.Instance, l.ID) {
 		return isle.Errorf(isle.Conflict, "launch %s runs already", l.ID)
 	}
-	c := &container{
-		ctx: ctx, instance: l.Instance, id: l.ID, service: l.Service, hostname: l.Hostname, hosts: l.Hosts,
-		machine: l.MachineID, forked: l.Generation,
-		layers: l.Layers, uidBase: l.UIDBase, network: l.Network, volumes: l.Volumes, tmpfs: l.Tmpfs,
-		caps: l.Caps, limits: l.Limits, init: l.Init, command: []string{initPath}, env: []string{"PATH=" + defaultPath},
-		class: classContainer,
-	}
 	launch := d.launch
 	if l.Isolation == classGvisor {
-		c.class, c.command, launch = classGvisor, []string{initPath, "0"}, d.launchInSandbox
+		launch = d.launchInSandbox
 	}
-	err := launch(ctx, c, l)
+	err := launch(ctx, containerOf(ctx, l), l)
 	if err == nil {
 		d.given.Fault("launch.told")
 		err = d.watch(l.Instance, l.ID, l.Exited)
@@ -293,6 +288,21 @@ func (d *Driver) Launch(ctx context.Context, l environment.Launch) error {
 		return err
 	}
 	return isle.Errorf(isle.Failed, "launch service %s: %w", l.Service, err)
+}
+
+// containerOf is the container of a launch, which ctx bounds the start of.
+func containerOf(ctx context.Context, l environment.Launch) *container {
+	c := &container{
+		ctx: ctx, instance: l.Instance, id: l.ID, service: l.Service, hostname: l.Hostname, hosts: l.Hosts,
+		machine: l.MachineID, forked: l.Generation,
+		layers: l.Layers, uidBase: l.UIDBase, network: l.Network, volumes: l.Volumes, tmpfs: l.Tmpfs,
+		caps: l.Caps, limits: l.Limits, init: l.Init, command: []string{initPath}, env: []string{"PATH=" + defaultPath},
+		class: classContainer,
+	}
+	if l.Isolation == classGvisor {
+		c.class, c.command = classGvisor, []string{initPath, "0"}
+	}
+	return c
 }
 
 func (d *Driver) launch(ctx context.Context, c *container, l environment.Launch) error {

@@ -58,8 +58,7 @@ func (d *Driver) sandboxed(instance isle.ID) bool {
 // sandbox's first.
 func (d *Driver) launchInSandbox(ctx context.Context, c *container, l environment.Launch) error {
 	if d.given.Runsc == "" {
-		return isle.Errorf(isle.Unavailable, "isolation gvisor: isle-runsc is not installed").
-			WithHint("make build, or make install; isle doctor says where it is looked for")
+		return noRunsc()
 	}
 	for again := false; ; again = true {
 		if err := d.startSandbox(ctx, c); err != nil {
@@ -89,6 +88,11 @@ func (d *Driver) launchInSandbox(ctx context.Context, c *container, l environmen
 	}
 }
 
+func noRunsc() error {
+	return isle.Errorf(isle.Unavailable, "isolation gvisor: isle-runsc is not installed").
+		WithHint("make build, or make install; isle doctor says where it is looked for")
+}
+
 // startSandbox starts the instance's sandbox where none runs.
 func (d *Driver) startSandbox(ctx context.Context, of *container) error {
 	defer d.lock(of.instance)()
@@ -106,7 +110,7 @@ func (d *Driver) startSandbox(ctx context.Context, of *container) error {
 	}
 	c := &container{
 		ctx: ctx, instance: of.instance, id: sandboxName, class: classGvisor, hostname: "sandbox",
-		uidBase: of.uidBase, network: of.network, limits: of.limits, command: []string{"/pause"},
+		uidBase: of.uidBase, network: of.network, limits: of.limits, command: []string{"/pause"}, memory: of.memory,
 	}
 	return d.start(c, func(*exec.Cmd) {})
 }

@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 )
@@ -26,9 +25,8 @@ var errGone = errors.New("the sandbox does not run")
 // call asks the sandbox's control server for something, as runsc does (package
 // urpc of gVisor): one JSON value each way on a unix socket.
 func (r Runtime) call(ctx context.Context, sandbox, method string, arg, result any) error {
-	path := filepath.Join(r.Root, "runsc-"+sandbox+".sock")
 	var dialer net.Dialer
-	conn, err := dialer.DialContext(ctx, "unix", path)
+	conn, err := dialer.DialContext(ctx, "unix", r.Socket(sandbox))
 	if err != nil {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -106,7 +104,7 @@ func (r Runtime) Tasks(ctx context.Context, sandbox, id string) (int, error) {
 func (r Runtime) Forget(sandbox, id string) error {
 	files := r.records(sandbox, id)
 	if id == sandbox {
-		files = append(files, filepath.Join(r.Root, "runsc-"+sandbox+".sock"))
+		files = append(files, r.Socket(sandbox))
 	}
 	var errs []error
 	for _, f := range files {

@@ -51,6 +51,9 @@ type Runtime struct {
 // nothing but by such a folder and without following links. That is worth less
 // than what the environment has in any case.
 //
+// Connections to outside are ended where memory is brought back
+// (allow-live-tcp-migration): a fork's end of them would be its parent's.
+//
 // Host sockets, named pipes and devices are not reached through volumes. The
 // rest of what matters are gVisor's defaults, said here so that another version
 // does not change them.
@@ -60,7 +63,7 @@ func (r Runtime) flags(log string) []string {
 		"--platform=systrap", "--network=sandbox", "--gofer-network-namespace=new",
 		"--directfs=true", "--overlay2=none", "--file-access=exclusive", "--file-access-mounts=shared",
 		"--host-uds=none", "--host-fifo=none", "--character-device-policy=emulated-only",
-		"--net-raw=false", "--allow-packet-socket-write=false", "--rootless=false", "--allow-suid=false", "--allow-flag-override=false",
+		"--net-raw=false", "--allow-live-tcp-migration=false", "--allow-packet-socket-write=false", "--rootless=false", "--allow-suid=false", "--allow-flag-override=false",
 		"--ignore-cgroups=true", "--oci-seccomp=true", "--host-settings=ignore",
 		"--sidecar-usage-policy=LEGACY_DEPRECATED_SLOW_EMBEDDED_FALLBACK",
 	}
@@ -70,6 +73,21 @@ func (r Runtime) flags(log string) []string {
 // starts it; it ends when the container runs. Messages go to the file log.
 func (r Runtime) Run(id, bundle, log string, options ...string) []string {
 	return slices.Concat([]string{r.Program}, r.flags(log), []string{"run", "--detach", "--bundle", bundle}, options, []string{id})
+}
+
+// Restore is the command line that makes a container of the bundle in a folder
+// of one that was captured into the folder image, by its name; it ends when the
+// container is there. All of them go on when the last is. What may differ from
+// the captured one is up to whoever has made the bundle: its uids do, which runsc
+// would refuse.
+func (r Runtime) Restore(id, bundle, log, image string, options ...string) []string {
+	return slices.Concat([]string{r.Program}, r.flags(log), []string{"--restore-spec-validation=ignore", "restore", "--detach", "--background",
+		"--image-path", image, "--bundle", bundle}, options, []string{id})
+}
+
+// Socket is the path of a sandbox's control socket.
+func (r Runtime) Socket(sandbox string) string {
+	return filepath.Join(r.Root, "runsc-"+sandbox+".sock")
 }
 
 // Try is the command line that runs true in a sandbox of its own, over this
