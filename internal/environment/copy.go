@@ -9,7 +9,6 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"isle"
@@ -76,38 +75,57 @@ func (m *Manager) Folder(ctx context.Context, actor isle.Actor, ref isle.Ref, se
 // none is named. A volume that was seeded with a baseline is compared with it;
 // in one that was not, everything is added. Owners and times do not count.
 func (m *Manager) Diff(ctx context.Context, actor isle.Actor, ref isle.Ref, service string) ([]Change, error) {
+	out := []Change{}
+	err := m.eachVolume(ctx, actor, ref, service, func(w *entered, volume string) error {
+		changes, err := m.diffVolume(ctx, w, volume)
+		out = append(out, changes...)
+		return err
+	})
+	return out, err
+}
+
+// Files lists what is in the volumes of a service now, or of all services if none
+// is named, by "SERVICE:PATH".
+func (m *Manager) Files(ctx context.Context, actor isle.Actor, ref isle.Ref, service string) (map[string]spec.Tree, error) {
+	out := map[string]spec.Tree{}
+	err := m.eachVolume(ctx, actor, ref, service, func(w *entered, volume string) (err error) {
+		out[w.service+":"+volume], err = w.line.List(ctx, volume)
+		return err
+	})
+	return out, err
+}
+
+// eachVolume calls do in each service that has volumes, or in the one named, for
+// each of them.
+func (m *Manager) eachVolume(ctx context.Context, actor isle.Actor, ref isle.Ref, service string, do func(w *entered, volume string) error) error {
 	l, err := m.get(ref)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if service != "" {
 		if service, err = l.choose(service); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	out := []Change{}
-	rec := l.snapshot()
-	for _, svc := range rec.Spec.Services {
+	for _, svc := range l.snapshot().Spec.Services {
 		if len(svc.Volumes) == 0 || service != "" && svc.Name != service {
 			continue
 		}
 		w, err := m.enter(ctx, actor, ref, svc.Name, isle.ActionEnvironmentDiff, "")
 		if err != nil {
-			return nil, err
+			return err
 		}
 		for _, want := range svc.Volumes {
-			var changes []Change
-			if changes, err = m.diffVolume(ctx, w, want.Path); err != nil {
+			if err = do(w, want.Path); err != nil {
 				break
 			}
-			out = append(out, changes...)
 		}
 		w.exit(err)
 		if err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return out, nil
+	return nil
 }
 
 func (m *Manager) diffVolume(ctx context.Context, w *entered, volume string) ([]Change, error) {
@@ -132,44 +150,11 @@ func (m *Manager) diffVolume(ctx context.Context, w *entered, volume string) ([]
 			return nil, isle.Errorf(isle.Unavailable, "what volume %s began as cannot be read: %w", volume, err)
 		}
 	}
-	changes := compareTrees(was, is)
-	for i := range changes {
-		changes[i].Service, changes[i].Volume = w.service, volume
+	var changes []Change
+	for _, c := range spec.CompareTrees(was, is) {
+		changes = append(changes, Change{w.service, volume, c.Path, c.Kind, c.Size})
 	}
 	return changes, nil
-}
-
-// compareTrees lists what differs, sorted by path. Folders count when they come
-// or go, and not for what is in them; an ext4 file system's own lost+found
-// never does.
-func compareTrees(was, is spec.Tree) (out []Change) {
-	skip := func(e spec.TreeEntry) bool {
-		return e.Path == "" || e.Path == "." || e.Path == "lost+found" || strings.HasPrefix(e.Path, "lost+found/")
-	}
-	before := map[string]spec.TreeEntry{}
-	for _, e := range was.Entries {
-		if !skip(e) {
-			before[e.Path] = e
-		}
-	}
-	for _, e := range is.Entries {
-		if skip(e) {
-			continue
-		}
-		old, ok := before[e.Path]
-		delete(before, e.Path)
-		switch {
-		case !ok:
-			out = append(out, Change{Path: e.Path, Kind: "added", Size: e.Size})
-		case old != e:
-			out = append(out, Change{Path: e.Path, Kind: "modified", Size: e.Size})
-		}
-	}
-	for _, e := range before {
-		out = append(out, Change{Path: e.Path, Kind: "deleted", Size: e.Size})
-	}
-	slices.SortFunc(out, func(a, b Change) int { return strings.Compare(a.Path, b.Path) })
-	return out
 }
 
 // baselinePath is the file that holds what a seeded volume began as.

@@ -3,6 +3,7 @@ package image
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -52,6 +53,30 @@ func (s *Stack) Close() {
 // Lookup returns the entry at an absolute, clean path without following a
 // symbolic link, the parents' included, or an error that is fs.ErrNotExist.
 func (s *Stack) Lookup(name string) (Entry, error) {
+	entry, _, err := s.lookup(name)
+	return entry, err
+}
+
+// ReadFile returns the content of a file of at most limit bytes; no symbolic link
+// is followed.
+func (s *Stack) ReadFile(name string, limit int64) ([]byte, error) {
+	e, layers, err := s.lookup(name)
+	if err != nil {
+		return nil, err
+	}
+	if !e.Mode.IsRegular() || e.Size > limit {
+		return nil, isle.Errorf(isle.Invalid, "%s is no file of at most %d bytes", name, limit)
+	}
+	f, err := layers[0].Open(strings.Trim(name, "/"))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, limit))
+}
+
+// lookup is Lookup, and the layers that have the entry, the highest first.
+func (s *Stack) lookup(name string) (Entry, []fs.FS, error) {
 	entry, layers := Entry{}, s.layers
 	at := "."
 	parts := strings.Split(strings.Trim(name, "/"), "/")
@@ -61,16 +86,16 @@ func (s *Stack) Lookup(name string) (Entry, error) {
 	for i := -1; i < len(parts); i++ {
 		if i >= 0 {
 			if !entry.Mode.IsDir() {
-				return Entry{}, &fs.PathError{Op: "lookup", Path: name, Err: fs.ErrNotExist}
+				return Entry{}, nil, &fs.PathError{Op: "lookup", Path: name, Err: fs.ErrNotExist}
 			}
 			at = path.Join(at, parts[i])
 		}
 		var err error
 		if entry, layers, err = lookupIn(layers, at); err != nil {
-			return Entry{}, err
+			return Entry{}, nil, err
 		}
 	}
-	return entry, nil
+	return entry, layers, nil
 }
 
 // lookupIn returns the entry that the highest layer has at a path, and the
