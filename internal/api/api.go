@@ -17,6 +17,7 @@ import (
 	"isle/internal/environment"
 	"isle/internal/identity"
 	"isle/internal/image"
+	"isle/internal/snapshot"
 	"isle/internal/spec"
 )
 
@@ -46,6 +47,7 @@ type Sessions interface {
 	CopyOut(ctx context.Context, actor isle.Actor, ref isle.Ref, service, path string, tar io.Writer) error
 	Folder(ctx context.Context, actor isle.Actor, ref isle.Ref, service, path string) ([]environment.File, error)
 	Diff(ctx context.Context, actor isle.Actor, ref isle.Ref, service string) ([]environment.Change, error)
+	Files(ctx context.Context, actor isle.Actor, ref isle.Ref, service string) (map[string]spec.Tree, error)
 	Logs(ctx context.Context, actor isle.Actor, ref isle.Ref, o environment.LogOptions, emit func(environment.LogLine) error) error
 }
 
@@ -82,6 +84,8 @@ type Builder interface {
 type Blobs interface {
 	Missing(digests []isle.Digest) []isle.Digest
 	PutBlob(ctx context.Context, d isle.Digest, r io.Reader) error
+	// Packages are the versions of an image's Debian packages, by name.
+	Packages(ctx context.Context, m image.Image) (map[string]string, error)
 	// Hold keeps everything in the store until release is called.
 	Hold() (release func())
 }
@@ -159,11 +163,14 @@ type Config struct {
 	Secrets      Secrets
 	Recordings   Recordings
 	Approvals    Approvals
-	Identities   *identity.Registry
-	Credentials  Credentials   // of callers from elsewhere; nil: there are none
-	Gateway      Gateway       // that serves connections; nil: there is none
-	TrustDomain  func() string // of this server's identities; nil: it gives none
-	Mirror       string        // of requests that name none; "" is the machine's
+	Snapshots    Snapshots
+	// Capture makes a snapshot of an environment; environment.Manager does.
+	Capture     func(ctx context.Context, actor isle.Actor, ref isle.Ref, message, tag string) (snapshot.Snapshot, error)
+	Identities  *identity.Registry
+	Credentials Credentials   // of callers from elsewhere; nil: there are none
+	Gateway     Gateway       // that serves connections; nil: there is none
+	TrustDomain func() string // of this server's identities; nil: it gives none
+	Mirror      string        // of requests that name none; "" is the machine's
 	// Refused records what a caller was refused, within what one of them may put
 	// into the log. It returns when the entry is durable, or counted. nil: each is
 	// appended.
@@ -203,6 +210,7 @@ func New(cfg Config) http.Handler {
 	mux.Handle(islev1connect.NewSessionServiceHandler(&recordings{cfg}, options...))
 	mux.Handle(islev1connect.NewApprovalServiceHandler(&approvals{cfg}, options...))
 	mux.Handle(islev1connect.NewIdentityServiceHandler(&identities{Config: cfg}, options...))
+	mux.Handle(islev1connect.NewSnapshotServiceHandler(&snapshots{cfg}, options...))
 	mux.Handle(islev1connect.NewConnectionServiceHandler(&connections{cfg}, options...))
 	mux.Handle("/", tilesMux(&tiles{cfg.Audit, cfg.Signer, cfg.Log, g.mayReadLog}))
 	return impatient(mux)

@@ -43,6 +43,7 @@ type rooms struct {
 	missing []isle.Digest
 	volumes []environment.Volume
 	full    error // of the log
+	files   map[isle.Ref]map[string]spec.Tree
 }
 
 func (r *rooms) reach(name string) {
@@ -146,6 +147,14 @@ func (r *rooms) Folder(context.Context, isle.Actor, isle.Ref, string, string) ([
 func (r *rooms) Diff(context.Context, isle.Actor, isle.Ref, string) ([]environment.Change, error) {
 	r.reach("Diff")
 	return nil, nil
+}
+func (r *rooms) Files(_ context.Context, _ isle.Actor, ref isle.Ref, _ string) (map[string]spec.Tree, error) {
+	r.reach("Files")
+	return r.files[ref], nil
+}
+func (r *rooms) Packages(_ context.Context, m image.Image) (map[string]string, error) {
+	r.reach("Packages")
+	return map[string]string{m.Layers[0].Title: "1"}, nil
 }
 func (r *rooms) Logs(context.Context, isle.Actor, isle.Ref, environment.LogOptions, func(environment.LogLine) error) error {
 	r.reach("Logs")

@@ -31,6 +31,7 @@ type Client struct {
 	Sessions     islev1connect.SessionServiceClient
 	Approvals    islev1connect.ApprovalServiceClient
 	Connections  islev1connect.ConnectionServiceClient
+	Snapshots    islev1connect.SnapshotServiceClient
 
 	address   string // a path, or a URL
 	base      string // URL that every request is below
@@ -77,6 +78,7 @@ func (c *Client) speak(t http.RoundTripper) {
 	c.Identities = islev1connect.NewIdentityServiceClient(c.http, c.base, options...)
 	c.Approvals = islev1connect.NewApprovalServiceClient(c.http, c.base, options...)
 	c.Connections = islev1connect.NewConnectionServiceClient(c.http, c.base, options...)
+	c.Snapshots = islev1connect.NewSnapshotServiceClient(c.http, c.base, options...)
 }
 
 // maxFetch bounds what is fetched in bytes: 256 entries of the largest size.

@@ -126,6 +126,7 @@ func (cfg Config) rules() map[string]rule {
 	maps.Copy(rules, cfg.approvalRules())
 	maps.Copy(rules, cfg.connectionRules())
 	maps.Copy(rules, cfg.forkRules())
+	maps.Copy(rules, cfg.snapshotRules())
 	return rules
 }
 
@@ -251,7 +252,7 @@ type Log interface {
 func reads(a isle.Action) bool {
 	switch a {
 	case isle.ActionImageRead, isle.ActionEnvironmentList, isle.ActionEnvironmentRead, isle.ActionEnvironmentLogs, isle.ActionAuditRead, isle.ActionPolicyRead, isle.ActionSecretRead,
-		isle.ActionIdentityRead, isle.ActionTokenRead, isle.ActionSessionRead, isle.ActionRecordingRead, isle.ActionApprovalRead:
+		isle.ActionIdentityRead, isle.ActionTokenRead, isle.ActionSessionRead, isle.ActionRecordingRead, isle.ActionApprovalRead, isle.ActionSnapshotRead:
 		return true
 	}
 	return false

@@ -26,7 +26,7 @@ const (
 // uploads are the procedures whose whole request is data.
 func uploads(path string) bool {
 	switch path {
-	case islev1connect.BuildServicePutProcedure, islev1connect.BuildServiceImportProcedure, islev1connect.EnvironmentServiceCopyInProcedure:
+	case islev1connect.BuildServicePutProcedure, islev1connect.BuildServiceImportProcedure, islev1connect.EnvironmentServiceCopyInProcedure, islev1connect.SnapshotServiceImportSnapshotProcedure:
 		return true
 	}
 	return false

@@ -32,6 +32,7 @@ import (
 	"isle/internal/initproto"
 	"isle/internal/secret"
 	"isle/internal/session"
+	"isle/internal/snapshot"
 	"isle/internal/store/sqlite"
 )
 
@@ -54,6 +55,7 @@ type rooms struct {
 	builder   *build.Builder
 	driver    *local.Driver
 	sessions  *session.Sessions
+	snapshots *snapshot.Snapshots
 	gateway   *gateway.Gateway
 	postgres  *postgres.Protocol // of the gateway
 	tries     *api.Tries         // of credentials, at every listener
@@ -134,9 +136,12 @@ func compose(s *Server) (r *rooms, err error) {
 	if err != nil {
 		return r, err
 	}
+	if err = r.openSnapshots(context.Background()); err != nil {
+		return r, err
+	}
 	r.manager = environment.New(environment.Config{
 		Store: r.store, Ports: r.store, Driver: r.driver, Network: r.airlocks, Volumes: r.driver.Volumes(), Lines: r.home,
-		Images: r.images, Policy: r, Trust: r.inspector.Trust, Waiting: r.gateway.Waiting, Init: cfg.Init, Logs: at("logs"), HTTP: names, Log: s.log, Fault: cfg.fault(),
+		Images: r.images, Snapshots: r.snapshots, Policy: r, Trust: r.inspector.Trust, Waiting: r.gateway.Waiting, Init: cfg.Init, Logs: at("logs"), HTTP: names, Log: s.log, Fault: cfg.fault(),
 		Listen: func(key, network, address string) (net.Listener, error) {
 			return s.handover.Listen(key, func() (net.Listener, error) { return net.Listen(network, address) })
 		},
@@ -144,7 +149,7 @@ func compose(s *Server) (r *rooms, err error) {
 	r.handler = api.New(api.Config{
 		Environments: r.manager, Builder: r.builder, Blobs: r.images, Audit: r.store, Signer: r.book.signer, Host: r, Policy: r.policy,
 		Credentials: r.credentials, TrustDomain: r.issuer.TrustDomain, Secrets: r.secrets, Identities: r.machines,
-		Recordings: r.sessions, Approvals: r.approvals, Gateway: r.gateway,
+		Recordings: r.sessions, Approvals: r.approvals, Gateway: r.gateway, Snapshots: r.snapshots, Capture: r.capture,
 		Refused: r.refusals.actor,
 		Mirror:  cfg.Mirror, Log: s.log,
 	})
@@ -312,7 +317,7 @@ func (r *rooms) Info() api.Info {
 
 // Doctor implements api.Host.
 func (r *rooms) Doctor(context.Context) []api.Check {
-	return append(Doctor(r.server.cfg), r.book.check(), r.checkSecrets(), r.checkSessions(), r.checkIssuer(), r.checkApprovals(), r.server.remote.Load().check(), r.server.entrance.Load().check())
+	return append(Doctor(r.server.cfg), r.book.check(), r.checkSecrets(), r.checkSessions(), r.checkSnapshots(), r.checkIssuer(), r.checkApprovals(), r.server.remote.Load().check(), r.server.entrance.Load().check())
 }
 
 // Stop implements api.Host.

@@ -127,8 +127,8 @@ func (m Manifest) check() error {
 		return bad("%q is nobody who could have made it", clip(m.Author.String()))
 	case m.Created.IsZero() || m.Created.Year() > 9999:
 		return bad("it has no time")
-	case len(m.Message) > MaxMessage || !printable(m.Message, true):
-		return bad("its message is longer than %d bytes, or no text", MaxMessage)
+	case CheckMessage(m.Message) != nil:
+		return CheckMessage(m.Message)
 	case m.Parent != "" && !m.Parent.Valid():
 		return bad("%q is no digest of a parent", clip(string(m.Parent)))
 	case len(m.Release) > maxName || !printable(m.Release, false):
@@ -143,6 +143,14 @@ func (m Manifest) check() error {
 		return err
 	}
 	return m.Memory.check(bad)
+}
+
+// CheckMessage says what is wrong with what somebody says of a snapshot.
+func CheckMessage(s string) error {
+	if len(s) > MaxMessage || !printable(s, true) {
+		return isle.Errorf(isle.Invalid, "the message of a snapshot is longer than %d bytes, or holds characters that cannot be shown", MaxMessage)
+	}
+	return nil
 }
 
 type bad func(format string, args ...any) error

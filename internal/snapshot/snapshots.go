@@ -365,6 +365,21 @@ func (s *Snapshots) Get(name string) (Snapshot, error) {
 	return s.view(d)
 }
 
+// Look is Get of what may be broken: what is wrong with it is in Broken. Such a
+// snapshot can be removed, and has tags.
+func (s *Snapshots) Look(name string) (Snapshot, error) {
+	d, err := s.Find(name)
+	if err != nil {
+		return Snapshot{}, err
+	}
+	v, err := s.view(d)
+	if err != nil && isle.CodeOf(err) == isle.NotFound {
+		return Snapshot{}, err
+	}
+	v.Broken = err
+	return v, nil
+}
+
 // minPrefix is how much of a digest must be said.
 const minPrefix = 6
 
