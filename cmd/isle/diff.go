@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 
 	"connectrpc.com/connect"
@@ -20,13 +21,23 @@ type changeJSON struct {
 func newDiff(a *app) *cobra.Command {
 	var service string
 	cmd := &cobra.Command{
-		Use:   "diff ENV [-s SERVICE]",
-		Short: "List what changed in volumes since they were filled",
-		Long: `List what changed in volumes since they were filled: against what
+		Use:   "diff ENV [-s SERVICE] | diff A B [-s SERVICE]",
+		Short: "List what changed in volumes, or what differs between two states",
+		Long: `With one environment, list what changed in its volumes since they were filled: against what
 'isle run --copy' put there, or against an empty volume. Nothing else can change:
-roots are read-only. Bring changes back out with 'isle cp'.`,
-		Args: args(1, 1, "one environment"),
+roots are read-only. Bring changes back out with 'isle cp'.
+
+With two, each an environment that runs or a snapshot, list what differs in the second:
+files of volumes, packages, and settings of isle.yaml. A snapshot that is called as an
+environment is said as snapshot:NAME.`,
+		Example: `  isle diff shop
+  isle diff before shop
+  isle diff shop-f1 shop-f2 -s db`,
+		Args: args(1, 2, "one environment, or two environments or snapshots"),
 		RunE: func(cmd *cobra.Command, given []string) error {
+			if len(given) == 2 {
+				return a.compare(cmd.Context(), &islev1.CompareRequest{From: given[0], To: given[1], Service: service})
+			}
 			ref, err := reference(given[0])
 			if err != nil {
 				return err
@@ -40,23 +51,99 @@ roots are read-only. Bring changes back out with 'isle cp'.`,
 				return err
 			}
 			if a.output == "json" {
-				out := []changeJSON{}
-				for _, ch := range res.Msg.GetChanges() {
-					out = append(out, changeJSON{ch.GetService(), ch.GetVolume(), ch.GetPath(), ch.GetKind(), ch.GetSize()})
-				}
-				return a.json(out)
+				return a.json(changesView(res.Msg.GetChanges()))
 			}
-			marks := map[string]string{"added": "A", "modified": "M", "deleted": "D"}
-			for _, ch := range res.Msg.GetChanges() {
-				mark := marks[ch.GetKind()]
-				if mark == "" {
-					mark = "?"
-				}
-				fmt.Fprintf(a.stdout, "%s %s:%s/%s\n", mark, ch.GetService(), ch.GetVolume(), clean(ch.GetPath()))
-			}
+			a.showChanges(res.Msg.GetChanges())
 			return nil
 		},
 	}
 	cmd.Flags().StringVarP(&service, "service", "s", "", "only this service")
 	return cmd
+}
+
+func changesView(list []*islev1.Change) []changeJSON {
+	out := []changeJSON{}
+	for _, ch := range list {
+		out = append(out, changeJSON{ch.GetService(), ch.GetVolume(), ch.GetPath(), ch.GetKind(), ch.GetSize()})
+	}
+	return out
+}
+
+// showChanges writes a line for each file.
+func (a *app) showChanges(list []*islev1.Change) {
+	marks := map[string]string{"added": "A", "modified": "M", "deleted": "D"}
+	for _, ch := range list {
+		mark := marks[ch.GetKind()]
+		if mark == "" {
+			mark = "?"
+		}
+		fmt.Fprintf(a.stdout, "%s %s:%s/%s\n", mark, ch.GetService(), ch.GetVolume(), clean(ch.GetPath()))
+	}
+}
+
+type differenceJSON struct {
+	Files         []changeJSON        `json:"files"`
+	Packages      []packageChangeJSON `json:"packages"`
+	Configuration []settingChangeJSON `json:"configuration"`
+}
+
+type packageChangeJSON struct {
+	Service string `json:"service"`
+	Name    string `json:"name"`
+	From    string `json:"from"`
+	To      string `json:"to"`
+}
+
+type settingChangeJSON struct {
+	Key  string `json:"key"`
+	From string `json:"from"`
+	To   string `json:"to"`
+}
+
+// compare lists what differs between two states.
+func (a *app) compare(ctx context.Context, req *islev1.CompareRequest) error {
+	c, err := a.connect(ctx)
+	if err != nil {
+		return err
+	}
+	stream, err := c.Snapshots.Compare(ctx, connect.NewRequest(req))
+	if err != nil {
+		return err
+	}
+	defer stream.Close()
+	if !stream.Receive() {
+		return ended(stream.Err())
+	}
+	d := stream.Msg()
+	if a.output == "json" {
+		out := differenceJSON{changesView(d.GetFiles()), []packageChangeJSON{}, []settingChangeJSON{}}
+		for _, p := range d.GetPackages() {
+			out.Packages = append(out.Packages, packageChangeJSON{p.GetService(), p.GetName(), p.GetFrom(), p.GetTo()})
+		}
+		for _, s := range d.GetConfiguration() {
+			out.Configuration = append(out.Configuration, settingChangeJSON{s.GetKey(), s.GetFrom(), s.GetTo()})
+		}
+		return a.json(out)
+	}
+	a.showChanges(d.GetFiles())
+	for _, p := range d.GetPackages() {
+		a.showValues("package "+p.GetService()+":"+p.GetName(), p.GetFrom(), p.GetTo())
+	}
+	for _, s := range d.GetConfiguration() {
+		a.showValues(s.GetKey(), s.GetFrom(), s.GetTo())
+	}
+	return nil
+}
+
+// showValues writes a line for something that has, had or gets a value.
+func (a *app) showValues(what, from, to string) {
+	what, from, to = cleanLine(what), cleanLine(from), cleanLine(to)
+	switch {
+	case from == "":
+		fmt.Fprintf(a.stdout, "A %s %s\n", what, to)
+	case to == "":
+		fmt.Fprintf(a.stdout, "D %s %s\n", what, from)
+	default:
+		fmt.Fprintf(a.stdout, "M %s %s -> %s\n", what, from, to)
+	}
 }

@@ -94,7 +94,7 @@ them; isle starts one by itself when none answers.`,
 		commands []*cobra.Command
 	}{
 		{"Environments:", []*cobra.Command{
-			newUp(a), newRun(a), newFork(a), newRestore(a), newTree(a), newLs(a), newStatus(a), newLogs(a), newExec(a), newShell(a), newCp(a), newDiff(a), newPortForward(a),
+			newUp(a), newRun(a), newFork(a), newSnapshot(a), newRestore(a), newTree(a), newLs(a), newStatus(a), newLogs(a), newExec(a), newShell(a), newCp(a), newDiff(a), newPortForward(a),
 			newDoors(a), newConnect(a), newTTL(a), newDown(a),
 		}},
 		{"What they are made of:", []*cobra.Command{newInit(a), newSchema(a), newLock(a), newBuild(a)}},

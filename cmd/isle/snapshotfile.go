@@ -1,0 +1,217 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"connectrpc.com/connect"
+	"github.com/spf13/cobra"
+
+	"isle"
+	islev1 "isle/internal/api/isle/v1"
+)
+
+func newSnapshotVerify(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "verify SNAPSHOT",
+		Short: "Hash all of a snapshot again, and check its signature and parents",
+		Args:  args(1, 1, "one snapshot"),
+		RunE: func(cmd *cobra.Command, given []string) error {
+			c, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			stream, err := c.Snapshots.VerifySnapshot(cmd.Context(), connect.NewRequest(&islev1.VerifySnapshotRequest{Snapshot: given[0]}))
+			if err != nil {
+				return err
+			}
+			defer stream.Close()
+			if !stream.Receive() {
+				return ended(stream.Err())
+			}
+			v := stream.Msg()
+			if a.output == "json" {
+				parents := v.GetParents()
+				if parents == nil {
+					parents = []string{}
+				}
+				return a.json(map[string]any{"snapshot": snapshotView(v.GetSnapshot()), "bytes": v.GetBytes(), "parents": parents, "gone": v.GetGone()})
+			}
+			s := v.GetSnapshot()
+			fmt.Fprintf(a.stdout, "snapshot %s is what was sealed: %s hashed, signed by %s", shortDigest(s.GetDigest()), bytesText(v.GetBytes()), clean(s.GetSigner()))
+			if n := len(v.GetParents()); n > 0 {
+				fmt.Fprintf(a.stdout, ", and so are the manifests of its %d parents", n)
+			}
+			fmt.Fprintln(a.stdout)
+			if v.GetGone() != "" {
+				fmt.Fprintf(a.stdout, "  its parent %s is not here any more\n", shortDigest(v.GetGone()))
+			}
+			return nil
+		},
+	}
+}
+
+func newSnapshotExport(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "export SNAPSHOT FILE",
+		Short: "Write a snapshot as one file",
+		Long: `Write a snapshot as one file: all that was signed, volumes and memory. Whoever has the file
+has the data, and with the memory every secret that a process held; keep it as such.`,
+		Args: args(2, 2, "a snapshot and a file to write"),
+		RunE: func(cmd *cobra.Command, given []string) (err error) {
+			c, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			f, err := os.CreateTemp(filepath.Dir(given[1]), "."+filepath.Base(given[1])+".*") // mode 0600
+			if err != nil {
+				return isle.Errorf(isle.Unavailable, "cannot write %s: %w", given[1], cause(err))
+			}
+			defer func() {
+				f.Close()
+				if err != nil {
+					os.Remove(f.Name())
+				}
+			}()
+			stream, err := c.Snapshots.ExportSnapshot(cmd.Context(), connect.NewRequest(&islev1.ExportSnapshotRequest{Snapshot: given[0]}))
+			if err != nil {
+				return err
+			}
+			defer stream.Close()
+			var size int64
+			for stream.Receive() {
+				n, err := f.Write(stream.Msg().GetData())
+				if size += int64(n); err != nil {
+					return isle.Errorf(isle.Exhausted, "cannot write %s: %w", given[1], cause(err))
+				}
+			}
+			if err := stream.Err(); err != nil {
+				return err
+			}
+			if err := errors.Join(f.Sync(), os.Rename(f.Name(), given[1])); err != nil {
+				return isle.Errorf(isle.Exhausted, "cannot write %s: %w", given[1], err)
+			}
+			if a.output == "json" {
+				return a.json(map[string]any{"file": given[1], "size": size})
+			}
+			_, err = fmt.Fprintf(a.stdout, "%s has %s; read it elsewhere with: isle snapshot import %s\n", given[1], bytesText(size), given[1])
+			return err
+		},
+	}
+}
+
+func newSnapshotImport(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "import FILE",
+		Short: "Read what isle snapshot export wrote",
+		Long: `Read a snapshot from a file. Nothing in the file is trusted: volumes are written anew from
+the files in them, and memory is left out unless a key that this server trusts signed it
+(isle snapshot trust). The snapshot keeps its digest and its stage.`,
+		Args: args(1, 1, "one file to read"),
+		RunE: func(cmd *cobra.Command, given []string) error {
+			f, err := os.Open(given[0])
+			if err != nil {
+				return isle.Errorf(isle.NotFound, "cannot read %s: %w", given[0], cause(err))
+			}
+			defer f.Close()
+			c, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			stream := c.Snapshots.ImportSnapshot(cmd.Context())
+			buf := make([]byte, chunk)
+			for {
+				n, err := f.Read(buf)
+				if n > 0 {
+					if serr := stream.Send(&islev1.Chunk{Data: buf[:n]}); serr != nil {
+						break // the answer says why
+					}
+				}
+				if errors.Is(err, io.EOF) {
+					break
+				}
+				if err != nil {
+					return isle.Errorf(isle.Unavailable, "cannot read %s: %w", given[0], cause(err))
+				}
+			}
+			res, err := stream.CloseAndReceive()
+			if err != nil {
+				return err
+			}
+			s := res.Msg.GetSnapshot()
+			if err := a.showSnapshot(s, "imported"); err != nil || a.output == "json" {
+				return err
+			}
+			if s.GetNoMemory() {
+				_, err = fmt.Fprintf(a.stdout, "  its memory is left out: it is signed by %s, which this server does not trust\n", clean(s.GetSigner()))
+			}
+			return err
+		},
+	}
+}
+
+type snapshotKeyJSON struct {
+	Name string `json:"name"`
+	Key  string `json:"key"`
+	Own  bool   `json:"own"`
+}
+
+func newSnapshotTrust(a *app) *cobra.Command {
+	var remove bool
+	cmd := &cobra.Command{
+		Use:   "trust [KEY]",
+		Short: "List whose snapshots are trusted with memory, or add a server",
+		Long: `Without a key, list the keys whose signatures count, this server's own first. With the key
+of another server, as that lists its own, trust it: memory that it captured is restored
+here, and whoever has that key decides what runs in it. --remove ends that.`,
+		Args: args(0, 1, "at most one key"),
+		RunE: func(cmd *cobra.Command, given []string) error {
+			if remove && len(given) == 0 {
+				return usagef("--remove needs a key, or its name")
+			}
+			c, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if len(given) > 0 {
+				res, err := c.Snapshots.TrustKey(cmd.Context(), connect.NewRequest(&islev1.TrustKeyRequest{Key: given[0], Remove: remove}))
+				if err != nil {
+					return err
+				}
+				k := res.Msg.GetKey()
+				if a.output == "json" {
+					return a.json(map[string]any{"name": k.GetName(), "key": k.GetKey(), "own": k.GetOwn(), "trusted": !remove})
+				}
+				word := "is trusted"
+				if remove {
+					word = "is trusted no more"
+				}
+				_, err = fmt.Fprintf(a.stdout, "%s %s\n", clean(k.GetName()), word)
+				return err
+			}
+			res, err := c.Snapshots.ListKeys(cmd.Context(), connect.NewRequest(&islev1.ListKeysRequest{}))
+			if err != nil {
+				return err
+			}
+			list := []snapshotKeyJSON{}
+			var rows [][]string
+			for _, k := range res.Msg.GetKeys() {
+				list = append(list, snapshotKeyJSON{k.GetName(), k.GetKey(), k.GetOwn()})
+				whose := "trusted"
+				if k.GetOwn() {
+					whose = "this server's"
+				}
+				rows = append(rows, []string{whose, k.GetKey()})
+			}
+			if a.output == "json" {
+				return a.json(list)
+			}
+			return table(a.stdout, "\tkey", rows)
+		},
+	}
+	cmd.Flags().BoolVar(&remove, "remove", false, "trust the key no more")
+	return cmd
+}
