@@ -9,4 +9,7 @@ package main
 
 import "gvisor.dev/gvisor/runsc/cli/maincli"
 
-func main() { maincli.Main() }
+func main() {
+	giveForkIDs()
+	maincli.Main()
+}

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -167,6 +168,68 @@ func TestTheSourceGoesOnWhereWhoCapturesIsKilled(t *testing.T) {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		source.goesOn()
+	}
+}
+
+// waiting has numbers of OpenSSL's generators, then waits for the file go and
+// writes the next that it gets.
+const waiting = `
+import os, ssl, time
+ssl.RAND_bytes(32)
+open("/mnt/ready", "w").close()
+while not os.path.exists("/mnt/go"): time.sleep(0.01)
+with open("/mnt/new", "w") as f: f.write(ssl.RAND_bytes(16).hex())
+os.rename("/mnt/new", "/mnt/random")
+time.sleep(1000)`
+
+func TestRandomNumbersOfOpenSSLDifferInForks(t *testing.T) {
+	w := newWorld(t)
+	root := filepath.Join(w.dir, "machine") // as a mount of its own: what is bound into it is not to be the machine's
+	if err := os.Mkdir(root, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("/", root, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(root, unix.MNT_DETACH) })
+	sleep := []string{"/bin/sleep", "1000"}
+	run := func(name string, n uint32) *sandbox {
+		return w.running(name, testUIDs+n<<16, root, map[string][]string{"top": sleep, "db": sleep, "app": {"/usr/bin/python3", "-c", waiting}})
+	}
+	file := func(s *sandbox, name string) string {
+		t.Helper()
+		for range 3000 {
+			if b, err := os.ReadFile(filepath.Join(s.out("app"), name)); err == nil {
+				return string(b)
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		t.Fatalf("%s has no file %s", s.name, name)
+		return ""
+	}
+	source := run("source", 0)
+	source.start()
+	file(source, "ready")
+	image := source.image()
+	if _, err := source.capture(image, nil).Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	all := []*sandbox{source, run("one", 1), run("two", 2)}
+	for _, s := range all[1:] {
+		if err := s.bringBack(image, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	seen := map[string]string{}
+	for _, s := range all {
+		if err := os.WriteFile(filepath.Join(s.out("app"), "go"), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		random := file(s, "random")
+		if other, ok := seen[random]; ok {
+			t.Errorf("%s and %s have %s", s.name, other, random)
+		}
+		seen[random] = s.name
 	}
 }
 

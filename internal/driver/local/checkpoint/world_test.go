@@ -102,20 +102,36 @@ type sandbox struct {
 	name  string
 	base  uint32
 	netns string
+	root  string
 }
 
 // out is what the service has at /out.
 func (s *sandbox) out(service string) string { return filepath.Join(s.dir, s.name, service, "out") }
+
+// outside is where the container has out: a folder that its root has.
+func (s *sandbox) outside() string {
+	if s.root == filepath.Join(s.dir, "root") {
+		return "/out"
+	}
+	return "/mnt"
+}
 
 func (s *sandbox) id(container string) string { return s.name + "-" + container }
 
 // sandbox prepares one, without starting it.
 func (w *world) sandbox(name string, base uint32, megabytes int) *sandbox {
 	w.t.Helper()
-	s := &sandbox{world: w, name: name, base: base, netns: filepath.Join(w.dir, name+".net")}
+	return w.running(name, base, filepath.Join(w.dir, "root"), map[string][]string{
+		"top": {"/guest", "hold"}, "db": {"/guest", "db"}, "app": {"/guest", "app", fmt.Sprint(megabytes)}})
+}
+
+// running prepares a sandbox of what runs in its three containers.
+func (w *world) running(name string, base uint32, root string, commands map[string][]string) *sandbox {
+	w.t.Helper()
+	s := &sandbox{world: w, name: name, base: base, netns: filepath.Join(w.dir, name+".net"), root: root}
 	network(w.t, s.netns)
-	for container, args := range map[string][]string{"top": {"hold"}, "db": {"db"}, "app": {"app", fmt.Sprint(megabytes)}} {
-		s.bundle(container, append([]string{"/guest"}, args...))
+	for container, args := range commands {
+		s.bundle(container, args)
 	}
 	w.t.Cleanup(func() {
 		for _, c := range []string{"app", "db", "top"} {
@@ -145,14 +161,13 @@ func (s *sandbox) bundle(container string, args []string) {
 	ids := []specs.LinuxIDMapping{{ContainerID: 0, HostID: s.base, Size: 65536}}
 	config := specs.Spec{
 		Version: "1.0.2", Hostname: s.name,
-		Root:    &specs.Root{Path: filepath.Join(s.dir, "root"), Readonly: true},
+		Root:    &specs.Root{Path: s.root, Readonly: true},
 		Process: &specs.Process{Args: args, Cwd: "/", Env: []string{"PATH=/"}, NoNewPrivileges: true, Capabilities: &specs.LinuxCapabilities{}},
 		Mounts: []specs.Mount{
 			{Destination: "/proc", Type: "proc", Source: "proc"},
 			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs"},
 			{Destination: "/tmp", Type: "tmpfs", Source: "tmpfs"},
-			{Destination: "/out", Type: "bind", Source: s.out(container), Options: []string{"bind", "rw"}},
-			{Destination: "/etc/mark", Type: "bind", Source: filepath.Join(dir, "mark"), Options: []string{"bind", "ro"}},
+			{Destination: s.outside(), Type: "bind", Source: s.out(container), Options: []string{"bind", "rw"}},
 		},
 		Linux: &specs.Linux{
 			UIDMappings: ids, GIDMappings: ids,
@@ -160,6 +175,9 @@ func (s *sandbox) bundle(container string, args []string) {
 				{Type: specs.UserNamespace}, {Type: specs.NetworkNamespace, Path: s.netns}},
 		},
 		Annotations: map[string]string{"io.kubernetes.cri.container-type": kind, "io.kubernetes.cri.sandbox-id": s.id("top"), "io.kubernetes.cri.container-name": container},
+	}
+	if s.root == filepath.Join(s.dir, "root") {
+		config.Mounts = append(config.Mounts, specs.Mount{Destination: "/etc/mark", Type: "bind", Source: filepath.Join(dir, "mark"), Options: []string{"bind", "ro"}})
 	}
 	b, err := json.Marshal(config)
 	if err != nil {
