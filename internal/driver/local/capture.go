@@ -31,6 +31,10 @@ func (d *Driver) Capture(ctx context.Context, c environment.Capture) (environmen
 	if err != nil {
 		return environment.Captured{}, err
 	}
+	// gVisor's sandbox now and then ends when its control group is stopped. That
+	// its file systems are all frozen before one is cloned makes them of one
+	// instant too: what is written after another write waits with it.
+	h.still = c.Isolation == classGvisor
 	defer h.close()
 	p, err := h.prepare(ctx, c.Volumes)
 	if err != nil {
@@ -51,7 +55,7 @@ func (d *Driver) Capture(ctx context.Context, c environment.Capture) (environmen
 type hold struct {
 	d        *Driver
 	instance isle.ID
-	still    bool                 // nothing of the instance runs while volumes are cloned
+	still    bool                 // the control group is left alone: nothing runs by then, or it may not be stopped
 	mounted  map[isle.ID]*mounted // those that are in use
 	files    map[isle.ID]*os.File // all; those not in use are locked, so that nobody mounts them
 }

@@ -74,7 +74,7 @@ func TestACaptureHoldsAllVolumesAsTheyWereAtOneInstant(t *testing.T) {
 		b.up(&l)
 		b.report(l)
 		for range 5 {
-			c := environment.Capture{Instance: l.Instance, Isolation: "container", Volumes: []environment.Clone{
+			c := environment.Capture{Instance: l.Instance, Isolation: b.class, Volumes: []environment.Clone{
 				{From: one, To: isle.NewID()}, {From: two, To: isle.NewID()}, {From: idle, To: isle.NewID()},
 			}}
 			out, err := b.Capture(t.Context(), c)
