@@ -216,8 +216,11 @@ func (s *Snapshots) Err() error { return s.broken }
 func (s *Snapshots) dir(d isle.Digest) string { return filepath.Join(s.cfg.Dir, d.Hex()) }
 
 // Volumes are those of all snapshots and of those in the making: nobody else may
-// remove them.
+// remove them. Where the ledger is in doubt they are those of every folder.
 func (s *Snapshots) Volumes() (ids []isle.ID) {
+	if s.broken != nil {
+		return s.onDisk()
+	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	for _, r := range s.known {
@@ -227,6 +230,24 @@ func (s *Snapshots) Volumes() (ids []isle.ID) {
 	}
 	for _, d := range s.drafts {
 		ids = append(ids, d.ids()...)
+	}
+	return ids
+}
+
+// onDisk are the volumes that some folder names.
+func (s *Snapshots) onDisk() (ids []isle.ID) {
+	entries, err := os.ReadDir(s.cfg.Dir)
+	if err != nil {
+		s.cfg.Slog.Error("the folder of snapshots cannot be read", "err", err)
+	}
+	for _, e := range entries {
+		l, err := readLocal(filepath.Join(s.cfg.Dir, e.Name()))
+		if err != nil {
+			s.cfg.Slog.Error("which volumes a snapshot has cannot be read", "folder", e.Name(), "err", err)
+		}
+		for _, v := range l.Volumes {
+			ids = append(ids, v.ID)
+		}
 	}
 	return ids
 }

@@ -144,6 +144,9 @@ func TestWhatIsChangedBehindTheLogIsNotUsed(t *testing.T) {
 	if folders, volumes := w.left(); len(folders) != 2 || len(volumes) != 2 {
 		t.Errorf("something was taken away: %v %v", folders, volumes)
 	}
+	if len(w.Volumes()) != 2 {
+		t.Errorf("gc would remove volumes: %v are held", w.Volumes())
+	}
 }
 
 func TestNothingIsLeftOfASnapshotThatFails(t *testing.T) {

@@ -71,6 +71,11 @@ func probes(stage, who string, there before) map[isle.Action]probe {
 		isle.ActionEnvironmentLaunch: {procedure: "EnvironmentService/Up", message: message{"source": message{"spec": []byte("name: matrix\nservices: {one: {}}\n"), "specName": "isle.yaml"}, "name": fresh, "stage": stage}},
 		isle.ActionEnvironmentDown:   {procedure: "EnvironmentService/Down", message: message{"environments": []string{none}}},
 		isle.ActionVolumeDelete:      {procedure: "EnvironmentService/Down", message: message{"environments": []string{none}, "volumes": true}},
+		isle.ActionSnapshotCreate:    {procedure: "SnapshotService/CreateSnapshot", message: message{"environment": cell}},
+		isle.ActionSnapshotRead:      {procedure: "SnapshotService/GetSnapshot", message: message{"snapshot": "snap-" + stage}},
+		isle.ActionSnapshotTag:       {procedure: "SnapshotService/TagSnapshot", message: message{"snapshot": "snap-" + stage, "tag": "snap-" + stage}},
+		isle.ActionSnapshotExport:    {procedure: "SnapshotService/ExportSnapshot", message: message{"snapshot": "snap-" + stage}},
+		isle.ActionSnapshotRemove:    {procedure: "SnapshotService/RemoveSnapshot", message: message{"snapshot": "snap-" + stage}, says: []string{"came from"}},
 		isle.ActionIdentityCreate:    {procedure: "IdentityService/CreateIdentity", message: message{"name": fresh, "owner": "human:root", "purpose": "the matrix", "expires": inDays(1), "stage": stage}},
 		isle.ActionIdentityRead:      {procedure: "IdentityService/ListIdentities", message: message{"name": "other-" + stage}},
 		isle.ActionIdentityRotate:    {procedure: "IdentityService/RotateKey", message: message{"name": "other-" + stage, "overlap": "0s"}},
@@ -90,6 +95,7 @@ func probes(stage, who string, there before) map[isle.Action]probe {
 // askedElsewhere are the actions on what has a stage that no call does, and why.
 var askedElsewhere = map[isle.Action]string{
 	isle.ActionEgressConnect:  "workloads do it themselves",
+	isle.ActionSnapshotImport: "of which stage it is says the file: internal/api tries that",
 	isle.ActionPostgresSelect: within, isle.ActionPostgresWrite: within, isle.ActionPostgresSchema: within, isle.ActionPostgresAdmin: within,
 	isle.ActionHTTPRead: within, isle.ActionHTTPWrite: within,
 }
@@ -234,6 +240,7 @@ func (w *world) before(t *testing.T, stage string) (b before) {
 		t.Fatalf("%v: %s; %d sessions", err, a.Body, len(sessions))
 	}
 	b.session, b.request = sessions[0].ID, asked.Approval.ID
+	w.must(t, "snapshot", "cell@"+stage, "--tag", "snap-"+stage)
 	return b
 }
 
