@@ -160,7 +160,6 @@ type history struct {
 	holds map[string]string      // environment -> content
 	kept  map[string]string      // of those that are down
 	snaps map[isle.Digest]string
-	fresh int
 }
 
 func newHistory(t *testing.T, seed uint64) *history {
