@@ -47,7 +47,7 @@ func (b *bench) isolation(ctx context.Context, runs int) error {
 	runsc := filepath.Join(b.bin, "isle-runsc")
 	if err := compare(ctx, "Launch by class", "runsc run", runs, []contender{
 		launch("container"), launch("gvisor"),
-		process("runsc run", runsc, "--root", records, "--network=none", "--ignore-cgroups", "--overlay2=none", "run", "--bundle", b.bundle, "%ID"),
+		process("runsc run", runsc, "--root", records, "--network=none", "--gofer-network-namespace=new", "--ignore-cgroups", "--overlay2=none", "run", "--bundle", b.bundle, "%ID"),
 		process("crun run", "crun", "run", "--bundle", b.bundle, "%ID"),
 	}); err != nil {
 		return err
