@@ -47,7 +47,7 @@ func token(t *testing.T, w *world) string {
 func nothing(*testing.T, *world) {}
 
 func stories() []story {
-	return []story{
+	return append(copies(), []story{
 		{
 			name: "up",
 			points: slices.Concat([]string{"up.begin", "up.recorded", "airlock.folder", "airlock.joined", "airlock.half", "airlock.pinned", "up.network", "up.prepared", "volume.formatted", "up.volume"},
@@ -145,7 +145,7 @@ func stories() []story {
 				}
 			},
 		},
-	}
+	}...)
 }
 
 func goneButForItsData(t *testing.T, w *world, _ string) {

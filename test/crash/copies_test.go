@@ -1,0 +1,109 @@
+package crash
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// copies are the stories of what is made of what runs.
+func copies() []story {
+	return []story{
+		{
+			name: "fork",
+			points: slices.Concat([]string{"fork.recorded", "fork.captured", "fork.copied", "up.network"},
+				launching, []string{"up.healthy", "fork.on_fork", "fork.opened", "up.concluding"}),
+			before: func(t *testing.T, w *world) { w.forking(t); up(t, w) },
+			act: func(w *world) error {
+				_, err := w.isle("fork", w.name, "-n", "2", "--name", "x"+w.name)
+				return err
+			},
+			after: wholeForks,
+		},
+		{
+			name: "snapshot", points: []string{"snapshot.captured"}, before: up,
+			act: func(w *world) error { _, err := w.isle("snapshot", w.name); return err },
+			after: func(t *testing.T, w *world, _ string) {
+				w.running(t, 1)
+				if out := w.must(t, "snapshot", "ls", "-o", "json"); out != "[]" {
+					t.Errorf("half of it is there: %s", out)
+				}
+				if got := token(t, w); got != "precious" {
+					t.Errorf("the data is %q", got)
+				}
+			},
+		},
+		{
+			name:   "restore",
+			points: slices.Concat([]string{"restore.recorded", "restore.copied"}, launching, []string{"restore.up", "restore.swapped", "restore.dropped"}),
+			before: func(t *testing.T, w *world) {
+				up(t, w)
+				w.must(t, "snapshot", w.name, "--tag", "good")
+				w.must(t, "exec", w.name, "-s", "db", "--", "sh", "-c", "echo newer > /data/token; sync")
+			},
+			act: func(w *world) error { _, err := w.isle("restore", w.name, "--at", "good"); return err },
+			after: func(t *testing.T, w *world, point string) {
+				w.running(t, 1)
+				want := "newer"
+				if point == "restore.swapped" || point == "restore.dropped" {
+					want = "precious"
+				}
+				if got := token(t, w); got != want {
+					t.Errorf("the data is %q, not %q", got, want)
+				}
+				w.must(t, "snapshot", "rm", "--force", "good")
+			},
+		},
+	}
+}
+
+// forking gives the project an on_fork that may run twice.
+func (w *world) forking(t *testing.T) {
+	t.Helper()
+	path := filepath.Join(w.dir, "isle.yaml")
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := strings.Replace(string(b), "    setup:", "    on_fork: echo forked > /data/forked\n    setup:", 1)
+	if err := os.WriteFile(path, []byte(file), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// wholeForks looks for forks: before their volumes were made there are none, and
+// after that each is open, with the data.
+func wholeForks(t *testing.T, w *world, point string) {
+	w.running(t, 1)
+	for _, n := range []string{"1", "2"} {
+		name := "x" + w.name + "-" + n
+		out, err := w.isle("status", name, "-o", "json")
+		if point == "fork.recorded" || point == "fork.captured" {
+			if err == nil {
+				t.Errorf("%s is there: %s", name, out)
+			}
+			continue
+		}
+		eventually(t, name+" is open", func() error {
+			out, err := w.isle("status", name, "-o", "json")
+			if err == nil && (!strings.Contains(out, `"phase": "running"`) || strings.Contains(out, `"opening"`)) {
+				err = errors.New(out)
+			}
+			return err
+		})
+		if got := w.must(t, "exec", name, "-s", "db", "--", "sh", "-c", "cat /data/token /data/forked"); got != "precious\nforked" {
+			t.Errorf("%s holds %q", name, got)
+		}
+	}
+	if got := w.must(t, "exec", w.name, "-s", "db", "--", "sh", "-c", "cat /data/token; ls /data"); !strings.HasPrefix(got, "precious") || strings.Contains(got, "forked") {
+		t.Errorf("the source holds %q", got)
+	}
+	w.must(t, "down", "--all", "--volumes")
+	if left, _ := filepath.Glob(filepath.Join(w.State, "volumes", "*.ext4*")); len(left) > 0 {
+		t.Error(fmt.Sprint("volumes are left: ", left))
+	}
+}
