@@ -80,8 +80,22 @@ t6=$(ms)
 isle exec shop -s web -- true
 t7=$(ms)
 
+say "6. Three running copies of it, data included, in a blink"
+orders() { isle exec "$1" -s db -- psql -h localhost -U postgres -Atc 'SELECT count(*) FROM orders' 2>&1 | sed "s/^/   $1: /; s/ERROR:  //" || true; }
+show "isle fork shop -n 3"
+f0=$(ms)
+isle fork shop -n 3
+f1=$(ms)
+show "isle exec shop-f1 -s db -- psql -h localhost -U postgres -c 'DROP TABLE orders CASCADE'"
+isle exec shop-f1 -s db -- psql -h localhost -U postgres -c 'DROP TABLE orders CASCADE' 2>&1 | sed 's/^/   /'
+show "isle exec … -s db -- psql -h localhost -U postgres -Atc 'SELECT count(*) FROM orders'"
+for e in shop shop-f1 shop-f2 shop-f3; do orders $e; done
+show "isle tree"
+isle tree | sed 's/^/   /'
+isle down shop-f1 shop-f2 shop-f3 --volumes >/dev/null 2>&1
+
 since=$(date -u +%FT%TZ)
-say "6. A database outside, behind a door: no address, user, password or TLS inside"
+say "7. A database outside, behind a door: no address, user, password or TLS inside"
 database
 # It runs as postgres, and so in a folder that postgres may enter.
 where=$(mktemp -d /tmp/isle-demo-db.XXXXXX)
@@ -104,12 +118,12 @@ inside() {
 inside 'SELECT name, email FROM customers LIMIT 3'
 inside 'DELETE FROM orders'
 
-say "7. The password is nowhere inside"
+say "8. The password is nowhere inside"
 instance=$(isle status storefront -o json | field instance)
 show "go run ./test/seek $instance orders-db <secret   # from outside, as root, through all that is inside"
 printf %s "$secret" | ${GO:-go} run ./test/seek "$instance" orders-db | sed 's/^/   /'
 
-say "8. A human in the loop: a change waits on its connection"
+say "9. A human in the loop: a change waits on its connection"
 show "isle exec storefront -- psql -h orders-db -c 'UPDATE orders SET quantity = 2 WHERE id = 42' &"
 isle exec storefront -- psql -h orders-db -c 'UPDATE orders SET quantity = 2 WHERE id = 42' >"$work/update" 2>&1 &
 update=$!
@@ -132,7 +146,7 @@ wait "$update"
 show "fg"
 sed "1,${told}d; s/^/   /" "$work/update"
 
-say "9. All of it is written down"
+say "10. All of it is written down"
 show "isle audit search --resource connection:orders-db --since $since"
 isle audit search --resource connection:orders-db --since "$since" | grep -v ' session:\| approval:read' | cut -c 1-170 | sed 's/^/   /'
 session=$(isle approvals show "$request" -o json | field session)
@@ -145,6 +159,7 @@ cat <<END
    $(printf '%6d' $((t3 - t2))) ms   up after a change: web rebuilt, replaced and healthy, data kept
    $(printf '%6d' $((t5 - t4))) ms   up with nothing to do
    $(printf '%6d' $((t7 - t6))) ms   exec of a command inside
+   $(printf '%6d' $((f1 - f0))) ms   three forks of the running shop, each with its own copy of the data, up and healthy
 
 Where to go from here:
    KEEP=1 make demo                  leaves the shop running; then
