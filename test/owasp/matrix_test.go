@@ -61,34 +61,37 @@ func probes(stage, who string, there before) map[isle.Action]probe {
 	cell, none := "cell@"+stage, "none@"+stage
 	fresh := fmt.Sprintf("p-%s-%s", who, stage)
 	return map[isle.Action]probe{
-		isle.ActionEnvironmentRead:   {procedure: "EnvironmentService/Get", message: message{"environment": cell}},
-		isle.ActionEnvironmentLogs:   {procedure: "EnvironmentService/Logs", message: message{"environment": cell}},
-		isle.ActionEnvironmentExec:   {procedure: "EnvironmentService/Exec", message: message{"start": message{"environment": cell, "command": []string{"/inside", "reach"}}}},
-		isle.ActionEnvironmentCopy:   {procedure: "EnvironmentService/CopyOut", message: message{"environment": cell, "path": "/inside"}},
-		isle.ActionEnvironmentDiff:   {procedure: "EnvironmentService/Diff", message: message{"environment": cell}},
-		isle.ActionEnvironmentPort:   {procedure: "EnvironmentService/PortForward", message: message{"start": message{"environment": cell, "port": 7000}}},
-		isle.ActionEnvironmentExtend: {procedure: "EnvironmentService/Extend", message: message{"environment": cell, "by": "60s"}},
-		isle.ActionEnvironmentLaunch: {procedure: "EnvironmentService/Up", message: message{"source": message{"spec": []byte("name: matrix\nservices: {one: {}}\n"), "specName": "isle.yaml"}, "name": fresh, "stage": stage}},
-		isle.ActionEnvironmentDown:   {procedure: "EnvironmentService/Down", message: message{"environments": []string{none}}},
-		isle.ActionVolumeDelete:      {procedure: "EnvironmentService/Down", message: message{"environments": []string{none}, "volumes": true}},
-		isle.ActionSnapshotCreate:    {procedure: "SnapshotService/CreateSnapshot", message: message{"environment": cell}},
-		isle.ActionSnapshotRead:      {procedure: "SnapshotService/GetSnapshot", message: message{"snapshot": "snap-" + stage}},
-		isle.ActionSnapshotTag:       {procedure: "SnapshotService/TagSnapshot", message: message{"snapshot": "snap-" + stage, "tag": "snap-" + stage}},
-		isle.ActionSnapshotExport:    {procedure: "SnapshotService/ExportSnapshot", message: message{"snapshot": "snap-" + stage}},
-		isle.ActionSnapshotRemove:    {procedure: "SnapshotService/RemoveSnapshot", message: message{"snapshot": "snap-" + stage}, says: []string{"came from"}},
-		isle.ActionIdentityCreate:    {procedure: "IdentityService/CreateIdentity", message: message{"name": fresh, "owner": "human:root", "purpose": "the matrix", "expires": inDays(1), "stage": stage}},
-		isle.ActionIdentityRead:      {procedure: "IdentityService/ListIdentities", message: message{"name": "other-" + stage}},
-		isle.ActionIdentityRotate:    {procedure: "IdentityService/RotateKey", message: message{"name": "other-" + stage, "overlap": "0s"}},
-		isle.ActionIdentityRevoke:    {procedure: "IdentityService/RevokeKey", message: message{"id": there.key}, says: []string{"already"}},
-		isle.ActionIdentityTransfer:  {procedure: "IdentityService/SetOwner", message: message{"name": "other-" + stage, "owner": "human:root"}},
-		isle.ActionConnectionOpen:    {procedure: "ConnectionService/Connect", message: message{"start": message{"connection": "door-" + stage}}},
-		isle.ActionSessionRead:       {procedure: "SessionService/GetSession", message: message{"id": there.session}},
-		isle.ActionSessionEnd:        {procedure: "SessionService/EndSession", message: message{"id": there.session, "reason": "the matrix"}, says: []string{"ended"}},
-		isle.ActionRecordingRead:     {procedure: "SessionService/ReplaySession", message: message{"id": there.session}},
-		isle.ActionApprovalRead:      {procedure: "ApprovalService/GetApproval", message: message{"id": there.request}},
-		isle.ActionApprovalDecide:    {procedure: "ApprovalService/Approve", message: message{"id": there.request, "hash": "another"}, says: []string{"only people approve", "has the hash"}},
-		isle.ActionAccessRequest:     {procedure: "ApprovalService/RequestAccess", message: access},
-		isle.ActionAccessBreakGlass:  {procedure: "ApprovalService/BreakGlass", message: access, says: []string{"only people break the glass"}},
+		isle.ActionEnvironmentRead:    {procedure: "EnvironmentService/Get", message: message{"environment": cell}},
+		isle.ActionEnvironmentLogs:    {procedure: "EnvironmentService/Logs", message: message{"environment": cell}},
+		isle.ActionEnvironmentExec:    {procedure: "EnvironmentService/Exec", message: message{"start": message{"environment": cell, "command": []string{"/inside", "reach"}}}},
+		isle.ActionEnvironmentCopy:    {procedure: "EnvironmentService/CopyOut", message: message{"environment": cell, "path": "/inside"}},
+		isle.ActionEnvironmentDiff:    {procedure: "EnvironmentService/Diff", message: message{"environment": cell}},
+		isle.ActionEnvironmentPort:    {procedure: "EnvironmentService/PortForward", message: message{"start": message{"environment": cell, "port": 7000}}},
+		isle.ActionEnvironmentExtend:  {procedure: "EnvironmentService/Extend", message: message{"environment": cell, "by": "60s"}},
+		isle.ActionEnvironmentLaunch:  {procedure: "EnvironmentService/Up", message: message{"source": message{"spec": []byte("name: matrix\nservices: {one: {}}\n"), "specName": "isle.yaml"}, "name": fresh, "stage": stage}},
+		isle.ActionEnvironmentDown:    {procedure: "EnvironmentService/Down", message: message{"environments": []string{none}}},
+		isle.ActionVolumeDelete:       {procedure: "EnvironmentService/Down", message: message{"environments": []string{none}, "volumes": true}},
+		isle.ActionEnvironmentFork:    {procedure: "ForkService/Fork", message: message{"from": none}},
+		isle.ActionEnvironmentRestore: {procedure: "ForkService/Restore", message: message{"environment": none, "at": "snap-" + stage}},
+		isle.ActionVolumeCross:        {procedure: "ForkService/Fork", message: message{"from": cell, "toStage": "elsewhere"}, says: []string{"a session is in one stage"}},
+		isle.ActionSnapshotCreate:     {procedure: "SnapshotService/CreateSnapshot", message: message{"environment": cell}},
+		isle.ActionSnapshotRead:       {procedure: "SnapshotService/GetSnapshot", message: message{"snapshot": "snap-" + stage}},
+		isle.ActionSnapshotTag:        {procedure: "SnapshotService/TagSnapshot", message: message{"snapshot": "snap-" + stage, "tag": "snap-" + stage}},
+		isle.ActionSnapshotExport:     {procedure: "SnapshotService/ExportSnapshot", message: message{"snapshot": "snap-" + stage}},
+		isle.ActionSnapshotRemove:     {procedure: "SnapshotService/RemoveSnapshot", message: message{"snapshot": "snap-" + stage}, says: []string{"came from"}},
+		isle.ActionIdentityCreate:     {procedure: "IdentityService/CreateIdentity", message: message{"name": fresh, "owner": "human:root", "purpose": "the matrix", "expires": inDays(1), "stage": stage}},
+		isle.ActionIdentityRead:       {procedure: "IdentityService/ListIdentities", message: message{"name": "other-" + stage}},
+		isle.ActionIdentityRotate:     {procedure: "IdentityService/RotateKey", message: message{"name": "other-" + stage, "overlap": "0s"}},
+		isle.ActionIdentityRevoke:     {procedure: "IdentityService/RevokeKey", message: message{"id": there.key}, says: []string{"already"}},
+		isle.ActionIdentityTransfer:   {procedure: "IdentityService/SetOwner", message: message{"name": "other-" + stage, "owner": "human:root"}},
+		isle.ActionConnectionOpen:     {procedure: "ConnectionService/Connect", message: message{"start": message{"connection": "door-" + stage}}},
+		isle.ActionSessionRead:        {procedure: "SessionService/GetSession", message: message{"id": there.session}},
+		isle.ActionSessionEnd:         {procedure: "SessionService/EndSession", message: message{"id": there.session, "reason": "the matrix"}, says: []string{"ended"}},
+		isle.ActionRecordingRead:      {procedure: "SessionService/ReplaySession", message: message{"id": there.session}},
+		isle.ActionApprovalRead:       {procedure: "ApprovalService/GetApproval", message: message{"id": there.request}},
+		isle.ActionApprovalDecide:     {procedure: "ApprovalService/Approve", message: message{"id": there.request, "hash": "another"}, says: []string{"only people approve", "has the hash"}},
+		isle.ActionAccessRequest:      {procedure: "ApprovalService/RequestAccess", message: access},
+		isle.ActionAccessBreakGlass:   {procedure: "ApprovalService/BreakGlass", message: access, says: []string{"only people break the glass"}},
 	}
 }
 
@@ -262,7 +265,7 @@ func (w *world) cell(t *testing.T, c *caller, kind, own, of string, there before
 		switch {
 		case own != of:
 			denied(t, what, a, "built in: a session is in one stage")
-		case info.Action == isle.ActionEnvironmentLaunch && of == protected:
+		case (info.Action == isle.ActionEnvironmentLaunch || info.Action == isle.ActionEnvironmentRestore) && of == protected:
 			denied(t, what, a, "built in: protected stages launch releases only")
 		case a.Code != "ok" && a.Code != "not_found" && !slices.ContainsFunc(p.says, func(s string) bool { return strings.Contains(a.Message, s) }):
 			t.Errorf("%s: %v, want it to work", what, a)

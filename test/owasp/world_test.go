@@ -259,7 +259,7 @@ func (a answer) String() string { return strconv.Itoa(a.Status) + " " + a.Code +
 // streams are the procedures that are one.
 var streams = map[string]bool{
 	"Up": true, "Down": true, "Exec": true, "Logs": true, "CopyIn": true, "CopyOut": true, "PortForward": true, "Lock": true, "Build": true, "Put": true, "Export": true, "Import": true,
-	"Audit": true, "Connect": true, "ReplaySession": true, "SearchSessions": true,
+	"Audit": true, "Fork": true, "Restore": true, "CreateSnapshot": true, "VerifySnapshot": true, "ExportSnapshot": true, "ImportSnapshot": true, "Compare": true, "Connect": true, "ReplaySession": true, "SearchSessions": true,
 }
 
 // A message is one of the API, as JSON.
