@@ -175,6 +175,9 @@ func (v *Volumes) attach(ctx context.Context, id isle.ID, target string, userns 
 		return err
 	}
 	defer f.Close()
+	if st, err := f.Stat(); err != nil || st.Mode().Perm()&0o200 == 0 {
+		return isle.Errorf(isle.Refused, "volume %s is a snapshot's, which nothing is ever written to", id).WithHint("a fork has a copy of it: isle fork ENV --at SNAPSHOT")
+	}
 	if err := lock(ctx, f, unix.LOCK_EX); err != nil {
 		return err
 	}

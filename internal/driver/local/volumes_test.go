@@ -65,7 +65,7 @@ func TestAFileThatIsleDidNotMakeIsNotMounted(t *testing.T) {
 	if err := os.WriteFile(elsewhere, make([]byte, 1<<20), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	link, shared := isle.NewID(), isle.NewID()
+	link, shared, sealed := isle.NewID(), isle.NewID(), isle.NewID()
 	if err := os.Symlink(elsewhere, b.volumes.Path(link)); err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +75,14 @@ func TestAFileThatIsleDidNotMakeIsNotMounted(t *testing.T) {
 	if err := os.Chown(b.volumes.Path(shared), 1000, 1000); err != nil {
 		t.Fatal(err)
 	}
-	for _, id := range []isle.ID{link, shared, "../../../etc/passwd", ""} {
+	install(t, "mke2fs")
+	if err := b.volumes.Create(t.Context(), sealed, 8<<20); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(b.volumes.Path(sealed), 0o400); err != nil { // as a snapshot's
+		t.Fatal(err)
+	}
+	for _, id := range []isle.ID{link, shared, sealed, "../../../etc/passwd", ""} {
 		l := b.launchOf(isle.NewID())
 		l.Volumes = []environment.Mount{{Volume: id, Path: "/data"}}
 		if err := b.Prepare(t.Context(), environment.Shared{Instance: l.Instance}); err != nil {
