@@ -73,6 +73,7 @@ bindings:
 func compare(t *testing.T, direct, through string) {
 	why := explanations(t)
 	used := make([]int, len(why))
+	truth := regexp.MustCompile(`^[-+] [tf]$`)
 	files, err := os.ReadDir(direct)
 	if err != nil {
 		t.Fatal(err)
@@ -102,6 +103,9 @@ func compare(t *testing.T, direct, through string) {
 			line = strings.TrimRight(line, "\n")
 			if strings.HasPrefix(line, "@@") || strings.HasPrefix(line, "---") || strings.HasPrefix(line, "+++") {
 				continue
+			}
+			if f.Name() == "stats.out" && truth.MatchString(line) {
+				continue // whether a number has grown already: the server writes them when it finds the time
 			}
 			i := slices.IndexFunc(why, func(e explanation) bool {
 				return (e.file == "*" || e.file+".out" == f.Name()) && e.line.MatchString(line)

@@ -111,6 +111,7 @@ func within(t *testing.T, what string, ok func() bool) {
 }
 
 const projectFile = `name: NAME
+isolation: container
 services:
   one:
     packages: [busybox]
@@ -331,11 +332,13 @@ func TestWhatAnAgentBeganEndsWithIt(t *testing.T) {
 		"stopped": func(a *agent) { a.process.Process.Signal(syscall.SIGTERM) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			a := start(t, server, t.TempDir(), nil)
+			// Of the class whose processes the machine sees.
+			dir := project(t, name)
+			a := start(t, server, dir, nil)
 			done := make(chan struct{})
 			go func() {
 				defer close(done)
-				a.CallTool(context.Background(), &mcp.CallToolParams{Name: "run", Arguments: map[string]any{"packages": []string{"busybox"}, "name": name, "command": []string{"sleep", "161803"}}})
+				a.CallTool(t.Context(), &mcp.CallToolParams{Name: "run", Arguments: map[string]any{"file": dir, "name": name, "command": []string{"sleep", "161803"}}})
 			}()
 			within(t, "the command runs", func() bool { return running("sleep 161803") > 0 })
 			end(a)
