@@ -115,9 +115,14 @@ func (d *Driver) startSandbox(ctx context.Context, of *container) error {
 	return d.start(c, func(*exec.Cmd) {})
 }
 
-// endSandbox ends what is left of a sandbox and its records, and not its folder.
+// endSandbox ends what is left of a sandbox, its group and its records, and not
+// its folder. The group goes because Linux, at least from 6.14 to 6.18, kills
+// whatever is started (clone3) in one that was ever ended by cgroup.kill.
 func (d *Driver) endSandbox(ctx context.Context, instance isle.ID) error {
 	if err := d.groups.kill(ctx, string(instance), string(sandboxName)); err != nil {
+		return isle.Errorf(isle.Unavailable, "end the sandbox of %s: %w", instance, err)
+	}
+	if err := d.groups.remove(ctx, string(instance), string(sandboxName)); err != nil {
 		return isle.Errorf(isle.Unavailable, "end the sandbox of %s: %w", instance, err)
 	}
 	if err := d.runsc().Forget(string(instance), string(instance)); err != nil {

@@ -176,6 +176,10 @@ func TestASandboxThatDoesNotAnswerIsEnded(t *testing.T) {
 	if b.alive(l.Instance, sandboxName) {
 		t.Error("it runs on")
 	}
+	// The next is started where this one was ended.
+	again := b.launchOf(l.Instance)
+	b.up(&again)
+	b.report(again)
 }
 
 // Whatever takes all processes that the sandbox may have on the host takes
