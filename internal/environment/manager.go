@@ -14,6 +14,7 @@ import (
 	"isle"
 	"isle/internal/audit"
 	"isle/internal/image"
+	"isle/internal/problem"
 	"isle/internal/snapshot"
 )
 
@@ -266,7 +267,7 @@ func (m *Manager) notFound(ref isle.Ref) error {
 	var near, names []string
 	for r := range m.envs {
 		names = append(names, r.String())
-		if distance(r.Name, ref.Name) <= 2 || strings.HasPrefix(r.Name, ref.Name) || r.Name == ref.Name {
+		if problem.Distance(r.Name, ref.Name) <= 2 || strings.HasPrefix(r.Name, ref.Name) || r.Name == ref.Name {
 			near = append(near, r.String())
 		}
 	}
@@ -476,25 +477,4 @@ func (m *Manager) end(intent audit.Entry, err error) {
 	if e := m.cfg.Store.Append(context.WithoutCancel(m.ctx), intent.Outcome(err)); e != nil {
 		m.cfg.Log.Error("the outcome of an action could not be recorded; recovery will close it as unknown", "intent", intent.ID, "error", e)
 	}
-}
-
-// distance is how many letters must be changed, added or left out to make b of
-// a (Levenshtein).
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost = 1 + min(diagonal, row[j], row[j+1])
-			}
-			diagonal, row[j+1] = row[j+1], cost
-		}
-	}
-	return row[len(b)]
 }

@@ -72,37 +72,35 @@ func Nearest(word string, candidates []string) (best string, near bool) {
 	}
 	least := -1
 	for _, c := range candidates {
-		if d := distance(word, c); least < 0 || d < least {
+		if d := Distance(word, c); least < 0 || d < least {
 			best, least = c, d
 		}
 	}
 	return best, least >= 0 && least <= max(1, len(word)/3)
 }
 
-// distance is the optimal string alignment distance: insertions, deletions,
-// substitutions and swaps of neighbours count one each.
-func distance(a, b string) int {
-	rows := make([][]int, len(a)+1)
-	for i := range rows {
-		rows[i] = make([]int, len(b)+1)
-		rows[i][0] = i
-	}
-	for j := range rows[0] {
-		rows[0][j] = j
+// Distance is the optimal string alignment distance, in bytes: insertions,
+// deletions, substitutions and swaps of neighbours count one each.
+func Distance(a, b string) int {
+	before, row, next := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
 	}
 	for i := 1; i <= len(a); i++ {
+		next[0] = i
 		for j := 1; j <= len(b); j++ {
-			cost := 1
-			if a[i-1] == b[j-1] {
-				cost = 0
+			d := row[j-1]
+			if a[i-1] != b[j-1] {
+				d++
 			}
-			rows[i][j] = min(rows[i-1][j]+1, rows[i][j-1]+1, rows[i-1][j-1]+cost)
+			next[j] = min(d, row[j]+1, next[j-1]+1)
 			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
-				rows[i][j] = min(rows[i][j], rows[i-2][j-2]+1)
+				next[j] = min(next[j], before[j-2]+1)
 			}
 		}
+		before, row, next = row, next, before
 	}
-	return rows[len(a)][len(b)]
+	return row[len(b)]
 }
 
 // Clip shortens text from a file for a message, so that a hostile file cannot

@@ -17,6 +17,7 @@ import (
 
 	"isle"
 	"isle/internal/ledger"
+	"isle/internal/problem"
 )
 
 // ledgerName is the ledger that snapshots, tags and trusted keys are records of.
@@ -444,7 +445,7 @@ func (s *Snapshots) notFound(name string) error {
 	err := isle.Errorf(isle.NotFound, "there is no snapshot %q", clip(name))
 	var near []string
 	for t := range s.tags {
-		if len(name) >= 2 && (strings.HasPrefix(t, name) || strings.HasPrefix(name, t)) || distance(t, clip(name)) <= 2 {
+		if len(name) >= 2 && (strings.HasPrefix(t, name) || strings.HasPrefix(name, t)) || problem.Distance(t, clip(name)) <= 2 {
 			near = append(near, t)
 		}
 	}
@@ -463,25 +464,4 @@ func (s *Snapshots) notFound(name string) error {
 		return err.WithHint("there is none yet: isle snapshot ENV makes one")
 	}
 	return err.WithHint("isle snapshot ls lists them; say a tag, or at least %d characters of a digest", minPrefix)
-}
-
-// distance is how many letters must be changed, added or left out to make b of
-// a (Levenshtein).
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost = 1 + min(diagonal, row[j], row[j+1])
-			}
-			diagonal, row[j+1] = row[j+1], cost
-		}
-	}
-	return row[len(b)]
 }

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"slices"
 	"strings"
+
+	"isle/internal/problem"
 )
 
 // nearest returns up to three package names like the one that was not found,
@@ -27,7 +29,7 @@ func (w *world) nearest(name string) []string {
 			case strings.HasPrefix(n, name) && len(n) <= len(name)+6:
 				score = 2 + len(n) - len(name)
 			case len(n)-len(name) <= limit && len(name)-len(n) <= limit:
-				d := distance(n, name)
+				d := problem.Distance(n, name)
 				if d > limit {
 					continue
 				}
@@ -47,28 +49,4 @@ func (w *world) nearest(name string) []string {
 		out = append(out, b.name)
 	}
 	return out
-}
-
-// distance is the number of insertions, deletions, substitutions and swaps of
-// neighbours between two strings.
-func distance(a, b string) int {
-	before, row, next := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := 1; i <= len(a); i++ {
-		next[0] = i
-		for j := 1; j <= len(b); j++ {
-			d := row[j-1]
-			if a[i-1] != b[j-1] {
-				d++
-			}
-			next[j] = min(d, row[j]+1, next[j-1]+1)
-			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
-				next[j] = min(next[j], before[j-2]+1)
-			}
-		}
-		before, row, next = row, next, before
-	}
-	return row[len(b)]
 }
