@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 
@@ -168,20 +167,8 @@ func newLockImport(a *app) *cobra.Command {
 				return err
 			}
 			stream := c.Images.Import(cmd.Context())
-			buf := make([]byte, chunk)
-			for {
-				n, err := f.Read(buf)
-				if n > 0 {
-					if serr := stream.Send(&islev1.Chunk{Data: buf[:n]}); serr != nil {
-						break // the answer says why
-					}
-				}
-				if errors.Is(err, io.EOF) {
-					break
-				}
-				if err != nil {
-					return isle.Errorf(isle.Unavailable, "cannot read %s: %w", given[0], cause(err))
-				}
+			if err := sendFile(stream, f); err != nil {
+				return err
 			}
 			res, err := stream.CloseAndReceive()
 			if err != nil {

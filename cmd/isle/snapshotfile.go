@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 
@@ -122,20 +121,8 @@ the files in them, and memory is left out unless a key that this server trusts s
 				return err
 			}
 			stream := c.Snapshots.ImportSnapshot(cmd.Context())
-			buf := make([]byte, chunk)
-			for {
-				n, err := f.Read(buf)
-				if n > 0 {
-					if serr := stream.Send(&islev1.Chunk{Data: buf[:n]}); serr != nil {
-						break // the answer says why
-					}
-				}
-				if errors.Is(err, io.EOF) {
-					break
-				}
-				if err != nil {
-					return isle.Errorf(isle.Unavailable, "cannot read %s: %w", given[0], cause(err))
-				}
+			if err := sendFile(stream, f); err != nil {
+				return err
 			}
 			res, err := stream.CloseAndReceive()
 			if err != nil {

@@ -120,3 +120,21 @@ func (item content) chunks(send func([]byte) error) error {
 		}
 	}
 }
+
+// sendFile sends a file in chunks. Where the server takes no more it ends without
+// an error: the answer says why.
+func sendFile(stream interface{ Send(*islev1.Chunk) error }, f *os.File) error {
+	buf := make([]byte, chunk)
+	for {
+		n, err := f.Read(buf)
+		if n > 0 && stream.Send(&islev1.Chunk{Data: buf[:n]}) != nil {
+			return nil
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return isle.Errorf(isle.Unavailable, "cannot read %s: %w", f.Name(), cause(err))
+		}
+	}
+}
