@@ -309,6 +309,30 @@ func (g *agent) Fork(ctx context.Context, req *islev1.ForkRequest, tell mcp.Tell
 	return res.GetEnvironments(), nil
 }
 
+// Snapshot implements mcp.Forks.
+func (g *agent) Snapshot(ctx context.Context, req *islev1.CreateSnapshotRequest) (*islev1.Snapshot, error) {
+	c, ctx, end, err := g.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	return snapshot(ctx, c, req)
+}
+
+// Snapshots implements mcp.Forks.
+func (g *agent) Snapshots(ctx context.Context, environment string) ([]*islev1.Snapshot, error) {
+	c, ctx, end, err := g.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	res, err := c.Snapshots.ListSnapshots(ctx, connect.NewRequest(&islev1.ListSnapshotsRequest{Environment: environment}))
+	if err != nil {
+		return nil, err
+	}
+	return res.Msg.GetSnapshots(), nil
+}
+
 // Restore implements mcp.Forks.
 func (g *agent) Restore(ctx context.Context, req *islev1.RestoreRequest, tell mcp.Tell) (*islev1.Environment, error) {
 	c, ctx, end, err := g.begin(ctx)

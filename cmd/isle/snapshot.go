@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"isle"
+	"isle/internal/api"
 	islev1 "isle/internal/api/isle/v1"
 )
 
@@ -45,15 +46,11 @@ An environment that is called as a command below is said with its stage: isle sn
 			if err != nil {
 				return err
 			}
-			stream, err := c.Snapshots.CreateSnapshot(cmd.Context(), connect.NewRequest(req))
+			s, err := snapshot(cmd.Context(), c, req)
 			if err != nil {
 				return err
 			}
-			defer stream.Close()
-			if !stream.Receive() {
-				return ended(stream.Err())
-			}
-			return a.showSnapshot(stream.Msg().GetSnapshot(), "made")
+			return a.showSnapshot(s, "made")
 		},
 	}
 	cmd.Flags().StringVarP(&req.Message, "message", "m", "", "what to remember of it")
@@ -61,6 +58,19 @@ An environment that is called as a command below is said with its stage: isle sn
 	cmd.AddCommand(newSnapshotLs(a), newSnapshotShow(a), newSnapshotTag(a), newSnapshotUntag(a), newSnapshotRm(a), newSnapshotVerify(a),
 		newSnapshotExport(a), newSnapshotImport(a), newSnapshotTrust(a))
 	return cmd
+}
+
+// snapshot makes the call.
+func snapshot(ctx context.Context, c *api.Client, req *islev1.CreateSnapshotRequest) (*islev1.Snapshot, error) {
+	stream, err := c.Snapshots.CreateSnapshot(ctx, connect.NewRequest(req))
+	if err != nil {
+		return nil, err
+	}
+	defer stream.Close()
+	if !stream.Receive() {
+		return nil, ended(stream.Err())
+	}
+	return stream.Msg().GetSnapshot(), nil
 }
 
 // ended is the error of a stream that ended without a result.

@@ -32,6 +32,7 @@ type world struct {
 	requests map[string]*islev1.Approval
 	decide   chan struct{}
 	down     [][]string
+	captured []*islev1.Snapshot
 }
 
 func newWorld() *world {
@@ -191,6 +192,29 @@ func (w *world) Fork(_ context.Context, req *islev1.ForkRequest, _ Tell) (out []
 		out = append(out, e)
 	}
 	return out, nil
+}
+
+func (w *world) Snapshot(_ context.Context, req *islev1.CreateSnapshotRequest) (*islev1.Snapshot, error) {
+	if req.GetEnvironment() != "shop" {
+		return nil, isle.Errorf(isle.NotFound, "environment %s is not up", req.GetEnvironment())
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	s := &islev1.Snapshot{
+		Digest: fmt.Sprintf("sha256:%d", len(w.captured)+1), Environment: "shop", Author: "human:ana", Created: timestamppb.New(time.Unix(2e9, 0)), Message: req.GetMessage(),
+		Volumes: []*islev1.SnapshotVolume{{Service: "web", Path: "/data"}}, Used: 7, Trusted: true,
+	}
+	if req.GetTag() != "" {
+		s.Tags = []string{req.GetTag()}
+	}
+	w.captured = append(w.captured, s)
+	return s, nil
+}
+
+func (w *world) Snapshots(context.Context, string) ([]*islev1.Snapshot, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.captured, nil
 }
 
 func (w *world) Restore(_ context.Context, req *islev1.RestoreRequest, _ Tell) (*islev1.Environment, error) {

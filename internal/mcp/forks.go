@@ -22,7 +22,7 @@ func (s *Server) addForks() {
 	}, s.fork)
 	add(s, tool{
 		name: "restore", title: "Bring back an earlier state", hint: destroys, outside: true,
-		description: "Put an environment back to a snapshot of it: the environment is replaced and keeps its name, and what its volumes hold now is lost. tree lists the snapshots. To look at an earlier state beside the present one call fork with at instead.",
+		description: "Put an environment back to a snapshot of it: the environment is replaced and keeps its name, and what its volumes hold now is lost. snapshots lists them. To look at an earlier state beside the present one call fork with at instead.",
 	}, s.restore)
 	add(s, tool{
 		name: "tree", title: "Show what was made of what", hint: reads,

@@ -54,7 +54,7 @@ func TestEveryToolSaysWhatItTakesGivesAndDoes(t *testing.T) {
 		}
 	}
 	slices.Sort(names)
-	for _, name := range []string{"up", "run", "exec", "read_file", "write_file", "list_files", "fork", "restore", "tree", "ls", "status", "logs", "down", "doors", "request", "request_status", "read_output"} {
+	for _, name := range []string{"up", "run", "exec", "read_file", "write_file", "list_files", "snapshot", "snapshots", "fork", "restore", "tree", "ls", "status", "logs", "down", "doors", "request", "request_status", "read_output"} {
 		if !slices.Contains(names, name) {
 			t.Errorf("there is no tool %s in %v", name, names)
 		}
@@ -333,6 +333,24 @@ func TestLineageIsShownAndAnEarlierStateBroughtBack(t *testing.T) {
 		t.Errorf("%q", text)
 	}
 	if text, _, failed := use(t, s, "restore", map[string]any{"environment": "shop", "at": "bad"}); !failed || !strings.HasPrefix(text, "not_found: ") {
+		t.Errorf("%q", text)
+	}
+}
+
+func TestAStateIsCapturedAndListed(t *testing.T) {
+	s := agentOf(t, newWorld(), nil)
+	if text, _, _ := use(t, s, "snapshots", nil); text != "there are no snapshots" {
+		t.Errorf("%q", text)
+	}
+	const want = "snapshot sha256:1 of shop, tagged good, made 2033-05-18T03:33:20Z by human:ana: before it"
+	text, fields, failed := use(t, s, "snapshot", map[string]any{"environment": "shop", "message": "before\nit", "tag": "good"})
+	if failed || text != want || fields["snapshot"] != "sha256:1" || fields["volumes"].([]any)[0] != "web:/data" {
+		t.Errorf("%q %v", text, fields)
+	}
+	if text, _, _ := use(t, s, "snapshots", map[string]any{"environment": "shop"}); text != want+"\n" {
+		t.Errorf("%q", text)
+	}
+	if text, _, failed := use(t, s, "snapshot", map[string]any{"environment": "nonsuch"}); !failed || !strings.HasPrefix(text, "not_found: ") {
 		t.Errorf("%q", text)
 	}
 }

@@ -42,6 +42,9 @@ type agent struct {
 	process *exec.Cmd
 }
 
+// patience bounds what would go on for ever where a test fails.
+const patience = time.Minute
+
 // start starts an agent that works in a folder.
 func start(t *testing.T, s *lab.Server, dir string, options *mcp.ClientOptions) *agent {
 	t.Helper()
@@ -52,7 +55,11 @@ func start(t *testing.T, s *lab.Server, dir string, options *mcp.ClientOptions) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { session.Close() })
+	t.Cleanup(func() { // a call that a failed test has left would hold it up for ever
+		kill := time.AfterFunc(patience, func() { cmd.Process.Kill() })
+		defer kill.Stop()
+		session.Close()
+	})
 	return &agent{session, cmd}
 }
 
@@ -207,6 +214,18 @@ func TestAnAgentWorksOnAProject(t *testing.T) {
 	if s := a.must(t, "tree", nil); !strings.Contains(s.text, "environment worked, running\n") || !strings.Contains(s.text, "  environment tried, running\n") {
 		t.Errorf("%s", s.text)
 	}
+	// What is to be changed is captured first, and brought back.
+	made := a.must(t, "snapshot", map[string]any{"environment": "worked", "message": "before", "tag": "before-it"})
+	if list := a.must(t, "snapshots", env); list.text != made.text+"\n" || !strings.Contains(list.text, "tagged before-it, made ") {
+		t.Errorf("%s, then %s", made.text, list.text)
+	}
+	a.must(t, "exec", with(map[string]any{"script": "rm -r /data/new"}))
+	if s := a.must(t, "restore", map[string]any{"environment": "worked", "at": "before-it"}); !strings.HasPrefix(s.text, "worked is running") {
+		t.Errorf("%s", s.text)
+	}
+	if r := a.must(t, "exec", with(map[string]any{"command": []string{"cat", "/data/new/run.sh"}})).result(0); r["stdout"] != "#!/bin/sh\necho $0 ran\n" {
+		t.Errorf("%v", r)
+	}
 	if s := a.use(t, "restore", map[string]any{"environment": "worked", "at": "nonsuch"}); !s.failed || s.fields["error"] == nil {
 		t.Errorf("%s", s.text)
 	}
@@ -316,7 +335,11 @@ func TestATimeOutAndACancellationKillWhatRuns(t *testing.T) {
 			}
 		})
 		for m := ""; !strings.Contains(m, "the last: begun"); {
-			m = <-told
+			select {
+			case m = <-told:
+			case <-time.After(patience):
+				t.Fatalf("%s never said that it has begun", tool.name)
+			}
 		}
 		cancel()
 		wg.Wait()
