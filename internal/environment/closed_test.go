@@ -1,8 +1,10 @@
 package environment
 
 import (
+	"errors"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 
 	"isle"
@@ -136,4 +138,28 @@ func TestATeardownThatWaitsEndsNothingElse(t *testing.T) {
 	if err != nil || now.Instance == first.Instance || now.Desired != WantRunning || len(m.volumesOf(first.Ref)) == 0 {
 		t.Errorf("what came after was torn down: %+v %v", now, err)
 	}
+}
+
+// The end of a one-shot's call and whoever tears it down meanwhile do the same:
+// the second waits for the first, and neither fails for the other.
+func TestTwoTeardownsAtOnceAreOne(t *testing.T) {
+	w := newWorld(t)
+	m := w.serve(nil)
+	e := mustUp(t, m, shop("shop")).Environment
+	second := make(chan error, 1)
+	var once sync.Once
+	err := m.Down(t.Context(), root, e.Ref, false, func(Progress) {
+		once.Do(func() {
+			go func() { second <- m.Down(t.Context(), root, e.Ref, true, func(Progress) {}) }()
+			waitFor(t, "the second waits", func() bool {
+				m.locks.mu.Lock()
+				defer m.locks.mu.Unlock()
+				return m.locks.refs[e.Ref].users == 2
+			})
+		})
+	})
+	if err := errors.Join(err, <-second); err != nil {
+		t.Error(err)
+	}
+	w.checkEmpty(t)
 }

@@ -32,6 +32,7 @@ type op struct {
 	ref       isle.Ref
 	ctx       context.Context
 	cancel    context.CancelCauseFunc
+	teardown  bool // which is finished: nobody preempts it
 	abandoned bool // under locks.mu
 }
 
@@ -39,8 +40,9 @@ type op struct {
 var errPreempted = isle.Errorf(isle.Conflict, "interrupted by a newer request for the same environment")
 
 // acquire waits for the ref until ctx ends. The operation's own context
-// descends from parent, so that it may outlive the caller. With preempt whoever
-// holds the ref, or comes before, is told to end.
+// descends from parent, so that it may outlive the caller. With preempt, which is
+// for teardowns, whoever holds the ref, or comes before, is told to end, unless it
+// is one too.
 func (k *locks) acquire(ctx, parent context.Context, ref isle.Ref, preempt bool) (*op, error) {
 	k.mu.Lock()
 	l := k.refs[ref]
@@ -52,7 +54,7 @@ func (k *locks) acquire(ctx, parent context.Context, ref isle.Ref, preempt bool)
 	if preempt {
 		l.preempting++
 	}
-	if l.holder != nil && (preempt || l.holder.abandoned) {
+	if l.holder != nil && (preempt && !l.holder.teardown || l.holder.abandoned) {
 		l.holder.cancel(errPreempted)
 	}
 	k.mu.Unlock()
@@ -115,7 +117,7 @@ func (k *locks) try(parent context.Context, ref isle.Ref) *op {
 }
 
 func (k *locks) hold(parent context.Context, ref isle.Ref, l *refLock, preempt bool) *op {
-	o := &op{locks: k, lock: l, ref: ref}
+	o := &op{locks: k, lock: l, ref: ref, teardown: preempt}
 	o.ctx, o.cancel = context.WithCancelCause(parent)
 	k.mu.Lock()
 	defer k.mu.Unlock()
