@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -208,8 +209,10 @@ func printed(name string) string {
 
 // unpack writes the files of a foreign volume's image below a new folder, which
 // nobody else sees. What is left out it does not write. No name leads out of the
-// folder, nor through a link.
-func unpack(ctx context.Context, f *os.File, dir string) (digest isle.Digest, leftOut int, err error) {
+// folder, nor through a link. most is how many bytes of the image are not zero:
+// its files can't have more, unless several claim the same ones. room is asked
+// now and then whether the disk has room for more.
+func unpack(ctx context.Context, f *os.File, dir string, most int64, room func() error) (digest isle.Digest, leftOut int, err error) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return "", 0, err
 	}
@@ -218,7 +221,7 @@ func unpack(ctx context.Context, f *os.File, dir string) (digest isle.Digest, le
 		return "", 0, err
 	}
 	defer root.Close()
-	u := &unpacker{ctx: ctx, root: root, sum: newFilesSummer()}
+	u := &unpacker{ctx: ctx, root: root, sum: newFilesSummer(), left: most, room: room}
 	if err := walkVolume(ctx, f, u.visit); err != nil {
 		return "", 0, err
 	}
@@ -235,6 +238,25 @@ type unpacker struct {
 	root    *os.Root
 	sum     *filesSummer
 	folders []folderTime
+	left    int64 // bytes that files may still have
+	room    func() error
+	since   int64 // bytes written since room was asked, an entry counting as some
+}
+
+// What is written between two looks at the room on the disk, in bytes, and what
+// a file counts for besides its content.
+const (
+	roomEach = 32 << 20
+	entryTax = 4 << 10
+)
+
+// spend notes that so many bytes are about to be written.
+func (u *unpacker) spend(n int64) error {
+	if u.since += n; u.since < roomEach {
+		return nil
+	}
+	u.since = 0
+	return u.room()
 }
 
 type folderTime struct {
@@ -247,6 +269,9 @@ func (u *unpacker) visit(e ext4.Entry, data func(func(int64, []byte) error) erro
 	if leaves(e) {
 		u.sum.add(e, "")
 		return nil
+	}
+	if err := u.spend(entryTax); err != nil {
+		return err
 	}
 	if same, met := u.sum.first[e.Inode]; met {
 		u.sum.add(e, "")
@@ -327,15 +352,48 @@ func (u *unpacker) file(name string, e ext4.Entry, data func(func(int64, []byte)
 	if err := f.Truncate(e.Size); err != nil {
 		return err
 	}
-	content, err := hashPieces(u.ctx, e.Size, data, func(at int64, b []byte) error {
-		_, err := f.WriteAt(b, at)
-		return err
-	})
+	content, err := hashPieces(u.ctx, e.Size, data, func(at int64, b []byte) error { return u.write(f, at, b) })
 	if err != nil {
 		return err
 	}
 	u.sum.add(e, content)
 	return u.finish(f, e)
+}
+
+// write writes a piece of a file, and leaves a hole where it is zero: what takes
+// no space in the image takes none here.
+func (u *unpacker) write(f *os.File, at int64, b []byte) error {
+	for len(b) > 0 {
+		var n int
+		zero := false
+		for ; n < len(b); n += min(smallestBlock, len(b)-n) {
+			z := isZero(b[n : n+min(smallestBlock, len(b)-n)])
+			if n > 0 && z != zero {
+				break
+			}
+			zero = z
+		}
+		if !zero {
+			if u.left -= int64(n); u.left < 0 {
+				return isle.Errorf(isle.Invalid, "its files have more in them than it has")
+			}
+			if err := u.spend(int64(n)); err != nil {
+				return err
+			}
+			if _, err := f.WriteAt(b[:n], at); err != nil {
+				return err
+			}
+		}
+		at, b = at+int64(n), b[n:]
+	}
+	return nil
+}
+
+// smallestBlock is the size of ext4's smallest blocks.
+const smallestBlock = 1024
+
+func isZero(b []byte) bool {
+	return len(bytes.TrimLeft(b[:min(len(b), 8)], "\x00")) == 0 && bytes.Equal(b[:len(b)-min(len(b), 8)], b[min(len(b), 8):])
 }
 
 // finish gives what was made its attributes, owner, permissions and time.

@@ -282,11 +282,16 @@ func (w localWriter) Write(p []byte) (int, error) {
 // spare is what an import leaves free on the disk for what runs, in bytes.
 const spare = 256 << 20
 
-// room fails where the disk has no room for so many bytes more.
+// room fails where the disk has no room for so many bytes more, or hardly any
+// for files.
 func (i *importer) room(bytes int64) error {
 	var st unix.Statfs_t
 	if err := unix.Statfs(i.draft.dir, &st); err != nil {
 		return err
+	}
+	if st.Ffree < st.Files/20 {
+		return isle.Errorf(isle.Exhausted, "no room left to import a snapshot: the file system of the state folder can take %d files more", st.Ffree).
+			WithHint("remove snapshots with `isle snapshot rm`, or free what nothing uses with `isle gc`")
 	}
 	if free := int64(st.Bavail) * st.Bsize; bytes+spare > free {
 		return isle.Errorf(isle.Exhausted, "no space left to import a snapshot: it takes %d MiB for now, and %d MiB are free", (bytes+spare)>>20, free>>20).
@@ -297,8 +302,9 @@ func (i *importer) room(bytes int64) error {
 
 // volume reads a volume as it was, and writes it anew.
 func (i *importer) volume(v Volume) error {
-	// What came, its files, and the volume that is made of them.
-	if err := i.room(3 * v.Bytes); err != nil {
+	// What came, its files, and the volume that is made of them, which is not made
+	// where it could fill the disk.
+	if err := i.room(max(3*v.Bytes, v.Size)); err != nil {
 		return i.here(err)
 	}
 	raw, err := os.OpenFile(filepath.Join(i.draft.dir, "foreign"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
@@ -360,7 +366,7 @@ func (i *importer) blocks(v Volume, raw *os.File) (content, error) {
 func (i *importer) rewrite(v Volume, raw *os.File) error {
 	tree := filepath.Join(i.draft.dir, "files")
 	defer os.RemoveAll(tree)
-	files, leftOut, err := unpack(i.ctx, raw, tree)
+	files, leftOut, err := unpack(i.ctx, raw, tree, v.Bytes, func() error { return i.room(0) })
 	if err != nil {
 		return isle.Errorf(isle.CodeOf(err), "the snapshot's volume %s: %w", v.Name(), err)
 	}

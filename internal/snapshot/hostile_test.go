@@ -1,0 +1,171 @@
+package snapshot
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"isle"
+	"isle/internal/snapshot/ext4"
+)
+
+// A forger changes the volume of an image that mke2fs has made.
+type forger struct {
+	t      *testing.T
+	b      []byte
+	inodes map[string]uint32 // by path
+}
+
+// inode is the inode of a path.
+func (f *forger) inode(path string) []byte {
+	f.t.Helper()
+	n, le := f.inodes[path], binary.LittleEndian
+	if n == 0 {
+		f.t.Fatalf("there is no %s", path)
+	}
+	block := 1024 << le.Uint32(f.b[1024+0x18:])
+	per, size := le.Uint32(f.b[1024+0x28:]), int(le.Uint16(f.b[1024+0x58:]))
+	at := (int(le.Uint32(f.b[1024+0x14:]))+1)*block + int((n-1)/per)*int(le.Uint16(f.b[1024+0xFE:]))
+	at = int(le.Uint32(f.b[at+8:]))*block + int((n-1)%per)*size
+	return f.b[at : at+size]
+}
+
+// extent has a file hold count blocks of the image from one on, and nothing else.
+func (f *forger) extent(path string, from, count uint32) {
+	f.t.Helper()
+	i, le := f.inode(path), binary.LittleEndian
+	le.PutUint32(i[4:], count*uint32(1024<<le.Uint32(f.b[1024+0x18:])))
+	copy(i[0x28:], []byte{0x0A, 0xF3, 1, 0, 4, 0, 0, 0, 0, 0, 0, 0})
+	le.PutUint32(i[0x28+12:], 0)
+	le.PutUint16(i[0x28+16:], uint16(count))
+	le.PutUint16(i[0x28+18:], 0)
+	le.PutUint32(i[0x28+20:], from)
+}
+
+// first is the first block of a file.
+func (f *forger) first(path string) uint32 {
+	return binary.LittleEndian.Uint32(f.inode(path)[0x28+20:])
+}
+
+// forge makes the file of a snapshot whose volume has the files that fill makes,
+// as change then changes the image.
+func forge(t *testing.T, size int64, fill func(dir string), change func(f *forger)) []byte {
+	t.Helper()
+	w := newWorld(t, "mallory")
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "data"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	fill(filepath.Join(dir, "data"))
+	d, err := w.Draft()
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := d.Volume("db", "/data")
+	if err := w.volumes.Create(t.Context(), id, size); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.volumes.Fill(t.Context(), id, dir); err != nil {
+		t.Fatal(err)
+	}
+	path := w.volumes.Path(id)
+	f := &forger{t: t, inodes: map[string]uint32{}}
+	if f.b, err = os.ReadFile(path); err != nil {
+		t.Fatal(err)
+	}
+	image, err := ext4.New(bytes.NewReader(f.b), size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = image.Walk(t.Context(), volumeFolder, func(e ext4.Entry, _ func(func(int64, []byte) error) error) error {
+		f.inodes[e.Path] = e.Inode
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	change(f)
+	if err := os.WriteFile(path, f.b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	snap, err := d.Seal(t.Context(), alice, manifest())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w.export(snap.Digest.Hex())
+}
+
+// A measured is Volumes that look at what lies on disk when one is to be filled.
+type measured struct {
+	folder
+	used *int64
+}
+
+func (m measured) Fill(ctx context.Context, id isle.ID, dir string) error {
+	*m.used = max(*m.used, usedBelow(dir))
+	return m.folder.Fill(ctx, id, dir)
+}
+
+func TestFilesOfZerosTakeNoSpaceWhileTheyAreImported(t *testing.T) {
+	const size = 64 << 20
+	file := forge(t, size, func(dir string) {
+		if err := os.WriteFile(filepath.Join(dir, "zeros"), []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}, func(f *forger) { f.extent("zeros", size/2/1024, 30<<10) }) // which nothing was ever written to
+	there := newWorld(t, "there")
+	var used int64
+	there.config.Volumes = measured{there.volumes, &used}
+	there.open()
+	snap, err := there.take(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if used > 1<<20 {
+		t.Errorf("a file of %d bytes takes %d bytes of disk while it is imported", len(file), used)
+	}
+	f, err := openSealed(there.volumes.Path(snap.Local["db:/data"]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	tree, err := treeOf(t.Context(), f)
+	if err != nil || len(tree.Entries) != 2 || tree.Entries[1].Size != 30<<20 {
+		t.Errorf("%+v %v", tree, err)
+	}
+}
+
+func TestBlocksThatManyFilesClaimAreNotWrittenForEach(t *testing.T) {
+	const files = 12
+	random := make([]byte, 4<<20)
+	for i := range random {
+		random[i] = byte(rand.Uint32())
+	}
+	file := forge(t, 64<<20, func(dir string) {
+		if err := os.WriteFile(filepath.Join(dir, "real"), random, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for i := range files {
+			if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("copy%d", i)), []byte("x"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}, func(f *forger) {
+		for i := range files {
+			f.extent(fmt.Sprintf("copy%d", i), f.first("real"), 3<<10)
+		}
+	})
+	there := newWorld(t, "there")
+	if _, err := there.take(file); code(err) != isle.Invalid || !strings.Contains(err.Error(), "more in them") {
+		t.Errorf("%s: %v", code(err), err)
+	}
+	if folders, volumes := there.left(); len(folders)+len(volumes) != 0 {
+		t.Errorf("%v %v", folders, volumes)
+	}
+}
