@@ -45,7 +45,7 @@ func walkVolume(ctx context.Context, f *os.File, visit ext4.Visit) error {
 // are called, are and hold, wherever it lies in the image.
 type filesSummer struct {
 	hash    hash.Hash
-	first   map[uint32]string // the first name of each file
+	first   map[uint32]string // the first name of each file that has several
 	leftOut int               // what is not in the digest, nor in a volume written anew
 }
 
@@ -87,7 +87,9 @@ func (s *filesSummer) add(e ext4.Entry, content isle.Digest) (same string) {
 		s.text(same)
 		return same
 	}
-	s.first[e.Inode] = e.Path
+	if !e.Mode.IsDir() && e.Links > 1 {
+		s.first[e.Inode] = e.Path
+	}
 	s.text("")
 	s.number(int64(e.Mode))
 	s.number(int64(e.UID))
@@ -160,6 +162,7 @@ func sumFiles(ctx context.Context, f *os.File) (isle.Digest, int, error) {
 func treeOf(ctx context.Context, f *os.File) (spec.Tree, error) {
 	var t spec.Tree
 	digests := map[uint32]isle.Digest{}
+	names := 0
 	err := walkVolume(ctx, f, func(e ext4.Entry, data func(func(int64, []byte) error) error) error {
 		x := spec.TreeEntry{Path: printed(e.Path)}
 		switch {
@@ -180,8 +183,9 @@ func treeOf(ctx context.Context, f *os.File) (spec.Tree, error) {
 		default:
 			return nil
 		}
-		if t.Entries = append(t.Entries, x); len(t.Entries) > spec.MaxTreeEntries {
-			return isle.Errorf(isle.Exhausted, "a volume has more than %d files", spec.MaxTreeEntries)
+		names += len(x.Path) + len(x.Target)
+		if t.Entries = append(t.Entries, x); len(t.Entries) > spec.MaxTreeEntries || names > spec.MaxTreeSize {
+			return isle.Errorf(isle.Exhausted, "a volume has more than %d files, or %s of names", spec.MaxTreeEntries, spec.FormatSize(spec.MaxTreeSize))
 		}
 		return nil
 	})
@@ -225,10 +229,8 @@ func unpack(ctx context.Context, f *os.File, dir string, most int64, room func()
 	if err := walkVolume(ctx, f, u.visit); err != nil {
 		return "", 0, err
 	}
-	for _, d := range slices.Backward(u.folders) { // what came into them changed their times
-		if err := root.Chtimes(d.name, d.time, d.time); err != nil {
-			return "", 0, err
-		}
+	if err := u.leave(""); err != nil {
+		return "", 0, err
 	}
 	return u.sum.digest(), u.sum.leftOut, nil
 }
@@ -237,8 +239,8 @@ type unpacker struct {
 	ctx     context.Context
 	root    *os.Root
 	sum     *filesSummer
-	folders []folderTime
-	left    int64 // bytes that files may still have
+	folders []folderTime // that the walk is in
+	left    int64        // bytes that files may still have
 	room    func() error
 	since   int64 // bytes written since room was asked, an entry counting as some
 }
@@ -249,6 +251,22 @@ const (
 	roomEach = 32 << 20
 	entryTax = 4 << 10
 )
+
+// leave gives the folders that a name is not in their times, which what came into
+// them has changed.
+func (u *unpacker) leave(name string) error {
+	for len(u.folders) > 0 {
+		d := u.folders[len(u.folders)-1]
+		if strings.HasPrefix(name, d.name+"/") {
+			return nil
+		}
+		if err := u.root.Chtimes(d.name, d.time, d.time); err != nil {
+			return err
+		}
+		u.folders = u.folders[:len(u.folders)-1]
+	}
+	return nil
+}
 
 // spend notes that so many bytes are about to be written.
 func (u *unpacker) spend(n int64) error {
@@ -269,6 +287,9 @@ func (u *unpacker) visit(e ext4.Entry, data func(func(int64, []byte) error) erro
 	if leaves(e) {
 		u.sum.add(e, "")
 		return nil
+	}
+	if err := u.leave(name); err != nil {
+		return err
 	}
 	if err := u.spend(entryTax); err != nil {
 		return err

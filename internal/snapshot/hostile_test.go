@@ -5,10 +5,12 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"isle"
@@ -167,5 +169,32 @@ func TestBlocksThatManyFilesClaimAreNotWrittenForEach(t *testing.T) {
 	}
 	if folders, volumes := there.left(); len(folders)+len(volumes) != 0 {
 		t.Errorf("%v %v", folders, volumes)
+	}
+}
+
+func TestOnlySoManyImportsGoOnAtOnce(t *testing.T) {
+	w := newWorld(t, "there")
+	var all sync.WaitGroup
+	defer all.Wait()
+	var ends []*io.PipeWriter
+	for range maxImports {
+		r, end := io.Pipe()
+		ends = append(ends, end)
+		all.Go(func() { w.Import(t.Context(), alice, r, anything) })
+	}
+	for _, end := range ends {
+		if _, err := end.Write([]byte{0x28}); err != nil { // it was begun, and waits for more
+			t.Error(err)
+		}
+	}
+	if _, err := w.take(nil); code(err) != isle.Exhausted {
+		t.Errorf("%s: %v", code(err), err)
+	}
+	for _, end := range ends {
+		end.Close()
+	}
+	all.Wait()
+	if _, err := w.take(nil); code(err) != isle.Invalid {
+		t.Errorf("%s: %v", code(err), err)
 	}
 }

@@ -32,6 +32,10 @@ import (
 // allow is asked before anything is stored, whether whoever imports may have a
 // snapshot of that stage and project.
 func (s *Snapshots) Import(ctx context.Context, actor isle.Actor, r io.Reader, allow func(Manifest) error) (Snapshot, error) {
+	if err := s.beginImport(); err != nil {
+		return Snapshot{}, err
+	}
+	defer s.endImport()
 	d, err := s.Draft()
 	if err != nil {
 		return Snapshot{}, err
@@ -64,6 +68,26 @@ func (s *Snapshots) Import(ctx context.Context, actor isle.Actor, r io.Reader, a
 		return Snapshot{}, i.error(err)
 	}
 	return s.view(i.digest)
+}
+
+// maxImports bounds the imports that go on at once: what each may take of memory
+// and of time is bounded for itself.
+const maxImports = 8
+
+func (s *Snapshots) beginImport() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.imports >= maxImports {
+		return isle.Errorf(isle.Exhausted, "%d imports of snapshots go on already, as many as there may be", s.imports).WithHint("try again when one has ended")
+	}
+	s.imports++
+	return nil
+}
+
+func (s *Snapshots) endImport() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.imports--
 }
 
 // settle makes a snapshot of a draft whose content is all there.

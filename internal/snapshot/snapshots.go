@@ -56,6 +56,8 @@ type Snapshots struct {
 	trust  map[string]note.Verifier // by NAME+HASH+BASE64
 	drafts map[isle.ID]*Draft
 	held   map[isle.Digest]int // how many use it now
+	// imports is how many go on now.
+	imports int
 }
 
 // A record is what the ledger says of a snapshot beside its digest.

@@ -4,8 +4,9 @@
 // inodes, extents and directories (docs.kernel.org/filesystems/ext4), and what
 // mke2fs and Linux do not write to a volume that was frozen when it was copied is
 // refused: other features, a journal that was not played back, files of block
-// maps. Every Walk is bounded: no block counts for two files, no folder is met
-// twice, and sizes that no such image has are refused.
+// maps. Every Walk is bounded: all files together have no more blocks than the
+// image, no folder is met twice, sizes that no such image has are refused, and
+// names take a bounded memory.
 package ext4
 
 import (
@@ -43,6 +44,10 @@ const (
 	// slack is how much larger than their image files with holes may say to be in
 	// all, in bytes.
 	slack = 64 << 30
+	// maxMemory is for the names that are remembered: those of the folders that the
+	// walk is in, and of files that have several. Each counts for nameCost besides.
+	maxMemory = 128 << 20
+	nameCost  = 64
 )
 
 // An Image is an ext4 file system in a file. It is safe for concurrent use if
@@ -57,6 +62,7 @@ type Image struct {
 	perGroup  uint32 // inodes
 	inodeSize int64
 	descSize  int64
+	memory    int64 // maxMemory
 }
 
 // broken is an image that cannot be read.
@@ -89,7 +95,7 @@ func New(r io.ReaderAt, size int64) (*Image, error) {
 	case log > 2:
 		return nil, broken("its blocks are larger than 4096 bytes")
 	}
-	m := &Image{r: r, size: size, blockSize: 1024 << log, blocks: int64(u32(4)), first: int64(u32(0x14)), inodes: u32(0), perGroup: u32(0x28), inodeSize: int64(u16(0x58)), descSize: 32}
+	m := &Image{r: r, size: size, blockSize: 1024 << log, blocks: int64(u32(4)), first: int64(u32(0x14)), inodes: u32(0), perGroup: u32(0x28), inodeSize: int64(u16(0x58)), descSize: 32, memory: maxMemory}
 	if incompat&incompat64bit != 0 {
 		m.blocks |= int64(u32(0x150)) << 32
 		m.descSize = int64(u16(0xFE))

@@ -389,3 +389,44 @@ func TestAWalkEndsWithItsContext(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A small image can have many names, long ones, and names that count twice.
+func TestTheNamesOfAWalkTakeABoundedMemory(t *testing.T) {
+	dir := t.TempDir()
+	deep := filepath.Join(dir, "data", strings.Repeat("d", 200), strings.Repeat("e", 200))
+	if err := os.MkdirAll(deep, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 400 {
+		at := filepath.Join(deep, fmt.Sprint(i))
+		if err := os.WriteFile(at, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if i%2 == 0 {
+			if err := os.Link(at, at+"-again"); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	f, err := os.Open(make4(t, dir, 40<<20))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	m, err := ext4.New(f, 40<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	walk := func() (n int, err error) {
+		err = m.Walk(t.Context(), "data", func(ext4.Entry, func(func(int64, []byte) error) error) error { n++; return nil })
+		return n, err
+	}
+	// 600 names in one folder, and 200 files of several names whose paths have 405 bytes and more.
+	const enough = 600*70 + 200*480 + 2000
+	for memory, fits := range map[int64]bool{enough: true, 600 * 60: false, enough / 2: false} {
+		m.SetMemory(memory)
+		if n, err := walk(); fits && (err != nil || n != 603) || !fits && (isle.CodeOf(err) != isle.Invalid || !strings.Contains(err.Error(), "memory")) {
+			t.Errorf("in %d bytes: %d names, %v", memory, n, err)
+		}
+	}
+}

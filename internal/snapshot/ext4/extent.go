@@ -19,6 +19,7 @@ type budget struct {
 	blocks  int64 // of files
 	bytes   int64 // that files say to have, with holes
 	entries int64
+	memory  int64 // bytes that names may take while they are remembered
 }
 
 const (

@@ -13,6 +13,7 @@ import (
 type Entry struct {
 	Path  string // relative to where the walk began, slash-separated; "" is that folder
 	Inode uint32 // names of one file have the same
+	Links int    // names that it says to have; one that says 1 is a file of its own wherever it is met
 	// Mode has the type, the permissions and the bits for setuid, setgid and
 	// sticky.
 	Mode     fs.FileMode
@@ -37,8 +38,8 @@ type Visit func(e Entry, data func(each func(at int64, b []byte) error) error) e
 func (m *Image) Walk(ctx context.Context, folder string, visit Visit) error {
 	const root = 2
 	w := &walker{
-		m: m, ctx: ctx, visit: visit, folders: map[uint32]bool{root: true}, files: map[uint32]bool{},
-		left: budget{blocks: m.blocks, bytes: 4*m.size + slack, entries: maxEntries},
+		m: m, ctx: ctx, visit: visit, folders: map[uint32]bool{root: true}, linked: map[uint32]bool{},
+		left: budget{blocks: m.blocks, bytes: 4*m.size + slack, entries: maxEntries, memory: m.memory},
 	}
 	top, err := m.inode(root)
 	if err != nil {
@@ -60,8 +61,23 @@ type walker struct {
 	ctx     context.Context
 	visit   Visit
 	folders map[uint32]bool // met so far
-	files   map[uint32]bool
+	linked  map[uint32]bool // met so far: those that have several names
 	left    budget
+}
+
+// remember notes that so many bytes of names are kept; who visits keeps as much.
+func (w *walker) remember(n int) error {
+	if w.left.memory -= int64(n) + nameCost; w.left.memory < 0 {
+		return broken("it has more names than can be looked at in %d MiB of memory", maxMemory>>20)
+	}
+	return nil
+}
+
+// forget notes that the names of a folder are kept no more.
+func (w *walker) forget(names []name) {
+	for _, n := range names {
+		w.left.memory += int64(len(n.name)) + nameCost
+	}
 }
 
 // enter visits one name, and what is below it.
@@ -73,7 +89,7 @@ func (w *walker) enter(path string, number uint32) error {
 	if err != nil {
 		return err
 	}
-	e := Entry{Path: path, Inode: number, UID: i.uid, GID: i.gid, ModTime: time.Unix(i.mtime, int64(i.nanos)).UTC(), inode: i}
+	e := Entry{Path: path, Inode: number, Links: int(i.links), UID: i.uid, GID: i.gid, ModTime: time.Unix(i.mtime, int64(i.nanos)).UTC(), inode: i}
 	if e.Xattrs, e.LeftOut, err = w.m.xattrs(i); err != nil {
 		return err
 	}
@@ -86,11 +102,20 @@ func (w *walker) enter(path string, number uint32) error {
 	if path == "" && i.kind() != typeDir {
 		return broken("what should be a folder is none")
 	}
+	again := false
+	if i.kind() != typeDir && i.links > 1 {
+		if again = w.linked[number]; !again {
+			w.linked[number] = true
+			if err := w.remember(len(path)); err != nil {
+				return err
+			}
+		}
+	}
 	switch i.kind() {
 	case typeDir:
 		return w.folder(e)
 	case typeFile:
-		return w.file(e)
+		return w.file(e, again)
 	case typeLink:
 		e.Mode |= fs.ModeSymlink
 		if e.Target, err = w.target(i); err != nil {
@@ -115,6 +140,9 @@ func (w *walker) folder(e Entry) error {
 		return broken("a folder is in two places")
 	}
 	w.folders[e.Inode] = true
+	if err := w.remember(0); err != nil {
+		return err
+	}
 	e.Mode |= fs.ModeDir
 	if err := w.visit(e, nil); err != nil {
 		return err
@@ -123,6 +151,7 @@ func (w *walker) folder(e Entry) error {
 	if err != nil {
 		return err
 	}
+	defer w.forget(names)
 	for _, n := range names {
 		path := n.name
 		if e.Path != "" {
@@ -138,12 +167,11 @@ func (w *walker) folder(e Entry) error {
 	return nil
 }
 
-func (w *walker) file(e Entry) error {
+func (w *walker) file(e Entry, again bool) error {
 	e.Size = e.inode.size
-	if w.files[e.Inode] {
+	if again {
 		return w.visit(e, nil)
 	}
-	w.files[e.Inode] = true
 	if w.left.bytes -= e.Size; w.left.bytes < 0 {
 		return broken("its files say to be far larger than it is")
 	}
@@ -227,6 +255,9 @@ func (w *walker) block(b []byte, names []name) ([]name, error) {
 			}
 			if w.left.entries--; w.left.entries < 0 || len(names) >= maxEntriesDir {
 				return nil, broken("it has more entries than %d, or %d in one folder", maxEntries, maxEntriesDir)
+			}
+			if err := w.remember(len(s)); err != nil {
+				return nil, err
 			}
 			names = append(names, name{s, inode})
 		}
