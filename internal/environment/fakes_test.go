@@ -23,6 +23,7 @@ import (
 	"isle/internal/initproto"
 	"isle/internal/ledger"
 	"isle/internal/ledger/ledgertest"
+	"isle/internal/seal"
 	"isle/internal/snapshot"
 	"isle/internal/spec"
 )
@@ -103,7 +104,7 @@ func newWorld(t *testing.T) *world {
 
 // snapshots opens those of the world for a server.
 func (l *life) snapshots() *snapshot.Snapshots {
-	key, err := snapshot.NewKey("test", bytes.Repeat([]byte{1}, 32))
+	key, err := seal.NewKey("test", bytes.Repeat([]byte{1}, 32))
 	if err != nil {
 		l.t.Fatal(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"isle"
 	"isle/internal/api"
 	"isle/internal/environment"
+	"isle/internal/seal"
 	"isle/internal/snapshot"
 )
 
@@ -21,10 +22,10 @@ func (r *rooms) openSnapshots(ctx context.Context) (err error) {
 	if !ok {
 		return isle.Errorf(isle.Internal, "the driver's volumes cannot be filled")
 	}
-	var key *snapshot.Key
+	var key *seal.Key
 	if seed, err := r.key.Derive("snapshots"); err == nil {
 		// Its name says whose it is: a server's trust domain never changes.
-		if key, err = snapshot.NewKey("isle-snapshots/"+r.issuer.TrustDomain(), seed); err != nil {
+		if key, err = seal.NewKey("isle-snapshots/"+r.issuer.TrustDomain(), seed); err != nil {
 			return err
 		}
 		clear(seed)

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"isle"
+	"isle/internal/seal"
 	"isle/internal/spec"
 )
 
@@ -163,7 +164,7 @@ func (s *Snapshots) Files(ctx context.Context, d isle.Digest, service string) (m
 		if service != "" && v.Service != service {
 			continue
 		}
-		f, err := openSealed(s.cfg.Volumes.Path(snap.Local[v.Name()]))
+		f, err := seal.Open(s.cfg.Volumes.Path(snap.Local[v.Name()]))
 		if err != nil {
 			return nil, s.wrong(snap, "its volume "+v.Name(), err)
 		}

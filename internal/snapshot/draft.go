@@ -16,6 +16,7 @@ import (
 	"isle"
 	"isle/internal/audit"
 	"isle/internal/ledger"
+	"isle/internal/seal"
 )
 
 // FaultPoints returns the names that Config.Fault is called with, in the order
@@ -178,7 +179,7 @@ func (d *Draft) seal(ctx context.Context, actor isle.Actor, m Manifest, tags []s
 		return "", err
 	}
 	digest = isle.DigestOf(encoded)
-	sig, err := d.s.cfg.Key.sign(digest)
+	sig, err := d.s.cfg.Key.Sign(text(digest))
 	if err != nil {
 		return "", err
 	}
@@ -275,7 +276,7 @@ func (d *Draft) hashMemory(ctx context.Context, m *Manifest) error {
 		memory.Files = append(memory.Files, file)
 	}
 	m.Memory = &memory
-	return syncFolder(d.Memory())
+	return seal.SyncFolder(d.Memory())
 }
 
 func hashFile(ctx context.Context, f *os.File, name string) (File, stamp, error) {
@@ -289,15 +290,15 @@ func hashFile(ctx context.Context, f *os.File, name string) (File, stamp, error)
 
 // write puts the manifest into the draft's folder, durable when it returns.
 func (d *Draft) write(manifest, sig []byte) error {
-	err := writeFile(filepath.Join(d.dir, fileManifest), manifest)
+	err := seal.Write(filepath.Join(d.dir, fileManifest), manifest)
 	if err == nil {
-		err = writeFile(filepath.Join(d.dir, fileSignature), sig)
+		err = seal.Write(filepath.Join(d.dir, fileSignature), sig)
 	}
 	if err == nil {
 		err = d.local.write(d.dir)
 	}
 	if err == nil {
-		err = syncFolder(d.dir)
+		err = seal.SyncFolder(d.dir)
 	}
 	d.s.cfg.Fault("snapshot.written")
 	return err
@@ -332,7 +333,7 @@ func (d *Draft) publish(ctx context.Context, dir *string, digest isle.Digest, r 
 		return err
 	}
 	*dir = s.dir(digest)
-	if err := syncFolder(s.cfg.Dir); err != nil {
+	if err := seal.SyncFolder(s.cfg.Dir); err != nil {
 		return err
 	}
 	s.cfg.Fault("snapshot.renamed")

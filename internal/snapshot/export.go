@@ -15,6 +15,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"isle"
+	"isle/internal/seal"
 )
 
 // The file of a snapshot is a tar (POSIX pax) compressed by zstd (RFC 8878), of
@@ -81,8 +82,8 @@ func (e *exporter) all() error {
 	for _, f := range []struct {
 		entry, file string
 		limit       int64
-	}{{entryManifest, fileManifest, MaxManifest}, {entrySignature, fileSignature, maxNote}} {
-		b, err := readBounded(filepath.Join(dir, f.file), f.limit)
+	}{{entryManifest, fileManifest, MaxManifest}, {entrySignature, fileSignature, seal.MaxNote}} {
+		b, err := seal.Read(filepath.Join(dir, f.file), f.limit)
 		if err != nil {
 			return diskError("export a snapshot", err)
 		}
@@ -119,7 +120,7 @@ func (e *exporter) all() error {
 // volume writes the blocks of a volume that are not zero, and hashes all of them
 // on the way.
 func (e *exporter) volume(v Volume) error {
-	f, err := openSealed(e.s.cfg.Volumes.Path(e.snap.Local[v.Name()]))
+	f, err := seal.Open(e.s.cfg.Volumes.Path(e.snap.Local[v.Name()]))
 	if err != nil {
 		return e.s.wrong(e.snap, "its volume "+v.Name(), err)
 	}
@@ -172,7 +173,7 @@ func (e *exporter) block(w *bufio.Writer, f *os.File, v Volume, sum *summer, buf
 
 // memory writes a file of the memory, and hashes it on the way.
 func (e *exporter) memory(path string, want File) error {
-	f, err := openSealed(path)
+	f, err := seal.Open(path)
 	if err != nil {
 		return e.s.wrong(e.snap, "the file "+want.Name+" of its memory", err)
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -13,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"isle"
+	"isle/internal/seal"
 )
 
 // A local is what lies in the folder of a snapshot or draft and is of this
@@ -25,7 +25,7 @@ type local struct {
 }
 
 func readLocal(dir string) (l local, err error) {
-	b, err := readBounded(filepath.Join(dir, fileLocal), MaxManifest)
+	b, err := seal.Read(filepath.Join(dir, fileLocal), MaxManifest)
 	if err != nil {
 		return l, err
 	}
@@ -37,7 +37,7 @@ func (l local) write(dir string) error {
 	if err != nil {
 		return err
 	}
-	return writeFile(filepath.Join(dir, fileLocal), b)
+	return seal.Write(filepath.Join(dir, fileLocal), b)
 }
 
 // A stamp tells whether a file is the one that was hashed. Writing to a file,
@@ -57,71 +57,6 @@ func stampOf(f *os.File) (stamp, error) {
 		return stamp{}, err
 	}
 	return stamp{Device: st.Dev, Inode: st.Ino, Size: st.Size, Mtime: st.Mtim.Nano(), Ctime: st.Ctim.Nano()}, nil
-}
-
-// openSealed opens a file of a snapshot to read it: a regular file of root's
-// that nobody else may write to.
-func openSealed(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if errors.Is(err, unix.ELOOP) {
-		return nil, isle.Errorf(isle.Untrusted, "%s is a symbolic link, and not a file that Isle made", path)
-	}
-	if err != nil {
-		return nil, err
-	}
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		f.Close()
-		return nil, err
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFREG || int(st.Uid) != os.Geteuid() || st.Nlink != 1 || st.Mode&0o022 != 0 {
-		f.Close()
-		return nil, isle.Errorf(isle.Untrusted, "%s is not a file that Isle made", path)
-	}
-	return f, nil
-}
-
-// readBounded reads a file of at most limit bytes.
-func readBounded(path string, limit int64) ([]byte, error) {
-	f, err := openSealed(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err == nil && int64(len(b)) > limit {
-		err = isle.Errorf(isle.Untrusted, "%s has more than %d bytes", path, limit)
-	}
-	return b, err
-}
-
-// writeFile replaces a file whole, read-only, durable when it returns but for
-// its folder.
-func writeFile(name string, b []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(name), ".new-")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(b)
-	if err == nil {
-		err = f.Chmod(0o400)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), name)
-	}
-	return err
-}
-
-func syncFolder(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
 }
 
 // usedBelow is how many bytes the files below a folder occupy on disk.

@@ -18,6 +18,7 @@ import (
 
 	"isle"
 	"isle/internal/audit"
+	"isle/internal/seal"
 )
 
 // Import reads a snapshot from a file that Export wrote, on this server or
@@ -186,7 +187,7 @@ func (i *importer) manifest() error {
 		return isle.Errorf(isle.Invalid, "the environment's file in the snapshot: %w", err)
 	}
 	i.digest = isle.DigestOf(b)
-	sig, err := i.small(entrySignature, maxNote)
+	sig, err := i.small(entrySignature, seal.MaxNote)
 	if err != nil {
 		return err
 	}
@@ -208,7 +209,7 @@ func (i *importer) manifest() error {
 		}
 	}
 	i.limit.left += 4096 * int64(maxVolumes+maxFiles) // headers
-	err = errors.Join(writeFile(filepath.Join(i.draft.dir, fileManifest), b), writeFile(filepath.Join(i.draft.dir, fileSignature), sig))
+	err = errors.Join(seal.Write(filepath.Join(i.draft.dir, fileManifest), b), seal.Write(filepath.Join(i.draft.dir, fileSignature), sig))
 	return i.here(err)
 }
 
@@ -250,12 +251,12 @@ func (i *importer) content() error {
 		if err := os.Remove(i.draft.Memory()); err != nil {
 			return i.here(err)
 		}
-	} else if err := syncFolder(i.draft.Memory()); err != nil {
+	} else if err := seal.SyncFolder(i.draft.Memory()); err != nil {
 		return i.here(err)
 	}
 	err := i.draft.local.write(i.draft.dir)
 	if err == nil {
-		err = syncFolder(i.draft.dir)
+		err = seal.SyncFolder(i.draft.dir)
 	}
 	return i.here(err)
 }
@@ -405,7 +406,7 @@ func (i *importer) rewrite(v Volume, raw *os.File) error {
 	if err := volumes.Fill(i.ctx, id, tree); err != nil {
 		return err
 	}
-	f, err := openSealed(volumes.Path(id))
+	f, err := seal.Open(volumes.Path(id))
 	if err != nil {
 		return err
 	}
@@ -438,7 +439,7 @@ func (s *Snapshots) lookAtFiles(ctx context.Context, snap Snapshot) error {
 		if v.Files == "" {
 			continue
 		}
-		f, err := openSealed(s.cfg.Volumes.Path(v.ID))
+		f, err := seal.Open(s.cfg.Volumes.Path(v.ID))
 		if err == nil {
 			var files isle.Digest
 			if files, _, err = sumFiles(ctx, f); err == nil && files != v.Files {

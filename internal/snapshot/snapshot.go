@@ -23,6 +23,7 @@ import (
 	"isle"
 	"isle/internal/image"
 	"isle/internal/ledger"
+	"isle/internal/seal"
 	"isle/internal/spec"
 )
 
@@ -130,7 +131,7 @@ type Config struct {
 	Volumes Volumes
 	Store   ledger.Store
 	// Key signs; nil: nothing can be sealed.
-	Key *Key
+	Key *seal.Key
 	// InUse says what stands on a snapshot beside other snapshots: the
 	// environments that were forked from it or restored to it. nil: nothing.
 	InUse func(isle.Digest) []string

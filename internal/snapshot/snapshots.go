@@ -18,6 +18,7 @@ import (
 	"isle"
 	"isle/internal/ledger"
 	"isle/internal/problem"
+	"isle/internal/seal"
 )
 
 // ledgerName is the ledger that snapshots, tags and trusted keys are records of.
@@ -209,7 +210,7 @@ func (s *Snapshots) takeAway(ctx context.Context, dir string) error {
 	if err := os.RemoveAll(dir); err != nil {
 		return err
 	}
-	return syncFolder(filepath.Dir(dir))
+	return seal.SyncFolder(filepath.Dir(dir))
 }
 
 // Err says why no snapshot can be used; nil if they can.
@@ -290,9 +291,9 @@ func (s *Snapshots) digests() []isle.Digest {
 // read reads the manifest of a snapshot and its signature. It fails with
 // Untrusted where they are not what they were.
 func (s *Snapshots) read(d isle.Digest) (m Manifest, sig []byte, err error) {
-	b, err := readBounded(filepath.Join(s.dir(d), fileManifest), MaxManifest)
+	b, err := seal.Read(filepath.Join(s.dir(d), fileManifest), MaxManifest)
 	if err == nil {
-		sig, err = readBounded(filepath.Join(s.dir(d), fileSignature), maxNote)
+		sig, err = seal.Read(filepath.Join(s.dir(d), fileSignature), seal.MaxNote)
 	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):

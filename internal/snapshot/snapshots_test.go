@@ -88,7 +88,7 @@ func TestWhateverIsTamperedWithIsNotUsed(t *testing.T) {
 			tamper(w.t, filepath.Join(dir, "signature"), int64(len(b)-10), "AAAA")
 		},
 		"another's signature": func(w *world, s Snapshot, dir string) {
-			b, _ := w.config.Key.sign(isle.DigestOf([]byte("another")))
+			b, _ := w.config.Key.Sign(text(isle.DigestOf([]byte("another"))))
 			os.WriteFile(filepath.Join(dir, "signature"), b, 0o400)
 		},
 		"the folder away": func(w *world, _ Snapshot, dir string) { os.RemoveAll(dir) },
@@ -352,7 +352,7 @@ func TestKeysOfOtherServersAreTrustedUntilTheyAreNot(t *testing.T) {
 		t.Errorf("%+v %v", keys, err)
 	}
 	d := isle.DigestOf([]byte("x"))
-	sig, err := other.sign(d)
+	sig, err := other.Sign(text(d))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -251,7 +251,7 @@ func TestAHostileFileOfASnapshotIsRefusedWhole(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		sig, err := keyOf(t, "mallory").sign(isle.DigestOf(b))
+		sig, err := keyOf(t, "mallory").Sign(text(isle.DigestOf(b)))
 		if err != nil {
 			t.Fatal(err)
 		}

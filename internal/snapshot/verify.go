@@ -12,6 +12,7 @@ import (
 	"sync"
 
 	"isle"
+	"isle/internal/seal"
 )
 
 // Use returns a snapshot that something is about to be made of. What it holds
@@ -123,7 +124,7 @@ var errChanged = errors.New("it was changed: it does not have the digest that it
 
 // lookAt asks same whether a file is what it must be, unless its stamp says so.
 func (s *Snapshots) lookAt(ctx context.Context, path, name string, stamps map[string]stamp, same func(f *os.File) (bool, error)) error {
-	f, err := openSealed(path)
+	f, err := seal.Open(path)
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 	"isle"
 	"isle/internal/image"
 	"isle/internal/ledger/ledgertest"
+	"isle/internal/seal"
 	"isle/internal/spec"
 )
 
@@ -66,10 +67,10 @@ var (
 	shop  = isle.Ref{Name: "shop", Stage: "testing"}
 )
 
-func keyOf(t testing.TB, name string) *Key {
+func keyOf(t testing.TB, name string) *seal.Key {
 	t.Helper()
 	seed := sha256.Sum256([]byte(name))
-	k, err := NewKey(name, seed[:])
+	k, err := seal.NewKey(name, seed[:])
 	if err != nil {
 		t.Fatal(err)
 	}
