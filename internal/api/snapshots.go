@@ -14,6 +14,7 @@ import (
 	"isle/internal/api/isle/v1/islev1connect"
 	"isle/internal/audit"
 	"isle/internal/image"
+	"isle/internal/seal"
 	"isle/internal/snapshot"
 	"isle/internal/spec"
 )
@@ -31,7 +32,7 @@ type SnapshotReader interface {
 	Verify(ctx context.Context, name string) (snapshot.Verified, error)
 	Export(ctx context.Context, name string, w io.Writer) error
 	Files(ctx context.Context, d isle.Digest, service string) (map[string]spec.Tree, error)
-	Keys() ([]snapshot.TrustedKey, error)
+	Keys() ([]seal.TrustedKey, error)
 }
 
 // A SnapshotWriter changes which there are, and what they are called.
@@ -40,8 +41,8 @@ type SnapshotWriter interface {
 	Tag(ctx context.Context, actor isle.Actor, name, tag string, move bool) (snapshot.Snapshot, error)
 	Untag(ctx context.Context, actor isle.Actor, tag string) error
 	Remove(ctx context.Context, actor isle.Actor, name string, force bool) (isle.Digest, error)
-	Trust(ctx context.Context, actor isle.Actor, key string) (snapshot.TrustedKey, error)
-	Distrust(ctx context.Context, actor isle.Actor, key string) (snapshot.TrustedKey, error)
+	Trust(ctx context.Context, actor isle.Actor, key string) (seal.TrustedKey, error)
+	Distrust(ctx context.Context, actor isle.Actor, key string) (seal.TrustedKey, error)
 }
 
 // snapshots serves the SnapshotService.
@@ -283,7 +284,7 @@ func (s *snapshots) TrustKey(ctx context.Context, req *connect.Request[islev1.Tr
 	return connect.NewResponse(&islev1.TrustKeyResponse{Key: keyMessage(k)}), nil
 }
 
-func keyMessage(k snapshot.TrustedKey) *islev1.SnapshotKey {
+func keyMessage(k seal.TrustedKey) *islev1.SnapshotKey {
 	return &islev1.SnapshotKey{Name: k.Name, Key: k.Key, Own: k.Own}
 }
 

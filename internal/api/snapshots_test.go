@@ -22,6 +22,7 @@ import (
 	"isle/internal/image"
 	"isle/internal/ledger/ledgertest"
 	"isle/internal/policy"
+	"isle/internal/seal"
 	"isle/internal/snapshot"
 	"isle/internal/spec"
 )
@@ -56,7 +57,7 @@ func newGallery(t *testing.T, name string) *gallery {
 	t.Helper()
 	dir := t.TempDir()
 	seed := sha256.Sum256([]byte(name))
-	key, err := snapshot.NewKey(name, seed[:])
+	key, err := seal.NewKey(name, seed[:])
 	if err != nil {
 		t.Fatal(err)
 	}

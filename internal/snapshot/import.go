@@ -191,10 +191,7 @@ func (i *importer) manifest() error {
 	if err != nil {
 		return err
 	}
-	i.s.mu.RLock()
-	keys := i.s.keys()
-	i.s.mu.RUnlock()
-	if i.signer, i.trusted, err = openNote(sig, i.digest, keys); err != nil {
+	if i.signer, i.trusted, err = openNote(sig, i.digest, i.s.ring.Verifiers()); err != nil {
 		return err
 	}
 	if i.s.has(i.digest) {

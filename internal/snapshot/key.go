@@ -14,12 +14,3 @@ func text(d isle.Digest) string { return "isle snapshot v1\n" + string(d) + "\n"
 func openNote(b []byte, d isle.Digest, keys []note.Verifier) (signer string, trusted bool, err error) {
 	return seal.OpenNote(b, "snapshot "+d.Short(), text(d), keys)
 }
-
-// parseVerifier reads a key that another server has, NAME+HASH+BASE64.
-func parseVerifier(s string) (note.Verifier, error) {
-	v, err := seal.ParseVerifier(s)
-	if err != nil {
-		return nil, isle.Errorf(isle.Invalid, "%q is no key of snapshots: want NAME+HASH+BASE64", clip(s)).WithHint("`isle snapshot trust` on the other server shows it")
-	}
-	return v, nil
-}

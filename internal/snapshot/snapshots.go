@@ -13,8 +13,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/mod/sumdb/note"
-
 	"isle"
 	"isle/internal/ledger"
 	"isle/internal/problem"
@@ -28,7 +26,6 @@ const ledgerName = "snapshot"
 const (
 	keySnapshot = "snapshot/" // and 64 hexadecimal characters
 	keyTag      = "tag/"      // and the tag
-	keyTrust    = "trust/"    // and the key, NAME+HASH+BASE64
 )
 
 // Names in the folder of a snapshot, and of drafts beside them.
@@ -50,11 +47,11 @@ type Snapshots struct {
 
 	change sync.Mutex // held over a change
 	ledger *ledger.Ledger
+	ring   *seal.Ring // the keys of other servers in it are records of the ledger
 
 	mu     sync.RWMutex // guards what follows
 	known  map[isle.Digest]record
 	tags   map[string]isle.Digest
-	trust  map[string]note.Verifier // by NAME+HASH+BASE64
 	drafts map[isle.ID]*Draft
 	held   map[isle.Digest]int // how many use it now
 	// imports is how many go on now.
@@ -109,8 +106,8 @@ func Open(ctx context.Context, cfg Config) (*Snapshots, error) {
 		cfg.InUse = func(isle.Digest) []string { return nil }
 	}
 	s := &Snapshots{
-		cfg: cfg, known: map[isle.Digest]record{}, tags: map[string]isle.Digest{}, trust: map[string]note.Verifier{},
-		drafts: map[isle.ID]*Draft{}, held: map[isle.Digest]int{},
+		cfg: cfg, known: map[isle.Digest]record{}, tags: map[string]isle.Digest{},
+		ring: seal.NewRing(cfg.Key, "snapshot", isle.ActionSnapshotTrust), drafts: map[isle.ID]*Draft{}, held: map[isle.Digest]int{},
 	}
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, isle.Errorf(isle.Unavailable, "cannot make the folder of snapshots: %w", err)
@@ -151,12 +148,8 @@ func (s *Snapshots) load(r ledger.Record) error {
 			s.tags[name] = v.Digest
 			return nil
 		}
-	} else if key, ok := strings.CutPrefix(r.Key, keyTrust); ok {
-		var v note.Verifier
-		if v, err = parseVerifier(key); err == nil {
-			s.trust[key] = v
-			return nil
-		}
+	} else if s.ring.Load(r) {
+		return nil
 	}
 	return isle.Errorf(isle.Unavailable, "the record %q of the snapshot ledger cannot be read", r.Key).WithHint("start with the program that wrote it")
 }
@@ -318,7 +311,7 @@ func (s *Snapshots) view(d isle.Digest) (Snapshot, error) {
 			out.Tags = append(out.Tags, name)
 		}
 	}
-	keys := s.keys()
+	keys := s.ring.Verifiers()
 	s.mu.RUnlock()
 	if !ok {
 		return out, isle.Errorf(isle.NotFound, "there is no snapshot %s", d.Short())
@@ -343,19 +336,6 @@ func (s *Snapshots) view(d isle.Digest) (Snapshot, error) {
 	}
 	out.Signer, out.Trusted, err = openNote(sig, d, keys)
 	return out, err
-}
-
-// keys are those that are trusted, this server's own among them. mu is held.
-func (s *Snapshots) keys() (out []note.Verifier) {
-	if s.cfg.Key != nil {
-		if v, err := note.NewVerifier(s.cfg.Key.Verifier()); err == nil {
-			out = append(out, v)
-		}
-	}
-	for _, v := range s.trust {
-		out = append(out, v)
-	}
-	return out
 }
 
 // List returns all snapshots, the first one first. What is wrong with one that

@@ -356,7 +356,7 @@ func TestKeysOfOtherServersAreTrustedUntilTheyAreNot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if name, trusted, err := openNote(sig, d, w.Snapshots.keys()); err != nil || !trusted || name != "other" {
+	if name, trusted, err := openNote(sig, d, w.ring.Verifiers()); err != nil || !trusted || name != "other" {
 		t.Error(name, trusted, err)
 	}
 	if _, err := w.Distrust(t.Context(), alice, "other"); err != nil {
@@ -365,7 +365,7 @@ func TestKeysOfOtherServersAreTrustedUntilTheyAreNot(t *testing.T) {
 	if _, err := w.Distrust(t.Context(), alice, "other"); code(err) != isle.NotFound {
 		t.Error(err)
 	}
-	if name, trusted, err := openNote(sig, d, w.Snapshots.keys()); err != nil || trusted || name != "other" {
+	if name, trusted, err := openNote(sig, d, w.ring.Verifiers()); err != nil || trusted || name != "other" {
 		t.Error(name, trusted, err)
 	}
 }

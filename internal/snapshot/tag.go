@@ -3,20 +3,15 @@ package snapshot
 import (
 	"context"
 	"encoding/json"
-	"maps"
-	"slices"
-	"strings"
 
 	"isle"
 	"isle/internal/audit"
 	"isle/internal/ledger"
+	"isle/internal/seal"
 )
 
-// Bounds of what is kept beside snapshots.
-const (
-	maxTags = 10_000
-	maxKeys = 100
-)
+// maxTags bounds how many tags there are.
+const maxTags = 10_000
 
 // A tag is the record of one: a name that people gave a snapshot.
 type tag struct {
@@ -132,99 +127,32 @@ func (s *Snapshots) Untag(ctx context.Context, actor isle.Actor, name string) er
 	return nil
 }
 
-// A TrustedKey is a key whose signatures count.
-type TrustedKey struct {
-	Name string
-	Key  string // NAME+HASH+BASE64
-	Own  bool   // this server's
-}
-
 // Keys returns the keys that are trusted, this server's own first.
-func (s *Snapshots) Keys() ([]TrustedKey, error) {
+func (s *Snapshots) Keys() ([]seal.TrustedKey, error) {
 	if s.broken != nil {
 		return nil, s.broken
 	}
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	var out []TrustedKey
-	if k := s.cfg.Key; k != nil {
-		out = append(out, TrustedKey{k.Name(), k.Verifier(), true})
-	}
-	for _, key := range slices.Sorted(maps.Keys(s.trust)) {
-		out = append(out, TrustedKey{s.trust[key].Name(), key, false})
-	}
-	return out, nil
+	return s.ring.Keys(), nil
 }
-
-var trustResource = isle.Resource{Kind: "server", Name: "server"}
 
 // Trust makes the signatures of another server's key count: memory that it
 // captured is restored here.
-func (s *Snapshots) Trust(ctx context.Context, actor isle.Actor, key string) (TrustedKey, error) {
+func (s *Snapshots) Trust(ctx context.Context, actor isle.Actor, key string) (seal.TrustedKey, error) {
 	if s.broken != nil {
-		return TrustedKey{}, s.broken
+		return seal.TrustedKey{}, s.broken
 	}
-	key = strings.TrimSpace(key)
-	v, err := parseVerifier(key)
-	if err != nil {
-		return TrustedKey{}, err
-	}
-	out := TrustedKey{Name: v.Name(), Key: key}
 	s.change.Lock()
 	defer s.change.Unlock()
-	s.mu.RLock()
-	_, have := s.trust[key]
-	n := len(s.trust)
-	s.mu.RUnlock()
-	switch {
-	case have:
-		return out, nil
-	case s.cfg.Key != nil && s.cfg.Key.Verifier() == key:
-		out.Own = true
-		return out, nil
-	case n >= maxKeys:
-		return out, isle.Errorf(isle.Exhausted, "%d keys are trusted, as many as there may be", n)
-	}
-	put, err := recordOf(keyTrust+key, struct{}{})
-	if err != nil {
-		return out, err
-	}
-	e := audit.NewEvent(actor, isle.ActionSnapshotTrust, trustResource, isle.Allow, "trusted from now on").With("key", key)
-	if err := s.ledger.Change(ctx, []ledger.Record{put}, nil, e); err != nil {
-		return out, err
-	}
-	s.mu.Lock()
-	s.trust[key] = v
-	s.mu.Unlock()
-	return out, nil
+	return s.ring.Trust(ctx, s.ledger, actor, key)
 }
 
 // Distrust makes the signatures of a key count no more. It is said whole, or by
 // its name.
-func (s *Snapshots) Distrust(ctx context.Context, actor isle.Actor, key string) (TrustedKey, error) {
+func (s *Snapshots) Distrust(ctx context.Context, actor isle.Actor, key string) (seal.TrustedKey, error) {
 	if s.broken != nil {
-		return TrustedKey{}, s.broken
+		return seal.TrustedKey{}, s.broken
 	}
 	s.change.Lock()
 	defer s.change.Unlock()
-	var found []string
-	s.mu.RLock()
-	for k, v := range s.trust {
-		if k == key || v.Name() == key {
-			found = append(found, k)
-		}
-	}
-	s.mu.RUnlock()
-	if len(found) != 1 {
-		return TrustedKey{}, isle.Errorf(isle.NotFound, "%d keys that are trusted are called %q", len(found), clip(key)).WithHint("isle snapshot trust lists them")
-	}
-	name, _, _ := strings.Cut(found[0], "+")
-	e := audit.NewEvent(actor, isle.ActionSnapshotTrust, trustResource, isle.Allow, "trusted no more").With("key", found[0])
-	if err := s.ledger.Change(ctx, nil, []string{keyTrust + found[0]}, e); err != nil {
-		return TrustedKey{}, err
-	}
-	s.mu.Lock()
-	delete(s.trust, found[0])
-	s.mu.Unlock()
-	return TrustedKey{Name: name, Key: found[0]}, nil
+	return s.ring.Distrust(ctx, s.ledger, actor, key)
 }
