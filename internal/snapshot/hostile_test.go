@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"isle"
+	"isle/internal/seal"
 	"isle/internal/snapshot/ext4"
 )
 
@@ -132,7 +133,7 @@ func TestFilesOfZerosTakeNoSpaceWhileTheyAreImported(t *testing.T) {
 	if used > 1<<20 {
 		t.Errorf("a file of %d bytes takes %d bytes of disk while it is imported", len(file), used)
 	}
-	f, err := openSealed(there.volumes.Path(snap.Local["db:/data"]))
+	f, err := seal.Open(there.volumes.Path(snap.Local["db:/data"]))
 	if err != nil {
 		t.Fatal(err)
 	}
