@@ -282,17 +282,21 @@ func ours(f *os.File) error {
 	return nil
 }
 
-// reflinks reports whether files of the folder can share blocks, by trying it.
+// reflinks reports whether files of the folder can share blocks, by trying it
+// with files that have no name and so are never left behind. Where there can be
+// none of those (O_TMPFILE of open(2)) there are no reflinks either.
 func reflinks(dir string) (bool, error) {
 	var files [2]*os.File
 	for i := range files {
-		f, err := os.CreateTemp(dir, ".reflink-*")
-		if err != nil {
-			return false, err
+		fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+		if err == unix.EOPNOTSUPP || err == unix.EISDIR {
+			return false, nil
 		}
-		defer f.Close()
-		os.Remove(f.Name())
-		files[i] = f
+		if err != nil {
+			return false, &os.PathError{Op: "open", Path: dir, Err: err}
+		}
+		files[i] = os.NewFile(uintptr(fd), dir)
+		defer files[i].Close()
 	}
 	if _, err := files[0].Write(make([]byte, 64<<10)); err != nil {
 		return false, err
