@@ -44,6 +44,7 @@ type rooms struct {
 	volumes []environment.Volume
 	full    error // of the log
 	files   map[isle.Ref]map[string]spec.Tree
+	moved   *environment.ForkPlan // what is copied, where that is not what was planned
 }
 
 func (r *rooms) reach(name string) {

@@ -97,17 +97,13 @@ func (s *forks) Fork(ctx context.Context, r *connect.Request[islev1.ForkRequest]
 	if err != nil {
 		return err
 	}
-	plan, err := s.Environments.PlanFork(req)
-	if err != nil {
-		return err
-	}
 	var made []isle.Ref
-	req.May = func(refs []isle.Ref) error { // a name may be another by now
-		plan.Forks, made = refs, refs
+	req.May = func(plan environment.ForkPlan) error { // a name, or a tag, may be another's by now
+		made = plan.Forks
 		if err := s.allowed(ctx, s.asksToFork(ctx, req, plan)...); err != nil {
 			return err
 		}
-		for _, ref := range refs {
+		for _, ref := range plan.Forks {
 			if ref.Stage != plan.Source.Stage {
 				if err := s.allowed(ctx, launchOf(ref, plan.Project)); err != nil {
 					return err
@@ -146,15 +142,19 @@ func (s *forks) Fork(ctx context.Context, r *connect.Request[islev1.ForkRequest]
 // copying of what the snapshot is of.
 func (cfg Config) asksOfRestore(ctx context.Context, msg any) []ask {
 	m := msg.(*islev1.RestoreRequest)
-	out := []ask{cfg.onEnvironment(ctx, isle.ActionEnvironmentRestore, m.GetEnvironment())}
 	ref, err := isle.ParseRef(m.GetEnvironment())
-	if err != nil {
-		return out
+	if err == nil {
+		if plan, err := cfg.Environments.PlanFork(environment.ForkRequest{From: ref, At: m.GetAt()}); err == nil {
+			return cfg.asksToRestore(ctx, ref, plan)
+		}
 	}
-	plan, err := cfg.Environments.PlanFork(environment.ForkRequest{From: ref, At: m.GetAt()})
-	if err != nil { // found wrong by the handler
-		return out
-	}
+	// Found wrong by the handler.
+	return []ask{cfg.onEnvironment(ctx, isle.ActionEnvironmentRestore, m.GetEnvironment())}
+}
+
+// asksToRestore is what a plan does to the environment.
+func (cfg Config) asksToRestore(ctx context.Context, ref isle.Ref, plan environment.ForkPlan) []ask {
+	out := []ask{cfg.onEnvironment(ctx, isle.ActionEnvironmentRestore, ref.String())}
 	out[0].project = plan.Project
 	if plan.Source != ref {
 		source := isle.Resource{Kind: "environment", Name: plan.Source.Name, Stage: plan.Source.Stage}
@@ -172,14 +172,20 @@ func (s *forks) Restore(ctx context.Context, r *connect.Request[islev1.RestoreRe
 	if r.Msg.GetAt() == "" {
 		return isle.Errorf(isle.Invalid, "no snapshot is named")
 	}
-	if err := s.allowed(ctx, s.asksOfRestore(ctx, r.Msg)...); err != nil { // a tag may name another snapshot by now
+	// A tag may name another snapshot by now, and yet another in a moment: what is
+	// asked about is what is restored.
+	plan, err := s.Environments.PlanFork(environment.ForkRequest{From: ref, At: r.Msg.GetAt()})
+	if err != nil {
+		return err
+	}
+	if err := s.allowed(ctx, s.asksToRestore(ctx, ref, plan)...); err != nil {
 		return err
 	}
 	tell, work := s.newTeller(ctx, isle.ActionEnvironmentRestore, isle.Resource{}, func(e *islev1.ProgressEvent) error {
 		return stream.Send(&islev1.RestoreEvent{Event: &islev1.RestoreEvent_Progress{Progress: e}})
 	})
 	defer tell.cancel(nil)
-	res, err := s.Environments.RestoreTo(work, actorOf(ctx), ref, r.Msg.GetAt(), func(p environment.Progress) { tell.event(progressMessage(p)) })
+	res, err := s.Environments.RestoreTo(work, actorOf(ctx), ref, string(plan.Snapshot), func(p environment.Progress) { tell.event(progressMessage(p)) })
 	if err != nil {
 		return err
 	}

@@ -20,8 +20,11 @@ func (r *rooms) Fork(_ context.Context, actor isle.Actor, req environment.ForkRe
 	if err != nil {
 		return nil, err
 	}
+	if r.moved != nil {
+		plan = *r.moved
+	}
 	if req.May != nil {
-		if err := req.May(plan.Forks); err != nil {
+		if err := req.May(plan); err != nil {
 			return nil, err
 		}
 	}
@@ -45,7 +48,11 @@ func (r *rooms) PlanFork(req environment.ForkRequest) (environment.ForkPlan, err
 	if req.From != source {
 		return environment.ForkPlan{}, isle.Errorf(isle.NotFound, "there is no environment %s", req.From)
 	}
-	return environment.ForkPlan{Source: source, Project: "shop", Forks: []isle.Ref{{Name: "shop-f1", Stage: stage}}}, nil
+	plan := environment.ForkPlan{Source: source, Project: "shop", Forks: []isle.Ref{{Name: "shop-f1", Stage: stage}}}
+	if req.At != "" {
+		plan.Snapshot = isle.DigestOf([]byte(req.At))
+	}
+	return plan, nil
 }
 
 // Parent is the shop, where main is one of the branches.
@@ -60,8 +67,9 @@ func (r *rooms) Unlike(_ environment.Environment, req environment.UpRequest) str
 	return ""
 }
 
-func (r *rooms) RestoreTo(_ context.Context, _ isle.Actor, ref isle.Ref, _ string, _ func(environment.Progress)) (environment.UpResult, error) {
+func (r *rooms) RestoreTo(_ context.Context, _ isle.Actor, ref isle.Ref, at string, _ func(environment.Progress)) (environment.UpResult, error) {
 	r.reach("RestoreTo")
+	r.reach("RestoreTo " + at)
 	return environment.UpResult{Environment: environment.Environment{Ref: ref}}, nil
 }
 
@@ -190,6 +198,22 @@ func TestWhoRestoresMayReplaceWhatIsThere(t *testing.T) {
 		if err := stream.Err(); allowed != (err == nil) || r.seen("RestoreTo") != allowed {
 			t.Errorf("%s: %v", actions, err)
 		}
+		if allowed && !r.seen("RestoreTo "+string(isle.DigestOf([]byte("good")))) {
+			t.Error("a tag is restored, which may be another snapshot's by now")
+		}
 		stream.Close()
+	}
+}
+
+func TestWhatIsCopiedIsWhatTheCallerMayCopy(t *testing.T) {
+	r := &rooms{}
+	a := newPolicy(t)
+	apply(t, a, "roles:\n  copier: {actions: [environment:fork, environment:launch], resources: ['environment:shop', 'environment:shop-f1', 'environment:vault-f1']}\n"+
+		"bindings:\n  - {role: admin, subjects: [human:root]}\n  - {role: copier, subjects: [human:ann]}\n")
+	c := serveAs(t, r, a, "ann")
+	// The tag that she may copy is moved before it is copied.
+	r.moved = &environment.ForkPlan{Source: isle.Ref{Name: "vault", Stage: "testing"}, Project: "vault", Forks: []isle.Ref{{Name: "vault-f1", Stage: "testing"}}}
+	if _, err := fork(t, c, &islev1.ForkRequest{From: "shop", At: "latest"}); isle.CodeOf(err) != isle.Refused || r.seen("Fork") {
+		t.Errorf("what she may not copy is copied: %v", err)
 	}
 }

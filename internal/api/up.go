@@ -117,6 +117,12 @@ func (s *environments) forkParent(ctx context.Context, up *environment.UpRequest
 		return "", "", err
 	}
 	req := environment.ForkRequest{From: parent.Ref, Name: up.Ref.Name, TTL: up.TTL, Branch: up.Branch}
+	req.May = func(p environment.ForkPlan) error { // what was looked at may be gone, and another there
+		if p.Instance != parent.Instance {
+			return isle.Errorf(isle.Conflict, "%s is another environment by now", parent.Ref).WithHint("run isle up again")
+		}
+		return nil
+	}
 	if _, err := s.Environments.Fork(ctx, actorOf(ctx), req, progress); err != nil {
 		return "", "", isle.Errorf(isle.CodeOf(err), "%s could not begin as a copy of %s: %w", up.Ref, parent.Ref, err).
 			WithHint("mend it and run isle up again, or begin without the data of %s: isle down %s --volumes, then isle up --no-fork", parent.Ref, up.Ref)

@@ -35,9 +35,10 @@ type ForkRequest struct {
 	TTL     *time.Duration // overrides the file's; zero: no end
 	Timeout time.Duration  // of each on_fork; 0: Config.OnFork
 	Branch  string         // of the forks, as in Environment; "": the source's
-	// May is asked once the names are known and before anything is recorded; nil
-	// allows all.
-	May func(forks []isle.Ref) error
+	// May is asked once what is copied is held and the names are known, and before
+	// anything is recorded: of both there may be another than when PlanFork was
+	// asked. nil allows all.
+	May func(ForkPlan) error
 }
 
 func (req *ForkRequest) check() error {
@@ -119,7 +120,7 @@ func (m *Manager) plan(ctx context.Context, actor isle.Actor, req ForkRequest, o
 		return forks, err
 	}
 	if req.May != nil {
-		if err = req.May(refsOf(forks)); err != nil {
+		if err = req.May(o.plan(refsOf(forks))); err != nil {
 			return forks, err
 		}
 	}
@@ -239,9 +240,15 @@ func (m *Manager) takenLocked(ref isle.Ref) bool {
 
 // A ForkPlan is what a request would come to now.
 type ForkPlan struct {
-	Source  isle.Ref // whose data is copied
-	Project string
-	Forks   []isle.Ref // names may be taken by the time that it is made: Fork asks its May about those that it takes
+	Source   isle.Ref    // whose data is copied
+	Instance isle.ID     // of the source
+	Snapshot isle.Digest // that is copied; "": what runs
+	Project  string
+	Forks    []isle.Ref // names may be taken by the time that it is made: Fork asks its May about those that it takes
+}
+
+func (o *origin) plan(forks []isle.Ref) ForkPlan {
+	return ForkPlan{Source: o.rec.Ref, Instance: o.rec.Instance, Snapshot: o.digest, Project: o.rec.Project, Forks: forks}
 }
 
 // PlanFork says what a request would come to.
@@ -253,7 +260,7 @@ func (m *Manager) PlanFork(req ForkRequest) (ForkPlan, error) {
 	if err != nil {
 		return ForkPlan{}, err
 	}
-	p := ForkPlan{Source: o.rec.Ref, Project: o.rec.Project}
+	p := o.plan(nil)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for i := 1; len(p.Forks) < req.N; i++ {

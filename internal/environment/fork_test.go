@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"isle"
+	"isle/internal/snapshot"
 	"isle/internal/spec"
 )
 
@@ -295,9 +296,9 @@ func TestWhatCannotBeForkedIsSaidAndLeavesNothing(t *testing.T) {
 		t.Error("volumes are left")
 	}
 	w.noSpace = nil
-	three.May = func(refs []isle.Ref) error {
-		if len(refs) != 3 {
-			t.Errorf("asked about %v", refs)
+	three.May = func(p ForkPlan) error {
+		if len(p.Forks) != 3 || p.Source != three.From || p.Project != "shop" {
+			t.Errorf("asked about %v", p)
 		}
 		return isle.Errorf(isle.Refused, "no")
 	}
@@ -332,4 +333,27 @@ func TestAOneShotForkEndsWithItsClient(t *testing.T) {
 	if len(w.files) != 1 {
 		t.Error("its volume is left")
 	}
+}
+
+func TestWhoForksIsAskedAboutWhatIsReallyCopied(t *testing.T) {
+	w := newWorld(t)
+	m := w.serve(nil)
+	mine := mustSnapshot(t, m, mustUp(t, m, shop("mine")).Environment.Ref, SnapshotRequest{Tag: "latest"})
+	other := mustSnapshot(t, m, mustUp(t, m, shop("other")).Environment.Ref, SnapshotRequest{})
+	req := ForkRequest{At: "latest"}
+	if p, err := m.PlanFork(req); err != nil || p.Source.Name != "mine" || p.Snapshot != mine.Digest {
+		t.Fatal(p, err)
+	}
+	if _, err := m.cfg.Snapshots.(*snapshot.Snapshots).Tag(t.Context(), root, string(other.Digest), "latest", true); err != nil { // as somebody else does now
+		t.Fatal(err)
+	}
+	req.May = func(p ForkPlan) error {
+		if p.Source.Name != "other" || p.Snapshot != other.Digest || p.Instance != other.Manifest.Instance {
+			t.Errorf("asked about %+v", p)
+		}
+		return isle.Errorf(isle.Refused, "no")
+	}
+	_, err := m.Fork(t.Context(), root, req, nil)
+	wantCode(t, err, isle.Refused)
+	w.checkRunning(t, m, 2)
 }
