@@ -384,12 +384,13 @@ func (e *Environment) forksRun() bool {
 }
 
 // markCopied says in the records of copied volumes that they are made, and gives
-// copies of seeded ones what diff compares them with.
+// copies of seeded ones what diff compares them with, in the same stage: it has
+// the names of all files.
 func (m *Manager) markCopied(o *origin, volumes []Volume) {
 	for i := range volumes {
 		v := &volumes[i]
 		v.Ready = true
-		if o.volumes[i].Baseline != "" && m.copyBaseline(o.volumes[i].ID, v.ID) == nil {
+		if o.volumes[i].Baseline != "" && v.Ref.Stage == o.rec.Ref.Stage && m.copyBaseline(o.volumes[i].ID, v.ID) == nil {
 			v.Baseline = o.volumes[i].Baseline
 		}
 	}

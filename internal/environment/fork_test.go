@@ -271,6 +271,42 @@ func TestDataLeavesItsStageOnlyThroughOnFork(t *testing.T) {
 	}
 }
 
+func TestWhatIsWrittenBeforeOnForkStaysInItsStage(t *testing.T) {
+	w := newWorld(t)
+	m := w.serve(nil)
+	src := mustUp(t, m, reseeds("shop", "reseed")).Environment.Ref
+	w.tree = spec.Tree{Entries: []spec.TreeEntry{{Path: ".", Type: spec.TypeDir}, {Path: "bob", Type: spec.TypeFile, Digest: isle.DigestOf(nil)}}}
+	if err := m.CopyIn(t.Context(), root, src, "db", "/data", true, strings.NewReader("")); err != nil {
+		t.Fatal(err)
+	}
+	for stage, stays := range map[string]bool{"testing": true, "staging": false} {
+		req := forkOf("shop")
+		req.Stage = stage
+		before := m.cfg.Now()
+		forks, err := m.Fork(t.Context(), root, req, func(p Progress) {
+			if p.Step == "on_fork" && p.State == "start" {
+				m.find(isle.Ref{Name: "shop-f1", Stage: stage}).log("web").write(before, before, false, []byte("bob lives in Elm Street\n"))
+			}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		l := m.find(forks[0].Environment.Ref)
+		l.log("web").write(before, before, false, []byte("bob again, told late\n"))
+		l.log("web").write(m.cfg.Now(), m.cfg.Now(), false, []byte("open\n"))
+		var lines []string
+		if err := m.Logs(t.Context(), root, l.ref, LogOptions{Services: []string{"web"}}, func(x LogLine) error { lines = append(lines, string(x.Data)); return nil }); err != nil {
+			t.Fatal(err)
+		}
+		if has := strings.Contains(strings.Join(lines, ""), "bob"); has != stays || !slices.Contains(lines, "open\n") {
+			t.Errorf("in stage %s the logs are %q", stage, lines)
+		}
+		if v, ok := m.volume(l.ref, "db", "/data"); !ok || stays != (v.Baseline != "") {
+			t.Errorf("in stage %s the names of files before: %q", stage, v.Baseline)
+		}
+	}
+}
+
 func TestWhatCannotBeForkedIsSaidAndLeavesNothing(t *testing.T) {
 	w := newWorld(t)
 	m := w.serve(nil)

@@ -5,7 +5,9 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -59,7 +61,8 @@ type serviceLog struct {
 	max  int64
 
 	mu         sync.Mutex
-	f          *os.File // nil until something is written
+	from       time.Time // what was written before is dropped; zero: nothing is
+	f          *os.File  // nil until something is written
 	size       int64
 	generation int // grows when the file is moved away
 	dropped    int // lines that could not be written
@@ -113,6 +116,9 @@ func (l *live) logSignal() <-chan struct{} {
 func (s *serviceLog) write(now, at time.Time, stderr bool, data []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if at.Before(s.from) {
+		return
+	}
 	var b bytes.Buffer
 	if s.dropped > 0 {
 		encodeLog(&b, now, true, []byte("isle: output was dropped here: it could not be written\n"))
@@ -208,6 +214,24 @@ func (s *serviceLog) close() {
 		s.f.Close()
 		s.f = nil
 	}
+}
+
+// beginAnew removes what was written until now, and drops what comes of it yet.
+func (s *serviceLog) beginAnew(now time.Time) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.f != nil {
+		s.f.Close()
+		s.f = nil
+	}
+	s.from, s.size, s.dropped = now, 0, 0
+	s.generation++
+	for _, name := range []string{s.path, s.path + ".1"} {
+		if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // A logReader reads one service's log from the oldest line on.

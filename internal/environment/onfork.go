@@ -82,6 +82,13 @@ func (m *Manager) openFork(ctx context.Context, l *live, say func(Progress)) err
 		m.fault("fork.on_fork")
 		say(Progress{Service: name, Step: "on_fork", State: "done", Message: m.cfg.Now().Sub(began).Round(time.Millisecond).String()})
 	}
+	if rec.Crossed { // what was written by now speaks of what was not masked
+		for _, s := range rec.Services {
+			if err := l.log(s.Name).beginAnew(m.cfg.Now()); err != nil {
+				return isle.Errorf(isle.Unavailable, "fork %s stays shut: what service %s has written cannot be removed: %w", l.ref, s.Name, err)
+			}
+		}
+	}
 	opened := audit.NewEvent(system("fork"), isle.ActionEnvironmentFork, resource(l.ref), isle.Allow, "on_fork has succeeded in every service: it is opened").In(l.ref, l.instance)
 	if err := l.change(ctx, func(e *Environment) { e.Opening, e.Trouble = Open, "" }, Mutation{Entries: []audit.Entry{opened}}); err != nil {
 		return err
