@@ -167,7 +167,7 @@ func (m *Manager) snapshotOrigin(from isle.Ref, s snapshot.Snapshot) (*origin, e
 		was := l.snapshot()
 		o.rec.Branch, o.rec.Commit, o.rec.Dirty, o.rec.Repository = was.Branch, was.Commit, was.Dirty, was.Repository
 	}
-	if e, ok := m.ByInstance(x.Instance); ok { // else its own origin is not known any more
+	if e, ok := m.ByInstance(x.Instance); ok && !isForeign(s) { // else its own origin is not known any more
 		o.rec.Parent, o.rec.ParentRef, o.rec.Origin, o.rec.Ancestors = e.Parent, e.ParentRef, e.Origin, e.Ancestors
 	}
 	for _, svc := range x.Services {
@@ -328,12 +328,16 @@ func (m *Manager) parentOf(e Environment) (isle.Digest, error) {
 	}
 	parent := e.Origin
 	for _, s := range all {
-		if s.Manifest.Instance == e.Instance {
+		if s.Manifest.Instance == e.Instance && !isForeign(s) {
 			parent = s.Digest
 		}
 	}
 	return parent, nil
 }
+
+// isForeign reports whether a snapshot says of itself what it was taken of, and
+// nobody who is trusted does.
+func isForeign(s snapshot.Snapshot) bool { return s.Imported && !s.Trusted }
 
 // Copies are the environments that were made of a snapshot, by name.
 func (m *Manager) Copies(d isle.Digest) (names []string) {

@@ -49,6 +49,9 @@ func (m *Manager) Lineage(_ context.Context, visible func(kind string, ref isle.
 		}
 		for _, s := range snapshots {
 			x := s.Manifest
+			if isForeign(s) { // it comes of nothing here, whatever it says
+				x.Instance = ""
+			}
 			f.add(Relation{
 				ID: string(s.Digest), Parent: string(x.Instance), Kind: KindSnapshot, Ref: x.Ref, Project: x.Project, Created: x.Created, Tags: s.Tags, Message: x.Message,
 			})

@@ -1,10 +1,14 @@
 package environment
 
 import (
+	"bytes"
 	"strings"
 	"testing"
 
 	"isle"
+	"isle/internal/ledger/ledgertest"
+	"isle/internal/snapshot"
+	"isle/internal/spec"
 )
 
 func anybody(string, isle.Ref, string) bool { return true }
@@ -61,5 +65,56 @@ func TestALineageGoesOnOverWhatIsGone(t *testing.T) {
 	want = "e:shop gone\n e:a gone\n  e:b gone\n   s:b gone\n    e:c\n"
 	if got := draw(t, m, anybody); got != want {
 		t.Errorf("%s is not\n%s", got, want)
+	}
+}
+
+func TestWhatAFileSaysOfItselfIsNoLineage(t *testing.T) {
+	w := newWorld(t)
+	m := w.serve(nil)
+	e := mustUp(t, m, shop("shop")).Environment
+	first := mustSnapshot(t, m, e.Ref, SnapshotRequest{})
+	here := m.cfg.Snapshots.(*snapshot.Snapshots)
+
+	key, err := snapshot.NewKey("mallory", bytes.Repeat([]byte{2}, 32))
+	if err != nil {
+		t.Fatal(err)
+	}
+	there, err := snapshot.Open(t.Context(), snapshot.Config{Dir: t.TempDir(), Volumes: (*fakeVolumes)(&life{world: w}), Store: ledgertest.New(), Key: key})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := there.Draft()
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := first.Manifest
+	x.Volumes, x.Message = nil, "the next one"
+	x.Isolation, x.Services = "container", x.Services[:1]
+	x.Spec = spec.File{Name: "shop", Isolation: "container", Limits: spec.Limits{CPUs: 1, Memory: 1 << 30, PIDs: 99}, Services: []spec.Service{
+		{Name: x.Services[0].Name, Suite: "bookworm", Restart: "no"},
+	}}
+	forged, err := d.Seal(t.Context(), root, x)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var file bytes.Buffer
+	if err := there.Export(t.Context(), string(forged.Digest), &file); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := here.Import(t.Context(), root, &file, func(snapshot.Manifest) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	second := mustSnapshot(t, m, e.Ref, SnapshotRequest{})
+	if second.Manifest.Parent != first.Digest {
+		t.Errorf("a snapshot follows %s, which somebody has brought along", second.Manifest.Parent.Short())
+	}
+	all, err := m.Lineage(t.Context(), anybody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range all {
+		if r.ID == string(forged.Digest) && r.Parent != "" {
+			t.Errorf("it is shown below %s", r.Parent)
+		}
 	}
 }
