@@ -173,6 +173,9 @@ func (a *app) execQuiet(ctx context.Context, c *api.Client, start *islev1.ExecSt
 	defer signal.Stop(signals)
 
 	stream := c.Environments.Exec(ctx)
+	// HTTP/2 looks at ctx only once the request has ended.
+	stop := context.AfterFunc(ctx, func() { stream.CloseRequest() })
+	defer stop()
 	in := &execInput{stream: stream}
 	if start.Terminal {
 		restore, err := a.raw()
