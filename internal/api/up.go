@@ -33,7 +33,9 @@ func (s *environments) Up(ctx context.Context, req *connect.Request[islev1.UpReq
 		return err
 	}
 	if m.GetOneShot() && !spec.Says(m.GetSource().GetSpec(), "isolation") {
-		r.file.Isolation = spec.Gvisor // what runs once is what nobody has read
+		if r.file, err = r.file.Sandboxed(); err != nil { // what runs once is what nobody has read
+			return err
+		}
 	}
 	ref, err := s.refOf(ctx, m, r.file.Name)
 	if err != nil {

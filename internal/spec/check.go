@@ -9,6 +9,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"isle"
 	"isle/internal/document"
 )
 
@@ -41,6 +42,43 @@ func (r *reader) check(f *File) {
 		}
 	}
 	r.checkUses(f)
+	if why := f.tooSmall(); why != "" {
+		r.problemFor(document.Path("limits", "memory"), "%s", why)
+	}
+}
+
+// What gVisor's own processes take of an environment's memory, in bytes: once, and
+// for each service. One service starts with 32 MiB and not with 24, four with 80
+// and not with 64; at rest they have 32 and 57 MiB. The rest is for what differs
+// between machines, and for a first program.
+const (
+	sandboxMemory = 32 << 20
+	serviceMemory = 16 << 20
+)
+
+// tooSmall says why the memory of the limits is not enough for the class, "" if it
+// may be.
+func (f File) tooSmall() string {
+	least := int64(sandboxMemory + len(f.Services)*serviceMemory)
+	if f.Isolation != Gvisor || f.Limits.Memory == 0 || f.Limits.Memory >= least {
+		return ""
+	}
+	services := "one service"
+	if len(f.Services) > 1 {
+		services = fmt.Sprintf("%d services", len(f.Services))
+	}
+	return fmt.Sprintf("%s is too little for isolation %s with %s: its kernel takes %s, and %s more for each service, before a program has any; want %s at least",
+		FormatSize(f.Limits.Memory), Gvisor, services, FormatSize(sandboxMemory), FormatSize(serviceMemory), FormatSize(least))
+}
+
+// Sandboxed is f in the class gvisor. It fails with Invalid where its limits are
+// too small for that.
+func (f File) Sandboxed() (File, error) {
+	f.Isolation = Gvisor
+	if why := f.tooSmall(); why != "" {
+		return File{}, isle.Errorf(isle.Invalid, "limits.memory: %s", why).WithHint("raise limits.memory, or name a class in the file: isolation: container")
+	}
+	return f, nil
 }
 
 // checkUses refuses a connection whose name means something else inside.

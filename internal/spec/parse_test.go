@@ -79,6 +79,8 @@ func TestAnErrorSaysWhereAndWhatToDo(t *testing.T) {
 		{"no service", "name: a\nservices: {}\n", "isle.yaml:2:11: services: names no service; want at least one"},
 		{"name", "name: My Shop\nservices: {s: {}}\n", `isle.yaml:1:7: name: "My Shop" is no name; want lower-case letters, digits and dashes, at most 40, beginning with a letter, for example "my-shop"`},
 		{"isolation", "name: a\nisolation: gvisr\nservices: {s: {}}\n", `isle.yaml:2:12: isolation: "gvisr" is not one of container, gvisor; did you mean "gvisor"?`},
+		{"little memory for a sandbox", "name: a\nisolation: gvisor\nservices: {s: {}, t: {}}\nlimits: {memory: 40MiB}\n",
+			"isle.yaml:4:18: limits.memory: 40MiB is too little for isolation gvisor with 2 services: its kernel takes 32MiB, and 16MiB more for each service, before a program has any; want 64MiB at least"},
 		{"near key", service("comand: [true]"), `isle.yaml:4:5: services.s: unknown key "comand"; did you mean "command"?`},
 		{"far key", "name: a\nvalues: [x]\nservices: {s: {}}\n", `isle.yaml:2:1: unknown key "values"; the nearest known one is "name", of name, isolation, services, egress, uses, limits, ttl`},
 		{"misplaced key", "name: a\nports: {web: 80}\nservices: {s: {}}\n", `isle.yaml:2:1: unknown key "ports" here; it belongs in services.NAME`},

@@ -2,6 +2,7 @@ package spec
 
 import (
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 
@@ -70,6 +71,28 @@ func TestAFileThatNobodyCouldWriteIsRefused(t *testing.T) {
 		change(&f)
 		if err := f.Check(); isle.CodeOf(err) != isle.Invalid || err == nil {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestAFileIsSandboxedWhereItsMemoryIsEnough(t *testing.T) {
+	for text, want := range map[string]string{
+		"services: {s: {}}":                                    "",
+		"services: {s: {}}\nlimits: {memory: 48MiB}":           "",
+		"services: {s: {}}\nlimits: {memory: 47MiB}":           "limits.memory: 47MiB is too little for isolation gvisor with one service",
+		"services: {s: {}, t: {}}\nlimits: {memory: 48MiB}":    "limits.memory: 48MiB is too little for isolation gvisor with 2 services",
+		"services: {s: {}, t: {}}\nlimits: {memory: 65536KiB}": "",
+	} {
+		f, err := Parse("isle.yaml", []byte("name: a\n"+text+"\n"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		boxed, err := f.Sandboxed()
+		switch {
+		case want == "" && (err != nil || boxed.Isolation != Gvisor || f.Isolation != Container):
+			t.Errorf("%s: %+v, %v", text, boxed, err)
+		case want != "" && (err == nil || !strings.HasPrefix(err.Error(), want)):
+			t.Errorf("%s: %v", text, err)
 		}
 	}
 }
