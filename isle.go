@@ -228,6 +228,12 @@ const (
 	ActionSnapshotExport     Action = "snapshot:export"
 	ActionSnapshotImport     Action = "snapshot:import"
 	ActionSnapshotTrust      Action = "snapshot:trust" // a key of another server
+	ActionReleaseCreate      Action = "release:create"
+	ActionReleaseRead        Action = "release:read"
+	ActionReleaseRemove      Action = "release:remove"
+	ActionReleaseExport      Action = "release:export"
+	ActionReleaseImport      Action = "release:import"
+	ActionReleaseTrust       Action = "release:trust" // a key of another server
 	ActionEgressConnect      Action = "egress:connect"
 	ActionAuditRead          Action = "audit:read"
 	ActionAuditAccept        Action = "audit:accept-rollback" // a log that does not go on from the kept checkpoint
@@ -277,7 +283,7 @@ const (
 
 // A Resource is what an action is done to: kind:name, in a stage.
 type Resource struct {
-	Kind  string `json:"kind"` // "environment", "service", "volume", "snapshot", "image", "egress", "server", "audit"
+	Kind  string `json:"kind"` // "environment", "service", "volume", "snapshot", "release", "image", "egress", "server", "audit"
 	Name  string `json:"name"`
 	Stage string `json:"stage,omitempty"`
 }

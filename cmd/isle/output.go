@@ -24,6 +24,7 @@ type environmentJSON struct {
 	Branch    string        `json:"branch,omitempty"`
 	Commit    string        `json:"commit,omitempty"`
 	Dirty     bool          `json:"dirty"`
+	Release   string        `json:"release,omitempty"`
 	Owner     string        `json:"owner"`
 	Phase     string        `json:"phase"`
 	Isolation string        `json:"isolation"`
@@ -94,7 +95,7 @@ func at(t *timestamppb.Timestamp) *time.Time {
 func environmentView(e *islev1.Environment) environmentJSON {
 	v := environmentJSON{
 		Name: e.GetName(), Stage: e.GetStage(), Instance: e.GetInstance(), Project: e.GetProject(), Branch: e.GetBranch(),
-		Commit: e.GetCommit(), Dirty: e.GetDirty(),
+		Commit: e.GetCommit(), Dirty: e.GetDirty(), Release: e.GetRelease(),
 		Owner: e.GetOwner(), Phase: e.GetPhase(), Isolation: e.GetIsolation(), Created: at(e.GetCreated()), Expires: at(e.GetExpires()),
 		Services: []serviceJSON{}, Parent: e.GetParent(), ParentName: e.GetParentName(), Origin: e.GetOrigin(), Generation: e.GetGeneration(),
 		Opening: e.GetOpening(), Trouble: e.GetTrouble(),

@@ -49,6 +49,9 @@ func (a *app) status(e *islev1.Environment) error {
 		fmt.Fprintf(w, ", commit %s", clean(c))
 	}
 	fmt.Fprintf(w, "\n  instance  %s\n  owner     %s\n", e.GetInstance(), e.GetOwner())
+	if e.GetRelease() != "" {
+		fmt.Fprintf(w, "  release   %s\n", shortDigest(e.GetRelease()))
+	}
 	if e.GetParent() != "" {
 		fmt.Fprintf(w, "  copy of   %s", e.GetParentName())
 		if e.GetOrigin() != "" {

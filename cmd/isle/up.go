@@ -20,6 +20,7 @@ import (
 
 type upOptions struct {
 	name, stage, ttl, mirror string
+	release                  string
 	locked, noWait, watch    bool
 	noFork                   bool
 }
@@ -37,10 +38,14 @@ The environment is called by --name, else after the project, with the git branch
 unless that is the default one. One of a new branch begins as a copy of the running
 environment of the branch that it was created from (else the default one), data
 included, where they differ in copied files alone; else, and with --no-fork, it is
-made from the file, without data.`,
+made from the file, without data.
+
+With --release it is made what was released, as it is: no file is read, and it is called
+by --name, else after the project.`,
 		Example: `  isle up
   isle up examples/shop --name try --ttl 2h
-  isle up --watch`,
+  isle up --watch
+  isle up --release 3fa9c1 --stage production`,
 		Args: args(0, 1, "at most one folder or file"),
 		RunE: func(cmd *cobra.Command, given []string) error {
 			return a.up(cmd.Context(), o, first(given))
@@ -54,6 +59,7 @@ made from the file, without data.`,
 	f.BoolVar(&o.locked, "locked", false, "fail if the lock would change")
 	f.BoolVar(&o.noWait, "no-wait", false, "do not wait for health")
 	f.BoolVar(&o.noFork, "no-fork", false, "do not begin a new branch's environment as a copy of its parent's")
+	f.StringVar(&o.release, "release", "", "launch this release in place of a file")
 	f.BoolVar(&o.watch, "watch", false, "do it again whenever a file changes, until Ctrl-C")
 	return cmd
 }
@@ -80,6 +86,9 @@ func (a *app) up(ctx context.Context, o upOptions, arg string) error {
 	if err != nil {
 		return err
 	}
+	if o.release != "" {
+		return a.upRelease(ctx, o, req, arg)
+	}
 	p, err := readProject(arg)
 	if err != nil {
 		return err
@@ -100,6 +109,28 @@ func (a *app) up(ctx context.Context, o upOptions, arg string) error {
 		return err
 	}
 	return a.watch(ctx, c, p, req, seen, err)
+}
+
+// upRelease brings up what was released.
+func (a *app) upRelease(ctx context.Context, o upOptions, req *islev1.UpRequest, arg string) error {
+	if arg != "" || o.watch || o.locked || o.noFork || o.mirror != "" {
+		return usagef("--release launches what was built: it takes no folder or file, nor --watch, --locked, --no-fork or --mirror")
+	}
+	c, err := a.connect(ctx)
+	if err != nil {
+		return err
+	}
+	req.Release = o.release
+	show := a.newProgress()
+	res, err := upOnce(ctx, c, req, show)
+	show.close()
+	if err != nil {
+		return err
+	}
+	if res == nil {
+		return ended(nil)
+	}
+	return a.showUp(res)
 }
 
 // request is what the flags say.

@@ -164,6 +164,7 @@ type Config struct {
 	Recordings   Recordings
 	Approvals    Approvals
 	Snapshots    Snapshots
+	Releases     Releases
 	// Capture makes a snapshot of an environment; environment.Manager does.
 	Capture     func(ctx context.Context, actor isle.Actor, ref isle.Ref, message, tag string) (snapshot.Snapshot, error)
 	Identities  *identity.Registry
@@ -211,6 +212,7 @@ func New(cfg Config) http.Handler {
 	mux.Handle(islev1connect.NewApprovalServiceHandler(&approvals{cfg}, options...))
 	mux.Handle(islev1connect.NewIdentityServiceHandler(&identities{Config: cfg}, options...))
 	mux.Handle(islev1connect.NewSnapshotServiceHandler(&snapshots{cfg}, options...))
+	mux.Handle(islev1connect.NewReleaseServiceHandler(&releases{cfg}, options...))
 	mux.Handle(islev1connect.NewConnectionServiceHandler(&connections{cfg}, options...))
 	mux.Handle("/", tilesMux(&tiles{cfg.Audit, cfg.Signer, cfg.Log, g.mayReadLog}))
 	return impatient(mux)

@@ -32,6 +32,7 @@ type Client struct {
 	Approvals    islev1connect.ApprovalServiceClient
 	Connections  islev1connect.ConnectionServiceClient
 	Snapshots    islev1connect.SnapshotServiceClient
+	Releases     islev1connect.ReleaseServiceClient
 
 	address   string // a path, or a URL
 	base      string // URL that every request is below
@@ -79,6 +80,7 @@ func (c *Client) speak(t http.RoundTripper) {
 	c.Approvals = islev1connect.NewApprovalServiceClient(c.http, c.base, options...)
 	c.Connections = islev1connect.NewConnectionServiceClient(c.http, c.base, options...)
 	c.Snapshots = islev1connect.NewSnapshotServiceClient(c.http, c.base, options...)
+	c.Releases = islev1connect.NewReleaseServiceClient(c.http, c.base, options...)
 }
 
 // maxFetch bounds what is fetched in bytes: 256 entries of the largest size.

@@ -24,7 +24,7 @@ func timestamp(t time.Time) *timestamppb.Timestamp {
 func environmentMessage(e environment.Environment) *islev1.Environment {
 	m := &islev1.Environment{
 		Instance: string(e.Instance), Name: e.Ref.Name, Stage: e.Ref.Stage, Project: e.Project, Owner: ownerText(e.Owner),
-		Phase: string(e.Phase), Created: timestamp(e.Created), Expires: timestamp(e.Expires), Branch: e.Branch, Commit: e.Commit, Dirty: e.Dirty, Repository: e.Repository, Isolation: e.Spec.Isolation,
+		Phase: string(e.Phase), Created: timestamp(e.Created), Expires: timestamp(e.Expires), Branch: e.Branch, Commit: e.Commit, Dirty: e.Dirty, Repository: e.Repository, Release: string(e.Release), Isolation: e.Spec.Isolation,
 		Limits: &islev1.Limits{Cpus: e.Spec.Limits.CPUs, Memory: e.Spec.Limits.Memory, Pids: int32(e.Spec.Limits.PIDs)},
 	}
 	if e.Parent != "" {

@@ -127,6 +127,7 @@ func (cfg Config) rules() map[string]rule {
 	maps.Copy(rules, cfg.connectionRules())
 	maps.Copy(rules, cfg.forkRules())
 	maps.Copy(rules, cfg.snapshotRules())
+	maps.Copy(rules, cfg.releaseRules())
 	return rules
 }
 
@@ -134,7 +135,7 @@ func (cfg Config) rules() map[string]rule {
 // settled first, as the handler does.
 func (cfg Config) asksOfUp(ctx context.Context, msg any) []ask {
 	m := msg.(*islev1.UpRequest)
-	project := projectOf(m.GetSource())
+	project := cfg.projectOfUp(m)
 	ref, err := (&environments{cfg}).refOf(ctx, m, project)
 	if err != nil { // found wrong by the handler, under the name given
 		ref = isle.Ref{Name: clipped(m.GetName()), Stage: clipped(m.GetStage())}
@@ -252,7 +253,8 @@ type Log interface {
 func reads(a isle.Action) bool {
 	switch a {
 	case isle.ActionImageRead, isle.ActionEnvironmentList, isle.ActionEnvironmentRead, isle.ActionEnvironmentLogs, isle.ActionAuditRead, isle.ActionPolicyRead, isle.ActionSecretRead,
-		isle.ActionIdentityRead, isle.ActionTokenRead, isle.ActionSessionRead, isle.ActionRecordingRead, isle.ActionApprovalRead, isle.ActionSnapshotRead:
+		isle.ActionIdentityRead, isle.ActionTokenRead, isle.ActionSessionRead, isle.ActionRecordingRead, isle.ActionApprovalRead, isle.ActionSnapshotRead,
+		isle.ActionReleaseRead:
 		return true
 	}
 	return false
@@ -274,6 +276,9 @@ func (g *guard) check(ctx context.Context, procedure string, msg any) ([]policy.
 		return nil, isle.Errorf(isle.Refused, "%s has no rule that says what it does", procedure)
 	}
 	queries := queriesOf(who, r(ctx, msg)...)
+	if up, ok := msg.(*islev1.UpRequest); ok && up.GetRelease() != "" {
+		ofRelease(queries) // the handler launches nothing else
+	}
 	answers, err := g.stands(ctx, who, queries, "")
 	if err != nil {
 		return nil, err

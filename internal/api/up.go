@@ -28,6 +28,9 @@ func (s *environments) Up(ctx context.Context, req *connect.Request[islev1.UpReq
 	if err := checkCheckout(m); err != nil {
 		return err
 	}
+	if m.GetRelease() != "" {
+		return s.upRelease(ctx, m, stream)
+	}
 	r, err := readSource(m.GetSource())
 	if err != nil {
 		return err

@@ -159,6 +159,7 @@ func (m *Manager) snapshotOrigin(from isle.Ref, s snapshot.Snapshot) (*origin, e
 	}
 	o := &origin{digest: s.Digest, rec: Environment{
 		Instance: x.Instance, Ref: x.Ref, Project: x.Project, Spec: x.Spec, Generation: x.Generation,
+		Release: isle.Digest(x.Release),
 	}}
 	if l := m.find(from); l != nil { // which is not what it was when it was captured
 		if p := l.snapshot().Project; p != x.Project {
@@ -311,7 +312,7 @@ func (m *Manager) Snapshot(ctx context.Context, actor isle.Actor, ref isle.Ref, 
 func (o *origin) manifest() snapshot.Manifest {
 	x := snapshot.Manifest{
 		Ref: o.rec.Ref, Project: o.rec.Project, Instance: o.rec.Instance, Isolation: o.rec.Spec.Isolation,
-		Generation: o.rec.Generation, Spec: o.rec.Spec,
+		Generation: o.rec.Generation, Spec: o.rec.Spec, Release: string(o.rec.Release),
 	}
 	for _, s := range o.rec.Services {
 		x.Services = append(x.Services, snapshot.Service{Name: s.Name, Image: s.Image, Launch: s.Launch, SecretHash: s.SecretHash})

@@ -68,8 +68,10 @@ type Environment struct {
 	Commit     string `json:"commit,omitempty"`     // in hexadecimal; "" where there is none
 	Dirty      bool   `json:"dirty,omitempty"`      // the files are not known to be the commit's
 	Repository string `json:"repository,omitempty"` // names the repository on its machine, without its path
-	Keep       bool   `json:"keep,omitempty"`       // of `isle run --keep`
-	OneShot    bool   `json:"one_shot,omitempty"`
+	// Release is what it was last brought up from, where that was a release.
+	Release isle.Digest `json:"release,omitempty"`
+	Keep    bool        `json:"keep,omitempty"` // of `isle run --keep`
+	OneShot bool        `json:"one_shot,omitempty"`
 	// Of what was copied from another environment, or from a snapshot.
 	Parent    isle.ID     `json:"parent,omitempty"` // the instance that it was copied from
 	ParentRef isle.Ref    `json:"parent_ref,omitzero"`

@@ -280,7 +280,7 @@ func (e *Environment) forked(ref isle.Ref, origin isle.Digest) Environment {
 	}
 	return Environment{
 		Instance: isle.NewID(), Ref: ref, Project: e.Project, Desired: WantRunning, Phase: Pending, Spec: e.Spec,
-		Branch: e.Branch, Commit: e.Commit, Dirty: e.Dirty, Repository: e.Repository,
+		Branch: e.Branch, Commit: e.Commit, Dirty: e.Dirty, Repository: e.Repository, Release: e.Release,
 		Parent: e.Instance, ParentRef: e.Ref, Origin: origin, Ancestors: ancestors[:min(len(ancestors), maxAncestors)],
 		Fork: true, Crossed: e.Ref.Stage != ref.Stage, Opening: Copying,
 	}

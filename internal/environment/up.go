@@ -35,6 +35,7 @@ type UpRequest struct {
 
 	Branch, Commit, Repository string // as in Environment
 	Dirty                      bool
+	Release                    isle.Digest // that the file and the images are of; "": of none
 }
 
 // An UpResult is what Up came to.
@@ -201,6 +202,7 @@ func (m *Manager) up(ctx context.Context, actor isle.Actor, req UpRequest, specJ
 // mark puts into a record what git knows of the files.
 func (req *UpRequest) mark(e *Environment) {
 	e.Branch, e.Commit, e.Dirty, e.Repository = req.Branch, req.Commit, req.Dirty, req.Repository
+	e.Release = req.Release
 }
 
 // from puts into an entry what git knows of the files.
@@ -214,6 +216,7 @@ func (req *UpRequest) from(e audit.Entry) audit.Entry {
 	if req.Dirty {
 		e = e.With("dirty", "true")
 	}
+	e.Release = req.Release
 	return e
 }
 
@@ -222,7 +225,7 @@ func (req *UpRequest) from(e audit.Entry) audit.Entry {
 func (m *Manager) unchanged(ctx context.Context, actor isle.Actor, l *live, req UpRequest) (UpResult, error) {
 	now := l.snapshot()
 	was := now
-	if req.mark(&now); now.Branch == was.Branch && now.Commit == was.Commit && now.Dirty == was.Dirty && now.Repository == was.Repository {
+	if req.mark(&now); now.Branch == was.Branch && now.Commit == was.Commit && now.Dirty == was.Dirty && now.Repository == was.Repository && now.Release == was.Release {
 		return UpResult{Environment: now}, nil
 	}
 	e := audit.NewEvent(actor, isle.ActionEnvironmentLaunch, resource(req.Ref), isle.Allow, "nothing to do but to note where its files are from").In(req.Ref, l.instance).Explained(ctx)

@@ -20,11 +20,12 @@ const (
 // reason or an end because they are reviewed with the program.
 func builtinRoles() []Role {
 	everything := []Pattern{{Kind: "*", Name: "*"}}
-	look := []isle.Action{isle.ActionEnvironmentList, isle.ActionEnvironmentRead, isle.ActionSnapshotRead, isle.ActionPolicyRead, isle.ActionServerRead}
+	look := []isle.Action{isle.ActionEnvironmentList, isle.ActionEnvironmentRead, isle.ActionSnapshotRead, isle.ActionReleaseRead, isle.ActionPolicyRead, isle.ActionServerRead}
 	images := []isle.Action{isle.ActionImageLock, isle.ActionImageBuild, isle.ActionImageRead, isle.ActionImageImport, isle.ActionImageExport}
 	run := []isle.Action{isle.ActionEnvironmentLaunch, isle.ActionEnvironmentDown, isle.ActionEnvironmentExtend, isle.ActionEnvironmentLogs}
 	copied := []isle.Action{isle.ActionEnvironmentFork, isle.ActionEnvironmentRestore}
 	captured := []isle.Action{isle.ActionSnapshotCreate, isle.ActionSnapshotTag, isle.ActionSnapshotRemove, isle.ActionSnapshotExport, isle.ActionSnapshotImport}
+	released := []isle.Action{isle.ActionReleaseCreate, isle.ActionReleaseExport}
 	inside := []isle.Action{isle.ActionEnvironmentExec, isle.ActionEnvironmentCopy, isle.ActionEnvironmentDiff, isle.ActionEnvironmentPort}
 	decide := []isle.Action{isle.ActionApprovalRead, isle.ActionApprovalDecide}
 	sessions := []isle.Action{isle.ActionSessionRead, isle.ActionRecordingRead}
@@ -39,8 +40,8 @@ func builtinRoles() []Role {
 	}
 	return []Role{
 		role(RoleAdmin, "everything that people and machines do", all),
-		role(RoleDeveloper, "builds, launches, enters and tears down environments, with their data", look, images, run, inside, copied, captured, []isle.Action{isle.ActionVolumeDelete}),
-		role(RoleOperator, "runs environments and the server, and enters nothing", look, images, run, []isle.Action{isle.ActionServerCollect}),
+		role(RoleDeveloper, "builds, launches, enters and tears down environments, with their data", look, images, run, inside, copied, captured, released, []isle.Action{isle.ActionVolumeDelete}),
+		role(RoleOperator, "runs environments and the server, and enters nothing", look, images, run, released, []isle.Action{isle.ActionServerCollect}),
 		role(RoleApprover, "decides what an approval's rule leaves to approvers, and sees what there is to decide about", look, decide),
 		role(RoleAuditor, "reads the audit log, the policy, and what was recorded of sessions", look, sessions, []isle.Action{isle.ActionAuditRead}),
 		role(RoleOpenEgress, "of environments: reaches whatever their files ask for", []isle.Action{isle.ActionEgressConnect}),
@@ -64,7 +65,7 @@ forbid (principal, action, resource)
 when { !(principal is Workload) && resource has stage && !(context has stage && context.stage == resource.stage) };
 
 @id("built in: protected stages launch releases only")
-@message("a protected stage launches releases only, and this version of isle has no releases yet")
+@message("a protected stage launches releases only: isle release create makes one, isle up --release launches it")
 forbid (principal, action == Action::"environment:launch", resource)
 when { !(resource has protected && !resource.protected) && !(context has release && context.release) };
 `

@@ -30,6 +30,7 @@ import (
 	"isle/internal/identity"
 	"isle/internal/image"
 	"isle/internal/initproto"
+	"isle/internal/release"
 	"isle/internal/secret"
 	"isle/internal/session"
 	"isle/internal/snapshot"
@@ -56,6 +57,7 @@ type rooms struct {
 	driver    *local.Driver
 	sessions  *session.Sessions
 	snapshots *snapshot.Snapshots
+	releases  *release.Releases
 	gateway   *gateway.Gateway
 	postgres  *postgres.Protocol // of the gateway
 	tries     *api.Tries         // of credentials, at every listener
@@ -139,6 +141,9 @@ func compose(s *Server) (r *rooms, err error) {
 	if err = r.openSnapshots(context.Background()); err != nil {
 		return r, err
 	}
+	if err = r.openReleases(context.Background()); err != nil {
+		return r, err
+	}
 	r.manager = environment.New(environment.Config{
 		Store: r.store, Ports: r.store, Driver: r.driver, Network: r.airlocks, Volumes: r.driver.Volumes(), Lines: r.home,
 		Images: r.images, Snapshots: r.snapshots, Policy: r, Trust: r.inspector.Trust, Waiting: r.gateway.Waiting, Init: cfg.Init, Logs: at("logs"), HTTP: names, Log: s.log, Fault: cfg.fault(),
@@ -149,7 +154,7 @@ func compose(s *Server) (r *rooms, err error) {
 	r.handler = api.New(api.Config{
 		Environments: r.manager, Builder: r.builder, Blobs: r.images, Audit: r.store, Signer: r.book.signer, Host: r, Policy: r.policy,
 		Credentials: r.credentials, TrustDomain: r.issuer.TrustDomain, Secrets: r.secrets, Identities: r.machines,
-		Recordings: r.sessions, Approvals: r.approvals, Gateway: r.gateway, Snapshots: r.snapshots, Capture: r.capture,
+		Recordings: r.sessions, Approvals: r.approvals, Gateway: r.gateway, Snapshots: r.snapshots, Releases: r.releases, Capture: r.capture,
 		Refused: r.refusals.actor,
 		Mirror:  cfg.Mirror, Log: s.log,
 	})
@@ -317,7 +322,7 @@ func (r *rooms) Info() api.Info {
 
 // Doctor implements api.Host.
 func (r *rooms) Doctor(context.Context) []api.Check {
-	return append(Doctor(r.server.cfg), r.book.check(), r.checkSecrets(), r.checkSessions(), r.checkSnapshots(), r.checkIssuer(), r.checkApprovals(), r.server.remote.Load().check(), r.server.entrance.Load().check())
+	return append(Doctor(r.server.cfg), r.book.check(), r.checkSecrets(), r.checkSessions(), r.checkSnapshots(), r.checkReleases(), r.checkIssuer(), r.checkApprovals(), r.server.remote.Load().check(), r.server.entrance.Load().check())
 }
 
 // Stop implements api.Host.
@@ -341,6 +346,11 @@ func (r *rooms) Collect(ctx context.Context, dryRun bool) (api.Collected, error)
 			used[l.Digest] = true
 		}
 	}
+	r.releases.Images(func(m image.Image) {
+		for _, l := range m.Layers {
+			used[l.Digest] = true
+		}
+	})
 	layers, blobs := r.builder.Keep(time.Now().Add(-keepBuilds))
 	c, err := r.images.Collect(func(d isle.Digest) bool { return used[d] || layers(d) }, blobs, dryRun)
 	if err != nil {

@@ -187,8 +187,11 @@ type UpRequest struct {
 	// first. Where there is no environment yet, and one of theirs runs that differs
 	// in copied files alone, it begins as a copy of that, data included.
 	ParentBranches []string `protobuf:"bytes,14,rep,name=parent_branches,json=parentBranches,proto3" json:"parent_branches,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Launch what was released, in place of a source: a digest, or at least six
+	// hexadecimal characters that begin it.
+	Release       string `protobuf:"bytes,15,opt,name=release,proto3" json:"release,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UpRequest) Reset() {
@@ -317,6 +320,13 @@ func (x *UpRequest) GetParentBranches() []string {
 		return x.ParentBranches
 	}
 	return nil
+}
+
+func (x *UpRequest) GetRelease() string {
+	if x != nil {
+		return x.Release
+	}
+	return ""
 }
 
 type UpEvent struct {
@@ -658,6 +668,7 @@ type Environment struct {
 	Commit        string `protobuf:"bytes,21,opt,name=commit,proto3" json:"commit,omitempty"`   // that the work tree was at when it was last brought up
 	Dirty         bool   `protobuf:"varint,22,opt,name=dirty,proto3" json:"dirty,omitempty"`    // it was not known to be that commit's files
 	Repository    string `protobuf:"bytes,23,opt,name=repository,proto3" json:"repository,omitempty"`
+	Release       string `protobuf:"bytes,24,opt,name=release,proto3" json:"release,omitempty"` // digest of the release that it was last brought up from; empty: of none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -849,6 +860,13 @@ func (x *Environment) GetDirty() bool {
 func (x *Environment) GetRepository() string {
 	if x != nil {
 		return x.Repository
+	}
+	return ""
+}
+
+func (x *Environment) GetRelease() string {
+	if x != nil {
+		return x.Release
 	}
 	return ""
 }
@@ -3160,7 +3178,7 @@ const file_isle_v1_environment_proto_rawDesc = "" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x12\n" +
 	"\x04from\x18\x02 \x01(\tR\x04from\x12\x0e\n" +
 	"\x02to\x18\x03 \x01(\tR\x02to\x12\x16\n" +
-	"\x06digest\x18\x04 \x01(\tR\x06digest\"\xa1\x03\n" +
+	"\x06digest\x18\x04 \x01(\tR\x06digest\"\xbb\x03\n" +
 	"\tUpRequest\x12'\n" +
 	"\x06source\x18\x01 \x01(\v2\x0f.isle.v1.SourceR\x06source\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -3178,7 +3196,8 @@ const file_isle_v1_environment_proto_rawDesc = "" +
 	"\n" +
 	"repository\x18\r \x01(\tR\n" +
 	"repository\x12'\n" +
-	"\x0fparent_branches\x18\x0e \x03(\tR\x0eparentBranches\"\x9a\x01\n" +
+	"\x0fparent_branches\x18\x0e \x03(\tR\x0eparentBranches\x12\x18\n" +
+	"\arelease\x18\x0f \x01(\tR\arelease\"\x9a\x01\n" +
 	"\aUpEvent\x124\n" +
 	"\bprogress\x18\x01 \x01(\v2\x16.isle.v1.ProgressEventH\x00R\bprogress\x12#\n" +
 	"\x04need\x18\x02 \x01(\v2\r.isle.v1.NeedH\x00R\x04need\x12+\n" +
@@ -3200,7 +3219,7 @@ const file_isle_v1_environment_proto_rawDesc = "" +
 	"\x05state\x18\x03 \x01(\tR\x05state\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x12\x12\n" +
 	"\x04done\x18\x05 \x01(\x03R\x04done\x12\x14\n" +
-	"\x05total\x18\x06 \x01(\x03R\x05total\"\xd6\x05\n" +
+	"\x05total\x18\x06 \x01(\x03R\x05total\"\xf0\x05\n" +
 	"\vEnvironment\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -3230,7 +3249,8 @@ const file_isle_v1_environment_proto_rawDesc = "" +
 	"\x05dirty\x18\x16 \x01(\bR\x05dirty\x12\x1e\n" +
 	"\n" +
 	"repository\x18\x17 \x01(\tR\n" +
-	"repository\"\xa4\x02\n" +
+	"repository\x12\x18\n" +
+	"\arelease\x18\x18 \x01(\tR\arelease\"\xa4\x02\n" +
 	"\aService\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06launch\x18\x02 \x01(\tR\x06launch\x12\x16\n" +

@@ -1,0 +1,282 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"slices"
+	"strconv"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"isle"
+	islev1 "isle/internal/api/isle/v1"
+	"isle/internal/api/isle/v1/islev1connect"
+	"isle/internal/build"
+	"isle/internal/image"
+	"isle/internal/policy"
+	"isle/internal/release"
+	"isle/internal/seal"
+	"isle/internal/spec"
+)
+
+// Releases are what was released; *release.Releases implements it.
+type Releases interface {
+	ReleaseReader
+	ReleaseWriter
+}
+
+// A ReleaseReader tells of releases.
+type ReleaseReader interface {
+	List() ([]release.Release, error)
+	Look(name string) (release.Release, error)
+	Use(name string) (release.Release, error)
+	Launch(ctx context.Context, name string) (release.Release, map[string]image.Image, error)
+	Verify(ctx context.Context, name string) (release.Verified, error)
+	Statement(d isle.Digest, a release.Attestation) ([]byte, error)
+	Keys() ([]seal.TrustedKey, error)
+}
+
+// A ReleaseWriter changes which there are.
+type ReleaseWriter interface {
+	Create(ctx context.Context, actor isle.Actor, req release.Request) (rel release.Release, made bool, err error)
+	Remove(ctx context.Context, actor isle.Actor, name string) (isle.Digest, error)
+	Trust(ctx context.Context, actor isle.Actor, key string) (seal.TrustedKey, error)
+	Distrust(ctx context.Context, actor isle.Actor, key string) (seal.TrustedKey, error)
+}
+
+// releases serves the ReleaseService.
+type releases struct{ Config }
+
+// releaseRules are those of the ReleaseService. A release is of its project, and
+// of no stage.
+func (cfg Config) releaseRules() map[string]rule {
+	server := isle.Resource{Kind: "server", Name: "server"}
+	on := func(action isle.Action) rule {
+		return func(_ context.Context, msg any) []ask {
+			return []ask{cfg.onRelease(action, msg.(interface{ GetRelease() string }).GetRelease())}
+		}
+	}
+	always := func(action isle.Action) rule {
+		return func(context.Context, any) []ask { return []ask{{action, server, ""}} }
+	}
+	return map[string]rule{
+		islev1connect.ReleaseServiceCreateReleaseProcedure: func(_ context.Context, msg any) []ask {
+			return []ask{releaseOf(isle.ActionReleaseCreate, projectOf(msg.(*islev1.CreateReleaseRequest).GetSource()))}
+		},
+		// Which ones are shown the handler finds out.
+		islev1connect.ReleaseServiceListReleasesProcedure:    always(isle.ActionServerRead),
+		islev1connect.ReleaseServiceGetReleaseProcedure:      on(isle.ActionReleaseRead),
+		islev1connect.ReleaseServiceVerifyReleaseProcedure:   on(isle.ActionReleaseRead),
+		islev1connect.ReleaseServiceGetAttestationProcedure:  on(isle.ActionReleaseRead),
+		islev1connect.ReleaseServiceRemoveReleaseProcedure:   on(isle.ActionReleaseRemove),
+		islev1connect.ReleaseServiceListReleaseKeysProcedure: always(isle.ActionServerRead),
+		islev1connect.ReleaseServiceTrustReleaseKeyProcedure: always(isle.ActionReleaseTrust),
+	}
+}
+
+// releaseOf is an action on the releases of a project.
+func releaseOf(action isle.Action, project string) ask {
+	return ask{action, isle.Resource{Kind: "release", Name: project}, project}
+}
+
+// onRelease is an action on the release of a name. One that is not there is found
+// so by the handler, under the name given.
+func (cfg Config) onRelease(action isle.Action, name string) ask {
+	rel, err := cfg.Releases.Look(name)
+	if err != nil {
+		return ask{action, isle.Resource{Kind: "release", Name: clipped(name)}, ""}
+	}
+	return releaseOf(action, rel.Manifest.Project)
+}
+
+// projectOfUp is the project of what is to be launched: a release's, or a file's.
+func (cfg Config) projectOfUp(m *islev1.UpRequest) string {
+	if m.GetRelease() == "" {
+		return projectOf(m.GetSource())
+	}
+	rel, err := cfg.Releases.Look(m.GetRelease())
+	if err != nil { // found wrong by the handler
+		return "?"
+	}
+	return rel.Manifest.Project
+}
+
+// ofRelease says in queries that what is launched is a release.
+func ofRelease(queries []policy.Query) {
+	for i := range queries {
+		queries[i].Release = queries[i].Action == isle.ActionEnvironmentLaunch
+	}
+}
+
+// CreateRelease implements the RPC: build what the lock pins, and seal it.
+func (s *releases) CreateRelease(ctx context.Context, req *connect.Request[islev1.CreateReleaseRequest], stream *connect.ServerStream[islev1.CreateReleaseEvent]) error {
+	m := req.Msg
+	if err := checkCheckout(&islev1.UpRequest{Branch: m.GetBranch(), Commit: m.GetCommit(), Repository: m.GetRepository()}); err != nil {
+		return err
+	}
+	r, err := readSource(m.GetSource())
+	if err != nil {
+		return err
+	}
+	if r.lock == nil {
+		return isle.Errorf(isle.Invalid, "there is no isle.lock: a release is of what a lock pins").WithHint("`isle lock` writes it; commit it beside the file")
+	}
+	tell, work := s.newTeller(ctx, isle.ActionImageBuild, isle.Resource{Kind: "image", Name: r.file.Name}, func(e *islev1.ProgressEvent) error {
+		return stream.Send(&islev1.CreateReleaseEvent{Event: &islev1.CreateReleaseEvent_Progress{Progress: e}})
+	})
+	defer s.Blobs.Hold()() // what is built has no name before it is released
+	b, err := s.prepare(work, r, prepareOptions{lock: build.LockOptions{Mirror: m.GetMirror(), Locked: true}}, tell.build)
+	if err = tell.end(work, err); err != nil {
+		return err
+	}
+	if len(b.need) > 0 {
+		return stream.Send(&islev1.CreateReleaseEvent{Event: &islev1.CreateReleaseEvent_Need{Need: &islev1.Need{Digests: digestStrings(b.need)}}})
+	}
+	rel, made, err := s.Releases.Create(ctx, actorOf(ctx), release.Request{
+		Spec: r.file, Lock: b.lock, Images: b.result.Images,
+		Source: release.Source{Branch: m.GetBranch(), Commit: m.GetCommit(), Dirty: m.GetDirty(), Repository: m.GetRepository()},
+	})
+	if err != nil {
+		return err
+	}
+	return stream.Send(&islev1.CreateReleaseEvent{Event: &islev1.CreateReleaseEvent_Result{Result: &islev1.CreateReleaseResult{Release: releaseMessage(rel), Made: made}}})
+}
+
+// ListReleases implements the RPC.
+func (s *releases) ListReleases(ctx context.Context, req *connect.Request[islev1.ListReleasesRequest]) (*connect.Response[islev1.ListReleasesResponse], error) {
+	list, err := s.Releases.List()
+	if err != nil {
+		return nil, err
+	}
+	who, _ := callerFrom(ctx)
+	res := &islev1.ListReleasesResponse{}
+	for _, rel := range list {
+		project := rel.Manifest.Project
+		if of := req.Msg.GetProject(); of != "" && of != project {
+			continue
+		}
+		if q := queriesOf(who, releaseOf(isle.ActionReleaseRead, project)); s.Policy.Decide(q[0]).Allowed() {
+			res.Releases = append(res.Releases, releaseMessage(rel))
+		}
+	}
+	return connect.NewResponse(res), nil
+}
+
+// GetRelease implements the RPC.
+func (s *releases) GetRelease(_ context.Context, req *connect.Request[islev1.GetReleaseRequest]) (*connect.Response[islev1.GetReleaseResponse], error) {
+	rel, err := s.Releases.Look(req.Msg.GetRelease())
+	if err != nil {
+		return nil, err
+	}
+	out := releaseMessage(rel)
+	if rel.Broken == nil {
+		if out.Manifest, err = rel.Manifest.Encode(); err != nil {
+			return nil, err
+		}
+	}
+	return connect.NewResponse(&islev1.GetReleaseResponse{Release: out}), nil
+}
+
+// VerifyRelease implements the RPC.
+func (s *releases) VerifyRelease(ctx context.Context, req *connect.Request[islev1.VerifyReleaseRequest], stream *connect.ServerStream[islev1.VerifyReleaseEvent]) error {
+	v, err := s.Releases.Verify(ctx, req.Msg.GetRelease())
+	if err != nil {
+		return err
+	}
+	return stream.Send(&islev1.VerifyReleaseEvent{Release: releaseMessage(v.Release), Layers: int32(v.Layers), Bytes: v.Bytes})
+}
+
+// RemoveRelease implements the RPC.
+func (s *releases) RemoveRelease(ctx context.Context, req *connect.Request[islev1.RemoveReleaseRequest]) (*connect.Response[islev1.RemoveReleaseResponse], error) {
+	d, err := s.Releases.Remove(ctx, actorOf(ctx), req.Msg.GetRelease())
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&islev1.RemoveReleaseResponse{Digest: string(d)}), nil
+}
+
+// GetAttestation implements the RPC.
+func (s *releases) GetAttestation(_ context.Context, req *connect.Request[islev1.GetAttestationRequest], stream *connect.ServerStream[islev1.Chunk]) error {
+	rel, err := s.Releases.Look(req.Msg.GetRelease())
+	if err != nil {
+		return err
+	}
+	want := req.Msg.GetAttestation()
+	i := len(rel.Attestations) - 1
+	for i >= 0 && rel.Attestations[i].Kind != want && string(rel.Attestations[i].Digest) != want {
+		i--
+	}
+	if i < 0 {
+		return isle.Errorf(isle.NotFound, "release %s has no attestation %q", rel.Digest.Short(), clipped(want)).WithHint("say provenance, sbom, or a digest that isle release inspect shows")
+	}
+	b, err := s.Releases.Statement(rel.Digest, rel.Attestations[i])
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(chunkWriter{stream}, bytes.NewReader(b))
+	return err
+}
+
+// ListReleaseKeys implements the RPC.
+func (s *releases) ListReleaseKeys(context.Context, *connect.Request[islev1.ListReleaseKeysRequest]) (*connect.Response[islev1.ListReleaseKeysResponse], error) {
+	keys, err := s.Releases.Keys()
+	if err != nil {
+		return nil, err
+	}
+	res := &islev1.ListReleaseKeysResponse{}
+	for _, k := range keys {
+		res.Keys = append(res.Keys, releaseKeyMessage(k))
+	}
+	return connect.NewResponse(res), nil
+}
+
+// TrustReleaseKey implements the RPC.
+func (s *releases) TrustReleaseKey(ctx context.Context, req *connect.Request[islev1.TrustReleaseKeyRequest]) (*connect.Response[islev1.TrustReleaseKeyResponse], error) {
+	change := s.Releases.Trust
+	if req.Msg.GetRemove() {
+		change = s.Releases.Distrust
+	}
+	k, err := change(ctx, actorOf(ctx), req.Msg.GetKey())
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&islev1.TrustReleaseKeyResponse{Key: releaseKeyMessage(k)}), nil
+}
+
+func releaseKeyMessage(k seal.TrustedKey) *islev1.ReleaseKey {
+	return &islev1.ReleaseKey{Name: k.Name, Key: k.Key, Own: k.Own}
+}
+
+func releaseMessage(r release.Release) *islev1.Release {
+	out := &islev1.Release{
+		Digest: string(r.Digest), Project: r.Manifest.Project, Created: timestamppb.New(r.Created), Author: r.By.String(),
+		Branch: r.Source.Branch, Commit: r.Source.Commit, Dirty: r.Source.Dirty, Signer: r.Signer, Trusted: r.Trusted, Imported: r.Imported,
+		Isolation: r.Manifest.Spec.Isolation, Doors: doorsOf(r.Manifest.Spec),
+	}
+	if r.Broken != nil {
+		out.Broken = Flatten(r.Broken).Message
+	}
+	for _, s := range r.Manifest.Services {
+		out.Images = append(out.Images, &islev1.ReleaseImage{Service: s.Name, Digest: string(s.Digest), Size: s.Image.Size()})
+	}
+	for _, a := range r.Attestations {
+		out.Attestations = append(out.Attestations, &islev1.Attestation{
+			Kind: a.Kind, Digest: string(a.Digest), Added: timestamppb.New(a.Added), Commit: a.Source.Commit, Dirty: a.Source.Dirty,
+		})
+	}
+	return out
+}
+
+// doorsOf is what a file asks to reach, as resources are called.
+func doorsOf(f spec.File) (out []string) {
+	for _, name := range f.Uses {
+		out = append(out, "connection:"+name)
+	}
+	for _, e := range f.Egress {
+		out = append(out, "egress:"+e.Host+":"+strconv.Itoa(e.Port))
+	}
+	slices.Sort(out)
+	return out
+}

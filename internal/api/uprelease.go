@@ -1,0 +1,64 @@
+package api
+
+import (
+	"context"
+
+	"connectrpc.com/connect"
+
+	"isle"
+	islev1 "isle/internal/api/isle/v1"
+	"isle/internal/environment"
+)
+
+// upRelease is Up of what was released: nothing is locked or built, and what runs
+// is what was sealed.
+func (s *environments) upRelease(ctx context.Context, m *islev1.UpRequest, stream *connect.ServerStream[islev1.UpEvent]) error {
+	if m.GetSource() != nil || m.GetOneShot() || len(m.GetParentBranches()) > 0 {
+		return isle.Errorf(isle.Invalid, "a release is launched as it is: there is no file to send with it, and it does not run once")
+	}
+	rel, err := s.Releases.Use(m.GetRelease())
+	if err != nil {
+		return err
+	}
+	project := rel.Manifest.Project
+	ref, err := s.refOf(ctx, m, project)
+	if err != nil {
+		return err
+	}
+	if err := s.allowedRelease(ctx, launchOf(ref, project)); err != nil { // it may be another by now
+		return err
+	}
+	defer s.Blobs.Hold()()
+	_, images, err := s.Releases.Launch(ctx, string(rel.Digest))
+	if err != nil {
+		return err
+	}
+	up := environment.UpRequest{
+		Ref: ref, Project: project, Spec: rel.Manifest.Spec, Images: images, NoWait: m.GetNoWait(), Release: rel.Digest,
+		Branch: rel.Source.Branch, Commit: rel.Source.Commit, Dirty: rel.Source.Dirty, Repository: rel.Source.Repository,
+	}
+	if m.GetTtl() != nil {
+		d := m.GetTtl().AsDuration()
+		up.TTL = &d
+	}
+	launch, launching := s.newTeller(ctx, isle.ActionEnvironmentLaunch, isle.Resource{}, func(e *islev1.ProgressEvent) error {
+		return stream.Send(&islev1.UpEvent{Event: &islev1.UpEvent_Progress{Progress: e}})
+	})
+	defer launch.cancel(nil)
+	res, err := s.Environments.Up(launching, actorOf(ctx), up, func(p environment.Progress) { launch.event(progressMessage(p)) })
+	if err != nil {
+		return err
+	}
+	return stream.Send(&islev1.UpEvent{Event: &islev1.UpEvent_Result{Result: &islev1.UpResult{
+		Environment: environmentMessage(res.Environment), Changed: res.Changed, Replaced: res.Replaced,
+	}}})
+}
+
+// allowedRelease is allowed where what is launched is a release.
+func (cfg Config) allowedRelease(ctx context.Context, asks ...ask) error {
+	who, _ := callerFrom(ctx)
+	queries := queriesOf(who, asks...)
+	ofRelease(queries)
+	_, err := cfg.guard.may(ctx, who, queries, "")
+	return err
+}

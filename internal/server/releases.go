@@ -1,0 +1,61 @@
+package server
+
+import (
+	"context"
+	"path/filepath"
+
+	"isle"
+	"isle/internal/api"
+	"isle/internal/release"
+	"isle/internal/seal"
+)
+
+// ReleasesPath is the folder with the releases of a state folder.
+func ReleasesPath(state string) string { return filepath.Join(state, "releases") }
+
+// openReleases opens the releases. Without the server's key none can be made, and
+// those that are there are not trusted: what needs none goes on.
+func (r *rooms) openReleases(ctx context.Context) (err error) {
+	cfg := r.server.cfg
+	domain := r.issuer.TrustDomain()
+	var key *seal.Key
+	if seed, err := r.key.Derive("releases"); err == nil {
+		// Its name says whose it is: a server's trust domain never changes.
+		if key, err = seal.NewKey("isle-releases/"+domain, seed); err != nil {
+			return err
+		}
+		clear(seed)
+	}
+	r.releases, err = release.Open(ctx, release.Config{
+		Dir: ReleasesPath(cfg.State), Store: r.store, Key: key, Builder: "spiffe://" + domain, BuilderVersion: cfg.Version,
+		Images: r.images, InUse: r.runs, Now: cfg.Now, Slog: r.server.log, Fault: cfg.fault(),
+	})
+	return err
+}
+
+// runs names the environments that run a release.
+func (r *rooms) runs(d isle.Digest) (names []string) {
+	if r.manager == nil {
+		return nil // nothing runs yet
+	}
+	all, err := r.manager.List(context.Background())
+	if err != nil {
+		return nil
+	}
+	for _, e := range all {
+		if e.Release == d {
+			names = append(names, e.Ref.String())
+		}
+	}
+	return names
+}
+
+// checkReleases says whether releases can be used.
+func (r *rooms) checkReleases() api.Check {
+	c := api.Check{Name: "releases", State: api.CheckOK, Message: "in " + ReleasesPath(r.server.cfg.State)}
+	if err := r.releases.Err(); err != nil {
+		flat := api.Flatten(err)
+		c.State, c.Message, c.Remedy = api.CheckWarning, "no release can be used: "+flat.Message, flat.Hint
+	}
+	return c
+}
