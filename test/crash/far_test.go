@@ -31,11 +31,7 @@ type far struct {
 // newFar makes one; its server runs. It has no images yet.
 func newFar(t *testing.T) *far {
 	t.Helper()
-	s, err := lab.New("../../bin")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return startFar(t, s)
+	return startFar(t, newState(t))
 }
 
 func startFar(t *testing.T, s *lab.Server) *far {

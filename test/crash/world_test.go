@@ -72,13 +72,51 @@ services:
 // knock connects home as nobody, and notes how that ends.
 const knock = `mkdir -p /data/knocks; while true; do if busybox nc -w 10 198.18.0.1 1 </dev/null 2>&1 | grep -q refused; then echo 1 >> /data/knocks/refused; else echo 1 >> /data/knocks/heard; fi; busybox sleep 0.01; done &`
 
-// newWorld makes one, and builds the project's images.
-func newWorld(t *testing.T) *world {
-	t.Helper()
+// packages is a state in which the packages of all projects have been built.
+var packages string
+
+// TestMain builds them: what is killed here is not the build of packages, which
+// takes longer than any story.
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
 	s, err := lab.New("../../bin")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer s.Close()
+	dir, err := os.MkdirTemp("", "isle-crash-")
+	if err == nil {
+		defer os.RemoveAll(dir)
+		err = os.WriteFile(filepath.Join(dir, "isle.yaml"), []byte("name: packages\nservices:\n  one:\n    packages: [busybox]\n    command: [busybox]\n"), 0o600)
+	}
+	if err == nil {
+		_, err = s.Isle("build", dir)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	packages = s.State
+	return m.Run()
+}
+
+// newState makes a state folder in which packages are built.
+func newState(t *testing.T) *lab.Server {
+	t.Helper()
+	s, err := lab.Bare("../../bin")
 	if err != nil {
 		t.Fatal(err)
 	}
+	lab.SeedBuilt(packages, s.State)
+	return s
+}
+
+// newWorld makes one, and builds the project's images.
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	s := newState(t)
 	w := &world{Server: s, dir: t.TempDir(), namespaces: map[uint64]bool{}}
 	w.name = w.group()
 	t.Cleanup(func() {

@@ -8,9 +8,13 @@ import (
 	"path/filepath"
 )
 
-// downloads are the folders of a state that hold what came over the network,
-// all of it named by hash: they may be shared between states.
-var downloads = []string{"images/blobs", "debian/lists"}
+// Folders of a state whose files are named by hash: they may be shared between
+// states. downloads hold what came over the network; built holds what was made of
+// it, by a server of the same version.
+var (
+	downloads = []string{"images/blobs", "debian/lists"}
+	built     = []string{"images/layers", "build/steps", "debian/lists"}
+)
 
 // Cache is the folder, outside the checkout, that keeps what tests download: of
 // one kind, for later runs. ISLE_TEST_CACHE moves it.
@@ -32,10 +36,16 @@ func SeedDownloads(state string) { Seed(Cache("downloads"), state) }
 // KeepDownloads keeps what a state folder has downloaded for later runs.
 func KeepDownloads(state string) { Seed(state, Cache("downloads")) }
 
-// Seed gives to what from has downloaded, by copying: a store must not share
-// an inode with another one. What fails is downloaded again.
-func Seed(from, to string) {
-	for _, d := range downloads {
+// Seed gives to what from has downloaded. What fails is downloaded again.
+func Seed(from, to string) { share(downloads, from, to) }
+
+// SeedBuilt gives to, a new state, what from has built: it finds there whatever
+// it is to build of the same inputs. For tests that build only to run it.
+func SeedBuilt(from, to string) { share(built, from, to) }
+
+// share copies: a store must not share an inode with another one.
+func share(folders []string, from, to string) {
+	for _, d := range folders {
 		root := filepath.Join(from, d)
 		filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
 			if err != nil || !e.Type().IsRegular() {
@@ -50,7 +60,7 @@ func Seed(from, to string) {
 				return nil
 			}
 			os.MkdirAll(filepath.Dir(target), 0o700)
-			CopyFile(path, target) // what fails is downloaded again
+			CopyFile(path, target)
 			return nil
 		})
 	}
