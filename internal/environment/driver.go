@@ -115,7 +115,8 @@ type Capturer interface {
 	// Capture copies the volumes of an instance, and its memory where it is
 	// asked for, all as they are at one instant: what runs is stopped for that
 	// moment, and goes on when Capture returns, also after an error. After an
-	// error none of the new volumes is left.
+	// error none of the new volumes is left, and the folder of memory is empty.
+	// While memory is captured nothing of the instance is launched.
 	Capture(ctx context.Context, c Capture) (Captured, error)
 }
 
@@ -138,12 +139,15 @@ type Restorer interface {
 	// runtime can't be brought back, which is isle.Conflict. On error nothing of
 	// the instance is left.
 	Restore(ctx context.Context, r Restore) error
+	// CanRestore says why memory that a build of the runtime wrote can't be
+	// brought back: isle.Conflict where it is another than the one that is here.
+	CanRestore(runtime isle.Digest) error
 }
 
 // A Restore is what a Restorer is to bring back.
 type Restore struct {
 	Shared   Shared
-	Launches []Launch    // of all services that were captured
+	Launches []Launch    // of all services that are in memory, see Captured.Launches
 	Memory   string      // folder of Capture.Memory
 	Runtime  isle.Digest // Captured.Runtime
 }
@@ -157,6 +161,8 @@ type Captured struct {
 	How     string        // how volumes were cloned: ByReflink or ByCopy; "" without volumes
 	Memory  int64         // bytes of the files of memory
 	Runtime isle.Digest   // of the runtime's program that wrote memory, and can read it; "" without memory
+	// Launches are those that are in memory: whatever had ended is not.
+	Launches []isle.ID
 }
 
 // How a volume is cloned.

@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -23,7 +26,17 @@ func (d *Driver) captureMemory(ctx context.Context, c environment.Capture) (out 
 		return out, isle.Errorf(isle.Invalid, "the memory of an environment of class %q can't be captured", c.Isolation).
 			WithHint("isolation: gvisor in isle.yaml")
 	}
+	launches := d.launches()[c.Instance]
+	slices.Sort(launches)
+	for _, l := range launches { // none of them is ended meanwhile: who is in memory has to be known
+		defer d.lock(l)()
+	}
 	defer d.lock(c.Instance)()
+	defer func() {
+		if err != nil {
+			d.empty(c.Memory)
+		}
+	}()
 	pid := d.pid(c.Instance, sandboxName)
 	if pid == 0 {
 		return out, isle.Errorf(isle.Unavailable, "capture: no service of environment %s runs, so there is no memory", c.Instance).
@@ -44,15 +57,57 @@ func (d *Driver) captureMemory(ctx context.Context, c environment.Capture) (out 
 		return environment.Captured{}, err
 	}
 	defer p.drop()
+	if out.Launches, err = d.inMemory(ctx, c.Instance, launches); err != nil {
+		return environment.Captured{}, err
+	}
 	done, err := checkpoint.Capture{Socket: d.runsc().Socket(string(c.Instance)), Dir: c.Memory, Held: p.clone}.Run(ctx)
 	if err != nil {
 		return environment.Captured{}, err
+	}
+	for _, l := range out.Launches {
+		if !d.alive(c.Instance, l) {
+			return environment.Captured{}, isle.Errorf(isle.Unavailable, "capture: launch %s ended at that very moment", l).WithHint("try again")
+		}
 	}
 	if out.How, err = p.keep(ctx); err != nil {
 		return environment.Captured{}, err
 	}
 	out.Paused, out.Memory = done.Paused, done.Bytes
 	return out, nil
+}
+
+// inMemory are the launches that a capture of the sandbox has in it. A container
+// that has ended and was not taken out of the sandbox yet would be in it too, as
+// nothing that could go on: it is taken out.
+func (d *Driver) inMemory(ctx context.Context, instance isle.ID, launches []isle.ID) (in []isle.ID, err error) {
+	for _, l := range launches {
+		if d.alive(instance, l) {
+			in = append(in, l)
+			continue
+		}
+		bounded, cancel := context.WithTimeout(ctx, destroyTime)
+		err := d.runsc().Destroy(bounded, string(instance), string(l))
+		cancel()
+		if err != nil {
+			return nil, isle.Errorf(isle.Unavailable, "capture: a service that has ended is in the sandbox still: %w", err)
+		}
+	}
+	if len(in) == 0 {
+		return nil, isle.Errorf(isle.Unavailable, "capture: no service of environment %s runs, so there is no memory", instance).
+			WithHint("isle status and isle logs tell why")
+	}
+	return in, nil
+}
+
+// empty removes the files of a folder.
+func (d *Driver) empty(dir string) {
+	left, err := os.ReadDir(dir)
+	for _, f := range left {
+		err = errors.Join(err, os.Remove(filepath.Join(dir, f.Name())))
+	}
+	if err != nil {
+		d.log.Error("memory that came to nothing could not be removed", "folder", dir, "err", err)
+	}
 }
 
 // Restore makes a sandbox of memory that was captured, with all its services,
@@ -69,7 +124,7 @@ func (d *Driver) Restore(ctx context.Context, r environment.Restore) error {
 	if len(r.Launches) == 0 || !instance.Valid() || r.Memory == "" {
 		return isle.Errorf(isle.Internal, "restore instance %q: incomplete", instance)
 	}
-	if err := d.canRestore(r.Runtime); err != nil {
+	if err := d.CanRestore(r.Runtime); err != nil {
 		return err
 	}
 	if d.alive(instance, sandboxName) {
@@ -100,8 +155,8 @@ func (d *Driver) Restore(ctx context.Context, r environment.Restore) error {
 	return isle.Errorf(isle.Failed, "bring back the memory: %w", err)
 }
 
-// canRestore says why memory of a build of isle-runsc can't be brought back.
-func (d *Driver) canRestore(build isle.Digest) error {
+// CanRestore says why memory of a build of isle-runsc can't be brought back.
+func (d *Driver) CanRestore(build isle.Digest) error {
 	if d.given.Runsc == "" {
 		return noRunsc()
 	}
@@ -111,7 +166,7 @@ func (d *Driver) canRestore(build isle.Digest) error {
 	}
 	if own != build {
 		return isle.Errorf(isle.Conflict, "the memory was captured with another build of isle-runsc (%s) than is installed (%s), and only the same can bring it back", build.Short(), own.Short()).
-			WithHint("its volumes can be used: isle fork without memory, or isle restore --cold")
+			WithHint("its volumes can be used: isle fork --cold and isle restore --cold start its services anew on them")
 	}
 	return nil
 }
