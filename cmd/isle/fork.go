@@ -17,6 +17,7 @@ import (
 type forkOptions struct {
 	name, at, toStage, ttl, timeout string
 	n                               int
+	cold                            bool
 }
 
 func newFork(a *app) *cobra.Command {
@@ -26,8 +27,10 @@ func newFork(a *app) *cobra.Command {
 		Short: "Make independent running copies",
 		Long: `Make copies of an environment as it is now, or of a snapshot, each with volumes, an
 airlock and an identity of its own. All copies of one call are of the same instant; the
-environment goes on. A copy is shut, its published ports too, until on_fork has
-succeeded in every service that has one.`,
+environment goes on. In the class gvisor a copy goes on from memory: processes, open files
+and connections between services are as they were. In the class container services start on
+the copied volumes. A copy is shut, its published ports too, until on_fork has succeeded in
+every service that has one.`,
 		Example: `  isle fork shop
   isle fork shop -n 3
   isle fork shop --name try --ttl 2h
@@ -58,13 +61,14 @@ succeeded in every service that has one.`,
 	f.StringVar(&o.at, "at", "", "copy this snapshot of ENV instead of what runs: its digest or a tag")
 	f.StringVar(&o.toStage, "to-stage", "", "take the volumes into another stage, which policy must grant (default: the stage of ENV)")
 	f.StringVar(&o.ttl, "ttl", "", "end after this long (8h, 2d), or never; overrides the file")
+	f.BoolVar(&o.cold, "cold", false, "start services anew on the volumes, where the copy could go on from memory")
 	f.StringVar(&o.timeout, "timeout", "", "how long each on_fork may take (default 5m)")
 	return cmd
 }
 
 // request is what the flags say.
 func (o forkOptions) request(from string) (*islev1.ForkRequest, error) {
-	req := &islev1.ForkRequest{From: from, At: o.at, Name: o.name, Count: int32(o.n), ToStage: o.toStage}
+	req := &islev1.ForkRequest{From: from, At: o.at, Name: o.name, Count: int32(o.n), ToStage: o.toStage, Cold: o.cold}
 	if o.name != "" && !isle.ValidName(o.name) {
 		return nil, usagef("--name %q: want lower-case letters, digits and dashes, at most 40, beginning with a letter", o.name).WithHint("try --name %s", isle.Slug(o.name))
 	}

@@ -14,11 +14,12 @@ import (
 
 func newRestore(a *app) *cobra.Command {
 	var at string
+	var cold bool
 	cmd := &cobra.Command{
 		Use:   "restore ENV --at SNAPSHOT",
 		Short: "Bring an environment back to a snapshot",
 		Long: `Bring an environment back to a snapshot, under its name: services, configuration and
-volumes as they were. What runs goes on until the replacement is up, and is gone then,
+volumes as they were, and running processes where the snapshot has memory. What runs goes on until the replacement is up, and is gone then,
 with its volumes; if the replacement does not come up, nothing has changed. To keep what
 is there now, take a snapshot of it first, or use 'isle fork --at'.`,
 		Example: `  isle restore shop --at before-migration`,
@@ -36,7 +37,7 @@ is there now, take a snapshot of it first, or use 'isle fork --at'.`,
 				return err
 			}
 			show := a.newProgress()
-			e, err := restore(cmd.Context(), c, &islev1.RestoreRequest{Environment: ref.String(), At: at}, show)
+			e, err := restore(cmd.Context(), c, &islev1.RestoreRequest{Environment: ref.String(), At: at, Cold: cold}, show)
 			show.close()
 			if err != nil {
 				return err
@@ -50,6 +51,7 @@ is there now, take a snapshot of it first, or use 'isle fork --at'.`,
 		},
 	}
 	cmd.Flags().StringVar(&at, "at", "", "the snapshot: its digest or a tag")
+	cmd.Flags().BoolVar(&cold, "cold", false, "start services anew on the volumes, where the snapshot has memory")
 	return cmd
 }
 

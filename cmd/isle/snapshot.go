@@ -55,6 +55,7 @@ An environment that is called as a command below is said with its stage: isle sn
 	}
 	cmd.Flags().StringVarP(&req.Message, "message", "m", "", "what to remember of it")
 	cmd.Flags().StringVar(&req.Tag, "tag", "", "a name for it")
+	cmd.Flags().BoolVar(&req.NoMemory, "no-memory", false, "volumes only, also of the class gvisor: no process, and no secret that only a process held")
 	cmd.AddCommand(newSnapshotLs(a), newSnapshotShow(a), newSnapshotTag(a), newSnapshotUntag(a), newSnapshotRm(a), newSnapshotVerify(a),
 		newSnapshotExport(a), newSnapshotImport(a), newSnapshotTrust(a))
 	return cmd

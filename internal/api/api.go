@@ -58,7 +58,7 @@ type Copies interface {
 	Whose(name string) (ref isle.Ref, at string)
 	Parent(req environment.UpRequest, branches []string) (environment.Environment, bool)
 	Unlike(parent environment.Environment, req environment.UpRequest) string
-	RestoreTo(ctx context.Context, actor isle.Actor, ref isle.Ref, at string, progress func(environment.Progress)) (environment.UpResult, error)
+	RestoreTo(ctx context.Context, actor isle.Actor, ref isle.Ref, req environment.RestoreRequest, progress func(environment.Progress)) (environment.UpResult, error)
 	Lineage(ctx context.Context, visible func(kind string, ref isle.Ref, project string) bool) ([]environment.Relation, error)
 }
 
@@ -166,7 +166,7 @@ type Config struct {
 	Snapshots    Snapshots
 	Releases     Releases
 	// Capture makes a snapshot of an environment; environment.Manager does.
-	Capture     func(ctx context.Context, actor isle.Actor, ref isle.Ref, message, tag string) (snapshot.Snapshot, error)
+	Capture     func(ctx context.Context, actor isle.Actor, ref isle.Ref, req environment.SnapshotRequest) (snapshot.Snapshot, error)
 	Identities  *identity.Registry
 	Credentials Credentials   // of callers from elsewhere; nil: there are none
 	Gateway     Gateway       // that serves connections; nil: there is none

@@ -63,7 +63,7 @@ func (cfg Config) asksToFork(ctx context.Context, req environment.ForkRequest, p
 
 // forkRequest reads what a client asks for.
 func (cfg Config) forkRequest(m *islev1.ForkRequest) (environment.ForkRequest, error) {
-	req := environment.ForkRequest{Name: m.GetName(), N: int(m.GetCount()), Stage: m.GetToStage(), OneShot: m.GetOneShot(), At: m.GetAt()}
+	req := environment.ForkRequest{Name: m.GetName(), N: int(m.GetCount()), Stage: m.GetToStage(), OneShot: m.GetOneShot(), At: m.GetAt(), Cold: m.GetCold()}
 	if m.GetTtl() != nil {
 		d := m.GetTtl().AsDuration()
 		req.TTL = &d
@@ -185,7 +185,8 @@ func (s *forks) Restore(ctx context.Context, r *connect.Request[islev1.RestoreRe
 		return stream.Send(&islev1.RestoreEvent{Event: &islev1.RestoreEvent_Progress{Progress: e}})
 	})
 	defer tell.cancel(nil)
-	res, err := s.Environments.RestoreTo(work, actorOf(ctx), ref, string(plan.Snapshot), func(p environment.Progress) { tell.event(progressMessage(p)) })
+	req := environment.RestoreRequest{At: string(plan.Snapshot), Cold: r.Msg.GetCold()}
+	res, err := s.Environments.RestoreTo(work, actorOf(ctx), ref, req, func(p environment.Progress) { tell.event(progressMessage(p)) })
 	if err != nil {
 		return err
 	}

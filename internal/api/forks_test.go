@@ -67,9 +67,9 @@ func (r *rooms) Unlike(_ environment.Environment, req environment.UpRequest) str
 	return ""
 }
 
-func (r *rooms) RestoreTo(_ context.Context, _ isle.Actor, ref isle.Ref, at string, _ func(environment.Progress)) (environment.UpResult, error) {
+func (r *rooms) RestoreTo(_ context.Context, _ isle.Actor, ref isle.Ref, req environment.RestoreRequest, _ func(environment.Progress)) (environment.UpResult, error) {
 	r.reach("RestoreTo")
-	r.reach("RestoreTo " + at)
+	r.reach("RestoreTo " + req.At)
 	return environment.UpResult{Environment: environment.Environment{Ref: ref}}, nil
 }
 

@@ -13,6 +13,7 @@ import (
 	islev1 "isle/internal/api/isle/v1"
 	"isle/internal/api/isle/v1/islev1connect"
 	"isle/internal/audit"
+	"isle/internal/environment"
 	"isle/internal/image"
 	"isle/internal/seal"
 	"isle/internal/snapshot"
@@ -123,7 +124,7 @@ func (s *snapshots) CreateSnapshot(ctx context.Context, req *connect.Request[isl
 			return err
 		}
 	}
-	snap, err := s.Capture(ctx, actorOf(ctx), ref, m.GetMessage(), m.GetTag())
+	snap, err := s.Capture(ctx, actorOf(ctx), ref, environment.SnapshotRequest{Message: m.GetMessage(), Tag: m.GetTag(), NoMemory: m.GetNoMemory()})
 	if err != nil {
 		return err
 	}

@@ -122,9 +122,9 @@ func serveGallery(t *testing.T, r *rooms, g *gallery, p Policy) *Client {
 	}
 	srv := &http.Server{ConnContext: ConnContext(""), Protocols: new(http.Protocols), Handler: New(Config{
 		Environments: r, Builder: r, Blobs: r, Audit: r, Signer: signer(t), Host: r, Policy: p, Log: slog.New(slog.DiscardHandler), Snapshots: g,
-		Capture: func(_ context.Context, _ isle.Actor, ref isle.Ref, _, tag string) (snapshot.Snapshot, error) {
+		Capture: func(_ context.Context, _ isle.Actor, ref isle.Ref, req environment.SnapshotRequest) (snapshot.Snapshot, error) {
 			r.reach("Capture")
-			return g.take(t, ref.Stage, "captured", tag), nil
+			return g.take(t, ref.Stage, "captured", req.Tag), nil
 		},
 	})}
 	srv.Protocols.SetHTTP1(true)

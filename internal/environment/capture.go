@@ -10,6 +10,7 @@ import (
 
 	"isle"
 	"isle/internal/snapshot"
+	"isle/internal/spec"
 )
 
 // Snapshots are the captured states that forks are made of and that restores
@@ -40,14 +41,22 @@ type origin struct {
 	op      *op         // holds the ref of what runs
 	done    func()      // lets go of the snapshot
 	once    sync.Once
+	asleep  *memory // of a snapshot; nil: it has none to go on from, and cold says why
+	cold    string
+	memory  *memory // that its copies go on from; nil: they are started
 }
 
-// release lets others work on what is copied.
+// release lets others work on what is copied. Memory stays as long as a copy
+// needs it.
 func (o *origin) release() {
 	o.once.Do(func() {
 		if o.op != nil {
 			o.op.release()
 		}
+		if o.asleep != nil && o.asleep != o.memory {
+			o.asleep.leave()
+		}
+		o.memory.leave()
 		if o.done != nil {
 			o.done()
 		}
@@ -119,7 +128,9 @@ func (m *Manager) use(ctx context.Context, from isle.Ref, at string) (*origin, e
 		done()
 		return nil, err
 	}
-	o.done = done
+	if o.asleep, o.cold = memoryOf(s, done); o.asleep == nil {
+		o.done = done
+	}
 	return o, nil
 }
 
@@ -202,17 +213,17 @@ func (o *origin) mayCross(req ForkRequest) error {
 // fill makes the volumes of the copies: those of what runs are captured once, at
 // one instant, and cloned for the others. It says how, for people.
 func (m *Manager) fill(ctx context.Context, o *origin, copies [][]Volume) (how string, err error) {
-	if len(o.volumes) == 0 {
-		return "no volumes", nil
-	}
 	first, rest := o.volumes, copies
-	if o.live != nil {
-		captured, err := m.capture(ctx, o, copies[0], "")
+	if o.live != nil && (len(o.volumes) > 0 || o.memory != nil) {
+		captured, err := m.captureWith(ctx, o, copies[0])
 		if err != nil {
 			return "", err
 		}
-		how = fmt.Sprintf("paused for %v, %s", captured.Paused.Round(100*time.Microsecond), captured.How)
+		how = captured.text()
 		first, rest = copies[0], copies[1:]
+	}
+	if len(o.volumes) == 0 && how == "" {
+		return "no volumes", nil
 	}
 	for _, volumes := range rest {
 		for i, v := range volumes {
@@ -226,6 +237,18 @@ func (m *Manager) fill(ctx context.Context, o *origin, copies [][]Volume) (how s
 		}
 	}
 	return how, nil
+}
+
+// text tells people how a capture went.
+func (c Captured) text() string {
+	text := fmt.Sprintf("paused for %v", c.Paused.Round(100*time.Microsecond))
+	if c.Memory > 0 {
+		text += fmt.Sprintf(", memory %d MiB", (c.Memory+1<<20-1)>>20)
+	}
+	if c.How != "" {
+		text += ", " + c.How
+	}
+	return text
 }
 
 // capture has the driver copy the volumes of what runs, and its memory into a
@@ -260,11 +283,13 @@ func (m *Manager) copyBaseline(from, to isle.ID) error {
 
 // A SnapshotRequest says what to note of a snapshot.
 type SnapshotRequest struct {
-	Message string
-	Tag     string // "": none
+	Message  string
+	Tag      string // "": none
+	NoMemory bool   // volumes only, although the class has memory
 }
 
-// Snapshot captures an environment, which goes on. It fails with Conflict for a
+// Snapshot captures an environment, which goes on: of the class gvisor with its
+// memory, where something runs. It fails with Conflict for a
 // fork that is not open: what is made of its snapshot would skip on_fork.
 func (m *Manager) Snapshot(ctx context.Context, actor isle.Actor, ref isle.Ref, req SnapshotRequest) (snapshot.Snapshot, error) {
 	if m.cfg.Snapshots == nil {
@@ -293,10 +318,16 @@ func (m *Manager) Snapshot(ctx context.Context, actor isle.Actor, ref isle.Ref, 
 	for _, v := range o.volumes {
 		into = append(into, Volume{ID: d.Volume(v.Service, v.Path)})
 	}
-	if len(into) > 0 {
-		if _, err = m.capture(ctx, o, into, ""); err != nil {
+	if _, ok := m.cfg.Driver.(Restorer); ok && !req.NoMemory && o.rec.Spec.Isolation == spec.Gvisor && m.restless(o) == "" {
+		o.memory = &memory{dir: d.Memory(), users: 1}
+	}
+	if len(into) > 0 || o.memory != nil {
+		if _, err = m.captureWith(ctx, o, into); err != nil {
 			return snapshot.Snapshot{}, isle.Errorf(isle.CodeOf(err), "%s could not be captured: %w", ref, err)
 		}
+	}
+	if o.memory != nil {
+		o.memory.note(&x)
 	}
 	x.Created = m.cfg.Now()
 	m.fault("snapshot.captured")
@@ -315,7 +346,7 @@ func (o *origin) manifest() snapshot.Manifest {
 		Generation: o.rec.Generation, Spec: o.rec.Spec, Release: string(o.rec.Release),
 	}
 	for _, s := range o.rec.Services {
-		x.Services = append(x.Services, snapshot.Service{Name: s.Name, Image: s.Image, Launch: s.Launch, SecretHash: s.SecretHash})
+		x.Services = append(x.Services, snapshot.Service{Name: s.Name, Image: s.Image, Launch: s.Launch})
 	}
 	return x
 }

@@ -78,7 +78,7 @@ func stories() []story {
 				mustSnapshot(t, m, shop("shop").Ref, SnapshotRequest{Tag: "good"})
 			},
 			func(t *testing.T, _ *world, m *Manager) {
-				m.RestoreTo(t.Context(), root, shop("shop").Ref, "good", nil)
+				m.RestoreTo(t.Context(), root, shop("shop").Ref, RestoreRequest{At: "good"}, nil)
 			},
 		},
 		{

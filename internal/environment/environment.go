@@ -11,7 +11,10 @@
 // A fork is an environment whose volumes were copied from another's, or from a
 // snapshot's, at one instant. It is somebody else: it has a name, an instance
 // and an identity of its own, and a generation, by which what runs inside sees
-// that it is a copy. It is shut until on_fork has succeeded in every service.
+// that it is a copy. It is shut until on_fork has succeeded in every service. Where
+// the class has memory (gvisor), a copy goes on from the source's: its services
+// are not started but wake from a Capture, and their isle-inits are told who they
+// are from then on.
 //
 // A Manager does the work. The room declares what it needs (Store, Ports,
 // Driver, Network, Volumes, Lines, Images) and the server wires it.
@@ -100,6 +103,7 @@ type Opening string
 const (
 	Open    Opening = ""        // it is as any other environment
 	Copying Opening = "copying" // its volumes are being made; what a crash leaves is undone
+	Waking  Opening = "waking"  // its services go on from memory; what a crash leaves is undone
 	Shut    Opening = "shut"    // on_fork has not succeeded in every service
 )
 

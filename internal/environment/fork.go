@@ -35,6 +35,7 @@ type ForkRequest struct {
 	TTL     *time.Duration // overrides the file's; zero: no end
 	Timeout time.Duration  // of each on_fork; 0: Config.OnFork
 	Branch  string         // of the forks, as in Environment; "": the source's
+	Cold    bool           // started on the volumes, although memory could be gone on from
 	// May is asked once what is copied is held and the names are known, and before
 	// anything is recorded: of both there may be another than when PlanFork was
 	// asked. nil allows all.
@@ -67,11 +68,19 @@ type fork struct {
 	fresh   []Volume  // that hold nothing, as in the origin
 	dropped []isle.ID // volumes whose place these take
 	intent  audit.Entry
+
+	memory      *memory // that it goes on from; nil: it is started
+	leaveMemory func()  // says that it has gone on, or does not
+	next        Opening // that it has once it has woken
 }
 
+// newFork is a copy of which nothing is made yet.
+func newFork(l *live) *fork { return &fork{l: l, secrets: map[string][]byte{}, leaveMemory: func() {}} }
+
 // Fork makes copies of what runs, or of a snapshot, and waits until they are
-// open: each is launched on volumes of its own that hold what the source's held
-// at one instant, and is shut until on_fork has succeeded in every service. The
+// open: each has volumes of its own that hold what the source's held at one
+// instant, and goes on from its memory at that instant, or is launched where the
+// class has none. It is shut until on_fork has succeeded in every service. The
 // copies of one request are of the same instant; the source is stopped once,
 // for that moment.
 //
@@ -94,9 +103,16 @@ func (m *Manager) Fork(ctx context.Context, actor isle.Actor, req ForkRequest, p
 	if err := o.mayCross(req); err != nil {
 		return nil, err
 	}
+	why, err := m.memoryFor(o, req.Stage, req.Cold)
+	if err != nil {
+		return nil, err
+	}
 	forks, err := m.plan(ctx, actor, req, o)
 	if err != nil {
 		return nil, err
+	}
+	if why != "" {
+		say(Progress{Service: o.rec.Ref.String(), Step: "memory", State: "log", Message: "services are started anew: " + why})
 	}
 	if err := m.copyInto(ctx, actor, o, forks, say); err != nil {
 		return nil, err
@@ -128,7 +144,6 @@ func (m *Manager) plan(ctx context.Context, actor isle.Actor, req ForkRequest, o
 		if f.ports, err = m.assignPorts(ctx, f.l.ref, o.rec.Spec, nil); err != nil {
 			return forks, err
 		}
-		f.secrets = map[string][]byte{}
 		var services []Service
 		for _, name := range spec.StartOrder(o.rec.Spec) {
 			svc, _ := o.rec.specOf(name)
@@ -192,7 +207,7 @@ func (m *Manager) reserve(actor isle.Actor, req ForkRequest, o *origin) (forks [
 			return forks, isle.Errorf(isle.Conflict, "the name %s is taken", ref).
 				WithHint("choose another with --name, or isle down %s --volumes", ref)
 		}
-		m.generation = max(m.generation+1, now.UnixNano())
+		m.generation = max(m.generation+1, now.UnixNano(), o.rec.Generation+1)
 		e := o.rec.forked(ref, o.digest)
 		e.Owner, e.Created, e.OneShot, e.Boot, e.Generation = actor, now, req.OneShot, m.cfg.Boot, m.generation
 		e.Expires = expiry(now, UpRequest{Spec: e.Spec, TTL: req.TTL})
@@ -204,7 +219,9 @@ func (m *Manager) reserve(actor isle.Actor, req ForkRequest, o *origin) (forks [
 		l.uids = m.pickUIDs(e.Instance)
 		l.rec.UIDBase = l.uids
 		m.envs[ref] = l
-		forks = append(forks, &fork{l: l, op: held})
+		f := newFork(l)
+		f.op = held
+		forks = append(forks, f)
 	}
 	return forks, nil
 }
@@ -370,12 +387,15 @@ func (m *Manager) copied(ctx context.Context, o *origin, forks []*fork, intent a
 	if o.rec.forksRun() {
 		next = Shut
 	}
+	for _, f := range forks {
+		f.goesOnFrom(o.memory, next)
+	}
 	c := Mutation{Entries: []audit.Entry{intent.Outcome(nil)}}
 	for _, f := range forks {
 		m.markCopied(o, f.volumes)
 		c.PutVolumes = append(c.PutVolumes, f.volumes...)
 	}
-	return m.saveAll(ctx, livesOf(forks), func(e *Environment) { e.Opening = next }, c)
+	return m.saveAll(ctx, livesOf(forks), o.memory.made(next), c)
 }
 
 // forksRun says whether there is something to run before a copy opens.
@@ -401,6 +421,7 @@ func (m *Manager) undo(forks []*fork, intent audit.Entry, cause error) {
 	ctx := context.WithoutCancel(m.ctx)
 	m.end(intent, cause)
 	for _, f := range forks {
+		f.leaveMemory()
 		c := Mutation{Entries: []audit.Entry{f.intent.Outcome(cause)}}
 		failed := false
 		for _, v := range slices.Concat(f.volumes, f.fresh) {
@@ -435,6 +456,7 @@ func (m *Manager) launchForks(ctx context.Context, req ForkRequest, forks []*for
 				m.discard(f.l.ref)
 			}
 		}) {
+			f.leaveMemory()
 			f.ports.release()
 			f.op.release()
 			errs[i] = isle.Errorf(isle.Unavailable, "the server is ending; fork %s goes on when it is back", f.l.ref)
@@ -474,12 +496,18 @@ func firstOf(errs []error) error {
 func (m *Manager) launchFork(f *fork, say func(Progress)) error {
 	say = prefixed(f.l.ref, say)
 	f.l.publish(f.ports)
-	err := m.conclude(f.l, f.intent, m.carryOut(f.op.ctx, f.l, f.secrets, false, say, nil))
+	err := m.conclude(f.l, f.intent, m.startCopy(f.op.ctx, f, say))
 	if err == nil {
 		say(Progress{Step: "fork", State: "done"})
 		return nil
 	}
 	rec := f.l.snapshot()
+	if rec.halfMade() && m.ctx.Err() == nil {
+		if derr := m.takeDown(context.WithoutCancel(m.ctx), system("fork"), f.l, true, func(Progress) {}); derr != nil {
+			m.cfg.Log.Error("a fork that did not go on from memory could not be taken away; isle down tries again", "environment", f.l.ref, "error", derr)
+		}
+		err = isle.Errorf(isle.CodeOf(err), "fork %s could not go on from the memory of %s, and was taken away: %w", f.l.ref, rec.ParentRef, err)
+	}
 	if rec.Crossed && rec.Opening != Open && m.ctx.Err() == nil { // what it holds was not to be seen in this stage
 		if derr := m.takeDown(context.WithoutCancel(m.ctx), system("fork"), f.l, true, func(Progress) {}); derr != nil {
 			m.cfg.Log.Error("a fork of another stage could not be taken away; isle down tries again", "environment", f.l.ref, "error", derr)

@@ -7,6 +7,7 @@ import (
 
 	"isle"
 	"isle/internal/ledger/ledgertest"
+	"isle/internal/seal"
 	"isle/internal/snapshot"
 	"isle/internal/spec"
 )
@@ -75,7 +76,7 @@ func TestWhatAFileSaysOfItselfIsNoLineage(t *testing.T) {
 	first := mustSnapshot(t, m, e.Ref, SnapshotRequest{})
 	here := m.cfg.Snapshots.(*snapshot.Snapshots)
 
-	key, err := snapshot.NewKey("mallory", bytes.Repeat([]byte{2}, 32))
+	key, err := seal.NewKey("mallory", bytes.Repeat([]byte{2}, 32))
 	if err != nil {
 		t.Fatal(err)
 	}

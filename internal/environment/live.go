@@ -25,6 +25,8 @@ type live struct {
 	stored  uint64     // version of the record in the store
 	gone    bool       // the record is removed; nothing writes it again
 
+	launching sync.RWMutex // held over a launch for reading, and over a capture of memory
+
 	opening sync.Mutex      // held over a change of the airlock, so that they are in order
 	granted Grants          // what it was last opened for
 	told    map[string]bool // refused destinations that are in the audit log

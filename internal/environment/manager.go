@@ -43,6 +43,9 @@ type Config struct {
 	// Logs is the folder for what services write, LOGS/<instance>/<service>.log,
 	// bounded to twice LogSize each, and for the baselines of seeded volumes.
 	Logs string
+	// Forks is the folder for memory that copies are about to go on from; it is
+	// emptied at start.
+	Forks string
 	// LogSize bounds one log file in bytes; default 10 MiB. There are two of
 	// each: the present one and the one before.
 	LogSize int64

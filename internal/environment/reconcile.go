@@ -179,6 +179,7 @@ func (m *Manager) sweep(ctx context.Context, envs []Environment, f *found) (swep
 			note(m.cfg.Volumes.Delete(ctx, id))
 		}
 	}
+	errs = append(errs, sweepFolder(m.cfg.Forks, func(string) bool { return false })) // what was to go on from it is undone
 	errs = append(errs, sweepFolder(m.cfg.Logs, func(name string) bool {
 		return name == "baselines" || instances[isle.ID(name)] || !isle.ID(name).Valid()
 	}))
@@ -212,7 +213,7 @@ func (m *Manager) adoptAll(ctx context.Context, all []*live, f *found) {
 // may be later.
 func (m *Manager) adopt(ctx context.Context, o *op, l *live, f *found) error {
 	rec := l.snapshot()
-	if rec.Desired == WantDown || rec.OneShot || rec.Opening == Copying || rec.Opening == Shut && rec.Crossed {
+	if rec.Desired == WantDown || rec.OneShot || rec.halfMade() || rec.Opening == Shut && rec.Crossed {
 		who := "reconcile"
 		if rec.OneShot && rec.Desired != WantDown {
 			who = "one-shot"
@@ -255,6 +256,10 @@ func (m *Manager) adopt(ctx context.Context, o *op, l *live, f *found) error {
 	}
 	return netOpen
 }
+
+// halfMade says that the record is of a copy that does not hold yet what it is a
+// copy of, and that nothing can finish.
+func (e *Environment) halfMade() bool { return e.Opening == Copying || e.Opening == Waking }
 
 // relaunches decides which services need a new launch, and records them: after
 // a reboot of the machine all of them; else those that were being launched when

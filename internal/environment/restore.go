@@ -10,6 +10,12 @@ import (
 	"isle/internal/spec"
 )
 
+// A RestoreRequest says what an environment is to be brought back to.
+type RestoreRequest struct {
+	At   string // a snapshot, by digest or tag
+	Cold bool   // started on the volumes, although the snapshot has memory
+}
+
 // RestoreTo brings an environment back to a snapshot: a replacement is made of
 // it, with an instance and volumes of its own, and takes the place of what serves
 // under the name once it is up; what served before, and its volumes, are gone
@@ -20,21 +26,29 @@ import (
 // It fails with Conflict if the name is another project's, with Refused if the
 // snapshot is of another stage, and with Failed, and the service's last lines, if
 // the replacement does not come up. If ctx ends the work goes on.
-func (m *Manager) RestoreTo(ctx context.Context, actor isle.Actor, ref isle.Ref, at string, progress func(Progress)) (UpResult, error) {
+func (m *Manager) RestoreTo(ctx context.Context, actor isle.Actor, ref isle.Ref, req RestoreRequest, progress func(Progress)) (UpResult, error) {
 	if !isle.ValidName(ref.Name) || !isle.ValidName(ref.Stage) {
 		return UpResult{}, isle.Errorf(isle.Invalid, "%q is no name for an environment", ref.String())
 	}
-	o, err := m.use(ctx, ref, at)
+	o, err := m.use(ctx, ref, req.At)
 	if err != nil {
 		return UpResult{}, err
+	}
+	say, mute := gate(progress)
+	defer mute()
+	why, err := m.memoryFor(o, ref.Stage, req.Cold)
+	if err != nil {
+		o.release()
+		return UpResult{}, err
+	}
+	if why != "" {
+		say(Progress{Step: "memory", State: "log", Message: "services are started anew: " + why})
 	}
 	held, err := m.locks.acquire(ctx, m.ctx, ref, false)
 	if err != nil {
 		o.release()
 		return UpResult{}, err
 	}
-	say, mute := gate(progress)
-	defer mute()
 	type answer struct {
 		result UpResult
 		err    error
@@ -137,7 +151,7 @@ func (m *Manager) stage(ctx context.Context, actor isle.Actor, ref isle.Ref, old
 		e.Owner, e.Expires, e.Fork, e.Keep, e.OneShot = was.Owner, was.Expires, was.Fork, was.Keep, was.OneShot
 		e.Branch, e.Commit, e.Dirty, e.Repository = was.Branch, was.Commit, was.Dirty, was.Repository
 	}
-	f := &fork{secrets: map[string][]byte{}}
+	f := newFork(nil)
 	for _, name := range spec.StartOrder(e.Spec) {
 		svc, _ := e.specOf(name)
 		was, ok := o.rec.service(name)
@@ -156,7 +170,7 @@ func (m *Manager) stage(ctx context.Context, actor isle.Actor, ref isle.Ref, old
 	copy(f.volumes, put)
 	copy(f.fresh, put[len(f.volumes):])
 	m.mu.Lock()
-	m.generation = max(m.generation+1, now.UnixNano())
+	m.generation = max(m.generation+1, now.UnixNano(), o.rec.Generation+1)
 	e.Generation = m.generation
 	f.l = m.newLive(e)
 	f.l.uids = m.pickUIDs(e.Instance)
@@ -187,12 +201,13 @@ func (m *Manager) bringBack(ctx context.Context, o *origin, f *fork, say func(Pr
 	if o.rec.Ref != f.l.ref && o.rec.forksRun() { // a copy of somebody else
 		next = Shut
 	}
-	if err := m.saveAll(ctx, []*live{f.l}, func(e *Environment) { e.Opening = next }, Mutation{PutVolumes: f.volumes}); err != nil {
+	f.goesOnFrom(o.memory, next)
+	if err := m.saveAll(ctx, []*live{f.l}, o.memory.made(next), Mutation{PutVolumes: f.volumes}); err != nil {
 		return err
 	}
 	m.fault("restore.copied")
 	say(Progress{Step: "copy", State: "done", Message: how})
-	return m.carryOut(ctx, f.l, f.secrets, false, say, nil)
+	return m.startCopy(ctx, f, say)
 }
 
 // swap puts the replacement in the place of what serves, in one transaction:
@@ -311,6 +326,7 @@ func (m *Manager) forgetFiles(l *live) {
 
 // unstage takes a replacement away that came to nothing.
 func (m *Manager) unstage(f *fork, cause error) {
+	f.leaveMemory()
 	ctx := context.WithoutCancel(m.ctx)
 	if err := m.dismantle(ctx, f.l, f.l.snapshot(), func(Progress) {}); err != nil {
 		m.cfg.Log.Error("a replacement could not be ended whole; the next start goes on", "instance", f.l.instance, "error", err)

@@ -35,7 +35,7 @@ func TestARestoreBringsBackWhatWasAndKeepsTheName(t *testing.T) {
 		t.Errorf("%+v\n%+v", first.Manifest, second.Manifest)
 	}
 	var said []string
-	r, err := m.RestoreTo(t.Context(), root, before.Ref, "good", func(p Progress) { said = append(said, p.Service+" "+p.Step+" "+p.State) })
+	r, err := m.RestoreTo(t.Context(), root, before.Ref, RestoreRequest{At: "good"}, func(p Progress) { said = append(said, p.Service+" "+p.Step+" "+p.State) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +68,7 @@ func TestARestoreBringsBackWhatWasAndKeepsTheName(t *testing.T) {
 	}
 	// What is down is brought back too, instead of the volumes that are kept.
 	mustDown(t, m, before.Ref, false)
-	if _, err := m.RestoreTo(t.Context(), root, before.Ref, second.Digest.Short(), nil); err != nil {
+	if _, err := m.RestoreTo(t.Context(), root, before.Ref, RestoreRequest{At: second.Digest.Short()}, nil); err != nil {
 		t.Fatal(err)
 	}
 	if got := w.read(m, before.Ref); got != "ab" || len(m.volumesOf(before.Ref)) != 1 {
@@ -86,7 +86,7 @@ func TestARestoreThatDoesNotComeUpLeavesWhatServes(t *testing.T) {
 	m.Up(t.Context(), root, bad, nil)
 	mustSnapshot(t, m, bad.Ref, SnapshotRequest{Tag: "broken"}) // of what fails, too
 	mustDown(t, m, bad.Ref, true)
-	_, err := m.RestoreTo(t.Context(), root, e.Ref, "broken", nil)
+	_, err := m.RestoreTo(t.Context(), root, e.Ref, RestoreRequest{At: "broken"}, nil)
 	wantCode(t, err, isle.Failed, "is as it was", "service web ended with exit code 1", "boom")
 	w.checkRunning(t, m, 1)
 	now, _ := m.Get(t.Context(), e.Ref)
@@ -94,21 +94,21 @@ func TestARestoreThatDoesNotComeUpLeavesWhatServes(t *testing.T) {
 		t.Errorf("%+v", now)
 	}
 	w.noSpace = isle.Errorf(isle.Exhausted, "no space left")
-	_, err = m.RestoreTo(t.Context(), root, e.Ref, "broken", nil)
+	_, err = m.RestoreTo(t.Context(), root, e.Ref, RestoreRequest{At: "broken"}, nil)
 	wantCode(t, err, isle.Exhausted, "no space left")
 	w.checkRunning(t, m, 1)
 	if len(w.volumes) != 1 || len(w.files) != 2 {
 		t.Error("volumes are left")
 	}
-	_, err = m.RestoreTo(t.Context(), root, isle.Ref{Name: "shop", Stage: "staging"}, "broken", nil)
+	_, err = m.RestoreTo(t.Context(), root, isle.Ref{Name: "shop", Stage: "staging"}, RestoreRequest{At: "broken"}, nil)
 	wantCode(t, err, isle.Refused, "is of stage testing")
-	_, err = m.RestoreTo(t.Context(), root, e.Ref, "missing", nil)
+	_, err = m.RestoreTo(t.Context(), root, e.Ref, RestoreRequest{At: "missing"}, nil)
 	wantCode(t, err, isle.NotFound)
 	other := shop("other")
 	other.Project = "other"
 	mustUp(t, m, other)
 	w.noSpace = nil
-	_, err = m.RestoreTo(t.Context(), root, other.Ref, "broken", nil)
+	_, err = m.RestoreTo(t.Context(), root, other.Ref, RestoreRequest{At: "broken"}, nil)
 	wantCode(t, err, isle.Conflict, "of project other")
 }
 
@@ -117,14 +117,14 @@ func TestWhatIsMadeOfASnapshotSkipsNoOnFork(t *testing.T) {
 	m := w.serve(nil)
 	e := mustUp(t, m, reseeds("shop", "reseed")).Environment
 	mustSnapshot(t, m, e.Ref, SnapshotRequest{Tag: "good"})
-	if _, err := m.RestoreTo(t.Context(), root, e.Ref, "good", nil); err != nil || len(w.executed) > 0 {
+	if _, err := m.RestoreTo(t.Context(), root, e.Ref, RestoreRequest{At: "good"}, nil); err != nil || len(w.executed) > 0 {
 		t.Fatal("on_fork ran where an environment went back to what it was:", err)
 	}
 	mustFork(t, m, ForkRequest{At: "good", Name: "copy"})
 	if len(w.executed) != 1 {
 		t.Error("on_fork did not run in a fork of a snapshot")
 	}
-	if _, err := m.RestoreTo(t.Context(), root, isle.Ref{Name: "copy", Stage: "testing"}, "good", nil); err != nil || len(w.executed) != 2 {
+	if _, err := m.RestoreTo(t.Context(), root, isle.Ref{Name: "copy", Stage: "testing"}, RestoreRequest{At: "good"}, nil); err != nil || len(w.executed) != 2 {
 		t.Error("on_fork did not run in what took over another one's state:", err)
 	}
 	mustDown(t, m, e.Ref, true) // a snapshot outlives its environment
@@ -246,7 +246,7 @@ func (h *history) step(i int) {
 			slices.Sort(all)
 			d := all[h.r.IntN(len(all))]
 			before := h.instance(e)
-			h.m.RestoreTo(ctx, root, refNamed(e), string(d), nil)
+			h.m.RestoreTo(ctx, root, refNamed(e), RestoreRequest{At: string(d)}, nil)
 			if h.instance(e) != before {
 				h.holds[e] = h.snaps[d]
 			}

@@ -21,7 +21,7 @@ func (m *Manager) launch(ctx context.Context, s *supervisor, r *run, secret []by
 		return isle.Errorf(isle.Conflict, "service %s was replaced", s.name)
 	}
 	svc, _ := rec.specOf(s.name)
-	layers, err := m.cfg.Images.Verify(ctx, svcRec.Image)
+	x, err := m.launchOf(ctx, s.l, rec, svc, *svcRec)
 	if err != nil {
 		return err
 	}
@@ -30,45 +30,69 @@ func (m *Manager) launch(ctx context.Context, s *supervisor, r *run, secret []by
 		return err
 	}
 	r.set(func() { r.setup = setup })
-	boot := initproto.Boot{
-		Launch: r.launch, Secret: secret, Home: initproto.HomeAddress, Hostname: rec.hostname(svc.Name),
-		User: svc.User, Workdir: svc.Workdir, Env: svc.Env, Caps: svc.Caps,
-		Command: svc.Command, Own: fresh, Healthcheck: svc.Healthcheck,
-	}
+	boot := initproto.Boot{Launch: r.launch, Secret: secret, Own: fresh}
 	if setup {
 		boot.Setup = svc.Setup
 	}
-	if hosts := rec.Spec.Inspected(); len(hosts) > 0 && m.cfg.Trust != nil {
-		if boot.Trust, err = m.cfg.Trust(rec.Instance, hosts); err != nil {
-			return err
-		}
+	if x.Boot, err = m.boot(rec, svc, boot); err != nil {
+		return err
 	}
-	var hosts []string
-	for _, other := range rec.Services {
-		hosts = append(hosts, other.Name)
-	}
-	encoded, err := json.Marshal(boot)
-	if err != nil {
-		return isle.Errorf(isle.Internal, "service %s: %w", s.name, err)
-	}
-	s.l.mu.Lock()
-	netns := s.l.netns
-	s.l.mu.Unlock()
+	x.Volumes, x.Exited = mounts, r.initGone
 	m.cfg.Lines.Expect(rec.Instance, r.launch, svcRec.SecretHash, r)
 	m.fault("up.launching")
-	err = m.cfg.Driver.Launch(ctx, Launch{
-		Instance: rec.Instance, ID: r.launch, Isolation: rec.Spec.Isolation, Service: svc.Name, Hostname: rec.hostname(svc.Name), Hosts: hosts,
-		MachineID: machineID(rec.Instance, svc.Name), Generation: rec.Generation,
-		Image: svcRec.Image, Layers: layers, UIDBase: rec.UIDBase, Network: netns,
-		Volumes: mounts, Tmpfs: svc.Tmpfs, Caps: svc.Caps, Limits: rec.Spec.Limits,
-		Init: m.cfg.Init, Boot: encoded, Exited: r.initGone,
-	})
-	if err != nil {
+	if err := m.cfg.Driver.Launch(ctx, x); err != nil {
 		m.cfg.Lines.Forget(r.launch)
 		return err
 	}
 	m.fault("up.launched")
 	return nil
+}
+
+// trust are the authorities that the services of an environment trust for its
+// inspected egress.
+func (m *Manager) trust(rec Environment) ([]byte, error) {
+	hosts := rec.Spec.Inspected()
+	if len(hosts) == 0 || m.cfg.Trust == nil {
+		return nil, nil
+	}
+	return m.cfg.Trust(rec.Instance, hosts)
+}
+
+// launchOf is what the driver is told of a launch of a service, but for its
+// volumes, what isle-init reads, and who hears of its end.
+func (m *Manager) launchOf(ctx context.Context, l *live, rec Environment, svc spec.Service, s Service) (Launch, error) {
+	layers, err := m.cfg.Images.Verify(ctx, s.Image)
+	if err != nil {
+		return Launch{}, err
+	}
+	var hosts []string
+	for _, other := range rec.Services {
+		hosts = append(hosts, other.Name)
+	}
+	l.mu.Lock()
+	netns := l.netns
+	l.mu.Unlock()
+	return Launch{
+		Instance: rec.Instance, ID: s.Launch, Isolation: rec.Spec.Isolation, Service: svc.Name, Hostname: rec.hostname(svc.Name), Hosts: hosts,
+		MachineID: machineID(rec.Instance, svc.Name), Generation: rec.Generation,
+		Image: s.Image, Layers: layers, UIDBase: rec.UIDBase, Network: netns,
+		Tmpfs: svc.Tmpfs, Caps: svc.Caps, Limits: rec.Spec.Limits, Init: m.cfg.Init,
+	}, nil
+}
+
+// boot is what isle-init of a launch reads.
+func (m *Manager) boot(rec Environment, svc spec.Service, b initproto.Boot) ([]byte, error) {
+	b.Home, b.Hostname = initproto.HomeAddress, rec.hostname(svc.Name)
+	b.User, b.Workdir, b.Env, b.Caps, b.Command, b.Healthcheck = svc.User, svc.Workdir, svc.Env, svc.Caps, svc.Command, svc.Healthcheck
+	var err error
+	if b.Trust, err = m.trust(rec); err != nil {
+		return nil, err
+	}
+	encoded, err := json.Marshal(b)
+	if err != nil {
+		return nil, isle.Errorf(isle.Internal, "service %s: %w", svc.Name, err)
+	}
+	return encoded, nil
 }
 
 // prepareVolumes makes the files of the service's volumes that are not ready
@@ -159,10 +183,18 @@ func (m *Manager) warm(l *live) {
 // up reports whether a service is as far as those that depend on it need.
 func up(s *Service) bool { return s.Phase == Running || s.Phase == Unhealthy || s.Phase == Exited }
 
-// converge starts the services named in secrets, each once those it depends on
+// converge starts the services named in secrets, and fails if one is not up then.
+func (m *Manager) converge(ctx context.Context, l *live, secrets map[string][]byte, say func(Progress)) error {
+	if err := m.settle(ctx, l, secrets, say); err != nil {
+		return err
+	}
+	return l.failure()
+}
+
+// settle starts the services named in secrets, each once those it depends on
 // are up, and waits until all services are up or can't be. Services without
 // mutual dependencies start in parallel.
-func (m *Manager) converge(ctx context.Context, l *live, secrets map[string][]byte, say func(Progress)) error {
+func (m *Manager) settle(ctx context.Context, l *live, secrets map[string][]byte, say func(Progress)) error {
 	var wg sync.WaitGroup
 	rec := l.snapshot()
 	for i := range rec.Services {
@@ -175,10 +207,10 @@ func (m *Manager) converge(ctx context.Context, l *live, secrets map[string][]by
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	return l.failure()
+	return nil
 }
 
-// bringUp is converge for one service.
+// bringUp is settle for one service.
 func (m *Manager) bringUp(ctx context.Context, l *live, svc spec.Service, launch isle.ID, secret []byte, start bool, say func(Progress)) {
 	var failed string
 	err := l.wait(ctx, func(e Environment) bool {
@@ -247,14 +279,15 @@ func (m *Manager) bringUp(ctx context.Context, l *live, svc spec.Service, launch
 }
 
 // failure is the error of an environment with services that are not up; nil if
-// there are none. It shows the last lines of the first that failed.
-func (l *live) failure() error {
+// there are none but those that are known not to be. It shows the last lines of
+// the first that failed.
+func (l *live) failure(known ...string) error {
 	rec := l.snapshot()
 	var failed []string
 	var first *Service
 	for i := range rec.Services {
 		s := &rec.Services[i]
-		if s.Phase == Broken {
+		if s.Phase == Broken && !slices.Contains(known, s.Name) {
 			failed = append(failed, s.Name)
 			if first == nil {
 				first = s

@@ -53,10 +53,21 @@ func newSecret() ([]byte, isle.Digest) {
 // supervise begins to keep a service. The launch is made with the secret, or,
 // if that is nil, is there already.
 func (m *Manager) supervise(l *live, svc spec.Service, rec Service, secret []byte) *supervisor {
+	s := m.newSupervisor(l, svc, rec, secret == nil)
+	if secret == nil {
+		s.adopt(rec)
+	}
+	s.keep(s.run, secret)
+	return s
+}
+
+// newSupervisor is one that does not keep anything yet, with the run of the
+// record's launch: one that is adopted is there already.
+func (m *Manager) newSupervisor(l *live, svc spec.Service, rec Service, adopted bool) *supervisor {
 	s := &supervisor{m: m, l: l, name: svc.Name, svc: svc, done: make(chan struct{})}
 	s.ctx, s.stop = context.WithCancel(m.ctx)
 	r := newRun(s, rec.Launch)
-	if secret == nil {
+	if adopted {
 		r.adopted = true
 		if rec.Phase == Running || rec.Phase == Unhealthy {
 			r.ready, s.wasReady = true, true
@@ -68,16 +79,17 @@ func (m *Manager) supervise(l *live, svc spec.Service, rec Service, secret []byt
 		}
 	}
 	s.run = r
-	l.mu.Lock()
-	l.supervisors[svc.Name] = s
-	l.mu.Unlock()
-	if secret == nil {
-		s.adopt(rec)
-	}
-	if !m.spawn(func() { s.loop(r, secret) }) {
+	return s
+}
+
+// keep begins to keep the service, from a run on.
+func (s *supervisor) keep(r *run, secret []byte) {
+	s.l.mu.Lock()
+	s.l.supervisors[s.name] = s
+	s.l.mu.Unlock()
+	if !s.m.spawn(func() { s.loop(r, secret) }) {
 		close(s.done)
 	}
-	return s
 }
 
 func (l *live) supervisor(service string) *supervisor {
@@ -150,6 +162,8 @@ func (s *supervisor) launch(r *run, secret []byte) error {
 		return s.ctx.Err()
 	}
 	defer func() { <-s.m.launches }()
+	s.l.launching.RLock()
+	defer s.l.launching.RUnlock()
 	s.l.observe(s.name, r.launch, func(rec *Service) {
 		rec.Phase, rec.Started = Starting, s.m.cfg.Now()
 	})

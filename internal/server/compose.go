@@ -146,7 +146,7 @@ func compose(s *Server) (r *rooms, err error) {
 	}
 	r.manager = environment.New(environment.Config{
 		Store: r.store, Ports: r.store, Driver: r.driver, Network: r.airlocks, Volumes: r.driver.Volumes(), Lines: r.home,
-		Images: r.images, Snapshots: r.snapshots, Policy: r, Trust: r.inspector.Trust, Waiting: r.gateway.Waiting, Init: cfg.Init, Logs: at("logs"), HTTP: names, Log: s.log, Fault: cfg.fault(),
+		Images: r.images, Snapshots: r.snapshots, Policy: r, Trust: r.inspector.Trust, Waiting: r.gateway.Waiting, Init: cfg.Init, Logs: at("logs"), Forks: at("forks"), HTTP: names, Log: s.log, Fault: cfg.fault(),
 		Listen: func(key, network, address string) (net.Listener, error) {
 			return s.handover.Listen(key, func() (net.Listener, error) { return net.Listen(network, address) })
 		},
@@ -154,7 +154,7 @@ func compose(s *Server) (r *rooms, err error) {
 	r.handler = api.New(api.Config{
 		Environments: r.manager, Builder: r.builder, Blobs: r.images, Audit: r.store, Signer: r.book.signer, Host: r, Policy: r.policy,
 		Credentials: r.credentials, TrustDomain: r.issuer.TrustDomain, Secrets: r.secrets, Identities: r.machines,
-		Recordings: r.sessions, Approvals: r.approvals, Gateway: r.gateway, Snapshots: r.snapshots, Releases: r.releases, Capture: r.capture,
+		Recordings: r.sessions, Approvals: r.approvals, Gateway: r.gateway, Snapshots: r.snapshots, Releases: r.releases, Capture: r.manager.Snapshot,
 		Refused: r.refusals.actor,
 		Mirror:  cfg.Mirror, Log: s.log,
 	})

@@ -6,7 +6,6 @@ import (
 
 	"isle"
 	"isle/internal/api"
-	"isle/internal/environment"
 	"isle/internal/seal"
 	"isle/internal/snapshot"
 )
@@ -51,11 +50,6 @@ func (r *rooms) cameOf(d isle.Digest) (names []string) {
 		}
 	}
 	return names
-}
-
-// capture makes a snapshot of an environment.
-func (r *rooms) capture(ctx context.Context, actor isle.Actor, ref isle.Ref, message, tag string) (snapshot.Snapshot, error) {
-	return r.manager.Snapshot(ctx, actor, ref, environment.SnapshotRequest{Message: message, Tag: tag})
 }
 
 // checkSnapshots says whether snapshots can be used.

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"math"
 	"path"
 	"slices"
 	"strings"
@@ -133,7 +134,7 @@ func (m Manifest) check() error {
 		return bad("%q is no digest of a parent", clip(string(m.Parent)))
 	case len(m.Release) > maxName || !printable(m.Release, false):
 		return bad("%q is no release", clip(m.Release))
-	case m.Generation < 0:
+	case m.Generation < 0 || m.Generation > math.MaxInt64/2:
 		return bad("its generation is %d", m.Generation)
 	}
 	if err := m.checkServices(bad); err != nil {
@@ -169,6 +170,8 @@ func (m Manifest) checkServices(bad bad) error {
 			return bad("%q is no launch of service %s", clip(string(s.Launch)), s.Name)
 		case s.SecretHash != "" && !s.SecretHash.Valid():
 			return bad("the hash of service %s's secret is none", s.Name)
+		case !validPhase(s.Phase) || s.ExitCode != nil && (*s.ExitCode < 0 || *s.ExitCode > 255):
+			return bad("service %s was %q", s.Name, clip(s.Phase))
 		case len(s.Image.Layers) == 0 || len(s.Image.Layers) > maxLayers:
 			return bad("the image of service %s has %d layers", s.Name, len(s.Image.Layers))
 		}
@@ -180,6 +183,16 @@ func (m Manifest) checkServices(bad bad) error {
 		seen[s.Name] = true
 	}
 	return nil
+}
+
+// validPhase reports whether s is what a service may have been; "" where no
+// memory was captured.
+func validPhase(s string) bool {
+	switch s {
+	case "", "running", "unhealthy", "starting", "exited", "failed", "pending":
+		return true
+	}
+	return false
 }
 
 func (m Manifest) checkVolumes(bad bad) error {

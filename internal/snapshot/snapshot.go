@@ -58,8 +58,14 @@ type Service struct {
 	Name   string      `json:"name"`
 	Image  image.Image `json:"image"`
 	Launch isle.ID     `json:"launch"`
-	// SecretHash is that of the launch whose isle-init is in Memory.
+	// SecretHash is that of the launch whose isle-init is in Memory; "" for a
+	// service that is not in it.
 	SecretHash isle.Digest `json:"secret_hash,omitempty"`
+	// Phase is what the service was when memory was captured: "running",
+	// "unhealthy" or "starting" of one that is in it, "exited", "failed" or
+	// "pending" of another. ExitCode is that of one that had ended.
+	Phase    string `json:"phase,omitempty"`
+	ExitCode *int   `json:"exit_code,omitempty"`
 }
 
 // A Volume is the content of one volume.

@@ -27,6 +27,7 @@ type RestoreRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Environment   string                 `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"` // NAME[@STAGE]
 	At            string                 `protobuf:"bytes,2,opt,name=at,proto3" json:"at,omitempty"`                   // a snapshot: its digest or a tag
+	Cold          bool                   `protobuf:"varint,3,opt,name=cold,proto3" json:"cold,omitempty"`              // services are started on the volumes, although the snapshot has memory
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -73,6 +74,13 @@ func (x *RestoreRequest) GetAt() string {
 		return x.At
 	}
 	return ""
+}
+
+func (x *RestoreRequest) GetCold() bool {
+	if x != nil {
+		return x.Cold
+	}
+	return false
 }
 
 type RestoreEvent struct {
@@ -373,6 +381,7 @@ type ForkRequest struct {
 	OneShot       bool                 `protobuf:"varint,6,opt,name=one_shot,json=oneShot,proto3" json:"one_shot,omitempty"`
 	Ttl           *durationpb.Duration `protobuf:"bytes,7,opt,name=ttl,proto3" json:"ttl,omitempty"`         // overrides the file's
 	Timeout       *durationpb.Duration `protobuf:"bytes,8,opt,name=timeout,proto3" json:"timeout,omitempty"` // of each on_fork; none: five minutes
+	Cold          bool                 `protobuf:"varint,9,opt,name=cold,proto3" json:"cold,omitempty"`      // services are started on the volumes, although there is memory to go on from
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -461,6 +470,13 @@ func (x *ForkRequest) GetTimeout() *durationpb.Duration {
 		return x.Timeout
 	}
 	return nil
+}
+
+func (x *ForkRequest) GetCold() bool {
+	if x != nil {
+		return x.Cold
+	}
+	return false
 }
 
 type ForkEvent struct {
@@ -593,10 +609,11 @@ var File_isle_v1_fork_proto protoreflect.FileDescriptor
 
 const file_isle_v1_fork_proto_rawDesc = "" +
 	"\n" +
-	"\x12isle/v1/fork.proto\x12\aisle.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19isle/v1/environment.proto\"B\n" +
+	"\x12isle/v1/fork.proto\x12\aisle.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19isle/v1/environment.proto\"V\n" +
 	"\x0eRestoreRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x0e\n" +
-	"\x02at\x18\x02 \x01(\tR\x02at\"}\n" +
+	"\x02at\x18\x02 \x01(\tR\x02at\x12\x12\n" +
+	"\x04cold\x18\x03 \x01(\bR\x04cold\"}\n" +
 	"\fRestoreEvent\x124\n" +
 	"\bprogress\x18\x01 \x01(\v2\x16.isle.v1.ProgressEventH\x00R\bprogress\x12.\n" +
 	"\x06result\x18\x02 \x01(\v2\x14.isle.v1.EnvironmentH\x00R\x06resultB\a\n" +
@@ -616,7 +633,7 @@ const file_isle_v1_fork_proto_rawDesc = "" +
 	"\acreated\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12\x12\n" +
 	"\x04tags\x18\t \x03(\tR\x04tags\x12\x18\n" +
 	"\amessage\x18\n" +
-	" \x01(\tR\amessage\"\xf3\x01\n" +
+	" \x01(\tR\amessage\"\x87\x02\n" +
 	"\vForkRequest\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\tR\x04from\x12\x0e\n" +
 	"\x02at\x18\x02 \x01(\tR\x02at\x12\x12\n" +
@@ -625,7 +642,8 @@ const file_isle_v1_fork_proto_rawDesc = "" +
 	"\bto_stage\x18\x05 \x01(\tR\atoStage\x12\x19\n" +
 	"\bone_shot\x18\x06 \x01(\bR\aoneShot\x12+\n" +
 	"\x03ttl\x18\a \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x123\n" +
-	"\atimeout\x18\b \x01(\v2\x19.google.protobuf.DurationR\atimeout\"y\n" +
+	"\atimeout\x18\b \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12\x12\n" +
+	"\x04cold\x18\t \x01(\bR\x04cold\"y\n" +
 	"\tForkEvent\x124\n" +
 	"\bprogress\x18\x01 \x01(\v2\x16.isle.v1.ProgressEventH\x00R\bprogress\x12-\n" +
 	"\x06result\x18\x02 \x01(\v2\x13.isle.v1.ForkResultH\x00R\x06resultB\a\n" +

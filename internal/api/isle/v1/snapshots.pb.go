@@ -383,6 +383,7 @@ type CreateSnapshotRequest struct {
 	Environment   string                 `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
 	Message       string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
 	Tag           string                 `protobuf:"bytes,3,opt,name=tag,proto3" json:"tag,omitempty"`
+	NoMemory      bool                   `protobuf:"varint,4,opt,name=no_memory,json=noMemory,proto3" json:"no_memory,omitempty"` // volumes only, although the class has memory
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -436,6 +437,13 @@ func (x *CreateSnapshotRequest) GetTag() string {
 		return x.Tag
 	}
 	return ""
+}
+
+func (x *CreateSnapshotRequest) GetNoMemory() bool {
+	if x != nil {
+		return x.NoMemory
+	}
+	return false
 }
 
 type CreateSnapshotEvent struct {
@@ -1663,11 +1671,12 @@ const file_isle_v1_snapshots_proto_rawDesc = "" +
 	"\x06digest\x18\x05 \x01(\tR\x06digest\"A\n" +
 	"\rSnapshotImage\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x16\n" +
-	"\x06digest\x18\x02 \x01(\tR\x06digest\"e\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\"\x82\x01\n" +
 	"\x15CreateSnapshotRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x10\n" +
-	"\x03tag\x18\x03 \x01(\tR\x03tag\"D\n" +
+	"\x03tag\x18\x03 \x01(\tR\x03tag\x12\x1b\n" +
+	"\tno_memory\x18\x04 \x01(\bR\bnoMemory\"D\n" +
 	"\x13CreateSnapshotEvent\x12-\n" +
 	"\bsnapshot\x18\x01 \x01(\v2\x11.isle.v1.SnapshotR\bsnapshot\"8\n" +
 	"\x14ListSnapshotsRequest\x12 \n" +
