@@ -2,6 +2,8 @@ package environment
 
 import (
 	"context"
+	"os"
+	"path/filepath"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -63,6 +65,25 @@ func stories() []story {
 				req := forkOf("shop")
 				req.N = 2
 				m.Fork(t.Context(), root, req, nil)
+			},
+		},
+		{
+			"wake", []string{"fork.recorded", "fork.captured", "fork.copied", "up.network", "up.prepared", "fork.waking", "fork.restored", "fork.woken", "fork.on_fork", "fork.opened", "up.concluding"},
+			func(t *testing.T, m *Manager) { mustUp(t, m, strong(reseeds("shop", "reseed"))) },
+			func(t *testing.T, _ *world, m *Manager) {
+				req := forkOf("shop")
+				req.N = 2
+				m.Fork(t.Context(), root, req, nil)
+			},
+		},
+		{
+			"restore memory", []string{"restore.recorded", "restore.copied", "up.network", "up.prepared", "fork.waking", "fork.restored", "fork.woken", "restore.up", "restore.swapped", "down.stopped", "down.network", "restore.dropped"},
+			func(t *testing.T, m *Manager) {
+				mustUp(t, m, strong(shop("shop")))
+				mustSnapshot(t, m, shop("shop").Ref, SnapshotRequest{Tag: "good"})
+			},
+			func(t *testing.T, _ *world, m *Manager) {
+				m.RestoreTo(t.Context(), root, shop("shop").Ref, RestoreRequest{At: "good"}, nil)
 			},
 		},
 		{
@@ -165,12 +186,22 @@ func crashAt(t *testing.T, s story, point, second string) {
 	w.mu.Lock()
 	w.checkFiles(t)
 	w.mu.Unlock()
-	if (s.name == "replace" || s.name == "restore" || s.name == "snapshot") && n != 1 {
+	if (s.name == "replace" || s.name == "restore" || s.name == "restore memory" || s.name == "snapshot") && n != 1 {
 		t.Error("the environment is gone")
 	}
-	copied := slices.Index(s.points, point) > slices.Index(s.points, "fork.captured")
-	if s.name == "fork" && (n == 3) != copied || s.name != "fork" && n > 1 {
+	// Of two copies that go on from memory one may have got there.
+	most, least := 1, 0
+	switch after := slices.Index(s.points, point); {
+	case s.name == "fork" && after > slices.Index(s.points, "fork.captured"):
+		most, least = 3, 3
+	case s.name == "wake" && after >= slices.Index(s.points, "fork.woken"):
+		most, least = 3, 2
+	}
+	if n > most || n < least {
 		t.Errorf("%d environments are there", n)
+	}
+	if left, err := os.ReadDir(filepath.Join(w.logs, "forks")); len(left) > 0 {
+		t.Errorf("memory is left: %v, %v", left, err)
 	}
 	all, _ := m.List(t.Context())
 	for _, e := range all {
@@ -181,7 +212,12 @@ func crashAt(t *testing.T, s story, point, second string) {
 			mustDown(t, m, e.Ref, true)
 		}
 	}
-	mustUp(t, m, shop("shop")) // and it can be used
+	again := shop("shop")
+	if n > 0 {
+		e, _ := m.Get(t.Context(), again.Ref)
+		again.Spec.Isolation = e.Spec.Isolation
+	}
+	mustUp(t, m, again) // and it can be used
 	w.checkRunning(t, m, 1)
 	mustDown(t, m, shop("shop").Ref, true)
 	w.checkEmpty(t)

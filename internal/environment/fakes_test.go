@@ -56,6 +56,9 @@ type world struct {
 	launches  map[isle.ID]Launch
 	inside    func(port int) (io.ReadWriteCloser, error)
 	tree      spec.Tree
+	build     isle.Digest // of the runtime
+	woken     []string    // services, in order
+	broken    error       // of memory that is to be brought back
 }
 
 // A life is one server's access to the world. Once it is dead nothing it does
@@ -65,6 +68,7 @@ type life struct {
 	dead    bool // under world.mu
 	taken   *snapshot.Snapshots
 	expects map[isle.ID]expected
+	forks   map[isle.ID]expectedFork
 	arrived chan struct{}
 }
 
@@ -79,6 +83,7 @@ type sandbox struct {
 	instance isle.ID
 	service  string
 	boot     initproto.Boot
+	asleep   bool          // it takes itself for the one that was captured; under world.mu
 	stop     chan struct{} // closed to ask it to end
 	killed   chan struct{} // closed when it is gone
 	once     sync.Once
@@ -93,6 +98,7 @@ func newWorld(t *testing.T) *world {
 		t: t, logs: t.TempDir(), sandboxes: map[isle.ID]*sandbox{}, prepared: map[isle.ID]spec.Limits{},
 		networks: map[isle.ID]Grants{}, files: map[isle.ID]int{}, envs: map[isle.ID]Environment{},
 		volumes: map[isle.ID]Volume{}, launches: map[isle.ID]Launch{}, ports: map[string]int{},
+		build: isle.DigestOf([]byte("isle-runsc")),
 	}
 	w.volumeDir, w.ledger = filepath.Join(w.logs, "volumes"), ledgertest.New()
 	if err := os.Mkdir(w.volumeDir, 0o700); err != nil {
@@ -144,14 +150,14 @@ func (w *world) reboot() {
 // serve begins a server's life and reconciles.
 func (w *world) serve(change func(*Config)) *Manager {
 	w.t.Helper()
-	lf := &life{world: w, expects: map[isle.ID]expected{}, arrived: make(chan struct{})}
+	lf := &life{world: w, expects: map[isle.ID]expected{}, forks: map[isle.ID]expectedFork{}, arrived: make(chan struct{})}
 	w.mu.Lock()
 	w.life = lf
 	w.mu.Unlock()
 	lf.taken = lf.snapshots()
 	cfg := Config{
 		Store: lf, Ports: lf, Driver: (*fakeDriver)(lf), Network: (*fakeNetwork)(lf), Volumes: (*fakeVolumes)(lf), Lines: (*fakeLines)(lf),
-		Images: lf, Snapshots: lf.taken, Init: "/init", Logs: w.logs, Grace: time.Second, Settle: time.Millisecond, Boot: "boot-1", Log: slog.New(slog.DiscardHandler),
+		Images: lf, Snapshots: lf.taken, Init: "/init", Logs: w.logs, Forks: filepath.Join(w.logs, "forks"), Grace: time.Second, Settle: time.Millisecond, Boot: "boot-1", Log: slog.New(slog.DiscardHandler),
 	}
 	if change != nil {
 		change(&cfg)
@@ -323,12 +329,8 @@ func (d *fakeDriver) Prepare(_ context.Context, s Shared) error {
 	return nil
 }
 
-func (d *fakeDriver) Launch(_ context.Context, x Launch) error {
-	l := (*life)(d)
-	if err := l.begin(); err != nil {
-		return err
-	}
-	defer l.mu.Unlock()
+// fits says what a launch lacks; l.mu is held.
+func (l *life) fits(x Launch) error {
 	if _, ok := l.prepared[x.Instance]; !ok {
 		return errors.New("not prepared")
 	}
@@ -339,6 +341,18 @@ func (d *fakeDriver) Launch(_ context.Context, x Launch) error {
 		if l.files[v.Volume] == 0 {
 			return errors.New("a volume without a file")
 		}
+	}
+	return nil
+}
+
+func (d *fakeDriver) Launch(_ context.Context, x Launch) error {
+	l := (*life)(d)
+	if err := l.begin(); err != nil {
+		return err
+	}
+	defer l.mu.Unlock()
+	if err := l.fits(x); err != nil {
+		return err
 	}
 	s := &sandbox{w: l.world, instance: x.Instance, service: x.Service, stop: make(chan struct{}), killed: make(chan struct{}), exited: []func(){x.Exited}}
 	if err := json.Unmarshal(x.Boot, &s.boot); err != nil {
@@ -514,7 +528,11 @@ func (d *fakeDriver) Capture(_ context.Context, c Capture) (Captured, error) {
 			return Captured{}, err
 		}
 	}
-	return Captured{How: ByReflink}, nil
+	out := Captured{How: ByReflink}
+	if c.Memory == "" {
+		return out, nil
+	}
+	return l.freeze(c, out)
 }
 
 // Fill is for imports, which no test here makes.
@@ -552,16 +570,12 @@ func (h *fakeLines) Expect(_, launch isle.ID, hash isle.Digest, sink Events) {
 	l.expects[launch] = expected{hash, sink}
 }
 
-func (h *fakeLines) ExpectFork(instance, _ isle.ID, _ isle.Digest, b initproto.Become, sink Events) error {
-	h.Expect(instance, b.Launch, isle.DigestOf(b.Secret), sink)
-	return nil
-}
-
 func (h *fakeLines) Forget(launch isle.ID) {
 	l := (*life)(h)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.expects, launch)
+	delete(l.forks, launch)
 }
 
 func (h *fakeLines) Line(ctx context.Context, launch isle.ID) (Line, error) {
@@ -570,11 +584,12 @@ func (h *fakeLines) Line(ctx context.Context, launch isle.ID) (Line, error) {
 		l.mu.Lock()
 		_, ok := l.expects[launch]
 		s := l.sandboxes[launch]
+		asleep := s != nil && s.asleep
 		l.mu.Unlock()
 		switch {
 		case !ok:
 			return nil, isle.Errorf(isle.NotFound, "launch %s is not expected", launch)
-		case s != nil && !s.isGone() && (len(s.boot.Command) == 0 || s.boot.Command[0] != "mute"):
+		case s != nil && !s.isGone() && !asleep && (len(s.boot.Command) == 0 || s.boot.Command[0] != "mute"):
 			return &fakeLine{s}, nil
 		}
 		if !sleep(ctx, time.Millisecond) {

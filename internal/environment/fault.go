@@ -7,7 +7,7 @@ func FaultPoints() []string {
 		"up.begin", "up.recorded", "up.network", "up.prepared", "up.volume", "up.launching", "up.launched",
 		"setup.done", "setup.recorded", "up.healthy", "up.concluding",
 		"replace.begin", "replace.recorded", "replace.stopped",
-		"fork.recorded", "fork.captured", "fork.copied", "fork.on_fork", "fork.opened",
+		"fork.recorded", "fork.captured", "fork.copied", "fork.waking", "fork.restored", "fork.woken", "fork.on_fork", "fork.opened",
 		"snapshot.captured",
 		"restore.recorded", "restore.copied", "restore.up", "restore.swapped", "restore.dropped",
 		"exit.recorded", "exit.removed", "restart.recorded",

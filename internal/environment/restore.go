@@ -58,6 +58,7 @@ func (m *Manager) RestoreTo(ctx context.Context, actor isle.Actor, ref isle.Ref,
 		defer held.release()
 		defer o.release()
 		r, err := m.restore(held.ctx, actor, ref, o, say)
+		o.release() // who has the answer may remove the snapshot
 		done <- answer{r, err}
 	}) {
 		held.release()
