@@ -110,6 +110,26 @@ type Warmer interface {
 	Warm(uidBase uint32)
 }
 
+// A Stocker is a Driver that makes what launches begin with before anybody has
+// asked for one.
+type Stocker interface {
+	// Stock makes what the launches of an instance of a class begin with, in which
+	// nothing is of any project. The Launch of that ID, and the instance's others,
+	// use it where they can, and do without where it has ended or does not fit.
+	// It is used at most once. It ends with this process, and Remove removes it.
+	// On error nothing of the launch is left; Remove removes the rest.
+	Stock(ctx context.Context, s Stock) error
+}
+
+// A Stock is what a Stocker is to make ready.
+type Stock struct {
+	Shared  Shared  // without limits: Prepare sets them when somebody takes it
+	Launch  isle.ID // of the launch that may begin with it
+	UIDBase uint32
+	Network string // path of the network namespace
+	Init    string // path of the isle-init binary
+}
+
 // A Capturer is a Driver that copies the state of what runs.
 type Capturer interface {
 	// Capture copies the volumes of an instance, and its memory where it is

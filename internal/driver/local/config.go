@@ -57,6 +57,9 @@ func (d *Driver) config(c *container) (*specs.Spec, error) {
 	if err != nil {
 		return nil, err
 	}
+	if c.spare {
+		mounts = slices.DeleteFunc(mounts, func(m specs.Mount) bool { return !slices.Contains(spareHas, m.Destination) })
+	}
 	plain := c.class != classGvisor
 	if plain && !d.crun() {
 		c.bindTmpfs(mounts, d.private)

@@ -37,6 +37,7 @@ type container struct {
 	id       isle.ID
 	class    string // of isolation; "" in a build step
 	memory   string // folder of the memory that it goes on from; "": it begins
+	spare    bool   // it is made before it is known what for
 	service  string
 	hostname string
 	hosts    []string

@@ -80,6 +80,7 @@ type Driver struct {
 	runtime string               // path, once found
 	locks   map[isle.ID]*keyLock // by launch
 	steps   map[isle.ID]bool     // instances of build steps that run now
+	spares  map[isle.ID]*spare   // by the launch that each stands ready for
 }
 
 type keyLock struct {
@@ -154,6 +155,7 @@ func assemble(c Config) (*Driver, error) {
 		runtime: "",
 		locks:   make(map[isle.ID]*keyLock),
 		steps:   make(map[isle.ID]bool),
+		spares:  make(map[isle.ID]*spare),
 	}, nil
 }
 
@@ -164,6 +166,7 @@ func (d *Driver) Volumes() environment.Volumes { return d.volumes }
 // functions are not called any more.
 func (d *Driver) Close() error {
 	d.watchers.close()
+	d.closeSpares()
 	d.layers.close()
 	d.ids.close()
 	d.silence.Close()
@@ -262,7 +265,7 @@ func (d *Driver) Launch(ctx context.Context, l environment.Launch) error {
 		return isle.Errorf(isle.Internal, "launch %q of instance %q: incomplete", l.ID, l.Instance)
 	}
 	defer d.lock(l.ID)()
-	if d.alive(l.Instance, l.ID) {
+	if d.alive(l.Instance, l.ID) && !d.stocked(l.ID) {
 		return isle.Errorf(isle.Conflict, "launch %s runs already", l.ID)
 	}
 	launch := d.launch
@@ -306,6 +309,11 @@ func containerOf(ctx context.Context, l environment.Launch) *container {
 }
 
 func (d *Driver) launch(ctx context.Context, c *container, l environment.Launch) error {
+	if s := d.takeSpare(l.ID); s != nil {
+		if done, err := d.launchSpare(s, c, l.Boot); done || err != nil {
+			return err
+		}
+	}
 	read, boot, err := os.Pipe()
 	if err != nil {
 		return err
@@ -345,6 +353,9 @@ func (d *Driver) Kill(ctx context.Context, instance, launch isle.ID) error {
 func (d *Driver) tidy(ctx context.Context, instance, launch isle.ID) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
+	if s := d.takeSpare(launch); s != nil {
+		s.close()
+	}
 	if err := d.groups.kill(ctx, string(instance), string(launch)); err != nil {
 		return isle.Errorf(isle.Unavailable, "end launch %s: %w", launch, err)
 	}

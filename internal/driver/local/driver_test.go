@@ -20,7 +20,7 @@ import (
 )
 
 func TestALaunchIsWhatItsImageSaysAndIsSealed(t *testing.T) {
-	eachRuntime(t, func(t *testing.T, b *bench) {
+	eachWay(t, func(t *testing.T, b *bench) {
 		l := b.launchOf(isle.NewID())
 		want := map[string]string{
 			"read /app/file":        "above",
@@ -138,7 +138,7 @@ func TestWhatReachesTheKernelOrTheHostIsRefused(t *testing.T) {
 		"list /sys/fs/cgroup":            "no such file or directory",
 		"write /proc/1/root/../../etc/x": "read-only file system",
 	}
-	eachRuntime(t, func(t *testing.T, b *bench) {
+	eachWay(t, func(t *testing.T, b *bench) {
 		var probes []string
 		for p := range want {
 			probes = append(probes, p)
@@ -177,7 +177,7 @@ var lacking = []string{"function not implemented", "operation not permitted", "p
 
 func TestNothingIsLeftOfWhatIsRemoved(t *testing.T) {
 	install(t, "mke2fs")
-	eachRuntime(t, func(t *testing.T, b *bench) {
+	eachWay(t, func(t *testing.T, b *bench) {
 		volume := isle.NewID()
 		if err := b.volumes.Create(t.Context(), volume, 32<<20); err != nil {
 			t.Fatal(err)

@@ -68,6 +68,7 @@ type bench struct {
 	*Driver
 	t      testing.TB
 	class  string // of isolation of its launches
+	stocks bool   // up prepares the launch before
 	init   string
 	layers []string
 }
@@ -214,6 +215,9 @@ func (b *bench) up(l *environment.Launch) <-chan struct{} {
 	b.t.Helper()
 	exited := make(chan struct{})
 	l.Exited = func() { close(exited) }
+	if b.stocks {
+		defer b.tookStock(*l, b.stock(*l))
+	}
 	if err := b.Prepare(b.t.Context(), environment.Shared{Instance: l.Instance, Isolation: b.class, Limits: l.Limits}); err != nil {
 		b.t.Fatal(err)
 	}
@@ -221,6 +225,35 @@ func (b *bench) up(l *environment.Launch) <-chan struct{} {
 		b.t.Fatal(err)
 	}
 	return exited
+}
+
+// stock prepares what a launch begins with, as for one that nobody has asked
+// for, and returns its process on the host.
+func (b *bench) stock(l environment.Launch) (pid int) {
+	b.t.Helper()
+	err := b.Stock(b.t.Context(), environment.Stock{
+		Shared: environment.Shared{Instance: l.Instance, Isolation: b.class}, Launch: l.ID, UIDBase: l.UIDBase, Network: l.Network, Init: b.init,
+	})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return b.stockPid(l)
+}
+
+// stockPid is the process of what stock has prepared.
+func (b *bench) stockPid(l environment.Launch) int {
+	if b.class == classGvisor {
+		return b.pid(l.Instance, sandboxName)
+	}
+	return b.pid(l.Instance, l.ID)
+}
+
+// tookStock fails the test if a launch did not begin with what was prepared.
+func (b *bench) tookStock(l environment.Launch, prepared int) {
+	b.t.Helper()
+	if pid := b.stockPid(l); prepared == 0 || pid != prepared {
+		b.t.Errorf("the launch has process %d, prepared was %d", pid, prepared)
+	}
 }
 
 // report waits for what the guest has found out.
@@ -270,6 +303,18 @@ func (b *bench) inside(l environment.Launch, step ...string) ([]byte, error) {
 func eachRuntime(t *testing.T, test func(t *testing.T, b *bench)) {
 	for _, name := range []string{"crun", "runc", classGvisor} {
 		t.Run(name, func(t *testing.T) { test(t, newBench(t, name)) })
+	}
+}
+
+// eachWay is eachRuntime, and again with launches that were prepared.
+func eachWay(t *testing.T, test func(t *testing.T, b *bench)) {
+	eachRuntime(t, test)
+	for _, name := range []string{"crun", classGvisor} {
+		t.Run(name+"-prepared", func(t *testing.T) {
+			b := newBench(t, name)
+			b.stocks = true
+			test(t, b)
+		})
 	}
 }
 

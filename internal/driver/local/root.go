@@ -37,6 +37,9 @@ func (d *Driver) assemble(c *container) error {
 	if c.id == sandboxName {
 		return assembleSandbox()
 	}
+	if c.spare {
+		return d.assembleSpare(c)
+	}
 	if err := c.skeleton(); err != nil {
 		return err
 	}
