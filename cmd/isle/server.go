@@ -38,6 +38,7 @@ Authorization: Bearer.`,
 		Example: `  isle server --state /srv/isle
   isle server --listen :7443 --url https://isle.example.org:7443
   isle server --gateway :6432
+  isle server --prepare container=2,gvisor=1
   isle server stop
   isle server reload`,
 		Args: args(0, 0, "no arguments"),
@@ -51,6 +52,11 @@ Authorization: Bearer.`,
 			}
 			if err := cfg.LogLevel.UnmarshalText([]byte(level)); err != nil {
 				return usagef("--log-level %q: want debug, info, warn or error", level)
+			}
+			if v := os.Getenv("ISLE_PREPARE"); v != "" && !cmd.Flags().Changed("prepare") {
+				if err := (&sparesFlag{&cfg.Spares}).Set(v); err != nil {
+					return usagef("ISLE_PREPARE: %v", err)
+				}
 			}
 			cfg.Version = version()
 			cfg.Fault = os.Getenv("ISLE_FAULT")
@@ -67,6 +73,7 @@ Authorization: Bearer.`,
 	f.StringVar(&cfg.Runtime, "runtime", "", "OCI runtime: crun, runc or a path (default: crun, else runc)")
 	f.StringVar(&cfg.Init, "init", "", "path of isle-init (default: beside this program)")
 	f.StringVar(&cfg.Cgroup, "cgroup", "", "control group to make environments' below (default: one named for the state folder)")
+	f.Var(&sparesFlag{&cfg.Spares}, "prepare", "how many sandboxes to keep ready for launches, by isolation, such as container=2,gvisor=1 (ISLE_PREPARE; default: none)")
 	f.StringVar(&cfg.Log, "log", "", "file to log to, rotated (default: standard error)")
 	f.StringVar(&cfg.Group, "group", "", "group whose members may connect (default: isle, if there is one)")
 	f.BoolVar(&cfg.DefaultPolicy, "default-policy", false, "replace the policy by the default one: the way back in for who is locked out")
@@ -193,6 +200,16 @@ func (f durationFlag) String() string { return "" }
 func (f durationFlag) Type() string   { return "duration" }
 func (f durationFlag) Set(s string) (err error) {
 	*f.to, err = spec.ParseDuration(s)
+	return err
+}
+
+// sparesFlag is a flag with how many sandboxes are kept ready, by isolation.
+type sparesFlag struct{ to *map[string]int }
+
+func (f sparesFlag) String() string { return "" }
+func (f sparesFlag) Type() string   { return "list" }
+func (f sparesFlag) Set(s string) (err error) {
+	*f.to, err = server.ParseSpares(s)
 	return err
 }
 

@@ -61,6 +61,10 @@ type Config struct {
 	Grace time.Duration
 	// OnFork is how long an on_fork may take; default 5 minutes.
 	OnFork time.Duration
+	// Spares is how many instances are kept ready for the next launches, by
+	// class of isolation, if the driver is a Stocker; default none. At most
+	// MaxSpares count.
+	Spares map[string]int
 	// Settle is how long a command without a check must run to count as up, so
 	// that one which fails at once is reported; default 100 ms.
 	Settle time.Duration
@@ -115,6 +119,7 @@ type Manager struct {
 	// generation is the last that was given to a copy.
 	generation int64
 	closed     bool
+	pool       pool
 	web        *webServer
 }
 
@@ -147,7 +152,7 @@ func New(cfg Config) *Manager {
 		cfg.Boot = strings.TrimSpace(string(b))
 	}
 	m := &Manager{
-		cfg: cfg, envs: map[isle.Ref]*live{}, staged: map[isle.ID]*live{}, volumes: map[isle.ID]Volume{},
+		cfg: cfg, envs: map[isle.Ref]*live{}, staged: map[isle.ID]*live{}, volumes: map[isle.ID]Volume{}, pool: newPool(),
 		launches: make(chan struct{}, max(4, 2*runtime.NumCPU())),
 		subuids:  readSubuids("/etc/subuid", "/etc/subgid"),
 	}
@@ -176,6 +181,7 @@ func (m *Manager) Close() error {
 		l.unpublishAll()
 	}
 	m.work.Wait()
+	m.drainPool()
 	for _, l := range envs {
 		l.closeLogs()
 	}

@@ -98,6 +98,7 @@ func (m *Manager) Reconcile(ctx context.Context) error {
 	}
 	m.serveHTTP()
 	m.spawn(m.expireLoop)
+	m.spawn(m.stockLoop)
 	return nil
 }
 

@@ -15,6 +15,7 @@ import (
 
 // launch makes one launch of a service: its volumes first, then the sandbox.
 func (m *Manager) launch(ctx context.Context, s *supervisor, r *run, secret []byte) error {
+	defer m.launching()()
 	rec := s.l.snapshot()
 	svcRec, ok := rec.service(s.name)
 	if !ok || svcRec.Launch != r.launch {

@@ -252,9 +252,20 @@ func (m *Manager) create(ctx context.Context, actor isle.Actor, req UpRequest, s
 		secrets[name], hash = newSecret()
 		e.Services = append(e.Services, newService(svc, req.Spec, req.Images[name], hash, ports.of(name)))
 	}
+	s, first, prepared := m.takeSpare(req.Spec)
+	if prepared {
+		e.Instance = s.instance
+		svc, _ := e.service(first)
+		svc.Launch = s.launch
+	}
 	l := m.newLive(e)
 	m.mu.Lock()
-	l.uids = m.pickUIDs(e.Instance)
+	if prepared {
+		l.uids = s.uids
+		m.keepSpare(s)
+	} else {
+		l.uids = m.pickUIDs(e.Instance)
+	}
 	l.rec.UIDBase = l.uids
 	m.envs[req.Ref] = l // so that nobody else picks its uids
 	m.mu.Unlock()
@@ -270,6 +281,9 @@ func (m *Manager) create(ctx context.Context, actor isle.Actor, req UpRequest, s
 	if err != nil {
 		m.forget(l)
 		ports.release()
+		if prepared {
+			err = errors.Join(err, m.discardSpare(s))
+		}
 		return UpResult{}, err
 	}
 	m.fault("up.recorded")
@@ -441,6 +455,9 @@ func (m *Manager) pickUIDs(instance isle.ID) uint32 {
 	used := map[uint32]bool{}
 	for _, l := range m.allLocked() {
 		used[l.uids] = true
+	}
+	for _, base := range m.pool.uids {
+		used[base] = true
 	}
 	h := fnv.New32a()
 	h.Write([]byte(instance))

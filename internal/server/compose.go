@@ -146,7 +146,10 @@ func compose(s *Server) (r *rooms, err error) {
 	}
 	r.manager = environment.New(environment.Config{
 		Store: r.store, Ports: r.store, Driver: r.driver, Network: r.airlocks, Volumes: r.driver.Volumes(), Lines: r.home,
-		Images: r.images, Snapshots: r.snapshots, Policy: r, Trust: r.inspector.Trust, Waiting: r.gateway.Waiting, Init: cfg.Init, Logs: at("logs"), Forks: at("forks"), HTTP: names, Log: s.log, Fault: cfg.fault(),
+		Images: r.images, Snapshots: r.snapshots, Policy: r, Trust: r.inspector.Trust, Waiting: r.gateway.Waiting,
+		Init: cfg.Init, Logs: at("logs"), Forks: at("forks"), HTTP: names, Log: s.log,
+		Spares: cfg.Spares,
+		Fault:  cfg.fault(),
 		Listen: func(key, network, address string) (net.Listener, error) {
 			return s.handover.Listen(key, func() (net.Listener, error) { return net.Listen(network, address) })
 		},
@@ -322,7 +325,18 @@ func (r *rooms) Info() api.Info {
 
 // Doctor implements api.Host.
 func (r *rooms) Doctor(context.Context) []api.Check {
-	return append(Doctor(r.server.cfg), r.book.check(), r.checkSecrets(), r.checkSessions(), r.checkSnapshots(), r.checkReleases(), r.checkIssuer(), r.checkApprovals(), r.server.remote.Load().check(), r.server.entrance.Load().check())
+	return append(Doctor(r.server.cfg),
+		r.book.check(),
+		r.checkSecrets(),
+		r.checkSessions(),
+		r.checkSnapshots(),
+		r.checkReleases(),
+		r.checkIssuer(),
+		r.checkApprovals(),
+		r.checkPrepared(),
+		r.server.remote.Load().check(),
+		r.server.entrance.Load().check(),
+	)
 }
 
 // Stop implements api.Host.

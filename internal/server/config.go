@@ -69,6 +69,11 @@ type Config struct {
 	// neither, that class is not there.
 	Runsc string
 
+	// Spares is how many instances are kept ready for the next launches, by class
+	// of isolation: "container", "gvisor". What is ready takes memory, of gvisor
+	// some 30 MiB each. Default: none.
+	Spares map[string]int
+
 	// Cgroup is the control group below which every environment's is made.
 	// Default: one named for the state folder, below the root.
 	Cgroup string
