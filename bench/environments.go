@@ -42,12 +42,14 @@ services:
     tmpfs: [/scratch]
 `
 
+func apiClient(state string) *api.Client { return api.NewClient(filepath.Join(state, "isle.sock")) }
+
 func newBench(ctx context.Context, state, bin string) (*bench, error) {
 	isle, err := filepath.Abs(filepath.Join(bin, "isle"))
 	if err != nil {
 		return nil, err
 	}
-	b := &bench{state: state, isle: isle, bin: bin, client: api.NewClient(filepath.Join(state, "isle.sock"))}
+	b := &bench{state: state, isle: isle, bin: bin, client: apiClient(state)}
 	b.project = filepath.Join(state, "bench-project")
 	if err := os.MkdirAll(b.project, 0o755); err != nil {
 		return nil, err

@@ -24,7 +24,7 @@ import (
 func main() {
 	runs := flag.Int("n", 30, "counted runs of each command")
 	fleet := flag.Int("fleet", 100, "environments up and down in parallel")
-	only := flag.String("only", "", "one of policy, log, keys, issuer, remote, postgres, http, volumes, launch, svid, where, run, exec, noop, classes, fleet")
+	only := flag.String("only", "", "one of policy, log, keys, issuer, remote, postgres, http, volumes, launch, prepared, svid, where, run, exec, noop, classes, fleet")
 	entries := flag.Int("entries", 1_000_000, "entries of the audit log that is verified")
 	bin := flag.String("bin", "bin", "folder of isle and isle-init")
 	innerCopy := flag.String("inner-copy", "", "internal: copy connections to this address")
@@ -153,6 +153,7 @@ func measure(state, bin, only string, runs, fleet int) error {
 		run  func(context.Context) error
 	}{
 		{"launch", func(ctx context.Context) error { return b.launch(ctx, runs) }},
+		{"prepared", func(ctx context.Context) error { return b.prepared(ctx, runs) }},
 		{"svid", func(ctx context.Context) error { return b.firstSVID(ctx, runs) }},
 		{"where", func(ctx context.Context) error { return b.where(ctx, runs) }},
 		{"run", func(ctx context.Context) error { return b.run(ctx, runs) }},
