@@ -3,6 +3,7 @@ package image
 import (
 	"os"
 	"path/filepath"
+	"time"
 
 	"isle"
 )
@@ -16,7 +17,7 @@ type Collected struct {
 }
 
 // Collect removes layers and blobs that keep says no to, and images that lack a
-// layer then. It is a Conflict while someone holds the store, for what a build
+// layer then. What people named stays. It is a Conflict while someone holds the store, for what a build
 // is about to use has no name yet.
 func (s *Store) Collect(keepLayers, keepBlobs func(isle.Digest) bool, dryRun bool) (Collected, error) {
 	if !s.using.TryLock() {
@@ -24,6 +25,10 @@ func (s *Store) Collect(keepLayers, keepBlobs func(isle.Digest) bool, dryRun boo
 	}
 	defer s.using.Unlock()
 	var c Collected
+	named, err := s.named()
+	if err != nil {
+		return c, err
+	}
 	layers, err := s.list("layers")
 	if err != nil {
 		return c, err
@@ -31,7 +36,7 @@ func (s *Store) Collect(keepLayers, keepBlobs func(isle.Digest) bool, dryRun boo
 	kept := make(map[isle.Digest]bool)
 	var gone []isle.Digest
 	for _, d := range layers {
-		if keepLayers(d) {
+		if named[d] || keepLayers(d) {
 			kept[d] = true
 		} else {
 			gone = append(gone, d)
@@ -55,6 +60,11 @@ func (s *Store) Collect(keepLayers, keepBlobs func(isle.Digest) bool, dryRun boo
 			}
 		}
 	}
+	if !dryRun {
+		if err := s.dropNames(); err != nil {
+			return c, err
+		}
+	}
 	for _, d := range gone {
 		c.Layers++
 		if err := s.drop(s.LayerPath(d), dryRun, &c); err != nil {
@@ -63,6 +73,9 @@ func (s *Store) Collect(keepLayers, keepBlobs func(isle.Digest) bool, dryRun boo
 		if !dryRun {
 			os.Remove(filepath.Join(s.dir, "stamps", d.Hex()))
 		}
+	}
+	if err := s.dropPartials(time.Now(), dryRun, &c); err != nil {
+		return c, err
 	}
 	blobs, err := s.list("blobs")
 	if err != nil {

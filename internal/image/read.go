@@ -11,6 +11,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/erofs/go-erofs"
 
@@ -85,7 +86,7 @@ func (r *layerReader) walk(name string, fi fs.FileInfo) error {
 	if !ok {
 		return fmt.Errorf("%q has no owner", name)
 	}
-	f := File{Entry: Entry{Path: path.Clean("/" + name), Mode: st.Mode, UID: st.UID, GID: st.GID, Device: uint64(st.Rdev)}}
+	f := File{Entry: Entry{Path: path.Clean("/" + name), Mode: st.Mode, UID: st.UID, GID: st.GID, Device: uint64(st.Rdev), Time: timeOf(st)}}
 	for _, k := range sortedKeys(st.Xattrs) {
 		if f.Xattrs == nil {
 			f.Xattrs = map[string][]byte{}
@@ -128,6 +129,15 @@ func (r *layerReader) walk(name string, fi fs.FileInfo) error {
 		}
 	}
 	return nil
+}
+
+// timeOf is an inode's time; zero where it is that of all that Isle makes.
+func timeOf(st *erofs.Stat) time.Time {
+	t := time.Unix(int64(min(st.Mtime, latest)), int64(st.MtimeNs)).UTC()
+	if t.Equal(Time) {
+		return time.Time{}
+	}
+	return t
 }
 
 func (r *layerReader) hash(name string, size int64) (isle.Digest, error) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"strings"
@@ -60,19 +61,54 @@ func (s *Stack) Lookup(name string) (Entry, error) {
 // ReadFile returns the content of a file of at most limit bytes; no symbolic link
 // is followed.
 func (s *Stack) ReadFile(name string, limit int64) ([]byte, error) {
-	e, layers, err := s.lookup(name)
+	e, err := s.Lookup(name)
 	if err != nil {
 		return nil, err
 	}
 	if !e.Mode.IsRegular() || e.Size > limit {
 		return nil, isle.Errorf(isle.Invalid, "%s is no file of at most %d bytes", name, limit)
 	}
-	f, err := layers[0].Open(strings.Trim(name, "/"))
+	f, err := s.Open(name)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
 	return io.ReadAll(io.LimitReader(f, limit))
+}
+
+// Names are the names in a directory, sorted.
+func (s *Stack) Names(dir string) ([]string, error) {
+	e, layers, err := s.lookup(dir)
+	if err != nil {
+		return nil, err
+	}
+	if !e.Mode.IsDir() {
+		return nil, isle.Errorf(isle.Invalid, "%s is no directory", dir)
+	}
+	names := map[string]bool{}
+	for _, l := range layers {
+		list, err := fs.ReadDir(l, path.Join(".", dir))
+		if err != nil {
+			return nil, err
+		}
+		for _, f := range list {
+			names[f.Name()] = true
+		}
+	}
+	maps.DeleteFunc(names, func(name string, _ bool) bool {
+		_, err := s.Lookup(path.Join(dir, name))
+		return errors.Is(err, fs.ErrNotExist)
+	})
+	return sortedKeys(names), nil
+}
+
+// Open opens a file for reading; no symbolic link is followed.
+func (s *Stack) Open(name string) (io.ReadCloser, error) {
+	_, layers, err := s.lookup(name)
+	if err != nil {
+		return nil, err
+	}
+	return layers[0].Open(strings.Trim(name, "/"))
 }
 
 // lookup is Lookup, and the layers that have the entry, the highest first.
@@ -118,7 +154,7 @@ func lookupIn(layers []fs.FS, at string) (entry Entry, through []fs.FS, err erro
 		}
 		if !found {
 			found = true
-			entry = Entry{Path: path.Clean("/" + at), Mode: st.Mode, UID: st.UID, GID: st.GID}
+			entry = Entry{Path: path.Clean("/" + at), Mode: st.Mode, UID: st.UID, GID: st.GID, Time: timeOf(st)}
 			if st.Mode&fs.ModeSymlink != 0 {
 				if entry.Target, err = fs.ReadLink(l, at); err != nil {
 					return entry, nil, err

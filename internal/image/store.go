@@ -21,6 +21,8 @@ import (
 //	blobs/sha256/HEX    downloaded packages, copied files, trees
 //	layers/sha256/HEX   EROFS files
 //	images/sha256/HEX   manifests, JSON
+//	names/HEX           what people call images, by the hash of the name, JSON
+//	partial/HEX         blobs of which a part has arrived (PullBlob)
 //	stamps/HEX          which state of a layer's file was hashed
 //	tmp/                files on their way in; emptied at Open
 //
@@ -33,9 +35,45 @@ type Store struct {
 	stamps map[string]stamp // by path; what was hashed and found right
 
 	using sync.RWMutex // held shared by who relies on what is in the store, whole by Collect
+
+	pulling pulls
 }
 
-var storeFolders = []string{"blobs/sha256", "layers/sha256", "images/sha256", "stamps", "tmp"}
+// pulls lets one goroutine at a time pull a blob.
+type pulls struct {
+	mu   sync.Mutex
+	busy map[isle.Digest]chan struct{} // closed when its puller is done
+}
+
+// enter waits until nobody else pulls d, and returns the way out.
+func (p *pulls) enter(ctx context.Context, d isle.Digest) (leave func(), err error) {
+	for {
+		p.mu.Lock()
+		other := p.busy[d]
+		if other == nil {
+			if p.busy == nil {
+				p.busy = make(map[isle.Digest]chan struct{})
+			}
+			mine := make(chan struct{})
+			p.busy[d] = mine
+			p.mu.Unlock()
+			return func() {
+				p.mu.Lock()
+				delete(p.busy, d)
+				p.mu.Unlock()
+				close(mine)
+			}, nil
+		}
+		p.mu.Unlock()
+		select {
+		case <-other:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+var storeFolders = []string{"blobs/sha256", "layers/sha256", "images/sha256", "names", "partial", "stamps", "tmp"}
 
 // Open opens the store in dir and makes it if it is not there. What a process
 // that died left in tmp is removed.

@@ -39,9 +39,10 @@ type Entry struct {
 	Mode   fs.FileMode // type bits, permissions, setuid, setgid, sticky
 	UID    uint32      // as seen inside
 	GID    uint32
-	Size   int64  // bytes, as read; Writer.Add takes what content gives
-	Target string // of a symbolic link
-	Device uint64 // 0, the whiteout's; no other device can be in a layer
+	Size   int64     // bytes, as read; Writer.Add takes what content gives
+	Target string    // of a symbolic link
+	Time   time.Time // of its last change; zero is the package's Time, which all that Isle makes has
+	Device uint64    // 0, the whiteout's; no other device can be in a layer
 	Xattrs map[string][]byte
 }
 
@@ -55,7 +56,7 @@ const Whiteout = fs.ModeDevice | fs.ModeCharDevice
 //
 // Extended attributes other than OpaqueXattr are dropped: file capabilities
 // have no effect in a sandbox, where no_new_privs is set, and labels belong to
-// one machine. Hard links are not kept: each name is a file of its own.
+// one machine. Hard links are not kept: each name is a file of its own (Link).
 type Writer struct {
 	ctx context.Context
 
@@ -129,6 +130,60 @@ func (w *Writer) add(e Entry, content func() (io.ReadCloser, error)) error {
 	return w.place(n)
 }
 
+// Entry is the entry that was added last for a path.
+func (w *Writer) Entry(name string) (Entry, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n := w.nodes[name]
+	if n == nil {
+		return Entry{}, false
+	}
+	return n.entry, true
+}
+
+// Link adds another file with the content, owner, mode and time of one that was
+// added before.
+func (w *Writer) Link(name, to string) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.err != nil {
+		return w.err
+	}
+	old := w.nodes[to]
+	if old == nil || !old.entry.Mode.IsRegular() {
+		return isle.Errorf(isle.Invalid, "%s cannot be linked to %s: there is no such file in the layer", name, to)
+	}
+	n := *old
+	n.entry.Path = name
+	if w.err = n.entry.check(); w.err == nil {
+		w.err = w.place(&n)
+	}
+	return w.err
+}
+
+// Remove takes back a path and all below it, as if it had not been added. The
+// root stays.
+func (w *Writer) Remove(name string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n := w.nodes[name]
+	if n == nil || name == "/" {
+		return
+	}
+	if parent := w.nodes[path.Dir(name)]; parent != nil {
+		delete(parent.children, path.Base(name))
+	}
+	todo := []*node{n}
+	for len(todo) > 0 {
+		n := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		delete(w.nodes, n.entry.Path)
+		for _, c := range n.children {
+			todo = append(todo, c)
+		}
+	}
+}
+
 // copyIn appends one file's content to the spool.
 func (w *Writer) copyIn(name string, content func() (io.ReadCloser, error)) (int64, error) {
 	r, err := content()
@@ -178,6 +233,23 @@ func (w *Writer) place(n *node) error {
 	}
 	parent.children[path.Base(name)] = n
 	return nil
+}
+
+// latest is the last time that an entry can have, in Unix seconds: what comes
+// after it is no time of four digits a year.
+const latest = 253402300799
+
+// changed is the entry's time as a layer can have it: not before 1970.
+func (e Entry) changed() time.Time {
+	switch {
+	case e.Time.IsZero():
+		return Time
+	case e.Time.Unix() < 0:
+		return time.Unix(0, 0).UTC()
+	case e.Time.Unix() > latest:
+		return time.Unix(latest, 0).UTC()
+	}
+	return e.Time
 }
 
 // check reports what cannot be in a layer.
@@ -367,13 +439,14 @@ type treeInfo struct{ node *node }
 func (i treeInfo) Name() string       { return path.Base(i.node.entry.Path) }
 func (i treeInfo) Size() int64        { return i.node.entry.Size }
 func (i treeInfo) Mode() fs.FileMode  { return i.node.entry.Mode }
-func (i treeInfo) ModTime() time.Time { return Time }
+func (i treeInfo) ModTime() time.Time { return i.node.entry.changed() }
 func (i treeInfo) IsDir() bool        { return i.node.entry.Mode.IsDir() }
 
 // Sys hands go-erofs what fs.FileInfo cannot say.
 func (i treeInfo) Sys() any {
 	e := i.node.entry
-	st := &erofs.Stat{Mode: e.Mode, Size: e.Size, UID: e.UID, GID: e.GID, Mtime: uint64(Time.Unix()), Nlink: 1}
+	changed := e.changed()
+	st := &erofs.Stat{Mode: e.Mode, Size: e.Size, UID: e.UID, GID: e.GID, Mtime: uint64(changed.Unix()), MtimeNs: uint32(changed.Nanosecond()), Nlink: 1}
 	if e.Mode.IsDir() {
 		st.Nlink = 2
 		for _, c := range i.node.children {
