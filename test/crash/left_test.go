@@ -118,7 +118,10 @@ func (w *world) left() (left []string) {
 			say("loop device %s of %s", l, strings.TrimSpace(string(b)))
 		}
 	}
-	return append(left, w.held()...)
+	if len(left) > 0 {
+		return left // and a look at every file of every process would be for nothing
+	}
+	return w.held()
 }
 
 // held is what processes hold: themselves, mounts in whatever mount namespace,
@@ -145,10 +148,17 @@ func (w *world) held() (left []string) {
 				}
 			}
 		}
-		links, _ := filepath.Glob(p.path("fd/*"))
-		for _, l := range append(links, p.path("ns/net")) {
-			if to, err := os.Readlink(l); err == nil && w.ours(to) {
-				left = append(left, fmt.Sprintf("%s is %s", l, to))
+		links := []string{"ns/net"}
+		if fds, err := os.Open(p.path("fd")); err == nil {
+			names, _ := fds.Readdirnames(-1)
+			fds.Close()
+			for _, n := range names {
+				links = append(links, "fd/"+n)
+			}
+		}
+		for _, l := range links {
+			if to, err := os.Readlink(p.path(l)); err == nil && w.ours(to) {
+				left = append(left, fmt.Sprintf("%s of process %d is %s", l, p.pid, to))
 			}
 		}
 	}

@@ -1,6 +1,7 @@
 package crash
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net"
@@ -15,15 +16,39 @@ import (
 	"time"
 )
 
-// install puts a program of a version to where the world's server is from.
-func (w *world) install(t *testing.T, version string) {
+// template is the version of the program that others are made from.
+const template = "the-version-of-no-program"
+
+// program links the program of the version template.
+func program(t *testing.T) []byte {
 	t.Helper()
-	next := filepath.Join(w.Bin, "isle.next")
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-X main.linked="+version, "-o", next, "./cmd/isle")
+	path := filepath.Join(t.TempDir(), "isle")
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w -X main.linked="+template, "-o", path, "./cmd/isle")
 	cmd.Dir = "../.."
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := bytes.Count(b, []byte(template)); n != 1 {
+		t.Fatalf("the program says its version %d times", n)
+	}
+	return b
+}
+
+// versioned is a version of the length of template.
+func versioned(version string) string { return version + template[len(version):] }
+
+// install puts the program, as that of a version, to where the world's server is
+// from. Linking it anew for each version would take longer than all else.
+func (w *world) install(t *testing.T, program []byte, version string) {
+	t.Helper()
+	next := filepath.Join(w.Bin, "isle.next")
+	if err := os.WriteFile(next, bytes.Replace(program, []byte(template), []byte(versioned(version)), 1), 0o755); err != nil {
+		t.Fatal(err)
 	}
 	if err := os.Rename(next, filepath.Join(w.Bin, "isle")); err != nil {
 		t.Fatal(err)
@@ -75,7 +100,8 @@ func TestAnUpgradeRefusesNoConnection(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(w.Bin, "isle-init"), init, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	w.install(t, "old")
+	isle := program(t)
+	w.install(t, isle, "old")
 	w.knocking = true
 	w.generation(t, 1)
 	up(t, w)
@@ -115,8 +141,8 @@ func TestAnUpgradeRefusesNoConnection(t *testing.T) {
 	stop := make(chan struct{})
 	calls := call(callers, stop)
 	for _, version := range []string{"new", "newest"} {
-		w.install(t, version)
-		if out := w.must(t, "server", "reload"); !strings.Contains(out, version+" now") {
+		w.install(t, isle, version)
+		if out := w.must(t, "server", "reload"); !strings.Contains(out, versioned(version)+" now") {
 			t.Errorf("reload says %q", out)
 		}
 		if now := w.server(); now != pid {

@@ -236,14 +236,17 @@ func (w *world) dead(t *testing.T, pid int) {
 	})
 }
 
-// eventually waits until f has no error.
+// eventually waits until f has no error. It asks less often the longer it waits:
+// what asks runs a command or looks through all processes.
 func eventually(t *testing.T, what string, f func() error) {
 	t.Helper()
 	var err error
-	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+	pause := 10 * time.Millisecond
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(pause) {
 		if err = f(); err == nil {
 			return
 		}
+		pause = min(pause*3/2, 200*time.Millisecond)
 	}
 	t.Fatalf("%s: not within %v: %v", what, patience, err)
 }
