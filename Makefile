@@ -47,6 +47,8 @@ test: setup build ## everything, with real parts; needs root
 	scripts/check.sh
 	$(GO) test -timeout 40m ./...
 	ISLE_TEST_ISOLATION=gvisor $(GO) test -timeout 20m ./test/escape
+	ISLE_TEST_ISOLATION=gvisor $(GO) test -timeout 20m -run 'GoSpiffe|TwoServices|NoServiceGets|EndsWithIts' ./test/identity
+	ISLE_TEST_ISOLATION=gvisor $(GO) test -timeout 20m -run UnchangedClients ./test/inspect
 	cd test/follow && $(GO) test ./...
 
 demo: setup build ## bring up examples/shop and show what it means

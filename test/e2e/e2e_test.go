@@ -18,6 +18,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"isle/internal/spec"
 	"isle/test/lab"
 )
 
@@ -66,24 +67,47 @@ func isle(args ...string) (string, error) {
 	return string(out), err
 }
 
+// TestPromises keeps them in the class that a file gets that names none.
 func TestPromises(t *testing.T) {
-	testscript.Run(t, testscript.Params{
-		Dir: "testdata",
+	scripts, err := filepath.Glob("testdata/*.txtar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	testscript.Run(t, promises("", scripts))
+}
+
+// promises are scripts to run with environments of a class of isolation, "" for
+// what their files say.
+func promises(class string, scripts []string) testscript.Params {
+	return testscript.Params{
+		Files: scripts,
 		Setup: func(env *testscript.Env) error {
-			example, err := filepath.Abs("../../examples")
+			examples, err := filepath.Abs("../../examples")
 			if err != nil {
 				return err
+			}
+			if class != "" {
+				if examples, err = isolate(env.WorkDir, examples, class); err != nil {
+					return err
+				}
 			}
 			env.Setenv("PATH", bin+":"+os.Getenv("PATH"))
 			env.Setenv("ISLE_STATE", state)
 			env.Setenv("ISLE_CHECKPOINTS", os.Getenv("ISLE_CHECKPOINTS"))
 			env.Setenv("ISLE_KEYS", os.Getenv("ISLE_KEYS"))
 			env.Setenv("XDG_STATE_HOME", os.Getenv("XDG_STATE_HOME"))
-			env.Setenv("EXAMPLES", example)
+			env.Setenv("EXAMPLES", examples)
 			env.Setenv("HOME", env.WorkDir)
 			env.Setenv("BIN", bin)
 			env.Values["held"] = held{}
 			return nil
+		},
+		// A line that begins with [gvisor] is for that class alone.
+		Condition: func(cond string) (bool, error) {
+			if cond != spec.Gvisor {
+				return false, fmt.Errorf("there is no condition %s", cond)
+			}
+			return class == spec.Gvisor, nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"http":      httpGet,
@@ -105,7 +129,7 @@ func TestPromises(t *testing.T) {
 			"elsewhere": elsewhere,
 			"agent":     agent,
 		},
-	})
+	}
 }
 
 // httpGet fetches a published port and compares: http ENV PORTNAME PATH WANT.

@@ -46,8 +46,11 @@ func Isolation() string { return os.Getenv("ISLE_TEST_ISOLATION") }
 
 // Isolated is an environment file with the class of ISLE_TEST_ISOLATION, where
 // it names no other.
-func Isolated(file string) string {
-	class := Isolation()
+func Isolated(file string) string { return IsolatedAs(file, Isolation()) }
+
+// IsolatedAs is an environment file with a class, where it names no other. ""
+// leaves it as it is.
+func IsolatedAs(file, class string) string {
 	if class == "" || strings.Contains(file, "isolation:") {
 		return file
 	}
