@@ -77,7 +77,7 @@ func (a *app) showChanges(list []*islev1.Change) {
 		if mark == "" {
 			mark = "?"
 		}
-		fmt.Fprintf(a.stdout, "%s %s:%s/%s\n", mark, ch.GetService(), ch.GetVolume(), clean(ch.GetPath()))
+		fmt.Fprintf(a.stdout, "%s %s:%s/%s\n", mark, ch.GetService(), ch.GetVolume(), cleanLine(ch.GetPath()))
 	}
 }
 

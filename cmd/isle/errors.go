@@ -98,6 +98,11 @@ func cleanLine(s string) string {
 	return strings.NewReplacer("\n", "·", "\t", " ").Replace(clean(s))
 }
 
+// cleanCell is clean for a cell of a table: it ends no row, and begins no column.
+func cleanCell(s string) string {
+	return strings.NewReplacer("\n", " ", "\t", " ").Replace(clean(s))
+}
+
 // args makes a positional-argument check whose failure is a usage error.
 func args(least, most int, what string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, given []string) error {

@@ -153,7 +153,7 @@ func table(w io.Writer, heading string, rows [][]string) error {
 	fmt.Fprintln(tw, strings.ToUpper(heading))
 	for _, r := range rows {
 		for i := range r {
-			r[i] = strings.ReplaceAll(clean(r[i]), "\n", " ")
+			r[i] = cleanCell(r[i])
 			if r[i] == "" {
 				r[i] = "-"
 			}

@@ -43,7 +43,7 @@ func (a *app) status(e *islev1.Environment) error {
 	fmt.Fprintf(w, "%s is %s\n", refText(e), e.GetPhase())
 	fmt.Fprintf(w, "  project   %s", e.GetProject())
 	if e.GetBranch() != "" {
-		fmt.Fprintf(w, ", branch %s", clean(e.GetBranch()))
+		fmt.Fprintf(w, ", branch %s", cleanLine(e.GetBranch()))
 	}
 	if c := commitText(e); c != "" {
 		fmt.Fprintf(w, ", commit %s", clean(c))
@@ -61,7 +61,7 @@ func (a *app) status(e *islev1.Environment) error {
 	}
 	switch {
 	case e.GetTrouble() != "":
-		fmt.Fprintf(w, "  shut      %s\n", clean(e.GetTrouble()))
+		fmt.Fprintf(w, "  shut      %s\n", cleanLine(e.GetTrouble()))
 	case e.GetOpening() == "shut":
 		fmt.Fprintln(w, "  shut      until on_fork has succeeded in every service")
 	case e.GetOpening() != "":

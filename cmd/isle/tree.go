@@ -109,5 +109,5 @@ func nodeText(n *islev1.TreeNode) string {
 	if n.GetMessage() != "" {
 		text += "  " + n.GetMessage()
 	}
-	return strings.ReplaceAll(clean(text), "\n", " ")
+	return cleanCell(text)
 }
