@@ -87,7 +87,7 @@ func FuzzText(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text, path string) {
 		parseConfig(text)
 		parseLog(text)
-		ignored{{"", parseIgnore(text)}}.match(path, true)
+		ignored{{"", parseIgnore(text)}}.match(t.Context(), path, true)
 		if nodes, err := parseTree([]byte(text), 20); err == nil && len(nodes) == 0 && text != "" {
 			t.Error("a tree lost what it holds")
 		}

@@ -1,7 +1,9 @@
 package checkout
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -11,7 +13,9 @@ import (
 
 const (
 	maxIgnore   = 4 << 20 // bytes of one file of patterns
-	maxPatterns = 100_000 // of one file
+	maxPatterns = 100_000 // that count for one folder
+	// patternStep is how many patterns are tried between two looks at the time.
+	patternStep = 64
 )
 
 // An ignored says what gitignore(5) leaves out: lists of patterns, those that
@@ -33,8 +37,9 @@ type ignorePattern struct {
 }
 
 // match reports whether what is at path, relative to the work tree, is left
-// out; its folder is not.
-func (ig ignored) match(path string, dir bool) bool {
+// out; its folder is not. It fails when ctx has ended.
+func (ig ignored) match(ctx context.Context, path string, dir bool) (bool, error) {
+	tried := 0
 	for _, l := range slices.Backward(ig) {
 		below, ok := strings.CutPrefix(path, l.dir)
 		if !ok {
@@ -45,12 +50,15 @@ func (ig ignored) match(path string, dir bool) bool {
 			if p.dirOnly && !dir {
 				continue
 			}
+			if tried++; tried%patternStep == 0 && ctx.Err() != nil {
+				return false, ctx.Err()
+			}
 			if p.name && globPart(p.parts[0], parts[len(parts)-1]) || !p.name && globParts(p.parts, parts) {
-				return !p.negate
+				return !p.negate, nil
 			}
 		}
 	}
-	return false
+	return false, nil
 }
 
 // with returns ig and the patterns of a file, which speak of what is below dir.
@@ -67,6 +75,13 @@ func (ig ignored) with(file, dir string) (ignored, error) {
 	if len(list) == 0 {
 		return ig, nil
 	}
+	all := len(list)
+	for _, l := range ig {
+		all += len(l.list)
+	}
+	if all > maxPatterns {
+		return nil, fmt.Errorf("there are more than %d patterns of files to ignore", maxPatterns)
+	}
 	return append(ig[:len(ig):len(ig)], patterns{dir, list}), nil
 }
 
@@ -78,7 +93,7 @@ func parseIgnore(text string) (out []ignorePattern) {
 			continue
 		}
 		if p, ok := parsePattern(trimSpaces(line)); ok {
-			if out = append(out, p); len(out) == maxPatterns {
+			if out = append(out, p); len(out) > maxPatterns {
 				break
 			}
 		}
@@ -89,7 +104,7 @@ func parseIgnore(text string) (out []ignorePattern) {
 func parsePattern(line string) (p ignorePattern, ok bool) {
 	line, p.negate = strings.CutPrefix(line, "!")
 	line, p.dirOnly = strings.CutSuffix(line, "/")
-	if line == "" {
+	if line == "" || len(line) > maxPath { // no path is so long
 		return p, false
 	}
 	p.name = !strings.Contains(line, "/")

@@ -9,7 +9,8 @@ import (
 )
 
 const (
-	maxIndex = 512 << 20 // bytes
+	maxIndex = 256 << 20 // bytes
+	maxPaths = 256 << 20 // bytes of all paths, which version 4 writes shorter
 	maxPath  = 4096      // bytes
 )
 
@@ -71,10 +72,14 @@ func parseIndex(b []byte, hashLen int, prefix string) ([]entry, error) {
 	rest := b[12 : len(b)-hashLen]
 	var out []entry
 	last := ""
+	paths := 0
 	for range count {
 		e, n, err := parseEntry(rest, version, hashLen, last)
 		if err != nil {
 			return nil, err
+		}
+		if paths += len(e.path); paths > maxPaths {
+			return nil, errors.New("the index is too large")
 		}
 		rest, last = rest[n:], e.path
 		if strings.HasPrefix(e.path, prefix) {

@@ -18,6 +18,7 @@ const (
 	maxPacks  = 4096
 	maxDeltas = 4096     // that stand on each other; git makes at most 4095
 	maxChain  = 64 << 20 // bytes of them
+	maxMade   = 1 << 30  // bytes of what is made on the way, one after the other
 )
 
 // A pack is a file of many objects, and its index (gitformat-pack(5), version
@@ -201,7 +202,11 @@ func (p *pack) read(offset int64) (object, error) {
 			return object{}, err
 		}
 		if next < 0 {
+			made := 0
 			for i := len(deltas) - 1; i >= 0; i-- {
+				if made += len(data); made > maxMade {
+					return object{}, errPack
+				}
 				if data, err = applyDelta(data, deltas[i]); err != nil {
 					return object{}, err
 				}

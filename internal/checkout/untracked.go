@@ -37,8 +37,8 @@ func (s *scan) untracked() (bool, error) {
 		if ig, err = ig.with(filepath.Join(s.c.root, dir, ".gitignore"), dir); err != nil {
 			return false, err
 		}
-		if ig.match(dir+part, true) {
-			return false, nil // nothing is untracked below what is ignored
+		if out, err := ig.match(s.ctx, dir+part, true); out || err != nil {
+			return false, err // nothing is untracked below what is ignored
 		}
 		dir += part + "/"
 	}
@@ -92,8 +92,11 @@ func (s *scan) untrackedAt(path string, e fs.DirEntry, tracked map[string]bool, 
 		return false, nil
 	case !e.IsDir() && !e.Type().IsRegular() && e.Type() != fs.ModeSymlink:
 		return false, nil // git keeps no sockets, pipes and devices
-	case ig.match(path, e.IsDir()):
-		return false, nil
+	}
+	out, err := ig.match(s.ctx, path, e.IsDir())
+	switch {
+	case out || err != nil:
+		return false, err
 	case !e.IsDir():
 		return true, nil
 	}
