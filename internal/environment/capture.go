@@ -304,6 +304,12 @@ func (m *Manager) Snapshot(ctx context.Context, actor isle.Actor, ref isle.Ref, 
 		return snapshot.Snapshot{}, isle.Errorf(isle.Conflict, "environment %s is a fork, and on_fork has not succeeded: it is not captured", ref).
 			WithHint("isle status %s tells how far it is", ref)
 	}
+	if req.Tag != "" { // nothing is stopped, and hashed, for what is refused in the end
+		if s, err := m.cfg.Snapshots.Get(req.Tag); err == nil {
+			return snapshot.Snapshot{}, isle.Errorf(isle.Conflict, "the tag %s is on snapshot %s", req.Tag, s.Digest.Short()).
+				WithHint("choose another, or move it afterwards: isle snapshot tag --move SNAPSHOT %s", req.Tag)
+		}
+	}
 	d, err := m.cfg.Snapshots.Draft()
 	if err != nil {
 		return snapshot.Snapshot{}, err

@@ -349,3 +349,16 @@ func (h *history) check(crashed bool) {
 		}
 	}
 }
+
+func TestNothingIsCapturedForATagThatIsTaken(t *testing.T) {
+	w := newWorld(t)
+	m := w.serve(nil)
+	ref := mustUp(t, m, shop("shop")).Environment.Ref
+	mustSnapshot(t, m, ref, SnapshotRequest{Tag: "good"})
+	captures := w.captures
+	_, err := m.Snapshot(t.Context(), root, ref, SnapshotRequest{Tag: "good"})
+	wantCode(t, err, isle.Conflict, "the tag good is on snapshot")
+	if w.captures != captures {
+		t.Error("it was stopped all the same")
+	}
+}
