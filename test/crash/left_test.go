@@ -91,7 +91,7 @@ func (w *world) nothingLeft(t *testing.T) {
 
 func (w *world) left() (left []string) {
 	say := func(format string, args ...any) { left = append(left, fmt.Sprintf(format, args...)) }
-	for _, f := range []string{"sandboxes", "airlocks", "logs", "volumes", "build/scratch", "sandboxes/.runtime"} {
+	for _, f := range []string{"sandboxes", "airlocks", "logs", "volumes", "build/scratch", "sandboxes/.runtime", "forks"} {
 		entries, _ := os.ReadDir(filepath.Join(w.State, f))
 		for _, e := range entries {
 			switch e.Name() {

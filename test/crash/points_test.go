@@ -230,7 +230,7 @@ func killAt(t *testing.T, w *world, s story, point, second string) {
 
 func TestEveryFaultPointIsPassedBySomeStory(t *testing.T) {
 	var passed []string
-	for _, s := range stories() {
+	for _, s := range append(stories(), wakes()...) {
 		passed = append(passed, s.points...)
 	}
 	known := slices.Concat(environment.FaultPoints(), local.FaultPoints(), airlock.FaultPoints())

@@ -42,7 +42,10 @@ func TestKilledAtAnyStepOfASandboxEverythingIsFinishedOrUndone(t *testing.T) {
 		"down":    {"kill.ended", "remove.groups"},
 		"start":   {"reconcile.adopted"},
 	}
-	for _, s := range stories() {
+	for _, s := range wakes() {
+		points[s.name] = s.points
+	}
+	for _, s := range append(stories(), wakes()...) {
 		if points[s.name] == nil {
 			continue
 		}
