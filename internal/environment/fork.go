@@ -459,7 +459,7 @@ func (m *Manager) launchForks(ctx context.Context, req ForkRequest, forks []*for
 			f.leaveMemory()
 			f.ports.release()
 			f.op.release()
-			errs[i] = isle.Errorf(isle.Unavailable, "the server is ending; fork %s goes on when it is back", f.l.ref)
+			errs[i] = f.cutOff()
 			all.Done()
 		}
 	}
@@ -502,13 +502,15 @@ func (m *Manager) launchFork(f *fork, say func(Progress)) error {
 		return nil
 	}
 	rec := f.l.snapshot()
-	if rec.halfMade() && m.ctx.Err() == nil {
+	switch {
+	case rec.halfMade() && m.ctx.Err() != nil:
+		err = f.cutOff()
+	case rec.halfMade():
 		if derr := m.takeDown(context.WithoutCancel(m.ctx), system("fork"), f.l, true, func(Progress) {}); derr != nil {
 			m.cfg.Log.Error("a fork that did not go on from memory could not be taken away; isle down tries again", "environment", f.l.ref, "error", derr)
 		}
 		err = isle.Errorf(isle.CodeOf(err), "fork %s could not go on from the memory of %s, and was taken away: %w", f.l.ref, rec.ParentRef, err)
-	}
-	if rec.Crossed && rec.Opening != Open && m.ctx.Err() == nil { // what it holds was not to be seen in this stage
+	case rec.Crossed && rec.Opening != Open && m.ctx.Err() == nil: // what it holds was not to be seen in this stage
 		if derr := m.takeDown(context.WithoutCancel(m.ctx), system("fork"), f.l, true, func(Progress) {}); derr != nil {
 			m.cfg.Log.Error("a fork of another stage could not be taken away; isle down tries again", "environment", f.l.ref, "error", derr)
 		}
@@ -516,6 +518,15 @@ func (m *Manager) launchFork(f *fork, say func(Progress)) error {
 	}
 	say(Progress{Step: "fork", State: "failed", Message: firstLine(err)})
 	return err
+}
+
+// cutOff is the error of a copy that the end of the server has interrupted.
+func (f *fork) cutOff() error {
+	becomes := "goes on"
+	if rec := f.l.snapshot(); rec.halfMade() {
+		becomes = "is taken away"
+	}
+	return isle.Errorf(isle.Unavailable, "the server is ending; fork %s %s when it is back", f.l.ref, becomes)
 }
 
 func firstLine(err error) string {

@@ -173,7 +173,7 @@ func (m *Manager) recordWoken(ctx context.Context, f *fork, all []*woken) error 
 	return f.l.change(ctx, func(e *Environment) {
 		e.Opening = next
 		for _, w := range all {
-			if s, ok := e.service(w.name); ok && s.Phase == Starting {
+			if s, ok := e.service(w.name); ok && s.Phase == Starting && !w.s.current().over() {
 				s.Phase, s.Message, s.Started = w.phase, w.message, now
 			}
 		}
