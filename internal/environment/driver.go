@@ -123,8 +123,9 @@ type Stocker interface {
 
 // A Stock is what a Stocker is to make ready.
 type Stock struct {
-	Shared  Shared  // without limits: Prepare sets them when somebody takes it
-	Launch  isle.ID // of the launch that may begin with it
+	Shared  Shared      // without limits: Prepare sets them when somebody takes it
+	Launch  isle.ID     // of the launch that may begin with it
+	Limits  spec.Limits // that it will most likely have
 	UIDBase uint32
 	Network string // path of the network namespace
 	Init    string // path of the isle-init binary

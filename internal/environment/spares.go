@@ -216,6 +216,7 @@ func (m *Manager) stock(stocker Stocker, class string) (err error) {
 	m.fault("spare.network")
 	err = stocker.Stock(m.ctx, Stock{
 		Shared: Shared{Instance: s.instance, Isolation: class}, Launch: s.launch, UIDBase: s.uids, Network: netns, Init: m.cfg.Init,
+		Limits: spec.DefaultLimits(),
 	})
 	if err != nil {
 		return err

@@ -119,6 +119,15 @@ type Limits struct {
 	PIDs   int     `json:"pids"`   // default 1024
 }
 
+// DefaultLimits are those of a file that names none.
+func DefaultLimits() Limits {
+	f, err := Parse("isle.yaml", []byte("name: a\nservices: {a: {command: [a]}}\n"))
+	if err != nil {
+		return Limits{} // cannot be; a test says so
+	}
+	return f.Limits
+}
+
 // LockVersion is the version of the lock file's own format.
 const LockVersion = 1
 

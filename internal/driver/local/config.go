@@ -57,7 +57,7 @@ func (d *Driver) config(c *container) (*specs.Spec, error) {
 	if err != nil {
 		return nil, err
 	}
-	if c.spare {
+	if c.spare && c.class != classGvisor {
 		mounts = slices.DeleteFunc(mounts, func(m specs.Mount) bool { return !slices.Contains(spareHas, m.Destination) })
 	}
 	plain := c.class != classGvisor

@@ -38,6 +38,7 @@ type container struct {
 	class    string // of isolation; "" in a build step
 	memory   string // folder of the memory that it goes on from; "": it begins
 	spare    bool   // it is made before it is known what for
+	root     *os.File
 	service  string
 	hostname string
 	hosts    []string
@@ -261,10 +262,18 @@ func lastWords(path string) string {
 	return s
 }
 
-// pid is the launch's isle-init, 0 if none runs. A number from the launch's
-// pid file counts only while that process is in the launch's group: it may have
-// been given to another since.
+// pid is the launch's isle-init, 0 if none runs that was given its orders.
 func (d *Driver) pid(instance, launch isle.ID) int {
+	if _, err := os.Lstat(filepath.Join(d.dir(instance, launch), spareMark)); err == nil {
+		return 0
+	}
+	return d.process(instance, launch)
+}
+
+// process is the launch's isle-init, with orders or without, 0 if none runs. A
+// number from the launch's pid file counts only while that process is in the
+// launch's group: it may have been given to another since.
+func (d *Driver) process(instance, launch isle.ID) int {
 	b, err := os.ReadFile(filepath.Join(d.dir(instance, launch), "pid"))
 	if err != nil {
 		return 0

@@ -265,7 +265,7 @@ func (d *Driver) Launch(ctx context.Context, l environment.Launch) error {
 		return isle.Errorf(isle.Internal, "launch %q of instance %q: incomplete", l.ID, l.Instance)
 	}
 	defer d.lock(l.ID)()
-	if d.alive(l.Instance, l.ID) && !d.stocked(l.ID) {
+	if d.alive(l.Instance, l.ID) {
 		return isle.Errorf(isle.Conflict, "launch %s runs already", l.ID)
 	}
 	launch := d.launch

@@ -233,6 +233,7 @@ func (b *bench) stock(l environment.Launch) (pid int) {
 	b.t.Helper()
 	err := b.Stock(b.t.Context(), environment.Stock{
 		Shared: environment.Shared{Instance: l.Instance, Isolation: b.class}, Launch: l.ID, UIDBase: l.UIDBase, Network: l.Network, Init: b.init,
+		Limits: l.Limits,
 	})
 	if err != nil {
 		b.t.Fatal(err)
@@ -242,10 +243,7 @@ func (b *bench) stock(l environment.Launch) (pid int) {
 
 // stockPid is the process of what stock has prepared.
 func (b *bench) stockPid(l environment.Launch) int {
-	if b.class == classGvisor {
-		return b.pid(l.Instance, sandboxName)
-	}
-	return b.pid(l.Instance, l.ID)
+	return b.process(l.Instance, l.ID)
 }
 
 // tookStock fails the test if a launch did not begin with what was prepared.

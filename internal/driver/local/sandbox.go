@@ -60,6 +60,11 @@ func (d *Driver) launchInSandbox(ctx context.Context, c *container, l environmen
 	if d.given.Runsc == "" {
 		return noRunsc()
 	}
+	if s := d.takeSpare(l.ID); s != nil {
+		if done, err := d.launchSpare(s, c, l.Boot); done || err != nil {
+			return err
+		}
+	}
 	for again := false; ; again = true {
 		if err := d.startSandbox(ctx, c); err != nil {
 			return fmt.Errorf("start the sandbox: %w", err)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -15,6 +16,7 @@ import (
 
 	"isle"
 	"isle/internal/environment"
+	"isle/internal/spec"
 )
 
 var _ environment.Stocker = (*Driver)(nil)
@@ -28,26 +30,41 @@ var _ environment.Stocker = (*Driver)(nil)
 // The server holds the end of the pipe that isle-init reads, so a spare ends
 // with the server.
 type spare struct {
-	boot  *os.File // what isle-init reads its orders from, on the other end
-	pidfd *os.File // of isle-init
+	boot   *os.File    // what isle-init reads its orders from, on the other end
+	pidfd  *os.File    // of what the launch is on the host
+	root   *os.File    // the folder that is its root, to be written to; nil of the class container
+	limits spec.Limits // that its mounts were made for, of the class gvisor
 }
 
 func (s *spare) close() {
-	s.boot.Close()
-	s.pidfd.Close()
+	for _, f := range []*os.File{s.boot, s.pidfd, s.root} {
+		if f != nil {
+			f.Close()
+		}
+	}
 }
 
 // errUnfit is why a launch does not take the spare that stands ready for it.
 var errUnfit = errors.New("it needs what a prepared container can't be given")
 
-// spareRoot is where the image's root is mounted in a spare, before it is the
-// root.
-const spareRoot = "/root"
+const (
+	// spareRoot is where the image's root is mounted in a spare, before it is the
+	// root.
+	spareRoot = "/root"
+	// spareMark is a file in the launch's folder while nobody has given isle-init
+	// its orders: it does not count as alive.
+	spareMark = "spare"
+	// spareName is what a spare is called in a sandbox. No service can be.
+	spareName = ".spare"
+	// maxTop bounds what may be in the top folder of an image that a spare of the
+	// class gvisor is given.
+	maxTop = 64
+)
 
 // Stock makes what the launches of an instance begin with. Of the class gvisor
-// that is its sandbox; of the class container it is the container of the first
-// launch, where the runtime is crun: runc gives a container devices by its
-// control group, which it wants to make itself.
+// that is its sandbox with a container in it; of the class container it is the
+// container of the first launch, where the runtime is crun: runc gives a
+// container devices by its control group, which it wants to make itself.
 func (d *Driver) Stock(ctx context.Context, s environment.Stock) error {
 	if !s.Shared.Instance.Valid() || !s.Launch.Valid() || s.UIDBase == 0 || s.Init == "" {
 		return isle.Errorf(isle.Internal, "prepare %q of instance %q: incomplete", s.Launch, s.Shared.Instance)
@@ -55,16 +72,21 @@ func (d *Driver) Stock(ctx context.Context, s environment.Stock) error {
 	if err := d.Prepare(ctx, s.Shared); err != nil {
 		return err
 	}
-	c := &container{
-		ctx: ctx, instance: s.Shared.Instance, id: s.Launch, service: "spare", hostname: "spare",
-		uidBase: s.UIDBase, network: s.Network, limits: s.Shared.Limits, init: s.Init,
-		command: []string{initPath}, env: []string{"PATH=" + defaultPath}, class: classContainer, spare: true,
-	}
+	c := containerOf(ctx, environment.Launch{
+		Instance: s.Shared.Instance, ID: s.Launch, Isolation: s.Shared.Isolation, Service: spareName, Hostname: "spare",
+		UIDBase: s.UIDBase, Network: s.Network, Limits: s.Limits, Init: s.Init,
+	})
+	c.spare = true
 	switch {
-	case s.Shared.Isolation == classGvisor && d.given.Runsc == "":
+	case c.class == classGvisor && d.given.Runsc == "":
 		return noRunsc()
-	case s.Shared.Isolation == classGvisor:
-		return d.startSandbox(ctx, c)
+	case c.class == classGvisor:
+		if err := d.startSandbox(ctx, c); err != nil {
+			return err
+		}
+		// Else runsc looks for the user's home in a root that is still empty, and
+		// remembers that nothing is there.
+		c.env = append(c.env, "HOME=/")
 	case !d.crun():
 		d.Warm(s.UIDBase)
 		return nil
@@ -83,20 +105,33 @@ func (d *Driver) Stock(ctx context.Context, s environment.Stock) error {
 }
 
 // startSpare starts a spare's container.
-func (d *Driver) startSpare(c *container) (*spare, error) {
+func (d *Driver) startSpare(c *container) (s *spare, err error) {
+	dir := d.dir(c.instance, c.id)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(filepath.Join(dir, spareMark), nil, 0o600); err != nil {
+		return nil, err
+	}
 	read, boot, err := os.Pipe()
 	if err != nil {
 		return nil, err
 	}
-	err = d.start(c, func(cmd *exec.Cmd) { cmd.ExtraFiles = []*os.File{read} })
+	s = &spare{boot: boot, limits: c.limits}
+	err = d.start(c, func(cmd *exec.Cmd) {
+		if c.class == classGvisor {
+			cmd.Stdin = read
+			return
+		}
+		cmd.ExtraFiles = []*os.File{read}
+	})
 	read.Close()
-	if err != nil {
-		boot.Close()
-		return nil, err
+	s.root = c.root
+	if err == nil {
+		s.pidfd, err = d.openPid(c.instance, c.id)
 	}
-	s := &spare{boot: boot}
-	if s.pidfd, err = d.openPid(c.instance, c.id); err != nil {
-		boot.Close()
+	if err != nil {
+		s.close()
 		return nil, err
 	}
 	return s, nil
@@ -104,7 +139,7 @@ func (d *Driver) startSpare(c *container) (*spare, error) {
 
 // openPid opens the launch's isle-init.
 func (d *Driver) openPid(instance, launch isle.ID) (*os.File, error) {
-	pid := d.pid(instance, launch)
+	pid := d.process(instance, launch)
 	if pid == 0 {
 		return nil, errors.New("isle-init has ended")
 	}
@@ -113,7 +148,7 @@ func (d *Driver) openPid(instance, launch isle.ID) (*os.File, error) {
 		return nil, fmt.Errorf("open isle-init: %w", err)
 	}
 	f := os.NewFile(uintptr(fd), "pidfd")
-	if d.pid(instance, launch) != pid { // it ended, and the number was given away
+	if d.process(instance, launch) != pid { // it ended, and the number was given away
 		f.Close()
 		return nil, errors.New("isle-init has ended")
 	}
@@ -128,13 +163,6 @@ func (d *Driver) takeSpare(launch isle.ID) *spare {
 	s := d.spares[launch]
 	delete(d.spares, launch)
 	return s
-}
-
-// stocked reports whether a spare stands ready for a launch.
-func (d *Driver) stocked(launch isle.ID) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.spares[launch] != nil
 }
 
 // closeSpares ends all spares.
@@ -153,12 +181,19 @@ func (d *Driver) closeSpares() {
 func (d *Driver) launchSpare(s *spare, c *container, boot []byte) (bool, error) {
 	defer s.close()
 	err := errUnfit
-	if len(c.caps) == 0 {
+	switch {
+	case len(c.caps) > 0:
+	case c.class == classGvisor:
+		err = d.furnishSandboxed(s, c)
+	default:
 		err = d.furnish(s, c)
 	}
 	if err == nil {
 		d.given.Fault("launch.furnished")
 		err = d.tell(s.boot, boot)
+	}
+	if err == nil {
+		err = os.Remove(filepath.Join(d.dir(c.instance, c.id), spareMark))
 	}
 	if err == nil {
 		return true, nil
@@ -360,14 +395,23 @@ func makePlaces(top int, within, at string) error {
 
 // assembleSpare makes the root of a spare: places for what the runtime mounts,
 // and for the image.
-func (d *Driver) assembleSpare(c *container) error {
-	for _, dir := range []string{"root", "root/proc", "root/dev", "root/sys", "root/isle", "root" + spareRoot} {
+func (d *Driver) assembleSpare(c *container) (err error) {
+	dirs := []string{"root", "root/proc", "root/dev", "root/sys", "root/isle", "root" + spareRoot}
+	if c.class == classGvisor {
+		dirs = append(dirs[:5], "root/tmp", "root/run")
+	}
+	for _, dir := range dirs {
 		if err := ownedDir(dir, int(c.uidBase)); err != nil {
 			return err
 		}
 	}
 	for _, file := range []string{"root" + initPath, "init"} {
 		if err := os.WriteFile(file, nil, 0o755); err != nil {
+			return err
+		}
+	}
+	if c.class == classGvisor {
+		if c.root, err = os.Open("root"); err != nil {
 			return err
 		}
 	}

@@ -7,6 +7,8 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"isle"
 	"isle/internal/environment"
 )
@@ -135,12 +137,10 @@ func (b *bench) end(l environment.Launch) {
 		b.t.Fatal(err)
 	}
 	defer f.Close()
-	exited := make(chan struct{})
-	if err := b.Watch(l.Instance, l.ID, func() { close(exited) }); err != nil {
+	if err := syscall.Kill(b.process(l.Instance, l.ID), syscall.SIGKILL); err != nil {
 		b.t.Fatal(err)
 	}
-	if err := syscall.Kill(b.pid(l.Instance, l.ID), syscall.SIGKILL); err != nil {
+	if _, err := unix.Poll([]unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLIN}}, 60_000); err != nil {
 		b.t.Fatal(err)
 	}
-	<-exited
 }
