@@ -202,6 +202,7 @@ const (
 	ActionImageRead          Action = "image:read"
 	ActionImageExport        Action = "image:export"
 	ActionImageImport        Action = "image:import"
+	ActionImageRemove        Action = "image:remove"
 	ActionEnvironmentLaunch  Action = "environment:launch"
 	ActionEnvironmentDown    Action = "environment:down"
 	ActionEnvironmentList    Action = "environment:list"

@@ -155,6 +155,7 @@ type Collected struct {
 type Config struct {
 	Environments Environments
 	Builder      Builder
+	Images       Images
 	Blobs        Blobs
 	Audit        Audit
 	Signer       *audit.Signer // of the log's checkpoints
@@ -205,6 +206,7 @@ func New(cfg Config) http.Handler {
 	mux.Handle(islev1connect.NewEnvironmentServiceHandler(&environments{cfg}, options...))
 	mux.Handle(islev1connect.NewForkServiceHandler(&forks{cfg}, options...))
 	mux.Handle(islev1connect.NewBuildServiceHandler(&images{cfg}, options...))
+	mux.Handle(islev1connect.NewImageServiceHandler(&named{cfg}, options...))
 	mux.Handle(islev1connect.NewServerServiceHandler(&host{cfg}, options...))
 	mux.Handle(islev1connect.NewPolicyServiceHandler(&policies{cfg}, options...))
 	mux.Handle(islev1connect.NewSecretServiceHandler(&secrets{cfg}, options...))

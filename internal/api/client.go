@@ -24,6 +24,7 @@ type Client struct {
 	Environments islev1connect.EnvironmentServiceClient
 	Forks        islev1connect.ForkServiceClient
 	Images       islev1connect.BuildServiceClient
+	Named        islev1connect.ImageServiceClient
 	Server       islev1connect.ServerServiceClient
 	Policy       islev1connect.PolicyServiceClient
 	Secrets      islev1connect.SecretServiceClient
@@ -72,6 +73,7 @@ func (c *Client) speak(t http.RoundTripper) {
 	c.Environments = islev1connect.NewEnvironmentServiceClient(c.http, c.base, options...)
 	c.Forks = islev1connect.NewForkServiceClient(c.http, c.base, options...)
 	c.Images = islev1connect.NewBuildServiceClient(c.http, c.base, options...)
+	c.Named = islev1connect.NewImageServiceClient(c.http, c.base, options...)
 	c.Server = islev1connect.NewServerServiceClient(c.http, c.base, options...)
 	c.Policy = islev1connect.NewPolicyServiceClient(c.http, c.base, options...)
 	c.Secrets = islev1connect.NewSecretServiceClient(c.http, c.base, options...)

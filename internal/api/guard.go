@@ -128,6 +128,7 @@ func (cfg Config) rules() map[string]rule {
 	maps.Copy(rules, cfg.forkRules())
 	maps.Copy(rules, cfg.snapshotRules())
 	maps.Copy(rules, cfg.releaseRules())
+	maps.Copy(rules, cfg.imageRules())
 	return rules
 }
 

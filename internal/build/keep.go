@@ -65,6 +65,7 @@ func (b *Builder) projects() []projectState {
 // Prune forgets records of steps and images whose layers the store no longer
 // has. It is for after a collection.
 func (b *Builder) Prune() {
+	b.importer().Prune()
 	for _, name := range jsonFiles(filepath.Join(b.Cache, "steps")) {
 		var r record
 		whole := readJSON(name, &r) && len(r.Layers) > 0

@@ -155,7 +155,7 @@ func compose(s *Server) (r *rooms, err error) {
 		},
 	})
 	r.handler = api.New(api.Config{
-		Environments: r.manager, Builder: r.builder, Blobs: r.images, Audit: r.store, Signer: r.book.signer, Host: r, Policy: r.policy,
+		Environments: r.manager, Builder: r.builder, Images: r.builder, Blobs: r.images, Audit: r.store, Signer: r.book.signer, Host: r, Policy: r.policy,
 		Credentials: r.credentials, TrustDomain: r.issuer.TrustDomain, Secrets: r.secrets, Identities: r.machines,
 		Recordings: r.sessions, Approvals: r.approvals, Gateway: r.gateway, Snapshots: r.snapshots, Releases: r.releases, Capture: r.manager.Snapshot,
 		Refused: r.refusals.actor,

@@ -30,6 +30,10 @@ const maxTreeDepth = 128
 // read again. It can change once more before it is uploaded: the receiver
 // compares the bytes with the digest.
 func HashTree(ctx context.Context, root, from string, cache *Cache) (Tree, map[isle.Digest]string, error) {
+	return hashTree(ctx, root, from, cache, readIgnore)
+}
+
+func hashTree(ctx context.Context, root, from string, cache *Cache, ignored func(*os.Root) (ignore, error)) (Tree, map[isle.Digest]string, error) {
 	clean, err := parseFrom(from)
 	if err != nil {
 		return Tree{}, nil, isle.Errorf(isle.Invalid, "copy: %v", err)
@@ -44,7 +48,7 @@ func HashTree(ctx context.Context, root, from string, cache *Cache) (Tree, map[i
 	}
 	defer r.Close()
 	h := &hasher{ctx: ctx, base: base, cache: cache, files: map[isle.Digest]string{}}
-	if h.ignore, err = readIgnore(r); err != nil {
+	if h.ignore, err = ignored(r); err != nil {
 		return Tree{}, nil, err
 	}
 	if err := h.top(r, clean); err != nil {
@@ -52,6 +56,12 @@ func HashTree(ctx context.Context, root, from string, cache *Cache) (Tree, map[i
 	}
 	slices.SortFunc(h.entries, func(a, b TreeEntry) int { return cmp.Compare(a.Path, b.Path) })
 	return Tree{Entries: h.entries}, h.files, nil
+}
+
+// HashFiles is HashTree of any file or folder: it leaves nothing out, whatever an
+// .isleignore says.
+func HashFiles(ctx context.Context, dir, name string, cache *Cache) (Tree, map[isle.Digest]string, error) {
+	return hashTree(ctx, dir, name, cache, func(*os.Root) (ignore, error) { return ignore{}, nil })
 }
 
 func readIgnore(r *os.Root) (ignore, error) {
