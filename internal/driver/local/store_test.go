@@ -222,6 +222,25 @@ func TestWhereNoStoreCanBeMadeVolumesAreCopied(t *testing.T) {
 	}
 }
 
+// A server may be killed while it tries: what has a name then stays for good.
+func TestWhetherADiskHasReflinksIsTriedWithoutANameOnIt(t *testing.T) {
+	dir := t.TempDir()
+	watch, err := unix.InotifyInit1(unix.IN_NONBLOCK | unix.IN_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(watch)
+	if _, err := unix.InotifyAddWatch(watch, dir, unix.IN_CREATE|unix.IN_MOVED_TO); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := reflinks(dir); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := unix.Read(watch, make([]byte, 4096)); err != unix.EAGAIN {
+		t.Errorf("a name was made: %d bytes of events, %v", n, err)
+	}
+}
+
 func TestADiskWithReflinksNeedsNoStore(t *testing.T) {
 	install(t, "mke2fs", "mkfs.xfs")
 	b := newBenchAt(t, "crun", filepath.Join(newDisk(t, 400<<20, "mkfs.xfs", "-q"), "state"))
