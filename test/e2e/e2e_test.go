@@ -23,8 +23,9 @@ import (
 )
 
 // bin is the folder of isle and isle-init; state is shared by the scripts, so
-// that each package is fetched and each image built once.
-var bin, state string
+// that each package is fetched and each image built once; built holds what most
+// scripts with a server of their own build.
+var bin, state, built string
 
 func TestMain(m *testing.M) {
 	os.Exit(run(m))
@@ -56,7 +57,29 @@ func run(m *testing.M) int {
 		isle("down", "--all", "--volumes")
 		isle("server", "stop")
 	}()
+	if built, err = buildBase(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(built)
 	return m.Run()
+}
+
+// buildBase builds a service without packages and one with busybox, in the
+// shared state, and returns a folder with what was built.
+func buildBase() (dir string, err error) {
+	if dir, err = os.MkdirTemp("", "isle-e2e-built-"); err != nil {
+		return "", err
+	}
+	file := "name: base\nservices:\n  none: {command: [sh]}\n  busybox: {packages: [busybox], command: [sh]}\n"
+	if err := os.WriteFile(filepath.Join(dir, "isle.yaml"), []byte(file), 0o600); err != nil {
+		return dir, err
+	}
+	if out, err := isle("build", dir); err != nil {
+		return dir, fmt.Errorf("%w: %s", err, out)
+	}
+	lab.SeedBuilt(state, dir)
+	return dir, nil
 }
 
 // isle runs the command against the shared server.
@@ -232,11 +255,19 @@ func listen(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // ownState gives the script a state folder and server of its own, which ends
-// with it. Downloads come from the shared one.
+// with it. A service without packages or with busybox is built there already;
+// own -new has nothing built, and the downloads of the shared one.
 func ownState(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) > 1 || len(args) == 1 && args[0] != "-new" {
+		ts.Fatalf("usage: own [-new]")
+	}
 	dir, err := os.MkdirTemp("", "isle-e2e-own-")
 	ts.Check(err)
-	lab.Seed(state, dir)
+	if len(args) == 1 {
+		lab.Seed(state, dir)
+	} else {
+		lab.SeedBuilt(built, dir)
+	}
 	ts.Setenv("ISLE_STATE", dir)
 	ts.Defer(func() {
 		endServer(dir)

@@ -23,7 +23,7 @@ func elsewhere(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	state, socket := filepath.Join(dir, "state"), filepath.Join(dir, "isle.sock")
 	ts.Check(os.Mkdir(state, 0o700))
-	lab.SeedDownloads(state)
+	lab.SeedBuilt(built, state)
 	server := exec.Command(filepath.Join(bin, "isle"), "server", "--state", state, "--server", socket, "--keys", filepath.Join(dir, "keys"),
 		"--listen", "127.0.0.1:0", "--log", filepath.Join(dir, "log"))
 	ts.Defer(func() {
@@ -34,7 +34,6 @@ func elsewhere(ts *testscript.TestScript, neg bool, args []string) {
 			server.Process.Kill() // it has ended, unless stop failed
 			server.Wait()
 		}
-		lab.KeepDownloads(state)
 		os.RemoveAll(dir)
 	})
 	ts.Check(server.Start())

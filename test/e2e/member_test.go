@@ -28,7 +28,7 @@ func member(ts *testscript.TestScript, neg bool, args []string) {
 	user, group := "isle-u"+own, "isle-g"+own
 	state := filepath.Join(dir, "state")
 	ts.Check(os.Mkdir(state, 0o700))
-	lab.SeedDownloads(state)
+	lab.SeedBuilt(built, state)
 	socket := filepath.Join(dir, "isle.sock")
 	system := func(argv ...string) {
 		if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
