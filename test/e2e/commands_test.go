@@ -72,7 +72,7 @@ func page(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) < 2 {
 		ts.Fatalf("usage: page URL WANT [FORM]")
 	}
-	client := http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{
+	client := http.Client{Timeout: 2 * time.Minute, Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 			_, port, err := net.SplitHostPort(address)
@@ -182,7 +182,7 @@ func terminal(ts *testscript.TestScript, neg bool, args []string) {
 		switch verb {
 		case "want":
 			for !bytes.Contains(screen.Bytes(), []byte(rest)) {
-				if !read(30 * time.Second) {
+				if !read(2 * time.Minute) {
 					cmd.Process.Kill()
 					cmd.Wait()
 					ts.Fatalf("the terminal never showed %q", rest)
@@ -202,7 +202,7 @@ func terminal(ts *testscript.TestScript, neg bool, args []string) {
 			ts.Check(pty.Setsize(f, &pty.Winsize{Cols: columns, Rows: rows}))
 		}
 	}
-	for read(30 * time.Second) {
+	for read(2 * time.Minute) {
 	}
 	if err := cmd.Wait(); (err != nil) != neg {
 		ts.Fatalf("%v: %v", args[1:], err)

@@ -168,7 +168,7 @@ func httpGet(ts *testscript.TestScript, neg bool, args []string) {
 	if port == 0 {
 		ts.Fatalf("%s publishes no port %s:\n%s", args[0], args[1], out)
 	}
-	client := http.Client{Timeout: 20 * time.Second}
+	client := http.Client{Timeout: 2 * time.Minute}
 	res, err := client.Get(fmt.Sprintf("http://127.0.0.1:%d%s", port, args[2]))
 	if err != nil {
 		if !neg {
