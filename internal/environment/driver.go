@@ -42,8 +42,8 @@ type Shared struct {
 type Launch struct {
 	Instance isle.ID
 	ID       isle.ID // of the launch
-	// Isolation is the class, the same for all launches of the instance:
-	// "container" or "gvisor".
+	// Isolation is the class, the same for all launches that an instance has at one
+	// time: "container" or "gvisor".
 	Isolation string
 	Service   string
 	Hostname  string

@@ -58,6 +58,8 @@ func compare(e Environment, req UpRequest) plan {
 			p.relaunch[name] = "its configuration changed"
 			if why := spec.Explain(launched(was), launched(want)); why != "" {
 				p.relaunch[name] = why
+			} else if e.Spec.Isolation != req.Spec.Isolation {
+				p.relaunch[name] = "isolation changed"
 			} else if !slices.Equal(e.Spec.Inspected(), req.Spec.Inspected()) {
 				p.relaunch[name] = "inspected egress changed"
 			}

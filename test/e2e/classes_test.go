@@ -39,6 +39,7 @@ func TestPromisesUnderGVisor(t *testing.T) {
 		t.Fatal("no script is for both classes")
 	}
 	isle("down", "--all", "--volumes") // what the other class left
+	t.Cleanup(func() { isle("down", "--all", "--volumes") })
 	testscript.Run(t, promises(spec.Gvisor, scripts))
 }
 

@@ -268,11 +268,14 @@ func (d *Driver) Launch(ctx context.Context, l environment.Launch) error {
 	if d.alive(l.Instance, l.ID) {
 		return isle.Errorf(isle.Conflict, "launch %s runs already", l.ID)
 	}
-	launch := d.launch
-	if l.Isolation == classGvisor {
-		launch = d.launchInSandbox
+	c, launch := containerOf(ctx, l), d.launchInSandbox
+	var err error
+	if l.Isolation != classGvisor {
+		launch, err = d.launch, d.unsandbox(ctx, c)
 	}
-	err := launch(ctx, containerOf(ctx, l), l)
+	if err == nil {
+		err = launch(ctx, c, l)
+	}
 	if err == nil {
 		d.given.Fault("launch.told")
 		err = d.watch(l.Instance, l.ID, l.Exited)

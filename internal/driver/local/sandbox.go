@@ -120,6 +120,24 @@ func (d *Driver) startSandbox(ctx context.Context, of *container) error {
 	return d.start(c, func(*exec.Cmd) {})
 }
 
+// unsandbox takes away the sandbox of an instance that is of the other class from
+// now on, and gives its network back the addresses that the sandbox took.
+func (d *Driver) unsandbox(ctx context.Context, of *container) error {
+	defer d.lock(of.instance)()
+	if !d.sandboxed(of.instance) {
+		return nil
+	}
+	if err := d.endSandbox(ctx, of.instance); err != nil {
+		return err
+	}
+	if of.network != "" {
+		if err := airlock.Readdress(of.network); err != nil {
+			return err
+		}
+	}
+	return os.RemoveAll(d.dir(of.instance, sandboxName))
+}
+
 // endSandbox ends what is left of a sandbox, its group and its records, and not
 // its folder. The group goes because Linux, at least from 6.14 to 6.18, kills
 // whatever is started (clone3) in one that was ever ended by cgroup.kill.
