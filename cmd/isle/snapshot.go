@@ -339,9 +339,9 @@ func newSnapshotRm(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "rm SNAPSHOT...",
 		Short: "Remove snapshots with their data",
-		Long: `Remove snapshots with their data and tags. One that something came from, an environment or
-a later snapshot, is kept unless it is forced: those have all that they need, and say from
-then on that where they came from is gone.`,
+		Long: `Remove snapshots with their data and tags. One that an environment came from is
+kept unless it is forced: the environment has all that it needs, and says from then on that
+where it came from is gone. A later snapshot does not keep its parent.`,
 		Args: args(1, -1, "one snapshot or more"),
 		RunE: func(cmd *cobra.Command, given []string) error {
 			removed, err := a.removeSnapshots(cmd.Context(), given, force)
@@ -357,34 +357,25 @@ then on that where they came from is gone.`,
 			return err
 		},
 	}
-	cmd.Flags().BoolVar(&force, "force", false, "although something came from them")
+	cmd.Flags().BoolVar(&force, "force", false, "although environments came from them")
 	return cmd
 }
 
-// removeSnapshots removes those named, later ones before those that they came
-// from.
+// removeSnapshots removes those named, also after one that is not, and returns the
+// first error.
 func (a *app) removeSnapshots(ctx context.Context, names []string, force bool) (removed []string, err error) {
 	removed = []string{}
 	c, err := a.connect(ctx)
 	if err != nil {
 		return removed, err
 	}
-	for progress := true; progress && len(names) > 0; {
-		progress = false
-		var left []string
-		var failed error
-		for _, name := range names {
-			res, err := c.Snapshots.RemoveSnapshot(ctx, connect.NewRequest(&islev1.RemoveSnapshotRequest{Snapshot: name, Force: force}))
-			switch {
-			case err == nil:
-				removed, progress = append(removed, res.Msg.GetDigest()), true
-			case isle.CodeOf(err) == isle.Conflict:
-				left, failed = append(left, name), err
-			default:
-				return removed, err
-			}
+	for _, name := range names {
+		res, rerr := c.Snapshots.RemoveSnapshot(ctx, connect.NewRequest(&islev1.RemoveSnapshotRequest{Snapshot: name, Force: force}))
+		if rerr == nil {
+			removed = append(removed, res.Msg.GetDigest())
+		} else if err == nil {
+			err = rerr
 		}
-		names, err = left, failed
 	}
 	return removed, err
 }

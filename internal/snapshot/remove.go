@@ -8,10 +8,10 @@ import (
 	"isle/internal/audit"
 )
 
-// Remove removes a snapshot with its tags and data. Where something stands on it,
-// an environment that came of it or a snapshot whose parent it is, that is a
-// Conflict unless it is forced: those have all that they need, and say from then
-// on that where they came from is gone.
+// Remove removes a snapshot with its tags and data. Where an environment came of
+// it, that is a Conflict unless it is forced: the environment has all that it
+// needs, and says from then on that where it came from is gone. A parent is where
+// a snapshot came from, and holds nothing of it: its children don't keep it.
 func (s *Snapshots) Remove(ctx context.Context, actor isle.Actor, name string, force bool) (isle.Digest, error) {
 	d, err := s.Find(name)
 	if err != nil {
@@ -19,9 +19,9 @@ func (s *Snapshots) Remove(ctx context.Context, actor isle.Actor, name string, f
 	}
 	s.change.Lock()
 	defer s.change.Unlock()
-	if on := s.standsOn(d); len(on) > 0 && !force {
-		return d, isle.Errorf(isle.Conflict, "snapshot %s is what %s came from", d.Short(), some(on)).
-			WithHint("remove those first; or remove it all the same with --force: they keep their data, and their origin is shown as gone")
+	if on := s.cfg.InUse(d); len(on) > 0 && !force {
+		return d, isle.Errorf(isle.Conflict, "snapshot %s is what environment %s came from", d.Short(), some(on)).
+			WithHint("tear that down first; or remove it all the same with --force: what came from it keeps its data, and its origin is shown as gone")
 	}
 	remove := []string{keySnapshot + d.Hex()}
 	var tags []string

@@ -138,8 +138,8 @@ type Config struct {
 	Store   ledger.Store
 	// Key signs; nil: nothing can be sealed.
 	Key *seal.Key
-	// InUse says what stands on a snapshot beside other snapshots: the
-	// environments that were forked from it or restored to it. nil: nothing.
+	// InUse says what stands on a snapshot: the environments that were forked
+	// from it or restored to it. nil: nothing.
 	InUse func(isle.Digest) []string
 	Now   func() time.Time // default time.Now
 	Slog  *slog.Logger     // nil discards

@@ -216,22 +216,6 @@ func (s *Snapshots) Verify(ctx context.Context, name string) (out Verified, err 
 	return out, nil
 }
 
-// standsOn says what stands on a snapshot: environments, and snapshots of them.
-func (s *Snapshots) standsOn(d isle.Digest) []string {
-	out := s.cfg.InUse(d)
-	for i := range out {
-		out[i] = "the environment " + out[i]
-	}
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	for _, child := range s.digests() {
-		if s.known[child].Parent == d {
-			out = append(out, "the snapshot "+child.Short())
-		}
-	}
-	return out
-}
-
 // some says the first few of many.
 func some(list []string) string {
 	if len(list) > 4 {

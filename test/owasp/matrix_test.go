@@ -78,7 +78,7 @@ func probes(stage, who string, there before) map[isle.Action]probe {
 		isle.ActionSnapshotRead:       {procedure: "SnapshotService/GetSnapshot", message: message{"snapshot": "snap-" + stage}},
 		isle.ActionSnapshotTag:        {procedure: "SnapshotService/TagSnapshot", message: message{"snapshot": "snap-" + stage, "tag": "snap-" + stage}},
 		isle.ActionSnapshotExport:     {procedure: "SnapshotService/ExportSnapshot", message: message{"snapshot": "snap-" + stage}},
-		isle.ActionSnapshotRemove:     {procedure: "SnapshotService/RemoveSnapshot", message: message{"snapshot": "snap-" + stage}, says: []string{"came from"}},
+		isle.ActionSnapshotRemove:     {procedure: "SnapshotService/RemoveSnapshot", message: message{"snapshot": gone(who, stage)}},
 		isle.ActionIdentityCreate:     {procedure: "IdentityService/CreateIdentity", message: message{"name": fresh, "owner": "human:root", "purpose": "the matrix", "expires": inDays(1), "stage": stage}},
 		isle.ActionIdentityRead:       {procedure: "IdentityService/ListIdentities", message: message{"name": "other-" + stage}},
 		isle.ActionIdentityRotate:     {procedure: "IdentityService/RotateKey", message: message{"name": "other-" + stage, "overlap": "0s"}},
@@ -247,11 +247,18 @@ func (w *world) before(t *testing.T, stage string) (b before) {
 	return b
 }
 
+// gone is the snapshot in a stage that a caller tries to remove.
+func gone(who, stage string) string { return "gone-" + who + "-" + stage }
+
 // cell tries every action of a caller in a stage on what is of another, or its
 // own.
 func (w *world) cell(t *testing.T, c *caller, kind, own, of string, there before) {
 	t.Helper()
-	all := probes(of, kind+"-"+own[:2], there)
+	who := kind + "-" + own[:2]
+	all := probes(of, who, there)
+	if _, err := w.Isle("snapshot", "show", gone(who, of)); err != nil { // else it was not removed before
+		w.must(t, "snapshot", "cell@"+of, "--tag", gone(who, of))
+	}
 	for _, info := range isle.Actions() {
 		if !isle.Staged(info.Resource) && info.Resource != "volume" || info.Own || askedElsewhere[info.Action] != "" {
 			continue
