@@ -233,7 +233,7 @@ func TestEveryFaultPointIsPassedBySomeStory(t *testing.T) {
 	for _, s := range append(stories(), wakes()...) {
 		passed = append(passed, s.points...)
 	}
-	known := slices.Concat(environment.FaultPoints(), local.FaultPoints(), airlock.FaultPoints())
+	known := slices.Concat(environment.FaultPoints(), local.FaultPoints(), capturing(), airlock.FaultPoints())
 	for _, p := range known {
 		if !slices.Contains(passed, p) {
 			t.Errorf("%s is passed by no story", p)

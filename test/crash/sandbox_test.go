@@ -41,6 +41,8 @@ func TestKilledAtAnyStepOfASandboxEverythingIsFinishedOrUndone(t *testing.T) {
 		"exit":    {"kill.ended", "kill.groups", "launch.running"},
 		"down":    {"kill.ended", "remove.groups"},
 		"start":   {"reconcile.adopted"},
+		// What stands still is the sandbox with its memory.
+		"snapshot": {"capture.stopped", "capture.frozen", "capture.cloned"},
 	}
 	for _, s := range wakes() {
 		points[s.name] = s.points
