@@ -48,6 +48,9 @@ type Capture struct {
 	// here. The sandbox saves its memory meanwhile. It goes on when Held has
 	// returned, whatever that returns. Nil: there are none.
 	Held func(context.Context) error
+	// Patience is how long the sandbox may take to let go of the files that it was
+	// given; default 30 s.
+	Patience time.Duration
 }
 
 // A Captured is how a capture went.
@@ -57,15 +60,24 @@ type Captured struct {
 }
 
 // Run captures the sandbox. When it returns without an error the files are
-// durable and the sandbox goes on; after an error the sandbox goes on too, as
-// soon as it has seen it.
+// durable, nobody can write to them, and the sandbox goes on; after an error the
+// sandbox goes on too, as soon as it has seen it. After ErrKept it has to be
+// ended.
 func (c Capture) Run(ctx context.Context) (Captured, error) {
-	done, err := c.run(ctx)
+	if c.Patience <= 0 {
+		c.Patience = patience
+	}
+	watched, end := context.WithCancelCause(ctx)
+	seen := make(chan struct{})
+	go func() { defer close(seen); watch(watched, c.Dir, end) }()
+	done, err := c.run(watched)
+	end(nil)
+	<-seen
+	if kept := alone(c.Dir, c.Patience); kept != nil {
+		err = errors.Join(err, kept)
+	}
 	if err != nil {
-		left, _ := os.ReadDir(c.Dir)
-		for _, f := range left {
-			_ = os.Remove(filepath.Join(c.Dir, f.Name()))
-		}
+		discard(c.Dir)
 		return Captured{}, failure("capture the memory", err)
 	}
 	return done, nil
@@ -74,6 +86,12 @@ func (c Capture) Run(ctx context.Context) (Captured, error) {
 func (c Capture) run(ctx context.Context) (done Captured, err error) {
 	var dialer net.Dialer
 	conn, err := dialer.DialContext(ctx, "unix", c.Socket)
+	if ctx.Err() != nil {
+		if err == nil {
+			conn.Close()
+		}
+		return done, context.Cause(ctx)
+	}
 	if err != nil {
 		return done, isle.Errorf(isle.Unavailable, "the sandbox does not answer: %w", err)
 	}
