@@ -186,6 +186,11 @@ func (i *importer) manifest() error {
 	if err := i.m.Spec.Check(); err != nil {
 		return isle.Errorf(isle.Invalid, "the environment's file in the snapshot: %w", err)
 	}
+	// Copies get higher ones than it has, and all that come after them: no snapshot
+	// could be made of those.
+	if i.m.Generation > i.s.cfg.Now().AddDate(1, 0, 0).UnixNano() {
+		return isle.Errorf(isle.Invalid, "the snapshot says to be of generation %d, a time that is far from now", i.m.Generation)
+	}
 	i.digest = isle.DigestOf(b)
 	sig, err := i.small(entrySignature, seal.MaxNote)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/binary"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -296,6 +297,11 @@ func TestAHostileFileOfASnapshotIsRefusedWhole(t *testing.T) {
 			m := made.Manifest
 			m.Spec.Services = slices.Clone(m.Spec.Services)
 			m.Spec.Services[0].Caps = []string{"CAP_SYS_ADMIN"}
+			return resign(p, m)
+		}},
+		"the last generation of all": {isle.Invalid, func(p []part) []part {
+			m := made.Manifest
+			m.Generation = math.MaxInt64 / 2
 			return resign(p, m)
 		}},
 		"a volume larger than any disk": {isle.Exhausted, func(p []part) []part {
