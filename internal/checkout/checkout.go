@@ -144,7 +144,8 @@ func (c *Checkout) readHead() error {
 
 // Repository names the repository on this machine, in 32 hexadecimal
 // characters that tell nothing of its path: work trees that are linked share
-// it, clones do not.
+// it, clones do not, nor does a folder that says to be part of a repository which
+// does not know of it.
 func (c *Checkout) Repository() string {
 	machine, err := firstLine("/etc/machine-id")
 	if err != nil || machine == "" {
@@ -154,8 +155,35 @@ func (c *Checkout) Repository() string {
 	if err != nil {
 		common = c.common
 	}
+	if !c.known() {
+		common += "\x00" + c.root
+	}
 	sum := sha256.Sum256([]byte("isle repository\x00" + machine + "\x00" + common))
 	return hex.EncodeToString(sum[:16])
+}
+
+// known reports whether the repository says too that the work tree is one of its
+// own: it is in it, or has its path in the folder of a linked work tree or in the
+// configuration of a submodule.
+func (c *Checkout) known() bool {
+	at := filepath.Join(c.root, ".git")
+	if st, err := os.Lstat(at); err == nil && st.IsDir() && c.gitdir == at && c.common == at {
+		return true
+	}
+	same := func(path, other string) bool {
+		path, err := filepath.EvalSymlinks(path)
+		if err != nil {
+			return false
+		}
+		other, err = filepath.EvalSymlinks(other)
+		return err == nil && path == other
+	}
+	if c.common == c.gitdir {
+		tree := c.config.get("core.worktree")
+		return tree != "" && same(resolve(c.gitdir, tree), c.root)
+	}
+	line, err := firstLine(filepath.Join(c.gitdir, "gitdir"))
+	return err == nil && line != "" && same(filepath.Dir(c.gitdir), filepath.Join(c.common, "worktrees")) && same(resolve(c.gitdir, line), at)
 }
 
 // Root is the folder of the work tree.
