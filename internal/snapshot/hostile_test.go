@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
 	"encoding/binary"
@@ -9,9 +10,12 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/klauspost/compress/zstd"
 
 	"isle"
 	"isle/internal/seal"
@@ -196,6 +200,71 @@ func TestOnlySoManyImportsGoOnAtOnce(t *testing.T) {
 	}
 	all.Wait()
 	if _, err := w.take(nil); code(err) != isle.Invalid {
+		t.Errorf("%s: %v", code(err), err)
+	}
+}
+
+// sparseEntry is an entry of a tar that says to have size bytes, and has none: the
+// format 1.0 of GNU tar (its manual, "Sparse Formats").
+func sparseEntry(name string, size int64) []byte {
+	block := func(name string, kind byte, data string) []byte {
+		b := make([]byte, 512)
+		copy(b, name)
+		copy(b[100:], "0000600\x000000000\x000000000\x00")
+		copy(b[124:], fmt.Sprintf("%011o\x0000000000000\x00        ", len(data)))
+		b[156] = kind
+		copy(b[257:], "ustar\x0000")
+		sum := 0
+		for _, c := range b {
+			sum += int(c)
+		}
+		copy(b[148:], fmt.Sprintf("%06o\x00 ", sum))
+		return append(b, append([]byte(data), make([]byte, (512-len(data)%512)%512)...)...)
+	}
+	var records string
+	for _, r := range []string{"GNU.sparse.major=1", "GNU.sparse.minor=0", "GNU.sparse.name=" + name, fmt.Sprintf("GNU.sparse.realsize=%d", size)} {
+		n := len(r) + 4 // a space, a newline and two digits
+		records += fmt.Sprintf("%d %s\n", n, r)
+	}
+	content := fmt.Sprintf("1\n%d\n0\n", size)
+	return append(block("pax", 'x', records), block("GNUSparseFile.0/x", '0', content+strings.Repeat("\x00", 512-len(content)))...)
+}
+
+func TestWhatIsHashedOfAnImportIsSentWhole(t *testing.T) {
+	here, there := newWorld(t, "here"), newWorld(t, "there")
+	made := here.database("pages")
+	m := made.Manifest
+	memory := *m.Memory
+	memory.Files = slices.Clone(memory.Files)
+	memory.Files[0].Size = 1 << 40
+	m.Memory = &memory
+	b, err := m.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sig, err := keyOf(t, "mallory").Sign(text(isle.DigestOf(b)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	parts := unzip(t, here.export(made.Digest.Hex()))
+	var plain bytes.Buffer
+	w := tar.NewWriter(&plain)
+	for _, p := range []part{{parts[0].name, b}, {parts[1].name, sig}, parts[2]} {
+		if err := w.WriteHeader(&tar.Header{Name: p.name, Typeflag: tar.TypeReg, Size: int64(len(p.body)), Mode: 0o600}); err != nil {
+			t.Fatal(err)
+		}
+		w.Write(p.body)
+	}
+	w.Flush()
+	plain.Write(sparseEntry(parts[3].name, memory.Files[0].Size))
+	var file bytes.Buffer
+	z, err := zstd.NewWriter(&file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	z.Write(plain.Bytes())
+	z.Close()
+	if _, err := there.take(file.Bytes()); code(err) != isle.Invalid || !strings.Contains(err.Error(), "sparse") {
 		t.Errorf("%s: %v", code(err), err)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
@@ -168,10 +169,24 @@ func (i *importer) next(name string, size, limit int64) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
+	if isSparse(h) {
+		return 0, isle.Errorf(isle.Invalid, "the file of a snapshot has %s as a sparse file, which no export has", name)
+	}
 	if h.Name != name || h.Typeflag != tar.TypeReg || size >= 0 && h.Size != size || h.Size > limit {
 		return 0, isle.Errorf(isle.Invalid, "the file of a snapshot has %q of %d bytes where %s belongs", clip(h.Name), h.Size, name)
 	}
 	return h.Size, nil
+}
+
+// isSparse reports whether an entry's size is not backed by bytes of the stream: a
+// few bytes could be hashed for days, also when nobody sends any more.
+func isSparse(h *tar.Header) bool {
+	for k := range h.PAXRecords {
+		if strings.HasPrefix(k, "GNU.sparse.") {
+			return true
+		}
+	}
+	return h.Typeflag == tar.TypeGNUSparse
 }
 
 // manifest reads what everything else is checked against.
@@ -211,6 +226,9 @@ func (i *importer) manifest() error {
 		}
 	}
 	i.limit.left += 4096 * int64(maxVolumes+maxFiles) // headers
+	if err := i.room(int64(len(b))); err != nil {
+		return i.here(err)
+	}
 	err = errors.Join(seal.Write(filepath.Join(i.draft.dir, fileManifest), b), seal.Write(filepath.Join(i.draft.dir, fileSignature), sig))
 	return i.here(err)
 }
