@@ -1,12 +1,16 @@
 package main
 
 import (
+	"bufio"
 	"fmt"
+	"os"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 
+	"isle"
 	islev1 "isle/internal/api/isle/v1"
+	"isle/internal/release"
 )
 
 func newReleaseVerify(a *app) *cobra.Command {
@@ -65,6 +69,139 @@ of in-toto's. The one of kind provenance has SLSA provenance v1, the one of kind
 			return stream.Err()
 		},
 	}
+}
+
+func newReleaseExport(a *app) *cobra.Command {
+	req := &islev1.ExportReleaseRequest{}
+	cmd := &cobra.Command{
+		Use:   "export RELEASE FILE",
+		Short: "Write a release as one file",
+		Long: `Write a release as one file, with its signature, its lock and its attestations. isle verify
+reads it without a server. Elsewhere isle release import takes it in, and the images are
+built there from the same files, bit for bit, or come along with --layers.`,
+		Args: args(2, 2, "a release and a file to write"),
+		RunE: func(cmd *cobra.Command, given []string) error {
+			c, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			req.Release = given[0]
+			stream, err := c.Releases.ExportRelease(cmd.Context(), connect.NewRequest(req))
+			if err != nil {
+				return err
+			}
+			defer stream.Close()
+			size, err := receiveFile(stream, given[1])
+			if err != nil {
+				return err
+			}
+			if a.output == "json" {
+				return a.json(map[string]any{"file": given[1], "size": size})
+			}
+			_, err = fmt.Fprintf(a.stdout, "%s has %s; read it elsewhere with: isle release import %s\n", given[1], bytesText(size), given[1])
+			return err
+		},
+	}
+	cmd.Flags().BoolVar(&req.Layers, "layers", false, "with the layers of the images")
+	return cmd
+}
+
+func newReleaseImport(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "import FILE",
+		Short: "Read what isle release export wrote",
+		Long: `Read a release from a file. Nothing of it is taken in unless a key that this server trusts
+has signed it (isle release trust).`,
+		Args: args(1, 1, "one file to read"),
+		RunE: func(cmd *cobra.Command, given []string) error {
+			f, err := os.Open(given[0])
+			if err != nil {
+				return isle.Errorf(isle.NotFound, "cannot read %s: %w", given[0], cause(err))
+			}
+			defer f.Close()
+			c, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			stream := c.Releases.ImportRelease(cmd.Context())
+			if err := sendFile(stream, f); err != nil {
+				return err
+			}
+			res, err := stream.CloseAndReceive()
+			if err != nil {
+				return err
+			}
+			r := releaseView(res.Msg.GetRelease())
+			if a.output == "json" {
+				return a.json(r)
+			}
+			_, err = fmt.Fprintf(a.stdout, "release %s of %s is imported, signed by %s\n", shortDigest(r.Digest), clean(r.Project), clean(r.Signer))
+			return err
+		},
+	}
+}
+
+// newVerify is a command of its own because it needs no server.
+func newVerify(a *app) *cobra.Command {
+	var keys []string
+	cmd := &cobra.Command{
+		Use:   "verify FILE --key KEY",
+		Short: "Check the file of a release, without a server",
+		Long: `Check all of a file that isle release export wrote: that the release has its digest, that a
+key given has signed it and each attestation, that these are of it, and that the layers in
+the file, if any, are its. No server is asked. isle release trust shows a server's key.`,
+		Example: `  isle verify shop.release --key isle-releases/isle-x.internal+0a1b2c3d+Ab…`,
+		Args:    args(1, 1, "one file"),
+		RunE: func(_ *cobra.Command, given []string) error {
+			if len(keys) == 0 {
+				return usagef("isle verify needs the key that must have signed: --key NAME+HASH+BASE64").WithHint("`isle release trust` on the server that made the release shows its key")
+			}
+			f, err := os.Open(given[0])
+			if err != nil {
+				return isle.Errorf(isle.NotFound, "cannot read %s: %w", given[0], cause(err))
+			}
+			defer f.Close()
+			v, err := release.VerifyFile(bufio.NewReaderSize(f, 1<<20), keys)
+			if err != nil {
+				return err
+			}
+			return a.showVerified(v)
+		},
+	}
+	cmd.Flags().StringArrayVar(&keys, "key", nil, "a key that is trusted; may be said again")
+	return cmd
+}
+
+// showVerified tells what stands in the file of a release.
+func (a *app) showVerified(f release.File) error {
+	if a.output == "json" {
+		type statementJSON struct {
+			Kind   string `json:"kind"`
+			Digest string `json:"digest"`
+			Commit string `json:"commit,omitempty"`
+			Clean  bool   `json:"clean"`
+		}
+		statements := []statementJSON{}
+		for _, t := range f.Attestations {
+			statements = append(statements, statementJSON{t.Kind, string(t.Digest), t.Source.Commit, t.Source.Commit != "" && !t.Source.Dirty})
+		}
+		return a.json(map[string]any{
+			"digest": f.Digest, "project": f.Manifest.Project, "signer": f.Signer, "attestations": statements, "layers": f.Layers, "bytes": f.Bytes,
+		})
+	}
+	fmt.Fprintf(a.stdout, "release %s of %s is whole, signed by %s\n", f.Digest, clean(f.Manifest.Project), clean(f.Signer))
+	for _, t := range f.Attestations {
+		switch t.Kind {
+		case release.Provenance:
+			fmt.Fprintf(a.stdout, "  provenance: of %s\n", clean(t.Source.String()))
+		default:
+			fmt.Fprintf(a.stdout, "  bill of materials: %s\n", t.Digest)
+		}
+	}
+	if f.Layers > 0 {
+		fmt.Fprintf(a.stdout, "  %d layers of %s are what it names\n", f.Layers, bytesText(f.Bytes))
+	}
+	return nil
 }
 
 type releaseKeyJSON struct {

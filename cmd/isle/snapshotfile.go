@@ -1,10 +1,8 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
@@ -60,38 +58,19 @@ func newSnapshotExport(a *app) *cobra.Command {
 		Long: `Write a snapshot as one file: all that was signed, volumes and memory. Whoever has the file
 has the data, and with the memory every secret that a process held; keep it as such.`,
 		Args: args(2, 2, "a snapshot and a file to write"),
-		RunE: func(cmd *cobra.Command, given []string) (err error) {
+		RunE: func(cmd *cobra.Command, given []string) error {
 			c, err := a.connect(cmd.Context())
 			if err != nil {
 				return err
 			}
-			f, err := os.CreateTemp(filepath.Dir(given[1]), "."+filepath.Base(given[1])+".*") // mode 0600
-			if err != nil {
-				return isle.Errorf(isle.Unavailable, "cannot write %s: %w", given[1], cause(err))
-			}
-			defer func() {
-				f.Close()
-				if err != nil {
-					os.Remove(f.Name())
-				}
-			}()
 			stream, err := c.Snapshots.ExportSnapshot(cmd.Context(), connect.NewRequest(&islev1.ExportSnapshotRequest{Snapshot: given[0]}))
 			if err != nil {
 				return err
 			}
 			defer stream.Close()
-			var size int64
-			for stream.Receive() {
-				n, err := f.Write(stream.Msg().GetData())
-				if size += int64(n); err != nil {
-					return isle.Errorf(isle.Exhausted, "cannot write %s: %w", given[1], cause(err))
-				}
-			}
-			if err := stream.Err(); err != nil {
+			size, err := receiveFile(stream, given[1])
+			if err != nil {
 				return err
-			}
-			if err := errors.Join(f.Sync(), os.Rename(f.Name(), given[1])); err != nil {
-				return isle.Errorf(isle.Exhausted, "cannot write %s: %w", given[1], err)
 			}
 			if a.output == "json" {
 				return a.json(map[string]any{"file": given[1], "size": size})

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"io"
@@ -13,6 +14,7 @@ import (
 	"isle"
 	islev1 "isle/internal/api/isle/v1"
 	"isle/internal/api/isle/v1/islev1connect"
+	"isle/internal/audit"
 	"isle/internal/build"
 	"isle/internal/image"
 	"isle/internal/policy"
@@ -35,12 +37,14 @@ type ReleaseReader interface {
 	Launch(ctx context.Context, name string) (release.Release, map[string]image.Image, error)
 	Verify(ctx context.Context, name string) (release.Verified, error)
 	Statement(d isle.Digest, a release.Attestation) ([]byte, error)
+	Export(ctx context.Context, name string, layers bool, w io.Writer) error
 	Keys() ([]seal.TrustedKey, error)
 }
 
 // A ReleaseWriter changes which there are.
 type ReleaseWriter interface {
 	Create(ctx context.Context, actor isle.Actor, req release.Request) (rel release.Release, made bool, err error)
+	Import(ctx context.Context, actor isle.Actor, r io.Reader, allow func(project string) error) (release.Release, error)
 	Remove(ctx context.Context, actor isle.Actor, name string) (isle.Digest, error)
 	Trust(ctx context.Context, actor isle.Actor, key string) (seal.TrustedKey, error)
 	Distrust(ctx context.Context, actor isle.Actor, key string) (seal.TrustedKey, error)
@@ -66,10 +70,13 @@ func (cfg Config) releaseRules() map[string]rule {
 			return []ask{releaseOf(isle.ActionReleaseCreate, projectOf(msg.(*islev1.CreateReleaseRequest).GetSource()))}
 		},
 		// Which ones are shown the handler finds out.
-		islev1connect.ReleaseServiceListReleasesProcedure:    always(isle.ActionServerRead),
-		islev1connect.ReleaseServiceGetReleaseProcedure:      on(isle.ActionReleaseRead),
-		islev1connect.ReleaseServiceVerifyReleaseProcedure:   on(isle.ActionReleaseRead),
-		islev1connect.ReleaseServiceGetAttestationProcedure:  on(isle.ActionReleaseRead),
+		islev1connect.ReleaseServiceListReleasesProcedure:   always(isle.ActionServerRead),
+		islev1connect.ReleaseServiceGetReleaseProcedure:     on(isle.ActionReleaseRead),
+		islev1connect.ReleaseServiceVerifyReleaseProcedure:  on(isle.ActionReleaseRead),
+		islev1connect.ReleaseServiceGetAttestationProcedure: on(isle.ActionReleaseRead),
+		islev1connect.ReleaseServiceExportReleaseProcedure:  on(isle.ActionReleaseExport),
+		// Of which project one is that comes in a file the handler finds out.
+		islev1connect.ReleaseServiceImportReleaseProcedure:   always(isle.ActionServerRead),
 		islev1connect.ReleaseServiceRemoveReleaseProcedure:   on(isle.ActionReleaseRemove),
 		islev1connect.ReleaseServiceListReleaseKeysProcedure: always(isle.ActionServerRead),
 		islev1connect.ReleaseServiceTrustReleaseKeyProcedure: always(isle.ActionReleaseTrust),
@@ -217,6 +224,48 @@ func (s *releases) GetAttestation(_ context.Context, req *connect.Request[islev1
 	}
 	_, err = io.Copy(chunkWriter{stream}, bytes.NewReader(b))
 	return err
+}
+
+// ExportRelease implements the RPC.
+func (s *releases) ExportRelease(ctx context.Context, req *connect.Request[islev1.ExportReleaseRequest], stream *connect.ServerStream[islev1.Chunk]) error {
+	rel, err := s.Releases.Look(req.Msg.GetRelease())
+	if err != nil {
+		return err
+	}
+	defer s.Blobs.Hold()()
+	e := audit.NewIntent(actorOf(ctx), isle.ActionReleaseExport, isle.Resource{Kind: "release", Name: rel.Manifest.Project}, "").With("layers", strconv.FormatBool(req.Msg.GetLayers()))
+	e.Release = rel.Digest
+	return s.recorded(ctx, e, func() error {
+		w := bufio.NewWriterSize(chunkWriter{stream}, maxChunk)
+		if err := s.Releases.Export(ctx, string(rel.Digest), req.Msg.GetLayers(), w); err != nil {
+			return err
+		}
+		return w.Flush()
+	})
+}
+
+// ImportRelease implements the RPC.
+func (s *releases) ImportRelease(ctx context.Context, stream *connect.ClientStream[islev1.Chunk]) (*connect.Response[islev1.ImportReleaseResponse], error) {
+	if !stream.Receive() {
+		return nil, streamEnd(stream.Err(), "import")
+	}
+	defer s.Blobs.Hold()() // layers have no name before the release is there
+	body := &chunkReader{rest: stream.Msg().GetData(), next: func() ([]byte, error) {
+		if !stream.Receive() {
+			if err := stream.Err(); err != nil {
+				return nil, err
+			}
+			return nil, io.EOF
+		}
+		return stream.Msg().GetData(), nil
+	}}
+	rel, err := s.Releases.Import(ctx, actorOf(ctx), body, func(project string) error {
+		return s.allowed(ctx, releaseOf(isle.ActionReleaseImport, project))
+	})
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&islev1.ImportReleaseResponse{Release: releaseMessage(rel)}), nil
 }
 
 // ListReleaseKeys implements the RPC.

@@ -137,6 +137,11 @@ func (s *Store) PutBlob(ctx context.Context, d isle.Digest, r io.Reader) error {
 	if !d.Valid() {
 		return isle.Errorf(isle.Invalid, "%q is no digest: want sha256: and 64 lower-case hexadecimal characters", d)
 	}
+	return s.put(ctx, d, s.BlobPath(d), r)
+}
+
+// put makes what r gives the file at path, if it has the digest.
+func (s *Store) put(ctx context.Context, d isle.Digest, path string, r io.Reader) error {
 	w, err := s.newDraft()
 	if err != nil {
 		return err
@@ -156,10 +161,10 @@ func (s *Store) PutBlob(ctx context.Context, d isle.Digest, r io.Reader) error {
 	if got := isle.DigestFromSum(w.hash.Sum(nil)); got != d {
 		return isle.Errorf(isle.Invalid, "content has digest %s, not %s", got, d).WithHint("it was changed on the way; send it again")
 	}
-	if err := w.publish(s.BlobPath(d)); err != nil {
+	if err := w.publish(path); err != nil {
 		return storeError("store "+d.Short(), err)
 	}
-	return s.remember(s.BlobPath(d))
+	return s.remember(path)
 }
 
 // A failingReader remembers how its reader failed, to tell that from a failure

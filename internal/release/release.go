@@ -15,6 +15,7 @@ package release
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"time"
 
@@ -83,6 +84,13 @@ type Release struct {
 type Images interface {
 	// Verify checks that the layers of an image are what their digests say.
 	Verify(ctx context.Context, m image.Image) ([]string, error)
+	// LayerPath is where the file of a layer is; HasLayer whether it is there.
+	LayerPath(d isle.Digest) string
+	HasLayer(d isle.Digest) bool
+	// PutLayer stores the file of a layer, if it has the digest.
+	PutLayer(ctx context.Context, d isle.Digest, r io.Reader) error
+	// PutImage makes an image known whose layers are there.
+	PutImage(m image.Image) error
 	// Image returns an image that was built here, with its titles.
 	Image(d isle.Digest) (image.Image, error)
 }

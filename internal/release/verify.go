@@ -33,17 +33,13 @@ func (r *Releases) Verify(ctx context.Context, name string) (out Verified, err e
 			return out, err
 		}
 	}
-	seen := map[isle.Digest]bool{}
 	for _, s := range rel.Manifest.Services {
 		if _, err := r.cfg.Images.Verify(ctx, s.Image); err != nil {
 			return out, isle.Errorf(isle.CodeOf(err), "the image of service %s of release %s: %w", s.Name, rel.Digest.Short(), err)
 		}
-		for _, l := range s.Image.Layers {
-			if !seen[l.Digest] {
-				seen[l.Digest] = true
-				out.Layers, out.Bytes = out.Layers+1, out.Bytes+l.Size
-			}
-		}
+	}
+	for _, l := range rel.Manifest.layers() {
+		out.Layers, out.Bytes = out.Layers+1, out.Bytes+l.Size
 	}
 	return out, ctx.Err()
 }

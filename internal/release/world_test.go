@@ -3,6 +3,7 @@ package release
 import (
 	"context"
 	"crypto/sha256"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -17,7 +18,10 @@ import (
 )
 
 // layers are Images of which all are there, but for those that are damaged.
-type layers struct{ damaged map[isle.Digest]bool }
+type layers struct {
+	damaged map[isle.Digest]bool
+	dir     string
+}
 
 func (l *layers) Verify(_ context.Context, m image.Image) ([]string, error) {
 	for _, x := range m.Layers {
@@ -27,6 +31,26 @@ func (l *layers) Verify(_ context.Context, m image.Image) ([]string, error) {
 	}
 	return nil, nil
 }
+
+func (l *layers) LayerPath(d isle.Digest) string { return filepath.Join(l.dir, d.Hex()) }
+
+func (l *layers) HasLayer(d isle.Digest) bool {
+	_, err := os.Stat(l.LayerPath(d))
+	return err == nil
+}
+
+func (l *layers) PutLayer(_ context.Context, d isle.Digest, r io.Reader) error {
+	b, err := io.ReadAll(r)
+	if err == nil && isle.DigestOf(b) != d {
+		err = isle.Errorf(isle.Invalid, "content has digest %s, not %s", isle.DigestOf(b), d)
+	}
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(l.LayerPath(d), b, 0o400)
+}
+
+func (l *layers) PutImage(image.Image) error { return nil }
 
 func (l *layers) Image(d isle.Digest) (image.Image, error) {
 	return image.Image{}, isle.Errorf(isle.NotFound, "there is no image %s", d)
@@ -55,7 +79,7 @@ func keyOf(t testing.TB, name string) *seal.Key {
 
 func newWorld(t testing.TB, name string) *world {
 	t.Helper()
-	w := &world{t: t, store: ledgertest.New(), images: &layers{map[isle.Digest]bool{}}}
+	w := &world{t: t, store: ledgertest.New(), images: &layers{map[isle.Digest]bool{}, t.TempDir()}}
 	w.config = Config{
 		Dir: filepath.Join(t.TempDir(), "releases"), Store: w.store, Key: keyOf(t, name), Images: w.images,
 		Builder: "spiffe://" + name, BuilderVersion: "1",
@@ -107,16 +131,17 @@ func shop(t testing.TB, title string) Request {
 	digest := func(s string) isle.Digest { return isle.DigestOf([]byte(s)) }
 	of := func(name string) image.Image {
 		return image.Image{Format: image.FormatVersion, Architecture: "amd64", Layers: []image.Layer{
-			{Digest: digest("base"), Size: 10, Kind: "packages", Title: title}, {Digest: digest(name), Size: 20, Kind: "copy", Title: title},
+			{Digest: digest("base"), Size: 4, Kind: "packages", Title: title}, {Digest: digest(name), Size: int64(len(name)), Kind: "copy", Title: title},
 		}}
 	}
 	libc := spec.LockedPackage{Name: "libc6", Version: "2.36-9+deb12u1", Architecture: "amd64", Path: "pool/main/g/glibc/libc6.deb", Size: 5, Digest: digest("libc6")}
 	return Request{
 		Spec: f, Images: map[string]image.Image{"db": of("db"), "web": of("web")},
-		Lock: &spec.Lock{Version: spec.LockVersion, ImageFormat: image.FormatVersion, Architecture: "amd64", Services: map[string]spec.ServiceLock{
-			"db":  {Suite: "bookworm", Requests: []string{"postgresql-15"}, Packages: []spec.LockedPackage{libc}},
-			"web": {Suite: "bookworm", Packages: []spec.LockedPackage{libc}, Copy: []spec.LockedCopy{{From: "app/", To: "/app", Tree: digest("app")}}},
-		}},
+		Lock: &spec.Lock{Version: spec.LockVersion, ImageFormat: image.FormatVersion, Architecture: "amd64", Suites: map[string]spec.SuiteLock{"bookworm": {Releases: map[string]isle.Digest{"dists/bookworm/InRelease": digest("InRelease")}}},
+			Services: map[string]spec.ServiceLock{
+				"db":  {Suite: "bookworm", Requests: []string{"postgresql-15"}, Packages: []spec.LockedPackage{libc}},
+				"web": {Suite: "bookworm", Packages: []spec.LockedPackage{libc}, Copy: []spec.LockedCopy{{From: "app/", To: "/app", Tree: digest("app")}}},
+			}},
 		Source: Source{Branch: "main", Commit: strings.Repeat("1", 40), Repository: strings.Repeat("2", 32)},
 	}
 }

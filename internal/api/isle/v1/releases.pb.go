@@ -976,6 +976,102 @@ func (x *GetAttestationRequest) GetAttestation() string {
 	return ""
 }
 
+type ExportReleaseRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Release       string                 `protobuf:"bytes,1,opt,name=release,proto3" json:"release,omitempty"`
+	Layers        bool                   `protobuf:"varint,2,opt,name=layers,proto3" json:"layers,omitempty"` // with the images' layers
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportReleaseRequest) Reset() {
+	*x = ExportReleaseRequest{}
+	mi := &file_isle_v1_releases_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportReleaseRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportReleaseRequest) ProtoMessage() {}
+
+func (x *ExportReleaseRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_releases_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportReleaseRequest.ProtoReflect.Descriptor instead.
+func (*ExportReleaseRequest) Descriptor() ([]byte, []int) {
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ExportReleaseRequest) GetRelease() string {
+	if x != nil {
+		return x.Release
+	}
+	return ""
+}
+
+func (x *ExportReleaseRequest) GetLayers() bool {
+	if x != nil {
+		return x.Layers
+	}
+	return false
+}
+
+type ImportReleaseResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Release       *Release               `protobuf:"bytes,1,opt,name=release,proto3" json:"release,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportReleaseResponse) Reset() {
+	*x = ImportReleaseResponse{}
+	mi := &file_isle_v1_releases_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportReleaseResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportReleaseResponse) ProtoMessage() {}
+
+func (x *ImportReleaseResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_releases_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportReleaseResponse.ProtoReflect.Descriptor instead.
+func (*ImportReleaseResponse) Descriptor() ([]byte, []int) {
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ImportReleaseResponse) GetRelease() *Release {
+	if x != nil {
+		return x.Release
+	}
+	return nil
+}
+
 type ReleaseKey struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -987,7 +1083,7 @@ type ReleaseKey struct {
 
 func (x *ReleaseKey) Reset() {
 	*x = ReleaseKey{}
-	mi := &file_isle_v1_releases_proto_msgTypes[15]
+	mi := &file_isle_v1_releases_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -999,7 +1095,7 @@ func (x *ReleaseKey) String() string {
 func (*ReleaseKey) ProtoMessage() {}
 
 func (x *ReleaseKey) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[15]
+	mi := &file_isle_v1_releases_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1012,7 +1108,7 @@ func (x *ReleaseKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseKey.ProtoReflect.Descriptor instead.
 func (*ReleaseKey) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{15}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ReleaseKey) GetName() string {
@@ -1044,7 +1140,7 @@ type ListReleaseKeysRequest struct {
 
 func (x *ListReleaseKeysRequest) Reset() {
 	*x = ListReleaseKeysRequest{}
-	mi := &file_isle_v1_releases_proto_msgTypes[16]
+	mi := &file_isle_v1_releases_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1056,7 +1152,7 @@ func (x *ListReleaseKeysRequest) String() string {
 func (*ListReleaseKeysRequest) ProtoMessage() {}
 
 func (x *ListReleaseKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[16]
+	mi := &file_isle_v1_releases_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1069,7 +1165,7 @@ func (x *ListReleaseKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReleaseKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListReleaseKeysRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{16}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{18}
 }
 
 type ListReleaseKeysResponse struct {
@@ -1081,7 +1177,7 @@ type ListReleaseKeysResponse struct {
 
 func (x *ListReleaseKeysResponse) Reset() {
 	*x = ListReleaseKeysResponse{}
-	mi := &file_isle_v1_releases_proto_msgTypes[17]
+	mi := &file_isle_v1_releases_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1093,7 +1189,7 @@ func (x *ListReleaseKeysResponse) String() string {
 func (*ListReleaseKeysResponse) ProtoMessage() {}
 
 func (x *ListReleaseKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[17]
+	mi := &file_isle_v1_releases_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1106,7 +1202,7 @@ func (x *ListReleaseKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReleaseKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListReleaseKeysResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{17}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListReleaseKeysResponse) GetKeys() []*ReleaseKey {
@@ -1126,7 +1222,7 @@ type TrustReleaseKeyRequest struct {
 
 func (x *TrustReleaseKeyRequest) Reset() {
 	*x = TrustReleaseKeyRequest{}
-	mi := &file_isle_v1_releases_proto_msgTypes[18]
+	mi := &file_isle_v1_releases_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1138,7 +1234,7 @@ func (x *TrustReleaseKeyRequest) String() string {
 func (*TrustReleaseKeyRequest) ProtoMessage() {}
 
 func (x *TrustReleaseKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[18]
+	mi := &file_isle_v1_releases_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1151,7 +1247,7 @@ func (x *TrustReleaseKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustReleaseKeyRequest.ProtoReflect.Descriptor instead.
 func (*TrustReleaseKeyRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{18}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *TrustReleaseKeyRequest) GetKey() string {
@@ -1177,7 +1273,7 @@ type TrustReleaseKeyResponse struct {
 
 func (x *TrustReleaseKeyResponse) Reset() {
 	*x = TrustReleaseKeyResponse{}
-	mi := &file_isle_v1_releases_proto_msgTypes[19]
+	mi := &file_isle_v1_releases_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1189,7 +1285,7 @@ func (x *TrustReleaseKeyResponse) String() string {
 func (*TrustReleaseKeyResponse) ProtoMessage() {}
 
 func (x *TrustReleaseKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[19]
+	mi := &file_isle_v1_releases_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1202,7 +1298,7 @@ func (x *TrustReleaseKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustReleaseKeyResponse.ProtoReflect.Descriptor instead.
 func (*TrustReleaseKeyResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{19}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *TrustReleaseKeyResponse) GetKey() *ReleaseKey {
@@ -1282,7 +1378,12 @@ const file_isle_v1_releases_proto_rawDesc = "" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\"S\n" +
 	"\x15GetAttestationRequest\x12\x18\n" +
 	"\arelease\x18\x01 \x01(\tR\arelease\x12 \n" +
-	"\vattestation\x18\x02 \x01(\tR\vattestation\"D\n" +
+	"\vattestation\x18\x02 \x01(\tR\vattestation\"H\n" +
+	"\x14ExportReleaseRequest\x12\x18\n" +
+	"\arelease\x18\x01 \x01(\tR\arelease\x12\x16\n" +
+	"\x06layers\x18\x02 \x01(\bR\x06layers\"C\n" +
+	"\x15ImportReleaseResponse\x12*\n" +
+	"\arelease\x18\x01 \x01(\v2\x10.isle.v1.ReleaseR\arelease\"D\n" +
 	"\n" +
 	"ReleaseKey\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
@@ -1295,7 +1396,7 @@ const file_isle_v1_releases_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x16\n" +
 	"\x06remove\x18\x02 \x01(\bR\x06remove\"@\n" +
 	"\x17TrustReleaseKeyResponse\x12%\n" +
-	"\x03key\x18\x01 \x01(\v2\x13.isle.v1.ReleaseKeyR\x03key2\x82\x05\n" +
+	"\x03key\x18\x01 \x01(\v2\x13.isle.v1.ReleaseKeyR\x03key2\x87\x06\n" +
 	"\x0eReleaseService\x12M\n" +
 	"\rCreateRelease\x12\x1d.isle.v1.CreateReleaseRequest\x1a\x1b.isle.v1.CreateReleaseEvent0\x01\x12K\n" +
 	"\fListReleases\x12\x1c.isle.v1.ListReleasesRequest\x1a\x1d.isle.v1.ListReleasesResponse\x12E\n" +
@@ -1303,7 +1404,9 @@ const file_isle_v1_releases_proto_rawDesc = "" +
 	"GetRelease\x12\x1a.isle.v1.GetReleaseRequest\x1a\x1b.isle.v1.GetReleaseResponse\x12M\n" +
 	"\rVerifyRelease\x12\x1d.isle.v1.VerifyReleaseRequest\x1a\x1b.isle.v1.VerifyReleaseEvent0\x01\x12N\n" +
 	"\rRemoveRelease\x12\x1d.isle.v1.RemoveReleaseRequest\x1a\x1e.isle.v1.RemoveReleaseResponse\x12B\n" +
-	"\x0eGetAttestation\x12\x1e.isle.v1.GetAttestationRequest\x1a\x0e.isle.v1.Chunk0\x01\x12T\n" +
+	"\x0eGetAttestation\x12\x1e.isle.v1.GetAttestationRequest\x1a\x0e.isle.v1.Chunk0\x01\x12@\n" +
+	"\rExportRelease\x12\x1d.isle.v1.ExportReleaseRequest\x1a\x0e.isle.v1.Chunk0\x01\x12A\n" +
+	"\rImportRelease\x12\x0e.isle.v1.Chunk\x1a\x1e.isle.v1.ImportReleaseResponse(\x01\x12T\n" +
 	"\x0fListReleaseKeys\x12\x1f.isle.v1.ListReleaseKeysRequest\x1a .isle.v1.ListReleaseKeysResponse\x12T\n" +
 	"\x0fTrustReleaseKey\x12\x1f.isle.v1.TrustReleaseKeyRequest\x1a .isle.v1.TrustReleaseKeyResponseB\"Z isle/internal/api/isle/v1;islev1b\x06proto3"
 
@@ -1319,7 +1422,7 @@ func file_isle_v1_releases_proto_rawDescGZIP() []byte {
 	return file_isle_v1_releases_proto_rawDescData
 }
 
-var file_isle_v1_releases_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_isle_v1_releases_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_isle_v1_releases_proto_goTypes = []any{
 	(*Release)(nil),                 // 0: isle.v1.Release
 	(*ReleaseImage)(nil),            // 1: isle.v1.ReleaseImage
@@ -1336,53 +1439,60 @@ var file_isle_v1_releases_proto_goTypes = []any{
 	(*RemoveReleaseRequest)(nil),    // 12: isle.v1.RemoveReleaseRequest
 	(*RemoveReleaseResponse)(nil),   // 13: isle.v1.RemoveReleaseResponse
 	(*GetAttestationRequest)(nil),   // 14: isle.v1.GetAttestationRequest
-	(*ReleaseKey)(nil),              // 15: isle.v1.ReleaseKey
-	(*ListReleaseKeysRequest)(nil),  // 16: isle.v1.ListReleaseKeysRequest
-	(*ListReleaseKeysResponse)(nil), // 17: isle.v1.ListReleaseKeysResponse
-	(*TrustReleaseKeyRequest)(nil),  // 18: isle.v1.TrustReleaseKeyRequest
-	(*TrustReleaseKeyResponse)(nil), // 19: isle.v1.TrustReleaseKeyResponse
-	(*timestamppb.Timestamp)(nil),   // 20: google.protobuf.Timestamp
-	(*Source)(nil),                  // 21: isle.v1.Source
-	(*ProgressEvent)(nil),           // 22: isle.v1.ProgressEvent
-	(*Need)(nil),                    // 23: isle.v1.Need
-	(*Chunk)(nil),                   // 24: isle.v1.Chunk
+	(*ExportReleaseRequest)(nil),    // 15: isle.v1.ExportReleaseRequest
+	(*ImportReleaseResponse)(nil),   // 16: isle.v1.ImportReleaseResponse
+	(*ReleaseKey)(nil),              // 17: isle.v1.ReleaseKey
+	(*ListReleaseKeysRequest)(nil),  // 18: isle.v1.ListReleaseKeysRequest
+	(*ListReleaseKeysResponse)(nil), // 19: isle.v1.ListReleaseKeysResponse
+	(*TrustReleaseKeyRequest)(nil),  // 20: isle.v1.TrustReleaseKeyRequest
+	(*TrustReleaseKeyResponse)(nil), // 21: isle.v1.TrustReleaseKeyResponse
+	(*timestamppb.Timestamp)(nil),   // 22: google.protobuf.Timestamp
+	(*Source)(nil),                  // 23: isle.v1.Source
+	(*ProgressEvent)(nil),           // 24: isle.v1.ProgressEvent
+	(*Need)(nil),                    // 25: isle.v1.Need
+	(*Chunk)(nil),                   // 26: isle.v1.Chunk
 }
 var file_isle_v1_releases_proto_depIdxs = []int32{
-	20, // 0: isle.v1.Release.created:type_name -> google.protobuf.Timestamp
+	22, // 0: isle.v1.Release.created:type_name -> google.protobuf.Timestamp
 	1,  // 1: isle.v1.Release.images:type_name -> isle.v1.ReleaseImage
 	2,  // 2: isle.v1.Release.attestations:type_name -> isle.v1.Attestation
-	20, // 3: isle.v1.Attestation.added:type_name -> google.protobuf.Timestamp
-	21, // 4: isle.v1.CreateReleaseRequest.source:type_name -> isle.v1.Source
-	22, // 5: isle.v1.CreateReleaseEvent.progress:type_name -> isle.v1.ProgressEvent
-	23, // 6: isle.v1.CreateReleaseEvent.need:type_name -> isle.v1.Need
+	22, // 3: isle.v1.Attestation.added:type_name -> google.protobuf.Timestamp
+	23, // 4: isle.v1.CreateReleaseRequest.source:type_name -> isle.v1.Source
+	24, // 5: isle.v1.CreateReleaseEvent.progress:type_name -> isle.v1.ProgressEvent
+	25, // 6: isle.v1.CreateReleaseEvent.need:type_name -> isle.v1.Need
 	5,  // 7: isle.v1.CreateReleaseEvent.result:type_name -> isle.v1.CreateReleaseResult
 	0,  // 8: isle.v1.CreateReleaseResult.release:type_name -> isle.v1.Release
 	0,  // 9: isle.v1.ListReleasesResponse.releases:type_name -> isle.v1.Release
 	0,  // 10: isle.v1.GetReleaseResponse.release:type_name -> isle.v1.Release
 	0,  // 11: isle.v1.VerifyReleaseEvent.release:type_name -> isle.v1.Release
-	15, // 12: isle.v1.ListReleaseKeysResponse.keys:type_name -> isle.v1.ReleaseKey
-	15, // 13: isle.v1.TrustReleaseKeyResponse.key:type_name -> isle.v1.ReleaseKey
-	3,  // 14: isle.v1.ReleaseService.CreateRelease:input_type -> isle.v1.CreateReleaseRequest
-	6,  // 15: isle.v1.ReleaseService.ListReleases:input_type -> isle.v1.ListReleasesRequest
-	8,  // 16: isle.v1.ReleaseService.GetRelease:input_type -> isle.v1.GetReleaseRequest
-	10, // 17: isle.v1.ReleaseService.VerifyRelease:input_type -> isle.v1.VerifyReleaseRequest
-	12, // 18: isle.v1.ReleaseService.RemoveRelease:input_type -> isle.v1.RemoveReleaseRequest
-	14, // 19: isle.v1.ReleaseService.GetAttestation:input_type -> isle.v1.GetAttestationRequest
-	16, // 20: isle.v1.ReleaseService.ListReleaseKeys:input_type -> isle.v1.ListReleaseKeysRequest
-	18, // 21: isle.v1.ReleaseService.TrustReleaseKey:input_type -> isle.v1.TrustReleaseKeyRequest
-	4,  // 22: isle.v1.ReleaseService.CreateRelease:output_type -> isle.v1.CreateReleaseEvent
-	7,  // 23: isle.v1.ReleaseService.ListReleases:output_type -> isle.v1.ListReleasesResponse
-	9,  // 24: isle.v1.ReleaseService.GetRelease:output_type -> isle.v1.GetReleaseResponse
-	11, // 25: isle.v1.ReleaseService.VerifyRelease:output_type -> isle.v1.VerifyReleaseEvent
-	13, // 26: isle.v1.ReleaseService.RemoveRelease:output_type -> isle.v1.RemoveReleaseResponse
-	24, // 27: isle.v1.ReleaseService.GetAttestation:output_type -> isle.v1.Chunk
-	17, // 28: isle.v1.ReleaseService.ListReleaseKeys:output_type -> isle.v1.ListReleaseKeysResponse
-	19, // 29: isle.v1.ReleaseService.TrustReleaseKey:output_type -> isle.v1.TrustReleaseKeyResponse
-	22, // [22:30] is the sub-list for method output_type
-	14, // [14:22] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	0,  // 12: isle.v1.ImportReleaseResponse.release:type_name -> isle.v1.Release
+	17, // 13: isle.v1.ListReleaseKeysResponse.keys:type_name -> isle.v1.ReleaseKey
+	17, // 14: isle.v1.TrustReleaseKeyResponse.key:type_name -> isle.v1.ReleaseKey
+	3,  // 15: isle.v1.ReleaseService.CreateRelease:input_type -> isle.v1.CreateReleaseRequest
+	6,  // 16: isle.v1.ReleaseService.ListReleases:input_type -> isle.v1.ListReleasesRequest
+	8,  // 17: isle.v1.ReleaseService.GetRelease:input_type -> isle.v1.GetReleaseRequest
+	10, // 18: isle.v1.ReleaseService.VerifyRelease:input_type -> isle.v1.VerifyReleaseRequest
+	12, // 19: isle.v1.ReleaseService.RemoveRelease:input_type -> isle.v1.RemoveReleaseRequest
+	14, // 20: isle.v1.ReleaseService.GetAttestation:input_type -> isle.v1.GetAttestationRequest
+	15, // 21: isle.v1.ReleaseService.ExportRelease:input_type -> isle.v1.ExportReleaseRequest
+	26, // 22: isle.v1.ReleaseService.ImportRelease:input_type -> isle.v1.Chunk
+	18, // 23: isle.v1.ReleaseService.ListReleaseKeys:input_type -> isle.v1.ListReleaseKeysRequest
+	20, // 24: isle.v1.ReleaseService.TrustReleaseKey:input_type -> isle.v1.TrustReleaseKeyRequest
+	4,  // 25: isle.v1.ReleaseService.CreateRelease:output_type -> isle.v1.CreateReleaseEvent
+	7,  // 26: isle.v1.ReleaseService.ListReleases:output_type -> isle.v1.ListReleasesResponse
+	9,  // 27: isle.v1.ReleaseService.GetRelease:output_type -> isle.v1.GetReleaseResponse
+	11, // 28: isle.v1.ReleaseService.VerifyRelease:output_type -> isle.v1.VerifyReleaseEvent
+	13, // 29: isle.v1.ReleaseService.RemoveRelease:output_type -> isle.v1.RemoveReleaseResponse
+	26, // 30: isle.v1.ReleaseService.GetAttestation:output_type -> isle.v1.Chunk
+	26, // 31: isle.v1.ReleaseService.ExportRelease:output_type -> isle.v1.Chunk
+	16, // 32: isle.v1.ReleaseService.ImportRelease:output_type -> isle.v1.ImportReleaseResponse
+	19, // 33: isle.v1.ReleaseService.ListReleaseKeys:output_type -> isle.v1.ListReleaseKeysResponse
+	21, // 34: isle.v1.ReleaseService.TrustReleaseKey:output_type -> isle.v1.TrustReleaseKeyResponse
+	25, // [25:35] is the sub-list for method output_type
+	15, // [15:25] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_isle_v1_releases_proto_init() }
@@ -1402,7 +1512,7 @@ func file_isle_v1_releases_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isle_v1_releases_proto_rawDesc), len(file_isle_v1_releases_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -51,6 +51,12 @@ const (
 	// ReleaseServiceGetAttestationProcedure is the fully-qualified name of the ReleaseService's
 	// GetAttestation RPC.
 	ReleaseServiceGetAttestationProcedure = "/isle.v1.ReleaseService/GetAttestation"
+	// ReleaseServiceExportReleaseProcedure is the fully-qualified name of the ReleaseService's
+	// ExportRelease RPC.
+	ReleaseServiceExportReleaseProcedure = "/isle.v1.ReleaseService/ExportRelease"
+	// ReleaseServiceImportReleaseProcedure is the fully-qualified name of the ReleaseService's
+	// ImportRelease RPC.
+	ReleaseServiceImportReleaseProcedure = "/isle.v1.ReleaseService/ImportRelease"
 	// ReleaseServiceListReleaseKeysProcedure is the fully-qualified name of the ReleaseService's
 	// ListReleaseKeys RPC.
 	ReleaseServiceListReleaseKeysProcedure = "/isle.v1.ReleaseService/ListReleaseKeys"
@@ -75,6 +81,10 @@ type ReleaseServiceClient interface {
 	// GetAttestation returns one signed statement about a release, an envelope of
 	// DSSE.
 	GetAttestation(context.Context, *connect.Request[v1.GetAttestationRequest]) (*connect.ServerStreamForClient[v1.Chunk], error)
+	// ExportRelease writes it as one file.
+	ExportRelease(context.Context, *connect.Request[v1.ExportReleaseRequest]) (*connect.ServerStreamForClient[v1.Chunk], error)
+	// ImportRelease reads such a file, if a trusted key has signed what is in it.
+	ImportRelease(context.Context) *connect.ClientStreamForClient[v1.Chunk, v1.ImportReleaseResponse]
 	// ListReleaseKeys says whose signatures are trusted.
 	ListReleaseKeys(context.Context, *connect.Request[v1.ListReleaseKeysRequest]) (*connect.Response[v1.ListReleaseKeysResponse], error)
 	// TrustReleaseKey makes the signatures of another server's key count, or not
@@ -129,6 +139,18 @@ func NewReleaseServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(releaseServiceMethods.ByName("GetAttestation")),
 			connect.WithClientOptions(opts...),
 		),
+		exportRelease: connect.NewClient[v1.ExportReleaseRequest, v1.Chunk](
+			httpClient,
+			baseURL+ReleaseServiceExportReleaseProcedure,
+			connect.WithSchema(releaseServiceMethods.ByName("ExportRelease")),
+			connect.WithClientOptions(opts...),
+		),
+		importRelease: connect.NewClient[v1.Chunk, v1.ImportReleaseResponse](
+			httpClient,
+			baseURL+ReleaseServiceImportReleaseProcedure,
+			connect.WithSchema(releaseServiceMethods.ByName("ImportRelease")),
+			connect.WithClientOptions(opts...),
+		),
 		listReleaseKeys: connect.NewClient[v1.ListReleaseKeysRequest, v1.ListReleaseKeysResponse](
 			httpClient,
 			baseURL+ReleaseServiceListReleaseKeysProcedure,
@@ -152,6 +174,8 @@ type releaseServiceClient struct {
 	verifyRelease   *connect.Client[v1.VerifyReleaseRequest, v1.VerifyReleaseEvent]
 	removeRelease   *connect.Client[v1.RemoveReleaseRequest, v1.RemoveReleaseResponse]
 	getAttestation  *connect.Client[v1.GetAttestationRequest, v1.Chunk]
+	exportRelease   *connect.Client[v1.ExportReleaseRequest, v1.Chunk]
+	importRelease   *connect.Client[v1.Chunk, v1.ImportReleaseResponse]
 	listReleaseKeys *connect.Client[v1.ListReleaseKeysRequest, v1.ListReleaseKeysResponse]
 	trustReleaseKey *connect.Client[v1.TrustReleaseKeyRequest, v1.TrustReleaseKeyResponse]
 }
@@ -186,6 +210,16 @@ func (c *releaseServiceClient) GetAttestation(ctx context.Context, req *connect.
 	return c.getAttestation.CallServerStream(ctx, req)
 }
 
+// ExportRelease calls isle.v1.ReleaseService.ExportRelease.
+func (c *releaseServiceClient) ExportRelease(ctx context.Context, req *connect.Request[v1.ExportReleaseRequest]) (*connect.ServerStreamForClient[v1.Chunk], error) {
+	return c.exportRelease.CallServerStream(ctx, req)
+}
+
+// ImportRelease calls isle.v1.ReleaseService.ImportRelease.
+func (c *releaseServiceClient) ImportRelease(ctx context.Context) *connect.ClientStreamForClient[v1.Chunk, v1.ImportReleaseResponse] {
+	return c.importRelease.CallClientStream(ctx)
+}
+
 // ListReleaseKeys calls isle.v1.ReleaseService.ListReleaseKeys.
 func (c *releaseServiceClient) ListReleaseKeys(ctx context.Context, req *connect.Request[v1.ListReleaseKeysRequest]) (*connect.Response[v1.ListReleaseKeysResponse], error) {
 	return c.listReleaseKeys.CallUnary(ctx, req)
@@ -212,6 +246,10 @@ type ReleaseServiceHandler interface {
 	// GetAttestation returns one signed statement about a release, an envelope of
 	// DSSE.
 	GetAttestation(context.Context, *connect.Request[v1.GetAttestationRequest], *connect.ServerStream[v1.Chunk]) error
+	// ExportRelease writes it as one file.
+	ExportRelease(context.Context, *connect.Request[v1.ExportReleaseRequest], *connect.ServerStream[v1.Chunk]) error
+	// ImportRelease reads such a file, if a trusted key has signed what is in it.
+	ImportRelease(context.Context, *connect.ClientStream[v1.Chunk]) (*connect.Response[v1.ImportReleaseResponse], error)
 	// ListReleaseKeys says whose signatures are trusted.
 	ListReleaseKeys(context.Context, *connect.Request[v1.ListReleaseKeysRequest]) (*connect.Response[v1.ListReleaseKeysResponse], error)
 	// TrustReleaseKey makes the signatures of another server's key count, or not
@@ -262,6 +300,18 @@ func NewReleaseServiceHandler(svc ReleaseServiceHandler, opts ...connect.Handler
 		connect.WithSchema(releaseServiceMethods.ByName("GetAttestation")),
 		connect.WithHandlerOptions(opts...),
 	)
+	releaseServiceExportReleaseHandler := connect.NewServerStreamHandler(
+		ReleaseServiceExportReleaseProcedure,
+		svc.ExportRelease,
+		connect.WithSchema(releaseServiceMethods.ByName("ExportRelease")),
+		connect.WithHandlerOptions(opts...),
+	)
+	releaseServiceImportReleaseHandler := connect.NewClientStreamHandler(
+		ReleaseServiceImportReleaseProcedure,
+		svc.ImportRelease,
+		connect.WithSchema(releaseServiceMethods.ByName("ImportRelease")),
+		connect.WithHandlerOptions(opts...),
+	)
 	releaseServiceListReleaseKeysHandler := connect.NewUnaryHandler(
 		ReleaseServiceListReleaseKeysProcedure,
 		svc.ListReleaseKeys,
@@ -288,6 +338,10 @@ func NewReleaseServiceHandler(svc ReleaseServiceHandler, opts ...connect.Handler
 			releaseServiceRemoveReleaseHandler.ServeHTTP(w, r)
 		case ReleaseServiceGetAttestationProcedure:
 			releaseServiceGetAttestationHandler.ServeHTTP(w, r)
+		case ReleaseServiceExportReleaseProcedure:
+			releaseServiceExportReleaseHandler.ServeHTTP(w, r)
+		case ReleaseServiceImportReleaseProcedure:
+			releaseServiceImportReleaseHandler.ServeHTTP(w, r)
 		case ReleaseServiceListReleaseKeysProcedure:
 			releaseServiceListReleaseKeysHandler.ServeHTTP(w, r)
 		case ReleaseServiceTrustReleaseKeyProcedure:
@@ -323,6 +377,14 @@ func (UnimplementedReleaseServiceHandler) RemoveRelease(context.Context, *connec
 
 func (UnimplementedReleaseServiceHandler) GetAttestation(context.Context, *connect.Request[v1.GetAttestationRequest], *connect.ServerStream[v1.Chunk]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("isle.v1.ReleaseService.GetAttestation is not implemented"))
+}
+
+func (UnimplementedReleaseServiceHandler) ExportRelease(context.Context, *connect.Request[v1.ExportReleaseRequest], *connect.ServerStream[v1.Chunk]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("isle.v1.ReleaseService.ExportRelease is not implemented"))
+}
+
+func (UnimplementedReleaseServiceHandler) ImportRelease(context.Context, *connect.ClientStream[v1.Chunk]) (*connect.Response[v1.ImportReleaseResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("isle.v1.ReleaseService.ImportRelease is not implemented"))
 }
 
 func (UnimplementedReleaseServiceHandler) ListReleaseKeys(context.Context, *connect.Request[v1.ListReleaseKeysRequest]) (*connect.Response[v1.ListReleaseKeysResponse], error) {
