@@ -42,6 +42,8 @@ func Actions() []ActionInfo {
 		{Action: ActionReleaseRemove, Resource: "release", Does: "remove a release that nothing runs: isle release rm"},
 		{Action: ActionReleaseExport, Resource: "release", Does: "take a release out with its attestations: isle release export"},
 		{Action: ActionReleaseImport, Resource: "release", Does: "take in a release of the project: isle release import"},
+		{Action: ActionReleasePromote, Resource: "release", Does: "point a stage at the release that the stage before it points at: isle promote", Inside: true},
+		{Action: ActionReleaseSkip, Resource: "release", Does: "promote past a stage, in an emergency: isle promote --break-glass", Inside: true},
 		{Action: ActionReleaseTrust, Resource: "server", Does: "say whose releases are launched: isle release trust"},
 		{Action: ActionEgressConnect, Resource: "egress", Does: "reach a destination outside; an environment asks for it with egress in its file"},
 		{Action: ActionEnvironmentList, Resource: "server", Does: "list environments: isle ls. It shows those that may be read"},

@@ -234,7 +234,9 @@ const (
 	ActionReleaseRemove      Action = "release:remove"
 	ActionReleaseExport      Action = "release:export"
 	ActionReleaseImport      Action = "release:import"
-	ActionReleaseTrust       Action = "release:trust" // a key of another server
+	ActionReleasePromote     Action = "release:promote" // to a stage
+	ActionReleaseSkip        Action = "release:skip"    // stages, on the way
+	ActionReleaseTrust       Action = "release:trust"   // a key of another server
 	ActionEgressConnect      Action = "egress:connect"
 	ActionAuditRead          Action = "audit:read"
 	ActionAuditAccept        Action = "audit:accept-rollback" // a log that does not go on from the kept checkpoint

@@ -19,15 +19,15 @@ func newRelease(a *app) *cobra.Command {
 		Use:   "release",
 		Short: "Seal what was built, to launch exactly that anywhere",
 		Long: `A release is the images of a project's services with what its file says, sealed and signed.
-It is named by the digest of all that, or by at least six characters that begin it: equal
-inputs give an equal release. isle up --release launches it. docs/releases.md has more.`,
+It is named by the digest of all that, by at least six characters that begin it, or by a
+stage that points at it, PROJECT@STAGE: equal inputs give an equal release. isle up --release launches it. docs/releases.md has more.`,
 		Example: `  isle release create
   isle release ls
   isle up --release 3fa9c1 --stage production`,
-		Args: args(0, 0, "a command: create, ls, inspect, verify, attestation, export, import, rm or trust"),
+		Args: args(0, 0, "a command: create, ls, inspect, verify, attestation, export, import, stages, rm or trust"),
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newReleaseCreate(a), newReleaseLs(a), newReleaseInspect(a), newReleaseVerify(a), newReleaseAttestation(a), newReleaseExport(a), newReleaseImport(a), newReleaseRm(a), newReleaseTrust(a))
+	cmd.AddCommand(newReleaseCreate(a), newReleaseLs(a), newReleaseInspect(a), newReleaseVerify(a), newReleaseAttestation(a), newReleaseExport(a), newReleaseImport(a), newReleaseStages(a), newReleaseRm(a), newReleaseTrust(a))
 	return cmd
 }
 
@@ -40,6 +40,7 @@ type releaseJSON struct {
 	Commit       string             `json:"commit,omitempty"`
 	Clean        bool               `json:"clean"` // the files were known to be the commit's
 	Isolation    string             `json:"isolation"`
+	Stages       []string           `json:"stages"` // that point at it
 	Images       []releaseImageJSON `json:"images"`
 	Doors        []string           `json:"doors"`
 	Attestations []attestationJSON  `json:"attestations"`
@@ -71,6 +72,9 @@ func releaseView(r *islev1.Release) releaseJSON {
 	}
 	if out.Doors == nil {
 		out.Doors = []string{}
+	}
+	if out.Stages = r.GetStages(); out.Stages == nil {
+		out.Stages = []string{}
 	}
 	for _, i := range r.GetImages() {
 		out.Images = append(out.Images, releaseImageJSON{i.GetService(), i.GetDigest(), i.GetSize()})
@@ -210,9 +214,9 @@ func newReleaseLs(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return showList(a, res.Msg.GetReleases(), releaseView, "release\tproject\tfrom\tmade\tsigned\tby", func(m *islev1.Release) []string {
+			return showList(a, res.Msg.GetReleases(), releaseView, "release\tproject\tfrom\tstages\tmade\tsigned\tby", func(m *islev1.Release) []string {
 				r := releaseView(m)
-				return []string{shortDigest(r.Digest), r.Project, r.source(), ago(r.Created), r.trust(), r.Author}
+				return []string{shortDigest(r.Digest), r.Project, r.source(), strings.Join(r.Stages, ", "), ago(r.Created), r.trust(), r.Author}
 			})
 		},
 	}
@@ -279,6 +283,7 @@ func (a *app) describeRelease(r releaseJSON) error {
 	for _, i := range r.Images {
 		line("image", fmt.Sprintf("%s, %s, %s", i.Service, i.Digest, bytesText(i.Size)))
 	}
+	line("stages", strings.Join(r.Stages, ", "))
 	line("doors", strings.Join(r.Doors, ", "))
 	for _, t := range r.Attestations {
 		line(t.Kind, t.Digest)

@@ -45,7 +45,7 @@ by --name, else after the project.`,
 		Example: `  isle up
   isle up examples/shop --name try --ttl 2h
   isle up --watch
-  isle up --release 3fa9c1 --stage production`,
+  isle up --release shop@production`,
 		Args: args(0, 1, "at most one folder or file"),
 		RunE: func(cmd *cobra.Command, given []string) error {
 			return a.up(cmd.Context(), o, first(given))
@@ -59,7 +59,7 @@ by --name, else after the project.`,
 	f.BoolVar(&o.locked, "locked", false, "fail if the lock would change")
 	f.BoolVar(&o.noWait, "no-wait", false, "do not wait for health")
 	f.BoolVar(&o.noFork, "no-fork", false, "do not begin a new branch's environment as a copy of its parent's")
-	f.StringVar(&o.release, "release", "", "launch this release in place of a file")
+	f.StringVar(&o.release, "release", "", "launch this release in place of a file: a digest, or PROJECT@STAGE")
 	f.BoolVar(&o.watch, "watch", false, "do it again whenever a file changes, until Ctrl-C")
 	return cmd
 }
@@ -121,6 +121,12 @@ func (a *app) upRelease(ctx context.Context, o upOptions, req *islev1.UpRequest,
 		return err
 	}
 	req.Release = o.release
+	if _, stage, ok := strings.Cut(o.release, "@"); ok { // it says where, too
+		if o.stage != isle.DefaultStage && o.stage != stage {
+			return usagef("--release %s is of stage %s, and --stage says %s", o.release, stage, o.stage)
+		}
+		req.Stage = stage
+	}
 	show := a.newProgress()
 	res, err := upOnce(ctx, c, req, show)
 	show.close()

@@ -39,11 +39,15 @@ type ReleaseReader interface {
 	Statement(d isle.Digest, a release.Attestation) ([]byte, error)
 	Export(ctx context.Context, name string, layers bool, w io.Writer) error
 	Keys() ([]seal.TrustedKey, error)
+	StagesOf(d isle.Digest) []release.Stage
+	At(rel release.Release, stage string, must bool) (release.Values, error)
+	Plan(ctx context.Context, p release.Promotion) (release.Plan, error)
 }
 
 // A ReleaseWriter changes which there are.
 type ReleaseWriter interface {
 	Create(ctx context.Context, actor isle.Actor, req release.Request) (rel release.Release, made bool, err error)
+	Promote(ctx context.Context, actor isle.Actor, p release.Promotion, seen isle.Digest) (release.Plan, error)
 	Import(ctx context.Context, actor isle.Actor, r io.Reader, allow func(project string) error) (release.Release, error)
 	Remove(ctx context.Context, actor isle.Actor, name string) (isle.Digest, error)
 	Trust(ctx context.Context, actor isle.Actor, key string) (seal.TrustedKey, error)
@@ -78,6 +82,8 @@ func (cfg Config) releaseRules() map[string]rule {
 		// Of which project one is that comes in a file the handler finds out.
 		islev1connect.ReleaseServiceImportReleaseProcedure:   always(isle.ActionServerRead),
 		islev1connect.ReleaseServiceRemoveReleaseProcedure:   on(isle.ActionReleaseRemove),
+		islev1connect.ReleaseServicePromoteProcedure:         cfg.asksOfPromote,
+		islev1connect.ReleaseServiceListStagesProcedure:      always(isle.ActionServerRead),
 		islev1connect.ReleaseServiceListReleaseKeysProcedure: always(isle.ActionServerRead),
 		islev1connect.ReleaseServiceTrustReleaseKeyProcedure: always(isle.ActionReleaseTrust),
 	}
@@ -148,7 +154,7 @@ func (s *releases) CreateRelease(ctx context.Context, req *connect.Request[islev
 	if err != nil {
 		return err
 	}
-	return stream.Send(&islev1.CreateReleaseEvent{Event: &islev1.CreateReleaseEvent_Result{Result: &islev1.CreateReleaseResult{Release: releaseMessage(rel), Made: made}}})
+	return stream.Send(&islev1.CreateReleaseEvent{Event: &islev1.CreateReleaseEvent_Result{Result: &islev1.CreateReleaseResult{Release: s.message(rel), Made: made}}})
 }
 
 // ListReleases implements the RPC.
@@ -165,7 +171,7 @@ func (s *releases) ListReleases(ctx context.Context, req *connect.Request[islev1
 			continue
 		}
 		if q := queriesOf(who, releaseOf(isle.ActionReleaseRead, project)); s.Policy.Decide(q[0]).Allowed() {
-			res.Releases = append(res.Releases, releaseMessage(rel))
+			res.Releases = append(res.Releases, s.message(rel))
 		}
 	}
 	return connect.NewResponse(res), nil
@@ -177,7 +183,7 @@ func (s *releases) GetRelease(_ context.Context, req *connect.Request[islev1.Get
 	if err != nil {
 		return nil, err
 	}
-	out := releaseMessage(rel)
+	out := s.message(rel)
 	if rel.Broken == nil {
 		if out.Manifest, err = rel.Manifest.Encode(); err != nil {
 			return nil, err
@@ -192,7 +198,7 @@ func (s *releases) VerifyRelease(ctx context.Context, req *connect.Request[islev
 	if err != nil {
 		return err
 	}
-	return stream.Send(&islev1.VerifyReleaseEvent{Release: releaseMessage(v.Release), Layers: int32(v.Layers), Bytes: v.Bytes})
+	return stream.Send(&islev1.VerifyReleaseEvent{Release: s.message(v.Release), Layers: int32(v.Layers), Bytes: v.Bytes})
 }
 
 // RemoveRelease implements the RPC.
@@ -265,7 +271,7 @@ func (s *releases) ImportRelease(ctx context.Context, stream *connect.ClientStre
 	if err != nil {
 		return nil, err
 	}
-	return connect.NewResponse(&islev1.ImportReleaseResponse{Release: releaseMessage(rel)}), nil
+	return connect.NewResponse(&islev1.ImportReleaseResponse{Release: s.message(rel)}), nil
 }
 
 // ListReleaseKeys implements the RPC.
@@ -296,6 +302,15 @@ func (s *releases) TrustReleaseKey(ctx context.Context, req *connect.Request[isl
 
 func releaseKeyMessage(k seal.TrustedKey) *islev1.ReleaseKey {
 	return &islev1.ReleaseKey{Name: k.Name, Key: k.Key, Own: k.Own}
+}
+
+// message is a release with the stages that point at it.
+func (s *releases) message(r release.Release) *islev1.Release {
+	out := releaseMessage(r)
+	for _, st := range s.Releases.StagesOf(r.Digest) {
+		out.Stages = append(out.Stages, st.Name)
+	}
+	return out
 }
 
 func releaseMessage(r release.Release) *islev1.Release {

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"slices"
 
 	"connectrpc.com/connect"
 
@@ -33,8 +34,18 @@ func (s *environments) upRelease(ctx context.Context, m *islev1.UpRequest, strea
 	if err != nil {
 		return err
 	}
+	order := s.Policy.State().Set.Stages()
+	must := s.Policy.State().Set.Protected(ref.Stage) || slices.Index(order, ref.Stage) > 0
+	values, err := s.Releases.At(rel, ref.Stage, must)
+	if err != nil {
+		return err
+	}
+	file, err := values.Apply(rel.Manifest.Spec)
+	if err != nil {
+		return err
+	}
 	up := environment.UpRequest{
-		Ref: ref, Project: project, Spec: rel.Manifest.Spec, Images: images, NoWait: m.GetNoWait(), Release: rel.Digest,
+		Ref: ref, Project: project, Spec: file, Images: images, NoWait: m.GetNoWait(), Release: rel.Digest,
 		Branch: rel.Source.Branch, Commit: rel.Source.Commit, Dirty: rel.Source.Dirty, Repository: rel.Source.Repository,
 	}
 	if m.GetTtl() != nil {

@@ -51,6 +51,9 @@ func builtinRoles() []Role {
 // defaultProtected are the protected stages where no document names any.
 func defaultProtected() []string { return []string{"production"} }
 
+// defaultStages is the order of stages where no document says one.
+func defaultStages() []string { return []string{"testing", "staging", "production"} }
+
 // builtinForbids are what no role lifts. A condition that could fail is written
 // so that it forbids: Cedar skips a policy that errors.
 const builtinForbids = `

@@ -56,6 +56,9 @@ func (s *Set) Diff(next *Set, now time.Time) (out []Change) {
 		}
 	}
 	out = append(out, s.connectionsTo(next)...)
+	if !slices.Equal(s.stages, next.stages) {
+		out = append(out, Change{"everyone", true, "promotion in the order " + strings.Join(next.stages, ", ") + ", before it was " + strings.Join(s.stages, ", ")})
+	}
 	for _, stage := range next.protected {
 		if !s.Protected(stage) {
 			out = append(out, Change{"everyone", false, "launch and entry in stage " + stage + ", which becomes protected"})

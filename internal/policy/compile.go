@@ -27,6 +27,7 @@ type Set struct {
 	approvals   []Approval
 	webhooks    map[string]Webhook
 	protected   []string
+	stages      []string // in the order of promotion
 
 	members map[Subject][]member
 	shapes  []Subject // which fields workload subjects have set, each once
@@ -160,6 +161,11 @@ func (s *Set) merge(files []File, wrong map[string][]problem.Problem) {
 			spoken = true
 			s.protected = append(s.protected, f.Protected...)
 		}
+		if f.Stages != nil && s.stages != nil {
+			say(f.StagesAt, "the order of stages is in another document already: %s", strings.Join(s.stages, ", "))
+		} else if f.Stages != nil {
+			s.stages = f.Stages
+		}
 		for _, r := range f.Roles {
 			if have, ok := s.roles[r.Name]; ok {
 				say(r.At, "role %s is there already: %s", r.Name, have.At)
@@ -184,6 +190,9 @@ func (s *Set) merge(files []File, wrong map[string][]problem.Problem) {
 	}
 	if !spoken {
 		s.protected = defaultProtected()
+	}
+	if s.stages == nil {
+		s.stages = defaultStages()
 	}
 	known := slices.Collect(maps.Keys(s.roles))
 	role := func(at Position, name string) {

@@ -309,5 +309,8 @@ func (s *Set) Protected(stage string) bool { return slices.Contains(s.protected,
 // ProtectedStages are the stages that are protected.
 func (s *Set) ProtectedStages() []string { return slices.Clone(s.protected) }
 
+// Stages are the stages in the order of promotion, the first one first.
+func (s *Set) Stages() []string { return slices.Clone(s.stages) }
+
 // Documents are what the set is made of.
 func (s *Set) Documents() []Document { return s.documents }

@@ -41,6 +41,20 @@ func (r *reader) readFile(n *yaml.Node, f *File) {
 			f.Protected = []string{}
 			r.list(n, "a list of stages", func(n *yaml.Node) { r.stage(n, func(s string) { f.Protected = append(f.Protected, s) }) })
 		}},
+		key{name: "stages", read: func(n *yaml.Node) {
+			f.Stages, f.StagesAt = []string{}, r.at(n)
+			r.list(n, "a list of stages", func(n *yaml.Node) {
+				r.stage(n, func(s string) {
+					if slices.Contains(f.Stages, s) {
+						r.Problem(n, "stage %s is here a second time", s)
+					}
+					f.Stages = append(f.Stages, s)
+				})
+			})
+			if len(f.Stages) == 0 {
+				r.Problem(n, "at least one stage is needed")
+			}
+		}},
 	)
 }
 

@@ -140,6 +140,8 @@ type File struct {
 	Approvals   []Approval
 	Webhooks    []Webhook
 	Protected   []string // stages; nil if the document does not speak of them
+	Stages      []string // in the order of promotion; nil if the document does not speak of it
+	StagesAt    Position
 }
 
 // A Place is where a workload runs.

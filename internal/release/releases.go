@@ -19,7 +19,7 @@ import (
 	"isle/internal/seal"
 )
 
-// ledgerName is the ledger that releases and trusted keys are records of.
+// ledgerName is the ledger that releases, stages and trusted keys are records of.
 const ledgerName = "release"
 
 // keyRelease begins the key of a release's record: 64 hexadecimal characters
@@ -48,6 +48,8 @@ type Releases struct {
 
 	mu    sync.RWMutex // guards what follows
 	known map[isle.Digest]record
+	// stages are what stages of projects point at.
+	stages map[stageKey]Stage
 }
 
 // A record is what the ledger says of a release beside its digest.
@@ -79,7 +81,7 @@ func Open(ctx context.Context, cfg Config) (*Releases, error) {
 	if cfg.InUse == nil {
 		cfg.InUse = func(isle.Digest) []string { return nil }
 	}
-	r := &Releases{cfg: cfg, known: map[isle.Digest]record{}, ring: seal.NewRing(cfg.Key, "release", isle.ActionReleaseTrust)}
+	r := &Releases{cfg: cfg, known: map[isle.Digest]record{}, stages: map[stageKey]Stage{}, ring: seal.NewRing(cfg.Key, "release", isle.ActionReleaseTrust)}
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, isle.Errorf(isle.Unavailable, "cannot make the folder of releases: %w", err)
 	}
@@ -112,7 +114,7 @@ func (r *Releases) load(rec ledger.Record) error {
 			r.known[d] = v
 			return nil
 		}
-	} else if r.ring.Load(rec) {
+	} else if key, ok := strings.CutPrefix(rec.Key, keyStage); ok && r.loadStage(key, rec.Body) || !ok && r.ring.Load(rec) {
 		return nil
 	}
 	return isle.Errorf(isle.Unavailable, "the record %q of the release ledger cannot be read", rec.Key).WithHint("start with the program that wrote it")
@@ -233,8 +235,8 @@ func (r *Releases) Images(use func(image.Image)) {
 	}
 }
 
-// Look returns the release of a digest, or of a part of one that begins it (at
-// least minPrefix hexadecimal characters). What is wrong with it is in Broken.
+// Look returns the release of a digest, of a part of one that begins it (at least
+// minPrefix hexadecimal characters), or that a stage points at, PROJECT@STAGE. What is wrong with it is in Broken.
 func (r *Releases) Look(name string) (Release, error) {
 	d, err := r.find(name)
 	if err != nil {
@@ -297,6 +299,12 @@ func (r *Releases) find(name string) (isle.Digest, error) {
 	}
 	r.mu.RLock()
 	defer r.mu.RUnlock()
+	if project, stage, ok := strings.Cut(name, "@"); ok {
+		if s, ok := r.stages[stageKey{project, stage}]; ok {
+			return s.Release, nil
+		}
+		return "", isle.Errorf(isle.NotFound, "stage %s of %s points at no release", clip(stage), clip(project)).WithHint("isle promote %s --to %s", clip(project), clip(stage))
+	}
 	hex := strings.TrimPrefix(name, "sha256:")
 	var found []isle.Digest
 	if len(hex) >= minPrefix && len(hex) <= 64 && strings.Trim(hex, "0123456789abcdef") == "" {

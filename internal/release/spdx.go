@@ -63,10 +63,10 @@ func materials(l *spec.Lock) []material {
 	return out
 }
 
-// A document of SPDX 2.3 (spdx.github.io/spdx-spec/v2.3), as far as it is written
+// An spdxDocument is one of SPDX 2.3 (spdx.github.io/spdx-spec/v2.3), as far as it is written
 // here.
 type (
-	document struct {
+	spdxDocument struct {
 		ID            string         `json:"SPDXID"`
 		Version       string         `json:"spdxVersion"`
 		License       string         `json:"dataLicense"`
@@ -115,7 +115,7 @@ func sums(d isle.Digest) []checksum { return []checksum{{"SHA256", d.Hex()}} }
 // bill is what is in a release: its images, and what each was made of by the lock.
 func (r *Releases) bill(about subject) (any, string) {
 	const root = "SPDXRef-release"
-	out := document{
+	out := spdxDocument{
 		ID: "SPDXRef-DOCUMENT", Version: "SPDX-2.3", License: "CC0-1.0", Name: about.manifest.Project + " " + about.digest.Short(),
 		Namespace: r.cfg.Builder + "/release/" + about.digest.Hex() + "/" + string(about.entry),
 		Creation:  creation{about.at.Truncate(time.Second).Format(time.RFC3339), []string{"Tool: isle-" + r.cfg.BuilderVersion}},

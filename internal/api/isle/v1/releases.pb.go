@@ -39,6 +39,7 @@ type Release struct {
 	Doors         []string               `protobuf:"bytes,13,rep,name=doors,proto3" json:"doors,omitempty"` // what it asks to reach: connection:NAME, egress:HOST:PORT
 	Attestations  []*Attestation         `protobuf:"bytes,14,rep,name=attestations,proto3" json:"attestations,omitempty"`
 	Manifest      []byte                 `protobuf:"bytes,15,opt,name=manifest,proto3" json:"manifest,omitempty"` // of Get: the bytes that the digest is of
+	Stages        []string               `protobuf:"bytes,17,rep,name=stages,proto3" json:"stages,omitempty"`     // that point at it
 	Broken        string                 `protobuf:"bytes,16,opt,name=broken,proto3" json:"broken,omitempty"`     // why it cannot be used; empty if nothing is known to be wrong
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -175,6 +176,13 @@ func (x *Release) GetAttestations() []*Attestation {
 func (x *Release) GetManifest() []byte {
 	if x != nil {
 		return x.Manifest
+	}
+	return nil
+}
+
+func (x *Release) GetStages() []string {
+	if x != nil {
+		return x.Stages
 	}
 	return nil
 }
@@ -1072,6 +1080,418 @@ func (x *ImportReleaseResponse) GetRelease() *Release {
 	return nil
 }
 
+type PromoteRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Project       string                 `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"`
+	Stage         string                 `protobuf:"bytes,2,opt,name=stage,proto3" json:"stage,omitempty"`
+	Release       string                 `protobuf:"bytes,3,opt,name=release,proto3" json:"release,omitempty"`                          // empty: that of the stage before; the first stage needs one
+	Values        []byte                 `protobuf:"bytes,4,opt,name=values,proto3" json:"values,omitempty"`                            // values.STAGE.yaml
+	KeepValues    bool                   `protobuf:"varint,5,opt,name=keep_values,json=keepValues,proto3" json:"keep_values,omitempty"` // the stage keeps the values that it has
+	BreakGlass    string                 `protobuf:"bytes,6,opt,name=break_glass,json=breakGlass,proto3" json:"break_glass,omitempty"`  // why stages are passed over; empty: none may be
+	DryRun        bool                   `protobuf:"varint,7,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	Seen          string                 `protobuf:"bytes,8,opt,name=seen,proto3" json:"seen,omitempty"`                               // what the stage pointed at when it was looked at; empty: nothing
+	ValuesName    string                 `protobuf:"bytes,9,opt,name=values_name,json=valuesName,proto3" json:"values_name,omitempty"` // of the file, for messages
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PromoteRequest) Reset() {
+	*x = PromoteRequest{}
+	mi := &file_isle_v1_releases_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PromoteRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PromoteRequest) ProtoMessage() {}
+
+func (x *PromoteRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_releases_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PromoteRequest.ProtoReflect.Descriptor instead.
+func (*PromoteRequest) Descriptor() ([]byte, []int) {
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *PromoteRequest) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
+}
+
+func (x *PromoteRequest) GetStage() string {
+	if x != nil {
+		return x.Stage
+	}
+	return ""
+}
+
+func (x *PromoteRequest) GetRelease() string {
+	if x != nil {
+		return x.Release
+	}
+	return ""
+}
+
+func (x *PromoteRequest) GetValues() []byte {
+	if x != nil {
+		return x.Values
+	}
+	return nil
+}
+
+func (x *PromoteRequest) GetKeepValues() bool {
+	if x != nil {
+		return x.KeepValues
+	}
+	return false
+}
+
+func (x *PromoteRequest) GetBreakGlass() string {
+	if x != nil {
+		return x.BreakGlass
+	}
+	return ""
+}
+
+func (x *PromoteRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *PromoteRequest) GetSeen() string {
+	if x != nil {
+		return x.Seen
+	}
+	return ""
+}
+
+func (x *PromoteRequest) GetValuesName() string {
+	if x != nil {
+		return x.ValuesName
+	}
+	return ""
+}
+
+type PromoteResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Release       *Release               `protobuf:"bytes,1,opt,name=release,proto3" json:"release,omitempty"`
+	From          string                 `protobuf:"bytes,2,opt,name=from,proto3" json:"from,omitempty"`        // the stage before; empty of the first one
+	Before        string                 `protobuf:"bytes,3,opt,name=before,proto3" json:"before,omitempty"`    // what the stage pointed at until now; empty: nothing
+	Changed       bool                   `protobuf:"varint,4,opt,name=changed,proto3" json:"changed,omitempty"` // or, of a dry run, would change
+	PassedOver    string                 `protobuf:"bytes,5,opt,name=passed_over,json=passedOver,proto3" json:"passed_over,omitempty"`
+	Values        []string               `protobuf:"bytes,6,rep,name=values,proto3" json:"values,omitempty"` // KEY=VALUE, of the stage
+	Packages      []*PackageChange       `protobuf:"bytes,7,rep,name=packages,proto3" json:"packages,omitempty"`
+	Configuration []*SettingChange       `protobuf:"bytes,8,rep,name=configuration,proto3" json:"configuration,omitempty"`
+	Images        []string               `protobuf:"bytes,9,rep,name=images,proto3" json:"images,omitempty"` // services whose image is another one
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PromoteResponse) Reset() {
+	*x = PromoteResponse{}
+	mi := &file_isle_v1_releases_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PromoteResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PromoteResponse) ProtoMessage() {}
+
+func (x *PromoteResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_releases_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PromoteResponse.ProtoReflect.Descriptor instead.
+func (*PromoteResponse) Descriptor() ([]byte, []int) {
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *PromoteResponse) GetRelease() *Release {
+	if x != nil {
+		return x.Release
+	}
+	return nil
+}
+
+func (x *PromoteResponse) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *PromoteResponse) GetBefore() string {
+	if x != nil {
+		return x.Before
+	}
+	return ""
+}
+
+func (x *PromoteResponse) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
+}
+
+func (x *PromoteResponse) GetPassedOver() string {
+	if x != nil {
+		return x.PassedOver
+	}
+	return ""
+}
+
+func (x *PromoteResponse) GetValues() []string {
+	if x != nil {
+		return x.Values
+	}
+	return nil
+}
+
+func (x *PromoteResponse) GetPackages() []*PackageChange {
+	if x != nil {
+		return x.Packages
+	}
+	return nil
+}
+
+func (x *PromoteResponse) GetConfiguration() []*SettingChange {
+	if x != nil {
+		return x.Configuration
+	}
+	return nil
+}
+
+func (x *PromoteResponse) GetImages() []string {
+	if x != nil {
+		return x.Images
+	}
+	return nil
+}
+
+type Stage struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Project       string                 `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Release       string                 `protobuf:"bytes,3,opt,name=release,proto3" json:"release,omitempty"`
+	Since         *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
+	By            string                 `protobuf:"bytes,5,opt,name=by,proto3" json:"by,omitempty"`
+	Before        string                 `protobuf:"bytes,6,opt,name=before,proto3" json:"before,omitempty"`
+	Values        []string               `protobuf:"bytes,7,rep,name=values,proto3" json:"values,omitempty"`
+	Passed        string                 `protobuf:"bytes,8,opt,name=passed,proto3" json:"passed,omitempty"` // why a stage before was passed over
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Stage) Reset() {
+	*x = Stage{}
+	mi := &file_isle_v1_releases_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Stage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Stage) ProtoMessage() {}
+
+func (x *Stage) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_releases_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Stage.ProtoReflect.Descriptor instead.
+func (*Stage) Descriptor() ([]byte, []int) {
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *Stage) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
+}
+
+func (x *Stage) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Stage) GetRelease() string {
+	if x != nil {
+		return x.Release
+	}
+	return ""
+}
+
+func (x *Stage) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *Stage) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *Stage) GetBefore() string {
+	if x != nil {
+		return x.Before
+	}
+	return ""
+}
+
+func (x *Stage) GetValues() []string {
+	if x != nil {
+		return x.Values
+	}
+	return nil
+}
+
+func (x *Stage) GetPassed() string {
+	if x != nil {
+		return x.Passed
+	}
+	return ""
+}
+
+type ListStagesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Project       string                 `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListStagesRequest) Reset() {
+	*x = ListStagesRequest{}
+	mi := &file_isle_v1_releases_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListStagesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListStagesRequest) ProtoMessage() {}
+
+func (x *ListStagesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_releases_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListStagesRequest.ProtoReflect.Descriptor instead.
+func (*ListStagesRequest) Descriptor() ([]byte, []int) {
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ListStagesRequest) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
+}
+
+type ListStagesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Stages        []*Stage               `protobuf:"bytes,1,rep,name=stages,proto3" json:"stages,omitempty"`
+	Order         []string               `protobuf:"bytes,2,rep,name=order,proto3" json:"order,omitempty"` // of promotion
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListStagesResponse) Reset() {
+	*x = ListStagesResponse{}
+	mi := &file_isle_v1_releases_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListStagesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListStagesResponse) ProtoMessage() {}
+
+func (x *ListStagesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_releases_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListStagesResponse.ProtoReflect.Descriptor instead.
+func (*ListStagesResponse) Descriptor() ([]byte, []int) {
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ListStagesResponse) GetStages() []*Stage {
+	if x != nil {
+		return x.Stages
+	}
+	return nil
+}
+
+func (x *ListStagesResponse) GetOrder() []string {
+	if x != nil {
+		return x.Order
+	}
+	return nil
+}
+
 type ReleaseKey struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1083,7 +1503,7 @@ type ReleaseKey struct {
 
 func (x *ReleaseKey) Reset() {
 	*x = ReleaseKey{}
-	mi := &file_isle_v1_releases_proto_msgTypes[17]
+	mi := &file_isle_v1_releases_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1095,7 +1515,7 @@ func (x *ReleaseKey) String() string {
 func (*ReleaseKey) ProtoMessage() {}
 
 func (x *ReleaseKey) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[17]
+	mi := &file_isle_v1_releases_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1108,7 +1528,7 @@ func (x *ReleaseKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseKey.ProtoReflect.Descriptor instead.
 func (*ReleaseKey) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{17}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ReleaseKey) GetName() string {
@@ -1140,7 +1560,7 @@ type ListReleaseKeysRequest struct {
 
 func (x *ListReleaseKeysRequest) Reset() {
 	*x = ListReleaseKeysRequest{}
-	mi := &file_isle_v1_releases_proto_msgTypes[18]
+	mi := &file_isle_v1_releases_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1152,7 +1572,7 @@ func (x *ListReleaseKeysRequest) String() string {
 func (*ListReleaseKeysRequest) ProtoMessage() {}
 
 func (x *ListReleaseKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[18]
+	mi := &file_isle_v1_releases_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1165,7 +1585,7 @@ func (x *ListReleaseKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReleaseKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListReleaseKeysRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{18}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{23}
 }
 
 type ListReleaseKeysResponse struct {
@@ -1177,7 +1597,7 @@ type ListReleaseKeysResponse struct {
 
 func (x *ListReleaseKeysResponse) Reset() {
 	*x = ListReleaseKeysResponse{}
-	mi := &file_isle_v1_releases_proto_msgTypes[19]
+	mi := &file_isle_v1_releases_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1189,7 +1609,7 @@ func (x *ListReleaseKeysResponse) String() string {
 func (*ListReleaseKeysResponse) ProtoMessage() {}
 
 func (x *ListReleaseKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[19]
+	mi := &file_isle_v1_releases_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1202,7 +1622,7 @@ func (x *ListReleaseKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReleaseKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListReleaseKeysResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{19}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListReleaseKeysResponse) GetKeys() []*ReleaseKey {
@@ -1222,7 +1642,7 @@ type TrustReleaseKeyRequest struct {
 
 func (x *TrustReleaseKeyRequest) Reset() {
 	*x = TrustReleaseKeyRequest{}
-	mi := &file_isle_v1_releases_proto_msgTypes[20]
+	mi := &file_isle_v1_releases_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1234,7 +1654,7 @@ func (x *TrustReleaseKeyRequest) String() string {
 func (*TrustReleaseKeyRequest) ProtoMessage() {}
 
 func (x *TrustReleaseKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[20]
+	mi := &file_isle_v1_releases_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1247,7 +1667,7 @@ func (x *TrustReleaseKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustReleaseKeyRequest.ProtoReflect.Descriptor instead.
 func (*TrustReleaseKeyRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{20}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *TrustReleaseKeyRequest) GetKey() string {
@@ -1273,7 +1693,7 @@ type TrustReleaseKeyResponse struct {
 
 func (x *TrustReleaseKeyResponse) Reset() {
 	*x = TrustReleaseKeyResponse{}
-	mi := &file_isle_v1_releases_proto_msgTypes[21]
+	mi := &file_isle_v1_releases_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1285,7 +1705,7 @@ func (x *TrustReleaseKeyResponse) String() string {
 func (*TrustReleaseKeyResponse) ProtoMessage() {}
 
 func (x *TrustReleaseKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[21]
+	mi := &file_isle_v1_releases_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1298,7 +1718,7 @@ func (x *TrustReleaseKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustReleaseKeyResponse.ProtoReflect.Descriptor instead.
 func (*TrustReleaseKeyResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{21}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *TrustReleaseKeyResponse) GetKey() *ReleaseKey {
@@ -1312,7 +1732,7 @@ var File_isle_v1_releases_proto protoreflect.FileDescriptor
 
 const file_isle_v1_releases_proto_rawDesc = "" +
 	"\n" +
-	"\x16isle/v1/releases.proto\x12\aisle.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19isle/v1/environment.proto\"\xee\x03\n" +
+	"\x16isle/v1/releases.proto\x12\aisle.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19isle/v1/environment.proto\x1a\x17isle/v1/snapshots.proto\"\x86\x04\n" +
 	"\aRelease\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x18\n" +
 	"\aproject\x18\x02 \x01(\tR\aproject\x124\n" +
@@ -1330,6 +1750,7 @@ const file_isle_v1_releases_proto_rawDesc = "" +
 	"\x05doors\x18\r \x03(\tR\x05doors\x128\n" +
 	"\fattestations\x18\x0e \x03(\v2\x14.isle.v1.AttestationR\fattestations\x12\x1a\n" +
 	"\bmanifest\x18\x0f \x01(\fR\bmanifest\x12\x16\n" +
+	"\x06stages\x18\x11 \x03(\tR\x06stages\x12\x16\n" +
 	"\x06broken\x18\x10 \x01(\tR\x06broken\"T\n" +
 	"\fReleaseImage\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x16\n" +
@@ -1383,7 +1804,45 @@ const file_isle_v1_releases_proto_rawDesc = "" +
 	"\arelease\x18\x01 \x01(\tR\arelease\x12\x16\n" +
 	"\x06layers\x18\x02 \x01(\bR\x06layers\"C\n" +
 	"\x15ImportReleaseResponse\x12*\n" +
-	"\arelease\x18\x01 \x01(\v2\x10.isle.v1.ReleaseR\arelease\"D\n" +
+	"\arelease\x18\x01 \x01(\v2\x10.isle.v1.ReleaseR\arelease\"\x82\x02\n" +
+	"\x0ePromoteRequest\x12\x18\n" +
+	"\aproject\x18\x01 \x01(\tR\aproject\x12\x14\n" +
+	"\x05stage\x18\x02 \x01(\tR\x05stage\x12\x18\n" +
+	"\arelease\x18\x03 \x01(\tR\arelease\x12\x16\n" +
+	"\x06values\x18\x04 \x01(\fR\x06values\x12\x1f\n" +
+	"\vkeep_values\x18\x05 \x01(\bR\n" +
+	"keepValues\x12\x1f\n" +
+	"\vbreak_glass\x18\x06 \x01(\tR\n" +
+	"breakGlass\x12\x17\n" +
+	"\adry_run\x18\a \x01(\bR\x06dryRun\x12\x12\n" +
+	"\x04seen\x18\b \x01(\tR\x04seen\x12\x1f\n" +
+	"\vvalues_name\x18\t \x01(\tR\n" +
+	"valuesName\"\xc6\x02\n" +
+	"\x0fPromoteResponse\x12*\n" +
+	"\arelease\x18\x01 \x01(\v2\x10.isle.v1.ReleaseR\arelease\x12\x12\n" +
+	"\x04from\x18\x02 \x01(\tR\x04from\x12\x16\n" +
+	"\x06before\x18\x03 \x01(\tR\x06before\x12\x18\n" +
+	"\achanged\x18\x04 \x01(\bR\achanged\x12\x1f\n" +
+	"\vpassed_over\x18\x05 \x01(\tR\n" +
+	"passedOver\x12\x16\n" +
+	"\x06values\x18\x06 \x03(\tR\x06values\x122\n" +
+	"\bpackages\x18\a \x03(\v2\x16.isle.v1.PackageChangeR\bpackages\x12<\n" +
+	"\rconfiguration\x18\b \x03(\v2\x16.isle.v1.SettingChangeR\rconfiguration\x12\x16\n" +
+	"\x06images\x18\t \x03(\tR\x06images\"\xd9\x01\n" +
+	"\x05Stage\x12\x18\n" +
+	"\aproject\x18\x01 \x01(\tR\aproject\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
+	"\arelease\x18\x03 \x01(\tR\arelease\x120\n" +
+	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x0e\n" +
+	"\x02by\x18\x05 \x01(\tR\x02by\x12\x16\n" +
+	"\x06before\x18\x06 \x01(\tR\x06before\x12\x16\n" +
+	"\x06values\x18\a \x03(\tR\x06values\x12\x16\n" +
+	"\x06passed\x18\b \x01(\tR\x06passed\"-\n" +
+	"\x11ListStagesRequest\x12\x18\n" +
+	"\aproject\x18\x01 \x01(\tR\aproject\"R\n" +
+	"\x12ListStagesResponse\x12&\n" +
+	"\x06stages\x18\x01 \x03(\v2\x0e.isle.v1.StageR\x06stages\x12\x14\n" +
+	"\x05order\x18\x02 \x03(\tR\x05order\"D\n" +
 	"\n" +
 	"ReleaseKey\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
@@ -1396,7 +1855,7 @@ const file_isle_v1_releases_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x16\n" +
 	"\x06remove\x18\x02 \x01(\bR\x06remove\"@\n" +
 	"\x17TrustReleaseKeyResponse\x12%\n" +
-	"\x03key\x18\x01 \x01(\v2\x13.isle.v1.ReleaseKeyR\x03key2\x87\x06\n" +
+	"\x03key\x18\x01 \x01(\v2\x13.isle.v1.ReleaseKeyR\x03key2\x8c\a\n" +
 	"\x0eReleaseService\x12M\n" +
 	"\rCreateRelease\x12\x1d.isle.v1.CreateReleaseRequest\x1a\x1b.isle.v1.CreateReleaseEvent0\x01\x12K\n" +
 	"\fListReleases\x12\x1c.isle.v1.ListReleasesRequest\x1a\x1d.isle.v1.ListReleasesResponse\x12E\n" +
@@ -1406,7 +1865,10 @@ const file_isle_v1_releases_proto_rawDesc = "" +
 	"\rRemoveRelease\x12\x1d.isle.v1.RemoveReleaseRequest\x1a\x1e.isle.v1.RemoveReleaseResponse\x12B\n" +
 	"\x0eGetAttestation\x12\x1e.isle.v1.GetAttestationRequest\x1a\x0e.isle.v1.Chunk0\x01\x12@\n" +
 	"\rExportRelease\x12\x1d.isle.v1.ExportReleaseRequest\x1a\x0e.isle.v1.Chunk0\x01\x12A\n" +
-	"\rImportRelease\x12\x0e.isle.v1.Chunk\x1a\x1e.isle.v1.ImportReleaseResponse(\x01\x12T\n" +
+	"\rImportRelease\x12\x0e.isle.v1.Chunk\x1a\x1e.isle.v1.ImportReleaseResponse(\x01\x12<\n" +
+	"\aPromote\x12\x17.isle.v1.PromoteRequest\x1a\x18.isle.v1.PromoteResponse\x12E\n" +
+	"\n" +
+	"ListStages\x12\x1a.isle.v1.ListStagesRequest\x1a\x1b.isle.v1.ListStagesResponse\x12T\n" +
 	"\x0fListReleaseKeys\x12\x1f.isle.v1.ListReleaseKeysRequest\x1a .isle.v1.ListReleaseKeysResponse\x12T\n" +
 	"\x0fTrustReleaseKey\x12\x1f.isle.v1.TrustReleaseKeyRequest\x1a .isle.v1.TrustReleaseKeyResponseB\"Z isle/internal/api/isle/v1;islev1b\x06proto3"
 
@@ -1422,7 +1884,7 @@ func file_isle_v1_releases_proto_rawDescGZIP() []byte {
 	return file_isle_v1_releases_proto_rawDescData
 }
 
-var file_isle_v1_releases_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_isle_v1_releases_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_isle_v1_releases_proto_goTypes = []any{
 	(*Release)(nil),                 // 0: isle.v1.Release
 	(*ReleaseImage)(nil),            // 1: isle.v1.ReleaseImage
@@ -1441,58 +1903,74 @@ var file_isle_v1_releases_proto_goTypes = []any{
 	(*GetAttestationRequest)(nil),   // 14: isle.v1.GetAttestationRequest
 	(*ExportReleaseRequest)(nil),    // 15: isle.v1.ExportReleaseRequest
 	(*ImportReleaseResponse)(nil),   // 16: isle.v1.ImportReleaseResponse
-	(*ReleaseKey)(nil),              // 17: isle.v1.ReleaseKey
-	(*ListReleaseKeysRequest)(nil),  // 18: isle.v1.ListReleaseKeysRequest
-	(*ListReleaseKeysResponse)(nil), // 19: isle.v1.ListReleaseKeysResponse
-	(*TrustReleaseKeyRequest)(nil),  // 20: isle.v1.TrustReleaseKeyRequest
-	(*TrustReleaseKeyResponse)(nil), // 21: isle.v1.TrustReleaseKeyResponse
-	(*timestamppb.Timestamp)(nil),   // 22: google.protobuf.Timestamp
-	(*Source)(nil),                  // 23: isle.v1.Source
-	(*ProgressEvent)(nil),           // 24: isle.v1.ProgressEvent
-	(*Need)(nil),                    // 25: isle.v1.Need
-	(*Chunk)(nil),                   // 26: isle.v1.Chunk
+	(*PromoteRequest)(nil),          // 17: isle.v1.PromoteRequest
+	(*PromoteResponse)(nil),         // 18: isle.v1.PromoteResponse
+	(*Stage)(nil),                   // 19: isle.v1.Stage
+	(*ListStagesRequest)(nil),       // 20: isle.v1.ListStagesRequest
+	(*ListStagesResponse)(nil),      // 21: isle.v1.ListStagesResponse
+	(*ReleaseKey)(nil),              // 22: isle.v1.ReleaseKey
+	(*ListReleaseKeysRequest)(nil),  // 23: isle.v1.ListReleaseKeysRequest
+	(*ListReleaseKeysResponse)(nil), // 24: isle.v1.ListReleaseKeysResponse
+	(*TrustReleaseKeyRequest)(nil),  // 25: isle.v1.TrustReleaseKeyRequest
+	(*TrustReleaseKeyResponse)(nil), // 26: isle.v1.TrustReleaseKeyResponse
+	(*timestamppb.Timestamp)(nil),   // 27: google.protobuf.Timestamp
+	(*Source)(nil),                  // 28: isle.v1.Source
+	(*ProgressEvent)(nil),           // 29: isle.v1.ProgressEvent
+	(*Need)(nil),                    // 30: isle.v1.Need
+	(*PackageChange)(nil),           // 31: isle.v1.PackageChange
+	(*SettingChange)(nil),           // 32: isle.v1.SettingChange
+	(*Chunk)(nil),                   // 33: isle.v1.Chunk
 }
 var file_isle_v1_releases_proto_depIdxs = []int32{
-	22, // 0: isle.v1.Release.created:type_name -> google.protobuf.Timestamp
+	27, // 0: isle.v1.Release.created:type_name -> google.protobuf.Timestamp
 	1,  // 1: isle.v1.Release.images:type_name -> isle.v1.ReleaseImage
 	2,  // 2: isle.v1.Release.attestations:type_name -> isle.v1.Attestation
-	22, // 3: isle.v1.Attestation.added:type_name -> google.protobuf.Timestamp
-	23, // 4: isle.v1.CreateReleaseRequest.source:type_name -> isle.v1.Source
-	24, // 5: isle.v1.CreateReleaseEvent.progress:type_name -> isle.v1.ProgressEvent
-	25, // 6: isle.v1.CreateReleaseEvent.need:type_name -> isle.v1.Need
+	27, // 3: isle.v1.Attestation.added:type_name -> google.protobuf.Timestamp
+	28, // 4: isle.v1.CreateReleaseRequest.source:type_name -> isle.v1.Source
+	29, // 5: isle.v1.CreateReleaseEvent.progress:type_name -> isle.v1.ProgressEvent
+	30, // 6: isle.v1.CreateReleaseEvent.need:type_name -> isle.v1.Need
 	5,  // 7: isle.v1.CreateReleaseEvent.result:type_name -> isle.v1.CreateReleaseResult
 	0,  // 8: isle.v1.CreateReleaseResult.release:type_name -> isle.v1.Release
 	0,  // 9: isle.v1.ListReleasesResponse.releases:type_name -> isle.v1.Release
 	0,  // 10: isle.v1.GetReleaseResponse.release:type_name -> isle.v1.Release
 	0,  // 11: isle.v1.VerifyReleaseEvent.release:type_name -> isle.v1.Release
 	0,  // 12: isle.v1.ImportReleaseResponse.release:type_name -> isle.v1.Release
-	17, // 13: isle.v1.ListReleaseKeysResponse.keys:type_name -> isle.v1.ReleaseKey
-	17, // 14: isle.v1.TrustReleaseKeyResponse.key:type_name -> isle.v1.ReleaseKey
-	3,  // 15: isle.v1.ReleaseService.CreateRelease:input_type -> isle.v1.CreateReleaseRequest
-	6,  // 16: isle.v1.ReleaseService.ListReleases:input_type -> isle.v1.ListReleasesRequest
-	8,  // 17: isle.v1.ReleaseService.GetRelease:input_type -> isle.v1.GetReleaseRequest
-	10, // 18: isle.v1.ReleaseService.VerifyRelease:input_type -> isle.v1.VerifyReleaseRequest
-	12, // 19: isle.v1.ReleaseService.RemoveRelease:input_type -> isle.v1.RemoveReleaseRequest
-	14, // 20: isle.v1.ReleaseService.GetAttestation:input_type -> isle.v1.GetAttestationRequest
-	15, // 21: isle.v1.ReleaseService.ExportRelease:input_type -> isle.v1.ExportReleaseRequest
-	26, // 22: isle.v1.ReleaseService.ImportRelease:input_type -> isle.v1.Chunk
-	18, // 23: isle.v1.ReleaseService.ListReleaseKeys:input_type -> isle.v1.ListReleaseKeysRequest
-	20, // 24: isle.v1.ReleaseService.TrustReleaseKey:input_type -> isle.v1.TrustReleaseKeyRequest
-	4,  // 25: isle.v1.ReleaseService.CreateRelease:output_type -> isle.v1.CreateReleaseEvent
-	7,  // 26: isle.v1.ReleaseService.ListReleases:output_type -> isle.v1.ListReleasesResponse
-	9,  // 27: isle.v1.ReleaseService.GetRelease:output_type -> isle.v1.GetReleaseResponse
-	11, // 28: isle.v1.ReleaseService.VerifyRelease:output_type -> isle.v1.VerifyReleaseEvent
-	13, // 29: isle.v1.ReleaseService.RemoveRelease:output_type -> isle.v1.RemoveReleaseResponse
-	26, // 30: isle.v1.ReleaseService.GetAttestation:output_type -> isle.v1.Chunk
-	26, // 31: isle.v1.ReleaseService.ExportRelease:output_type -> isle.v1.Chunk
-	16, // 32: isle.v1.ReleaseService.ImportRelease:output_type -> isle.v1.ImportReleaseResponse
-	19, // 33: isle.v1.ReleaseService.ListReleaseKeys:output_type -> isle.v1.ListReleaseKeysResponse
-	21, // 34: isle.v1.ReleaseService.TrustReleaseKey:output_type -> isle.v1.TrustReleaseKeyResponse
-	25, // [25:35] is the sub-list for method output_type
-	15, // [15:25] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	0,  // 13: isle.v1.PromoteResponse.release:type_name -> isle.v1.Release
+	31, // 14: isle.v1.PromoteResponse.packages:type_name -> isle.v1.PackageChange
+	32, // 15: isle.v1.PromoteResponse.configuration:type_name -> isle.v1.SettingChange
+	27, // 16: isle.v1.Stage.since:type_name -> google.protobuf.Timestamp
+	19, // 17: isle.v1.ListStagesResponse.stages:type_name -> isle.v1.Stage
+	22, // 18: isle.v1.ListReleaseKeysResponse.keys:type_name -> isle.v1.ReleaseKey
+	22, // 19: isle.v1.TrustReleaseKeyResponse.key:type_name -> isle.v1.ReleaseKey
+	3,  // 20: isle.v1.ReleaseService.CreateRelease:input_type -> isle.v1.CreateReleaseRequest
+	6,  // 21: isle.v1.ReleaseService.ListReleases:input_type -> isle.v1.ListReleasesRequest
+	8,  // 22: isle.v1.ReleaseService.GetRelease:input_type -> isle.v1.GetReleaseRequest
+	10, // 23: isle.v1.ReleaseService.VerifyRelease:input_type -> isle.v1.VerifyReleaseRequest
+	12, // 24: isle.v1.ReleaseService.RemoveRelease:input_type -> isle.v1.RemoveReleaseRequest
+	14, // 25: isle.v1.ReleaseService.GetAttestation:input_type -> isle.v1.GetAttestationRequest
+	15, // 26: isle.v1.ReleaseService.ExportRelease:input_type -> isle.v1.ExportReleaseRequest
+	33, // 27: isle.v1.ReleaseService.ImportRelease:input_type -> isle.v1.Chunk
+	17, // 28: isle.v1.ReleaseService.Promote:input_type -> isle.v1.PromoteRequest
+	20, // 29: isle.v1.ReleaseService.ListStages:input_type -> isle.v1.ListStagesRequest
+	23, // 30: isle.v1.ReleaseService.ListReleaseKeys:input_type -> isle.v1.ListReleaseKeysRequest
+	25, // 31: isle.v1.ReleaseService.TrustReleaseKey:input_type -> isle.v1.TrustReleaseKeyRequest
+	4,  // 32: isle.v1.ReleaseService.CreateRelease:output_type -> isle.v1.CreateReleaseEvent
+	7,  // 33: isle.v1.ReleaseService.ListReleases:output_type -> isle.v1.ListReleasesResponse
+	9,  // 34: isle.v1.ReleaseService.GetRelease:output_type -> isle.v1.GetReleaseResponse
+	11, // 35: isle.v1.ReleaseService.VerifyRelease:output_type -> isle.v1.VerifyReleaseEvent
+	13, // 36: isle.v1.ReleaseService.RemoveRelease:output_type -> isle.v1.RemoveReleaseResponse
+	33, // 37: isle.v1.ReleaseService.GetAttestation:output_type -> isle.v1.Chunk
+	33, // 38: isle.v1.ReleaseService.ExportRelease:output_type -> isle.v1.Chunk
+	16, // 39: isle.v1.ReleaseService.ImportRelease:output_type -> isle.v1.ImportReleaseResponse
+	18, // 40: isle.v1.ReleaseService.Promote:output_type -> isle.v1.PromoteResponse
+	21, // 41: isle.v1.ReleaseService.ListStages:output_type -> isle.v1.ListStagesResponse
+	24, // 42: isle.v1.ReleaseService.ListReleaseKeys:output_type -> isle.v1.ListReleaseKeysResponse
+	26, // 43: isle.v1.ReleaseService.TrustReleaseKey:output_type -> isle.v1.TrustReleaseKeyResponse
+	32, // [32:44] is the sub-list for method output_type
+	20, // [20:32] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_isle_v1_releases_proto_init() }
@@ -1501,6 +1979,7 @@ func file_isle_v1_releases_proto_init() {
 		return
 	}
 	file_isle_v1_environment_proto_init()
+	file_isle_v1_snapshots_proto_init()
 	file_isle_v1_releases_proto_msgTypes[4].OneofWrappers = []any{
 		(*CreateReleaseEvent_Progress)(nil),
 		(*CreateReleaseEvent_Need)(nil),
@@ -1512,7 +1991,7 @@ func file_isle_v1_releases_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isle_v1_releases_proto_rawDesc), len(file_isle_v1_releases_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   22,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

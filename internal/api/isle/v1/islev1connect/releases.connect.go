@@ -57,6 +57,11 @@ const (
 	// ReleaseServiceImportReleaseProcedure is the fully-qualified name of the ReleaseService's
 	// ImportRelease RPC.
 	ReleaseServiceImportReleaseProcedure = "/isle.v1.ReleaseService/ImportRelease"
+	// ReleaseServicePromoteProcedure is the fully-qualified name of the ReleaseService's Promote RPC.
+	ReleaseServicePromoteProcedure = "/isle.v1.ReleaseService/Promote"
+	// ReleaseServiceListStagesProcedure is the fully-qualified name of the ReleaseService's ListStages
+	// RPC.
+	ReleaseServiceListStagesProcedure = "/isle.v1.ReleaseService/ListStages"
 	// ReleaseServiceListReleaseKeysProcedure is the fully-qualified name of the ReleaseService's
 	// ListReleaseKeys RPC.
 	ReleaseServiceListReleaseKeysProcedure = "/isle.v1.ReleaseService/ListReleaseKeys"
@@ -85,6 +90,12 @@ type ReleaseServiceClient interface {
 	ExportRelease(context.Context, *connect.Request[v1.ExportReleaseRequest]) (*connect.ServerStreamForClient[v1.Chunk], error)
 	// ImportRelease reads such a file, if a trusted key has signed what is in it.
 	ImportRelease(context.Context) *connect.ClientStreamForClient[v1.Chunk, v1.ImportReleaseResponse]
+	// Promote points a stage at the release of the stage before it, or says what
+	// that would change.
+	Promote(context.Context, *connect.Request[v1.PromoteRequest]) (*connect.Response[v1.PromoteResponse], error)
+	// ListStages says which releases the stages of projects point at, of those
+	// that the caller may see.
+	ListStages(context.Context, *connect.Request[v1.ListStagesRequest]) (*connect.Response[v1.ListStagesResponse], error)
 	// ListReleaseKeys says whose signatures are trusted.
 	ListReleaseKeys(context.Context, *connect.Request[v1.ListReleaseKeysRequest]) (*connect.Response[v1.ListReleaseKeysResponse], error)
 	// TrustReleaseKey makes the signatures of another server's key count, or not
@@ -151,6 +162,18 @@ func NewReleaseServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(releaseServiceMethods.ByName("ImportRelease")),
 			connect.WithClientOptions(opts...),
 		),
+		promote: connect.NewClient[v1.PromoteRequest, v1.PromoteResponse](
+			httpClient,
+			baseURL+ReleaseServicePromoteProcedure,
+			connect.WithSchema(releaseServiceMethods.ByName("Promote")),
+			connect.WithClientOptions(opts...),
+		),
+		listStages: connect.NewClient[v1.ListStagesRequest, v1.ListStagesResponse](
+			httpClient,
+			baseURL+ReleaseServiceListStagesProcedure,
+			connect.WithSchema(releaseServiceMethods.ByName("ListStages")),
+			connect.WithClientOptions(opts...),
+		),
 		listReleaseKeys: connect.NewClient[v1.ListReleaseKeysRequest, v1.ListReleaseKeysResponse](
 			httpClient,
 			baseURL+ReleaseServiceListReleaseKeysProcedure,
@@ -176,6 +199,8 @@ type releaseServiceClient struct {
 	getAttestation  *connect.Client[v1.GetAttestationRequest, v1.Chunk]
 	exportRelease   *connect.Client[v1.ExportReleaseRequest, v1.Chunk]
 	importRelease   *connect.Client[v1.Chunk, v1.ImportReleaseResponse]
+	promote         *connect.Client[v1.PromoteRequest, v1.PromoteResponse]
+	listStages      *connect.Client[v1.ListStagesRequest, v1.ListStagesResponse]
 	listReleaseKeys *connect.Client[v1.ListReleaseKeysRequest, v1.ListReleaseKeysResponse]
 	trustReleaseKey *connect.Client[v1.TrustReleaseKeyRequest, v1.TrustReleaseKeyResponse]
 }
@@ -220,6 +245,16 @@ func (c *releaseServiceClient) ImportRelease(ctx context.Context) *connect.Clien
 	return c.importRelease.CallClientStream(ctx)
 }
 
+// Promote calls isle.v1.ReleaseService.Promote.
+func (c *releaseServiceClient) Promote(ctx context.Context, req *connect.Request[v1.PromoteRequest]) (*connect.Response[v1.PromoteResponse], error) {
+	return c.promote.CallUnary(ctx, req)
+}
+
+// ListStages calls isle.v1.ReleaseService.ListStages.
+func (c *releaseServiceClient) ListStages(ctx context.Context, req *connect.Request[v1.ListStagesRequest]) (*connect.Response[v1.ListStagesResponse], error) {
+	return c.listStages.CallUnary(ctx, req)
+}
+
 // ListReleaseKeys calls isle.v1.ReleaseService.ListReleaseKeys.
 func (c *releaseServiceClient) ListReleaseKeys(ctx context.Context, req *connect.Request[v1.ListReleaseKeysRequest]) (*connect.Response[v1.ListReleaseKeysResponse], error) {
 	return c.listReleaseKeys.CallUnary(ctx, req)
@@ -250,6 +285,12 @@ type ReleaseServiceHandler interface {
 	ExportRelease(context.Context, *connect.Request[v1.ExportReleaseRequest], *connect.ServerStream[v1.Chunk]) error
 	// ImportRelease reads such a file, if a trusted key has signed what is in it.
 	ImportRelease(context.Context, *connect.ClientStream[v1.Chunk]) (*connect.Response[v1.ImportReleaseResponse], error)
+	// Promote points a stage at the release of the stage before it, or says what
+	// that would change.
+	Promote(context.Context, *connect.Request[v1.PromoteRequest]) (*connect.Response[v1.PromoteResponse], error)
+	// ListStages says which releases the stages of projects point at, of those
+	// that the caller may see.
+	ListStages(context.Context, *connect.Request[v1.ListStagesRequest]) (*connect.Response[v1.ListStagesResponse], error)
 	// ListReleaseKeys says whose signatures are trusted.
 	ListReleaseKeys(context.Context, *connect.Request[v1.ListReleaseKeysRequest]) (*connect.Response[v1.ListReleaseKeysResponse], error)
 	// TrustReleaseKey makes the signatures of another server's key count, or not
@@ -312,6 +353,18 @@ func NewReleaseServiceHandler(svc ReleaseServiceHandler, opts ...connect.Handler
 		connect.WithSchema(releaseServiceMethods.ByName("ImportRelease")),
 		connect.WithHandlerOptions(opts...),
 	)
+	releaseServicePromoteHandler := connect.NewUnaryHandler(
+		ReleaseServicePromoteProcedure,
+		svc.Promote,
+		connect.WithSchema(releaseServiceMethods.ByName("Promote")),
+		connect.WithHandlerOptions(opts...),
+	)
+	releaseServiceListStagesHandler := connect.NewUnaryHandler(
+		ReleaseServiceListStagesProcedure,
+		svc.ListStages,
+		connect.WithSchema(releaseServiceMethods.ByName("ListStages")),
+		connect.WithHandlerOptions(opts...),
+	)
 	releaseServiceListReleaseKeysHandler := connect.NewUnaryHandler(
 		ReleaseServiceListReleaseKeysProcedure,
 		svc.ListReleaseKeys,
@@ -342,6 +395,10 @@ func NewReleaseServiceHandler(svc ReleaseServiceHandler, opts ...connect.Handler
 			releaseServiceExportReleaseHandler.ServeHTTP(w, r)
 		case ReleaseServiceImportReleaseProcedure:
 			releaseServiceImportReleaseHandler.ServeHTTP(w, r)
+		case ReleaseServicePromoteProcedure:
+			releaseServicePromoteHandler.ServeHTTP(w, r)
+		case ReleaseServiceListStagesProcedure:
+			releaseServiceListStagesHandler.ServeHTTP(w, r)
 		case ReleaseServiceListReleaseKeysProcedure:
 			releaseServiceListReleaseKeysHandler.ServeHTTP(w, r)
 		case ReleaseServiceTrustReleaseKeyProcedure:
@@ -385,6 +442,14 @@ func (UnimplementedReleaseServiceHandler) ExportRelease(context.Context, *connec
 
 func (UnimplementedReleaseServiceHandler) ImportRelease(context.Context, *connect.ClientStream[v1.Chunk]) (*connect.Response[v1.ImportReleaseResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("isle.v1.ReleaseService.ImportRelease is not implemented"))
+}
+
+func (UnimplementedReleaseServiceHandler) Promote(context.Context, *connect.Request[v1.PromoteRequest]) (*connect.Response[v1.PromoteResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("isle.v1.ReleaseService.Promote is not implemented"))
+}
+
+func (UnimplementedReleaseServiceHandler) ListStages(context.Context, *connect.Request[v1.ListStagesRequest]) (*connect.Response[v1.ListStagesResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("isle.v1.ReleaseService.ListStages is not implemented"))
 }
 
 func (UnimplementedReleaseServiceHandler) ListReleaseKeys(context.Context, *connect.Request[v1.ListReleaseKeysRequest]) (*connect.Response[v1.ListReleaseKeysResponse], error) {

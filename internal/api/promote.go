@@ -1,0 +1,151 @@
+package api
+
+import (
+	"context"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"isle"
+	islev1 "isle/internal/api/isle/v1"
+	"isle/internal/release"
+	"isle/internal/snapshot"
+)
+
+// asksOfPromote is the promotion to the stage; to look at what it would change
+// takes no more than to see the release.
+func (cfg Config) asksOfPromote(_ context.Context, msg any) []ask {
+	m := msg.(*islev1.PromoteRequest)
+	project := clipped(m.GetProject())
+	if m.GetDryRun() {
+		return []ask{releaseOf(isle.ActionReleaseRead, project)}
+	}
+	stage := isle.Resource{Kind: "release", Name: project, Stage: clipped(m.GetStage())}
+	out := []ask{{isle.ActionReleasePromote, stage, project}}
+	if m.GetBreakGlass() != "" {
+		out = append(out, ask{isle.ActionReleaseSkip, stage, project})
+	}
+	return out
+}
+
+// maxReason bounds why a stage is passed over, in bytes.
+const maxReason = 500
+
+// Promote implements the RPC.
+func (s *releases) Promote(ctx context.Context, req *connect.Request[islev1.PromoteRequest]) (*connect.Response[islev1.PromoteResponse], error) {
+	m := req.Msg
+	if len(m.GetBreakGlass()) > maxReason {
+		return nil, isle.Errorf(isle.Invalid, "the reason has %d bytes, at most %d", len(m.GetBreakGlass()), maxReason)
+	}
+	p := release.Promotion{
+		Project: m.GetProject(), To: m.GetStage(), Order: s.Policy.State().Set.Stages(), Release: m.GetRelease(), BreakGlass: m.GetBreakGlass(),
+	}
+	switch {
+	case m.GetKeepValues():
+	case len(m.GetValues()) == 0:
+		p.Values = &release.Values{}
+	default:
+		name := clipped(m.GetValuesName())
+		if name == "" {
+			name = "values." + clipped(m.GetStage()) + ".yaml"
+		}
+		v, err := release.ParseValues(name, m.GetValues())
+		if err != nil {
+			return nil, err
+		}
+		p.Values = &v
+	}
+	do := s.Releases.Plan
+	if !m.GetDryRun() {
+		do = func(ctx context.Context, p release.Promotion) (release.Plan, error) {
+			return s.Releases.Promote(ctx, actorOf(ctx), p, isle.Digest(m.GetSeen()))
+		}
+	}
+	defer s.Blobs.Hold()()
+	plan, err := do(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	res := &islev1.PromoteResponse{
+		Release: s.message(plan.Release), From: plan.From, Before: string(plan.Before.Release), Changed: !plan.Same, PassedOver: plan.Skips, Values: plan.Values.Lines(),
+	}
+	return connect.NewResponse(res), s.difference(ctx, plan, res)
+}
+
+// difference says what the release of a plan has that the one before does not.
+func (s *releases) difference(ctx context.Context, plan release.Plan, res *islev1.PromoteResponse) error {
+	if plan.Before.Release == "" {
+		return nil
+	}
+	before, err := s.Releases.Look(string(plan.Before.Release))
+	if err == nil {
+		err = before.Broken
+	}
+	if err != nil { // it is no reason not to leave it
+		return nil
+	}
+	was, err := s.stateOf(ctx, before, plan.Before.Values)
+	if err != nil {
+		return err
+	}
+	is, err := s.stateOf(ctx, plan.Release, plan.Values)
+	if err != nil {
+		return err
+	}
+	d, err := snapshot.Compare(was, is)
+	if err != nil {
+		return err
+	}
+	for _, c := range d.Packages {
+		res.Packages = append(res.Packages, &islev1.PackageChange{Service: c.Service, Name: c.Name, From: c.From, To: c.To})
+	}
+	for _, c := range d.Configuration {
+		res.Configuration = append(res.Configuration, &islev1.SettingChange{Key: c.Key, From: c.From, To: c.To})
+	}
+	old := before.Manifest.Images()
+	for _, svc := range plan.Release.Manifest.Services {
+		if was, ok := old[svc.Name]; !ok || was.Digest() != svc.Digest {
+			res.Images = append(res.Images, svc.Name)
+		}
+	}
+	return nil
+}
+
+// stateOf is a release as it is launched with values, to be compared. What its
+// images had that are not here any more is not known.
+func (s *releases) stateOf(ctx context.Context, rel release.Release, v release.Values) (out snapshot.State, err error) {
+	if out.Spec, err = v.Apply(rel.Manifest.Spec); err != nil {
+		return out, err
+	}
+	out.Packages = map[string]map[string]string{}
+	for _, svc := range rel.Manifest.Services {
+		packages, err := s.Blobs.Packages(ctx, svc.Image)
+		if err != nil && isle.CodeOf(err) != isle.NotFound {
+			return out, err
+		}
+		out.Packages[svc.Name] = packages
+	}
+	return out, nil
+}
+
+// ListStages implements the RPC.
+func (s *releases) ListStages(ctx context.Context, req *connect.Request[islev1.ListStagesRequest]) (*connect.Response[islev1.ListStagesResponse], error) {
+	if _, err := s.Releases.Keys(); err != nil { // the ledger is in doubt
+		return nil, err
+	}
+	who, _ := callerFrom(ctx)
+	res := &islev1.ListStagesResponse{Order: s.Policy.State().Set.Stages()}
+	for _, st := range s.Releases.StagesOf("") {
+		if of := req.Msg.GetProject(); of != "" && of != st.Project {
+			continue
+		}
+		if q := queriesOf(who, releaseOf(isle.ActionReleaseRead, st.Project)); !s.Policy.Decide(q[0]).Allowed() {
+			continue
+		}
+		res.Stages = append(res.Stages, &islev1.Stage{
+			Project: st.Project, Name: st.Name, Release: string(st.Release), Since: timestamppb.New(st.Since), By: st.By.String(), Before: string(st.Before),
+			Values: st.Values.Lines(), Passed: st.Passed,
+		})
+	}
+	return connect.NewResponse(res), nil
+}

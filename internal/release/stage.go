@@ -1,0 +1,235 @@
+package release
+
+import (
+	"context"
+	"encoding/json"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"isle"
+	"isle/internal/audit"
+	"isle/internal/ledger"
+)
+
+// keyStage begins the key of a stage's record: the project and the stage follow,
+// "stage/shop/production".
+const keyStage = "stage/"
+
+// maxStages bounds how many stages of projects have a release.
+const maxStages = 10_000
+
+// A Stage is what one stage of a project points at.
+type Stage struct {
+	Project string      `json:"-"`
+	Name    string      `json:"-"`
+	Release isle.Digest `json:"release"`
+	Values  Values      `json:"values,omitzero"`
+	Since   time.Time   `json:"since"`
+	By      isle.Actor  `json:"by"`
+	Before  isle.Digest `json:"before,omitempty"` // what it pointed at until then
+	// Passed is why a stage before was passed over, where one was.
+	Passed string `json:"passed,omitempty"`
+}
+
+type stageKey struct{ project, stage string }
+
+// Stage returns what a stage of a project points at; ok is false where it points
+// at nothing.
+func (r *Releases) Stage(project, stage string) (s Stage, ok bool) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	s, ok = r.stages[stageKey{project, stage}]
+	return s, ok
+}
+
+// StagesOf are the stages that point at a release, in the order of the projects
+// and names; at any one where d is "".
+func (r *Releases) StagesOf(d isle.Digest) (out []Stage) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	for _, s := range r.stages {
+		if d == "" || s.Release == d {
+			out = append(out, s)
+		}
+	}
+	slices.SortFunc(out, func(a, b Stage) int { return strings.Compare(a.Project+"\x00"+a.Name, b.Project+"\x00"+b.Name) })
+	return out
+}
+
+// loadStage takes the record of a stage in.
+func (r *Releases) loadStage(key string, body []byte) bool {
+	project, stage, ok := strings.Cut(key, "/")
+	var s Stage
+	if !ok || json.Unmarshal(body, &s) != nil || !isle.ValidName(project) || !isle.ValidName(stage) || !s.Release.Valid() {
+		return false
+	}
+	s.Project, s.Name = project, stage
+	r.stages[stageKey{project, stage}] = s
+	return true
+}
+
+// A Promotion asks for a stage to point at another release.
+type Promotion struct {
+	Project string
+	To      string
+	Order   []string // the stages, the first one first
+	// Release is what To is to point at; "": what the stage before it points at.
+	Release string
+	// Values replace those of the stage; nil: they stay.
+	Values *Values
+	// BreakGlass is why stages are passed over; "": none may be.
+	BreakGlass string
+}
+
+// A Plan is what a promotion does.
+type Plan struct {
+	From    string // the stage before; "" of the first one
+	Release Release
+	Before  Stage // Release is "" where it points at nothing yet
+	Values  Values
+	Skips   string // what is passed over; "" if nothing
+	Same    bool   // there is nothing to do
+}
+
+// Plan says what a promotion would do, and changes nothing. It fails with
+// Refused where a stage would be passed over without a reason, with Untrusted and
+// as a launch would where the release could not be launched.
+func (r *Releases) Plan(ctx context.Context, p Promotion) (plan Plan, err error) {
+	if r.broken != nil {
+		return plan, r.broken
+	}
+	i := slices.Index(p.Order, p.To)
+	if i < 0 {
+		return plan, isle.Errorf(isle.Invalid, "there is no stage %q to promote to", clip(p.To)).WithHint("the stages are %s; the policy orders them with `stages:`", strings.Join(p.Order, ", "))
+	}
+	if !isle.ValidName(p.Project) {
+		return plan, isle.Errorf(isle.Invalid, "%q is no project", clip(p.Project))
+	}
+	name := p.Release
+	if i > 0 {
+		plan.From = p.Order[i-1]
+		from, ok := r.Stage(p.Project, plan.From)
+		switch {
+		case !ok && name == "":
+			return plan, isle.Errorf(isle.Conflict, "nothing is in %s: stage %s of %s points at no release", plan.From, plan.From, p.Project).
+				WithHint("isle promote %s --to %s", p.Project, plan.From)
+		case name == "":
+			name = string(from.Release)
+		}
+		if plan.Release, err = r.Use(name); err != nil {
+			return plan, err
+		}
+		if d := plan.Release.Digest; d != from.Release {
+			plan.Skips = plan.From
+			if p.BreakGlass == "" {
+				return plan, isle.Errorf(isle.Refused, "release %s is not what stage %s of %s points at: no stage is passed over", d.Short(), plan.From, p.Project).
+					WithHint("promote it there first: isle promote %s --to %s --release %s; in an emergency say why with --break-glass REASON", p.Project, plan.From, d.Short())
+			}
+		}
+	} else if name == "" {
+		return plan, isle.Errorf(isle.Invalid, "which release is promoted to %s, the first stage, has to be said", p.To).WithHint("isle promote %s --to %s --release RELEASE; isle release ls %s lists them", p.Project, p.To, p.Project)
+	}
+	if plan.Release, _, err = r.Launch(ctx, name); err != nil {
+		return plan, err
+	}
+	if got := plan.Release.Manifest.Project; got != p.Project {
+		return plan, isle.Errorf(isle.Invalid, "release %s is of project %s, and not of %s", plan.Release.Digest.Short(), got, p.Project)
+	}
+	plan.Before, _ = r.Stage(p.Project, p.To)
+	plan.Values = plan.Before.Values
+	if p.Values != nil {
+		plan.Values = *p.Values
+	}
+	if _, err := plan.Values.Apply(plan.Release.Manifest.Spec); err != nil {
+		return plan, err
+	}
+	plan.Same = plan.Before.Release == plan.Release.Digest && plan.Before.Values.Digest() == plan.Values.Digest()
+	return plan, nil
+}
+
+// resourceAt is a stage of a project as what an action is done to.
+func resourceAt(project, stage string) isle.Resource {
+	return isle.Resource{Kind: "release", Name: project, Stage: stage}
+}
+
+// Promote points a stage at a release. seen is what it must point at until then,
+// "" for nothing: where another promotion was first that is a Conflict. It is one
+// change of the ledger with its entry: there is no half of it.
+func (r *Releases) Promote(ctx context.Context, actor isle.Actor, p Promotion, seen isle.Digest) (Plan, error) {
+	r.change.Lock()
+	defer r.change.Unlock()
+	plan, err := r.Plan(ctx, p)
+	if err != nil {
+		return plan, err
+	}
+	if plan.Same {
+		return plan, nil
+	}
+	if b := plan.Before; b.Release != seen {
+		return plan, isle.Errorf(isle.Conflict, "stage %s of %s points at %s by now, promoted by %s: nothing was changed", p.To, p.Project, short(b.Release), b.By.Name).
+			WithHint("look at what would change now: isle promote %s --to %s --dry-run", p.Project, p.To)
+	}
+	r.mu.RLock()
+	n := len(r.stages)
+	r.mu.RUnlock()
+	if plan.Before.Release == "" && n >= maxStages {
+		return plan, isle.Errorf(isle.Exhausted, "%d stages have a release, as many as may", n)
+	}
+	s := Stage{
+		Project: p.Project, Name: p.To, Release: plan.Release.Digest, Values: plan.Values, Since: r.cfg.Now().UTC(), By: actor, Before: plan.Before.Release,
+	}
+	e := audit.NewEvent(actor, isle.ActionReleasePromote, resourceAt(p.Project, p.To), isle.Allow, "").With("before", string(s.Before)).With("from", plan.From)
+	e.Release = s.Release
+	if d := s.Values.Digest(); d != plan.Before.Values.Digest() {
+		e = e.With("values", string(d)).With("values_changed", changed(plan.Before.Values, s.Values))
+	}
+	if plan.Skips != "" {
+		s.Passed = p.BreakGlass
+		e = e.With("passed_over", plan.Skips).With("break_glass", p.BreakGlass)
+	}
+	b, err := json.Marshal(s)
+	if err != nil {
+		return plan, isle.Errorf(isle.Internal, "cannot encode a stage's record: %w", err)
+	}
+	r.cfg.Fault("promote.checked")
+	if err := r.ledger.Change(ctx, []ledger.Record{{Key: keyStage + p.Project + "/" + p.To, Body: b}}, nil, e); err != nil {
+		return plan, err
+	}
+	r.mu.Lock()
+	stages := maps.Clone(r.stages)
+	stages[stageKey{p.Project, p.To}] = s
+	r.stages = stages
+	r.mu.Unlock()
+	r.cfg.Fault("promote.recorded")
+	return plan, nil
+}
+
+// short is a digest for people, where there is one.
+func short(d isle.Digest) string {
+	if d == "" {
+		return "no release"
+	}
+	return "release " + d.Short()
+}
+
+// At is how a release is launched in a stage: what the stage points at, with its
+// values. In a stage that points at another one, or is ordered and points at none
+// while it must, that is a Conflict. must says that nothing is launched in the
+// stage that was not promoted to it.
+func (r *Releases) At(rel Release, stage string, must bool) (Values, error) {
+	project := rel.Manifest.Project
+	s, ok := r.Stage(project, stage)
+	switch {
+	case ok && s.Release == rel.Digest:
+		return s.Values, nil
+	case ok:
+		return Values{}, isle.Errorf(isle.Conflict, "stage %s of %s points at %s, and not at %s", stage, project, short(s.Release), rel.Digest.Short()).
+			WithHint("promote it there: isle promote %s --to %s", project, stage)
+	case must:
+		return Values{}, isle.Errorf(isle.Conflict, "nothing was promoted to stage %s of %s", stage, project).
+			WithHint("isle promote %s --to %s, after the stages before it", project, stage)
+	}
+	return Values{}, nil
+}
