@@ -137,7 +137,9 @@ type Capturer interface {
 	// asked for, all as they are at one instant: what runs is stopped for that
 	// moment, and goes on when Capture returns, also after an error. After an
 	// error none of the new volumes is left, and the folder of memory is empty.
-	// While memory is captured nothing of the instance is launched.
+	// While memory is captured nothing of the instance is launched. Its files are
+	// not durable when Capture returns, which volumes are: who keeps them syncs
+	// them.
 	Capture(ctx context.Context, c Capture) (Captured, error)
 }
 

@@ -60,9 +60,10 @@ type Captured struct {
 }
 
 // Run captures the sandbox. When it returns without an error the files are
-// durable, nobody can write to them, and the sandbox goes on; after an error the
-// sandbox goes on too, as soon as it has seen it. After ErrKept it has to be
-// ended.
+// whole, nobody can write to them, and the sandbox goes on; they are not durable
+// yet, because most are read once and removed: who keeps them syncs them. After
+// an error the sandbox goes on too, as soon as it has seen it. After ErrKept it
+// has to be ended.
 func (c Capture) Run(ctx context.Context) (Captured, error) {
 	if c.Patience <= 0 {
 		c.Patience = patience
@@ -125,7 +126,7 @@ func (c Capture) run(ctx context.Context) (done Captured, err error) {
 		return done, err
 	}
 	done.Paused = time.Since(began)
-	done.Bytes, err = files.sync(c.Dir)
+	done.Bytes, err = files.size()
 	return done, err
 }
 
@@ -315,24 +316,16 @@ func ended(ctx context.Context, err error) error {
 	return err
 }
 
-// sync makes the files durable and returns their size, in bytes.
-func (s *saveFiles) sync(dir string) (total int64, err error) {
+// size is that of the files, in bytes.
+func (s *saveFiles) size() (total int64, err error) {
 	for _, f := range []*os.File{s.state, s.meta, s.pages} {
-		if err := f.Sync(); err != nil {
-			return 0, err
-		}
 		st, err := f.Stat()
 		if err != nil {
 			return 0, err
 		}
 		total += st.Size()
 	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return 0, err
-	}
-	defer d.Close()
-	return total, d.Sync()
+	return total, nil
 }
 
 // failure is err as a user sees it.
