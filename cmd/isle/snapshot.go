@@ -202,7 +202,7 @@ func newSnapshotLs(a *app) *cobra.Command {
 func (s snapshotJSON) holds() string {
 	switch {
 	case s.Memory != nil && !s.Memory.LeftOut:
-		return "memory, volumes"
+		return "memory (" + bytesText(s.Memory.Size) + "), volumes"
 	case s.Memory != nil:
 		return "volumes (memory left out)"
 	}

@@ -63,7 +63,7 @@ func wakes() []story {
 	return []story{
 		{
 			name:   "wake",
-			points: []string{"capture.frozen", "fork.captured", "fork.waking", "launch.mounts", "launch.running", "fork.restored", "fork.woken", "fork.on_fork"},
+			points: []string{"capture.cloned", "fork.captured", "fork.waking", "launch.mounts", "launch.running", "fork.restored", "fork.woken", "fork.on_fork"},
 			before: func(t *testing.T, w *world) { w.forking(t); up(t, w) },
 			act: func(w *world) error {
 				_, err := w.isle("fork", w.name, "-n", "2", "--name", "x"+w.name)

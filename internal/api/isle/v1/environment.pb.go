@@ -662,7 +662,8 @@ type Environment struct {
 	ParentName string `protobuf:"bytes,16,opt,name=parent_name,json=parentName,proto3" json:"parent_name,omitempty"` // NAME[@STAGE] of that
 	Origin     string `protobuf:"bytes,17,opt,name=origin,proto3" json:"origin,omitempty"`                           // digest of the snapshot that it was copied from
 	Generation int64  `protobuf:"varint,18,opt,name=generation,proto3" json:"generation,omitempty"`                  // Unix nanoseconds; 0: no copy
-	// "copying" or "shut": a fork whose on_fork has not succeeded in every service.
+	// "copying", "waking" (from memory) or "shut": a fork that does not run yet, or
+	// whose on_fork has not succeeded in every service.
 	Opening       string `protobuf:"bytes,19,opt,name=opening,proto3" json:"opening,omitempty"`
 	Trouble       string `protobuf:"bytes,20,opt,name=trouble,proto3" json:"trouble,omitempty"` // why it is not open
 	Commit        string `protobuf:"bytes,21,opt,name=commit,proto3" json:"commit,omitempty"`   // that the work tree was at when it was last brought up
