@@ -227,7 +227,7 @@ func crashAt(t *testing.T, s story, point, second string) {
 }
 
 func TestEveryFaultPointIsPassedBySomeStory(t *testing.T) {
-	known := []string{"expire.recorded", "exit.recorded", "reconcile.read", "reconcile.swept", "reconcile.adopted"}
+	known := []string{"spare.network", "spare.stocked", "expire.recorded", "exit.recorded", "reconcile.read", "reconcile.swept", "reconcile.adopted"}
 	for _, s := range stories() {
 		known = append(known, s.points...)
 	}

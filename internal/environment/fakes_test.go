@@ -59,6 +59,9 @@ type world struct {
 	build     isle.Digest // of the runtime
 	woken     []string    // services, in order
 	broken    error       // of memory that is to be brought back
+	stocks    []Stock     // in order
+	// unstockable is why nothing can be prepared; nil: it can.
+	unstockable error
 }
 
 // A life is one server's access to the world. Once it is dead nothing it does
@@ -365,6 +368,23 @@ func (d *fakeDriver) Launch(_ context.Context, x Launch) error {
 	l.launched = append(l.launched, x.Service)
 	l.launches[x.ID] = x
 	go s.play()
+	return nil
+}
+
+func (d *fakeDriver) Stock(_ context.Context, s Stock) error {
+	l := (*life)(d)
+	if err := l.begin(); err != nil {
+		return err
+	}
+	defer l.mu.Unlock()
+	if l.unstockable != nil {
+		return l.unstockable
+	}
+	if _, ok := l.networks[s.Shared.Instance]; !ok || s.Network == "" {
+		return errors.New("no airlock")
+	}
+	l.prepared[s.Shared.Instance] = s.Shared.Limits
+	l.stocks = append(l.stocks, s)
 	return nil
 }
 

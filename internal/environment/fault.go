@@ -12,6 +12,7 @@ func FaultPoints() []string {
 		"restore.recorded", "restore.copied", "restore.up", "restore.swapped", "restore.dropped",
 		"exit.recorded", "exit.removed", "restart.recorded",
 		"down.recorded", "down.stopped", "down.network", "down.removed", "down.volume", "down.forgotten",
+		"spare.network", "spare.stocked",
 		"expire.recorded", "volume.recorded", "volume.deleted",
 		"reconcile.read", "reconcile.swept", "reconcile.adopted",
 	}

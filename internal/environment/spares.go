@@ -108,16 +108,24 @@ func (m *Manager) takeSpare(f spec.File) (s spare, service string, ok bool) {
 	return ready[0], service, true
 }
 
-// firstToLaunch is the service that is launched first of those that need no
-// right which prepared sandboxes lack; "" if none is.
-func firstToLaunch(f spec.File) string {
+// firstToLaunch is the service that begins with what is prepared: the first of
+// those launched at once that it can fit, or, in a sandbox, which is of use to
+// any, the first. "" if there is none.
+func firstToLaunch(f spec.File) (first string) {
 	for _, name := range spec.StartOrder(f) {
 		i := slices.IndexFunc(f.Services, func(s spec.Service) bool { return s.Name == name })
-		if i >= 0 && len(f.Services[i].DependsOn) == 0 && (len(f.Services[i].Caps) == 0 || f.Isolation == spec.Gvisor) {
+		if i < 0 || len(f.Services[i].DependsOn) > 0 {
+			continue
+		}
+		s := f.Services[i]
+		if len(s.Caps) == 0 && (f.Isolation != spec.Gvisor || len(s.Volumes)+len(s.Tmpfs) == 0) {
 			return name
 		}
+		if first == "" && f.Isolation == spec.Gvisor {
+			first = name
+		}
 	}
-	return ""
+	return first
 }
 
 // stockLoop keeps the pool full, one spare at a time, while no launch is under

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -41,6 +42,21 @@ func up(t *testing.T, w *world) {
 func token(t *testing.T, w *world) string {
 	t.Helper()
 	return w.must(t, "exec", w.name, "-s", "db", "--", "sh", "-c", "cat /data/token 2>/dev/null || true")
+}
+
+// prepared is the before of a story in which something is kept ready.
+func prepared(t *testing.T, w *world) {
+	w.prepare = "container=1,gvisor=1"
+	if w.class == "" {
+		w.prepare = "container=1"
+	}
+	eventually(t, "a launch is prepared", func() error {
+		out := w.must(t, "doctor", "-o", "json")
+		if !strings.Contains(out, w.prepare[:len("gvisor")]) || strings.Contains(out, " 0 of 1") || !strings.Contains(out, " 1 of 1") {
+			return errors.New(out)
+		}
+		return nil
+	})
 }
 
 // nothing is the before of a story that begins with nothing.
@@ -133,6 +149,14 @@ func stories() []story {
 				w.must(t, "exec", "next-"+w.name, "--", "cat", "/made")
 				w.must(t, "down", "next-"+w.name)
 				w.must(t, "gc")
+			},
+		},
+		{
+			name: "prepared", points: []string{"launch.furnished", "launch.told", "spare.network", "spare.stocked"}, before: prepared,
+			act: func(w *world) error { _, err := w.isle("up", w.dir); return err },
+			after: func(t *testing.T, w *world, _ string) {
+				w.running(t, 1)
+				w.prepare = ""
 			},
 		},
 		{

@@ -36,11 +36,12 @@ func (w *world) sentry(t *testing.T) int {
 func TestKilledAtAnyStepOfASandboxEverythingIsFinishedOrUndone(t *testing.T) {
 	starting := []string{"launch.folder", "launch.mounts", "launch.runtime", "launch.running", "launch.told"}
 	points := map[string][]string{
-		"up":      starting,
-		"replace": starting,
-		"exit":    {"kill.ended", "kill.groups", "launch.running"},
-		"down":    {"kill.ended", "remove.groups"},
-		"start":   {"reconcile.adopted"},
+		"up":       starting,
+		"replace":  starting,
+		"exit":     {"kill.ended", "kill.groups", "launch.running"},
+		"down":     {"kill.ended", "remove.groups"},
+		"start":    {"reconcile.adopted"},
+		"prepared": {"launch.told", "spare.stocked"},
 		// What stands still is the sandbox with its memory.
 		"snapshot": {"capture.stopped", "capture.frozen", "capture.cloned"},
 	}

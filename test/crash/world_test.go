@@ -35,6 +35,7 @@ type world struct {
 	name string // its own: two servers that keep one name compete for its port
 
 	class    string // of isolation; "": what a file leaves out
+	prepare  string // what the server keeps ready; "": nothing
 	knocking bool   // the service tries to connect home, all the time
 
 	mu         sync.Mutex
@@ -181,7 +182,7 @@ func (w *world) isle(args ...string) (string, error) {
 
 func (w *world) isleContext(ctx context.Context, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, filepath.Join(w.Bin, "isle"), args...)
-	cmd.Env = append(append(os.Environ(), lab.Environ(w.State)...), "ISLE_FAULT=@"+w.faultFile())
+	cmd.Env = append(append(os.Environ(), lab.Environ(w.State)...), "ISLE_FAULT=@"+w.faultFile(), "ISLE_PREPARE="+w.prepare)
 	cmd.WaitDelay = patience
 	var out, said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &said

@@ -106,7 +106,11 @@ func (d *Driver) config(c *container) (*specs.Spec, error) {
 		return s, nil
 	case !plain:
 		s.Linux.Seccomp = gvisor.Filter(s.Linux.Seccomp)
-		gvisor.Container(s, string(c.instance), c.service)
+		name := c.service
+		if c.called != "" {
+			name = c.called
+		}
+		gvisor.Container(s, string(c.instance), name)
 		return s, nil
 	}
 	if filter := d.sealed.known(); filter != "" && d.crun() {

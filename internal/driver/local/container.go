@@ -40,6 +40,7 @@ type container struct {
 	spare    bool   // it is made before it is known what for
 	root     *os.File
 	service  string
+	called   string // in a sandbox, if not as the service
 	hostname string
 	hosts    []string
 	machine  string // "" in a build step

@@ -5,7 +5,7 @@ package local
 func FaultPoints() []string {
 	return []string{
 		"volume.formatted",
-		"launch.folder", "launch.group", "launch.mounts", "launch.runtime", "launch.running", "launch.told",
+		"launch.folder", "launch.group", "launch.mounts", "launch.runtime", "launch.running", "launch.furnished", "launch.told",
 		"kill.ended", "kill.groups", "remove.groups",
 	}
 }

@@ -68,6 +68,9 @@ func (d *Driver) captureMemory(ctx context.Context, c environment.Capture) (out 
 	if err != nil {
 		return environment.Captured{}, err
 	}
+	if err := d.noteSpare(c.Instance, out.Launches, c.Memory); err != nil {
+		return environment.Captured{}, isle.Errorf(isle.Unavailable, "capture: %w", err)
+	}
 	for _, l := range out.Launches {
 		if !d.alive(c.Instance, l) {
 			return environment.Captured{}, isle.Errorf(isle.Unavailable, "capture: launch %s ended at that very moment", l).WithHint("try again")
@@ -176,6 +179,10 @@ func (d *Driver) CanRestore(build isle.Digest) error {
 }
 
 func (d *Driver) bringBack(ctx context.Context, r environment.Restore) error {
+	spare, err := spareIn(r.Memory)
+	if err != nil {
+		return err
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	sandbox := make(chan struct{}) // closed when it is there
@@ -185,6 +192,9 @@ func (d *Driver) bringBack(ctx context.Context, r environment.Restore) error {
 			defer d.lock(l.ID)()
 			c := containerOf(ctx, l)
 			c.memory = r.Memory
+			if l.Service == spare {
+				c.called = spareName
+			}
 			err := d.start(c, func(cmd *exec.Cmd) {
 				select {
 				case <-sandbox:
@@ -192,6 +202,9 @@ func (d *Driver) bringBack(ctx context.Context, r environment.Restore) error {
 					cmd.Err = context.Cause(ctx)
 				}
 			})
+			if err == nil && c.called != "" {
+				err = d.noteService(c) // its memory may be captured again
+			}
 			if err != nil {
 				err = fmt.Errorf("service %s: %w", l.Service, err)
 				cancel(err)

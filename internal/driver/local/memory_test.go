@@ -47,13 +47,20 @@ type captured struct {
 	out      environment.Captured
 }
 
-func (b *bench) captured() *captured {
+func (b *bench) captured() *captured { return b.capturedOf(false) }
+
+// capturedOf is captured, where one of the launches may begin with what was
+// prepared.
+func (b *bench) capturedOf(prepared bool) *captured {
 	b.t.Helper()
 	c := &captured{volume: b.volume(32 << 20)}
 	c.one = b.launchOf(isle.NewID(), "count /data/n")
 	c.one.Volumes = []environment.Mount{{Volume: c.volume, Path: "/data"}}
 	c.two = b.launchOf(c.one.Instance, "count /tmp/m")
 	c.two.Service, c.two.Hostname, c.two.MachineID = "db", "db", strings.Repeat("a", 32)
+	if prepared { // of the two the one that has no volume
+		defer b.tookStock(c.two, b.stock(c.two))
+	}
 	b.up(&c.one)
 	b.up(&c.two)
 	b.report(c.one)
@@ -87,10 +94,14 @@ func (c *captured) fork(n int, volume isle.ID) environment.Restore {
 		Launches: []environment.Launch{one, two}, Memory: c.memory, Runtime: c.out.Runtime}
 }
 
-func TestForksOfMemoryGoOnEachOnItsOwn(t *testing.T) {
+func TestForksOfMemoryGoOnEachOnItsOwn(t *testing.T) { forksGoOn(t, false) }
+
+func TestForksOfAPreparedLaunchGoOnEachOnItsOwn(t *testing.T) { forksGoOn(t, true) }
+
+func forksGoOn(t *testing.T, prepared bool) {
 	install(t, "mke2fs")
 	b := newBench(t, classGvisor)
-	c := b.captured()
+	c := b.capturedOf(prepared)
 	clone, err := c.capture(b)
 	if err != nil {
 		t.Fatal(err)
@@ -116,6 +127,9 @@ func TestForksOfMemoryGoOnEachOnItsOwn(t *testing.T) {
 			t.Fatal(err)
 		}
 		one, two := r.Launches[0], r.Launches[1]
+		if service, err := spareIn(b.dir(two.Instance, two.ID)); err != nil || (service == two.Service) != prepared {
+			t.Errorf("a capture of fork %d would call %q as a prepared one (%v)", n, service, err)
+		}
 		b.goesBeyond(one, "/data/n", at)
 		b.goesBeyond(two, "/tmp/m", b.reads(two, "/tmp/m"))
 		for path, want := range map[string]string{"/etc/machine-id": two.MachineID, "/etc/isle/generation": strconv.Itoa(n)} {

@@ -193,7 +193,7 @@ func (d *Driver) launchSpare(s *spare, c *container, boot []byte) (bool, error) 
 		err = d.tell(s.boot, boot)
 	}
 	if err == nil {
-		err = os.Remove(filepath.Join(d.dir(c.instance, c.id), spareMark))
+		err = d.taken(c)
 	}
 	if err == nil {
 		return true, nil
@@ -204,6 +204,16 @@ func (d *Driver) launchSpare(s *spare, c *container, boot []byte) (bool, error) 
 	}
 	level("a prepared container is not used", "instance", c.instance, "service", c.service, "err", err)
 	return false, d.tidy(c.ctx, c.instance, c.id)
+}
+
+// taken notes that a spare is a service's now.
+func (d *Driver) taken(c *container) error {
+	if c.class == classGvisor {
+		if err := d.noteService(c); err != nil {
+			return err
+		}
+	}
+	return os.Remove(filepath.Join(d.dir(c.instance, c.id), spareMark))
 }
 
 // A fitting is a mount that is attached nowhere yet, and where it belongs.

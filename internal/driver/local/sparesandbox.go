@@ -3,10 +3,15 @@ package local
 import (
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"isle"
 )
 
 // inSandbox are the mounts that every container of a sandbox has, and a spare
@@ -169,4 +174,58 @@ func (d *Driver) mountTops(s *spare, c *container, tops []top) error {
 		}
 	}
 	return nil
+}
+
+const (
+	// serviceFile, in the folder of a launch that began with a spare, and in that of
+	// its memory, holds the service's name. The sandbox's kernel calls its container
+	// spareName, and so it does when its memory is brought back.
+	serviceFile = "service"
+	// maxService bounds what is read of it, in bytes.
+	maxService = 256
+)
+
+// noteService writes down which service's container is called spareName.
+func (d *Driver) noteService(c *container) error {
+	return os.WriteFile(filepath.Join(d.dir(c.instance, c.id), serviceFile), []byte(c.service), 0o600)
+}
+
+// noteSpare writes into a folder of memory which service's container is called
+// spareName there, if one is: one at most in a sandbox.
+func (d *Driver) noteSpare(instance isle.ID, launches []isle.ID, memory string) error {
+	for _, l := range launches {
+		name, err := os.ReadFile(filepath.Join(d.dir(instance, l), serviceFile))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		return writeSync(filepath.Join(memory, serviceFile), name)
+	}
+	return nil
+}
+
+// writeSync writes a file, durably.
+func writeSync(path string, content []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+// spareIn is what noteSpare wrote, "" if it did not.
+func spareIn(memory string) (service string, err error) {
+	f, err := os.Open(filepath.Join(memory, serviceFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxService))
+	return string(b), err
 }
