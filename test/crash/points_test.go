@@ -50,6 +50,7 @@ func prepared(t *testing.T, w *world) {
 	if w.class == "" {
 		w.prepare = "container=1"
 	}
+	w.must(t, "ls") // starts the server
 	eventually(t, "a launch is prepared", func() error {
 		out := w.must(t, "doctor", "-o", "json")
 		if !strings.Contains(out, w.prepare[:len("gvisor")]) || strings.Contains(out, " 0 of 1") || !strings.Contains(out, " 1 of 1") {
