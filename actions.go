@@ -51,6 +51,7 @@ func Actions() []ActionInfo {
 		{Action: ActionImageBuild, Resource: "image", Does: "build images: isle build"},
 		{Action: ActionImageRead, Resource: "image", Does: "ask which files the server has: part of isle up and isle build; see which images there are: isle image ls, inspect"},
 		{Action: ActionImageImport, Resource: "image", Does: "send files, packages or images: part of isle up; isle lock import, isle image import"},
+		{Action: ActionImagePull, Resource: "image", Does: "fetch an image from a registry: isle image pull, and part of isle lock, build and up where a file has image: with a registry's name. The image's name is without tag"},
 		{Action: ActionImageRemove, Resource: "image", Does: "take an image's name away: isle image rm"},
 		{Action: ActionImageExport, Resource: "image", Does: "take locked packages out: isle lock export"},
 		{Action: ActionAuditRead, Resource: "audit", Does: "read the audit log: isle audit"},

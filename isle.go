@@ -202,6 +202,7 @@ const (
 	ActionImageRead          Action = "image:read"
 	ActionImageExport        Action = "image:export"
 	ActionImageImport        Action = "image:import"
+	ActionImagePull          Action = "image:pull"
 	ActionImageRemove        Action = "image:remove"
 	ActionEnvironmentLaunch  Action = "environment:launch"
 	ActionEnvironmentDown    Action = "environment:down"

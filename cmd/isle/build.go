@@ -69,26 +69,26 @@ func buildProject(ctx context.Context, c *api.Client, p *project, req *islev1.Bu
 			return nil, err
 		}
 		req.Source = h.source
-		res, err := buildOnce(ctx, c, req, show)
+		res, need, err := buildOnce(ctx, c, req, show)
 		if err != nil {
 			return nil, err
 		}
 		if res != nil {
 			return res, p.writeLock(res.GetLock())
 		}
-		if err := h.send(ctx, c, show); err != nil {
+		if err := p.meet(ctx, c, h, need, show); err != nil {
 			return nil, err
 		}
 	}
 	return nil, isle.Errorf(isle.Conflict, "the files go on changing while they are sent").WithHint("run `isle build` again when they are at rest")
 }
 
-// buildOnce makes one call: it returns a result, or nil where the server needs
-// files first.
-func buildOnce(ctx context.Context, c *api.Client, req *islev1.BuildRequest, show *progress) (*islev1.BuildResult, error) {
+// buildOnce makes one call: it returns a result, or what the server needs
+// first.
+func buildOnce(ctx context.Context, c *api.Client, req *islev1.BuildRequest, show *progress) (*islev1.BuildResult, *islev1.Need, error) {
 	stream, err := c.Images.Build(ctx, connect.NewRequest(req))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer stream.Close()
 	for stream.Receive() {
@@ -96,15 +96,15 @@ func buildOnce(ctx context.Context, c *api.Client, req *islev1.BuildRequest, sho
 		case *islev1.BuildEvent_Progress:
 			show.event(e.Progress)
 		case *islev1.BuildEvent_Need:
-			return nil, nil
+			return nil, e.Need, nil
 		case *islev1.BuildEvent_Result:
-			return e.Result, nil
+			return e.Result, nil, nil
 		}
 	}
 	if err := stream.Err(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return nil, isle.Errorf(isle.Unavailable, "the server ended the call without a result").WithHint("run the command again, and see `isle doctor`")
+	return nil, nil, isle.Errorf(isle.Unavailable, "the server ended the call without a result").WithHint("run the command again, and see `isle doctor`")
 }
 
 func (a *app) showBuild(res *islev1.BuildResult, verified bool) error {

@@ -30,7 +30,7 @@ characters that begin its digest. docs/images.md has more.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newImageLs(a), newImageInspect(a), newImageImport(a), newImageRm(a))
+	cmd.AddCommand(newImageLs(a), newImageInspect(a), newImageImport(a), newImagePull(a), newImageRm(a))
 	return cmd
 }
 
@@ -225,7 +225,7 @@ func importImage(ctx context.Context, c *api.Client, h *hashed, req *islev1.Impo
 		if err != nil {
 			return nil, err
 		}
-		m, err := imageOf(stream, show)
+		m, _, err := imageOf(stream, show)
 		if err != nil || m != nil {
 			return m, err
 		}
@@ -236,20 +236,58 @@ func importImage(ctx context.Context, c *api.Client, h *hashed, req *islev1.Impo
 	return nil, isle.Errorf(isle.Conflict, "%s goes on changing while it is sent", req.GetFile()).WithHint("run the command again when it is at rest")
 }
 
-// imageOf follows a stream to its image, nil where the server needs files first.
-func imageOf(stream *connect.ServerStreamForClient[islev1.ImageEvent], show *progress) (*islev1.Image, error) {
+// imageOf follows a stream to its image, or to what the server needs first.
+func imageOf(stream *connect.ServerStreamForClient[islev1.ImageEvent], show *progress) (*islev1.Image, *islev1.Need, error) {
 	defer stream.Close()
 	for stream.Receive() {
 		switch e := stream.Msg().GetEvent().(type) {
 		case *islev1.ImageEvent_Progress:
 			show.event(e.Progress)
 		case *islev1.ImageEvent_Need:
-			return nil, nil
+			return nil, e.Need, nil
 		case *islev1.ImageEvent_Image:
-			return e.Image, nil
+			return e.Image, nil, nil
 		}
 	}
-	return nil, ended(stream.Err())
+	return nil, nil, ended(stream.Err())
+}
+
+func newImagePull(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "pull IMAGE",
+		Short: "Fetch an image from a registry",
+		Long: `Fetch an image for this machine's architecture from a registry: [REGISTRY/]NAME[:TAG][@DIGEST].
+What broke off goes on where it was. A registry that wants a login gets the one that Docker's
+configuration has for it, from a helper too; it goes to the server with this call and is not
+kept. Files name the image as it is named here, and need no pull before: isle up does it.`,
+		Args: args(1, 1, "one image"),
+		RunE: func(cmd *cobra.Command, given []string) error {
+			c, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			show := a.newProgress()
+			defer show.close()
+			req := &islev1.PullImageRequest{Image: given[0]}
+			for {
+				stream, err := c.Named.PullImage(cmd.Context(), connect.NewRequest(req))
+				if err != nil {
+					return err
+				}
+				m, need, err := imageOf(stream, show)
+				if err != nil {
+					return err
+				}
+				if m != nil {
+					show.close()
+					return a.imageMade(m)
+				}
+				if req.Credentials, err = registryLogins(cmd.Context(), req.Credentials, need.GetRegistries()); err != nil {
+					return err
+				}
+			}
+		},
+	}
 }
 
 // hashArchive reads a file or folder, whatever is in it, as a copied tree.
@@ -266,19 +304,9 @@ func hashArchive(ctx context.Context, name string) (*hashed, error) {
 	if cache != nil {
 		_ = cache.Save() // without it the next run reads the files again
 	}
-	return hashedTree("", name, "", tree, files), nil
-}
-
-// hashedTree is one tree with its content.
-func hashedTree(service, from, to string, tree spec.Tree, files map[isle.Digest]string) *hashed {
-	encoded := tree.Encode()
-	d := isle.DigestOf(encoded)
-	h := &hashed{source: &islev1.Source{}, content: map[isle.Digest]content{d: {bytes: encoded}}}
-	for digest, path := range files {
-		h.content[digest] = content{path: path}
-	}
-	h.source.Trees = []*islev1.CopiedTree{{Service: service, From: from, To: to, Digest: string(d)}}
-	return h
+	h := &hashed{source: &islev1.Source{}, content: map[isle.Digest]content{}}
+	h.add("", name, "", tree, files)
+	return h, nil
 }
 
 func newImageRm(a *app) *cobra.Command {

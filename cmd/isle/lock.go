@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"isle"
+	"isle/internal/api"
 	islev1 "isle/internal/api/isle/v1"
 )
 
@@ -42,30 +44,46 @@ isle.lock: from the same lock come the same images, on any machine.`,
 			}
 			show := a.newProgress()
 			defer show.close()
-			stream, err := c.Images.Lock(cmd.Context(), connect.NewRequest(&islev1.LockRequest{Source: h.source, Update: update, Mirror: mirror}))
-			if err != nil {
-				return err
-			}
-			defer stream.Close()
-			for stream.Receive() {
-				switch e := stream.Msg().GetEvent().(type) {
-				case *islev1.LockEvent_Progress:
-					show.event(e.Progress)
-				case *islev1.LockEvent_Result:
-					show.close()
-					return a.showLock(p, e.Result)
+			for {
+				res, need, err := lockOnce(cmd.Context(), c, &islev1.LockRequest{Source: h.source, Update: update, Mirror: mirror}, show)
+				if err != nil {
+					return err
 				}
+				if res != nil {
+					show.close()
+					return a.showLock(p, res)
+				}
+				if err := p.login(cmd.Context(), need.GetRegistries()); err != nil {
+					return err
+				}
+				h.source.Credentials = p.credentials
 			}
-			if err := stream.Err(); err != nil {
-				return err
-			}
-			return isle.Errorf(isle.Unavailable, "the server ended the call without a result").WithHint("run the command again, and see `isle doctor`")
 		},
 	}
 	cmd.Flags().BoolVar(&update, "update", false, "choose the newest packages again")
 	cmd.Flags().StringVar(&mirror, "mirror", "", "base URL of the Debian mirror (default: the server's)")
 	cmd.AddCommand(newLockExport(a), newLockImport(a))
 	return cmd
+}
+
+// lockOnce makes one call: it returns a result, or what the server needs first.
+func lockOnce(ctx context.Context, c *api.Client, req *islev1.LockRequest, show *progress) (*islev1.LockResult, *islev1.Need, error) {
+	stream, err := c.Images.Lock(ctx, connect.NewRequest(req))
+	if err != nil {
+		return nil, nil, err
+	}
+	defer stream.Close()
+	for stream.Receive() {
+		switch e := stream.Msg().GetEvent().(type) {
+		case *islev1.LockEvent_Progress:
+			show.event(e.Progress)
+		case *islev1.LockEvent_Need:
+			return nil, e.Need, nil
+		case *islev1.LockEvent_Result:
+			return e.Result, nil, nil
+		}
+	}
+	return nil, nil, ended(stream.Err())
 }
 
 func (a *app) showLock(p *project, res *islev1.LockResult) error {

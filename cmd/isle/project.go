@@ -7,11 +7,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"isle"
+	"isle/internal/api"
 	islev1 "isle/internal/api/isle/v1"
 	"isle/internal/checkout"
+	"isle/internal/image/registry"
 	"isle/internal/spec"
 )
 
@@ -30,6 +33,8 @@ type project struct {
 	checkout *checkout.Checkout // of dir; nil where there is none, or it cannot be read
 	noGit    error              // why it cannot be read
 	noFork   bool               // its environment begins without another's data
+	// credentials are for registries that asked for one.
+	credentials []*islev1.RegistryCredential
 }
 
 // readProject reads [DIR|FILE]; "" is the current folder. A folder without a
@@ -149,29 +154,73 @@ type content struct {
 // the files are now.
 func (p *project) hash(ctx context.Context) (*hashed, error) {
 	h := &hashed{
-		source:  &islev1.Source{Spec: p.data, SpecName: p.path, Lock: p.lock},
+		source:  &islev1.Source{Spec: p.data, SpecName: p.path, Lock: p.lock, Credentials: p.credentials},
 		content: map[isle.Digest]content{},
 	}
 	cache := fileCache()
 	for _, s := range p.file.Services {
+		if path, ok := s.ImagePath(); ok {
+			tree, files, err := spec.HashFiles(ctx, p.dir, path, cache)
+			if err != nil {
+				return nil, err
+			}
+			h.add(s.Name, path, "", tree, files)
+		}
 		for _, c := range s.Copy {
 			tree, files, err := spec.HashTree(ctx, p.dir, c.From, cache)
 			if err != nil {
 				return nil, err
 			}
-			encoded := tree.Encode()
-			d := isle.DigestOf(encoded)
-			h.content[d] = content{bytes: encoded}
-			for digest, path := range files {
-				h.content[digest] = content{path: path}
-			}
-			h.source.Trees = append(h.source.Trees, &islev1.CopiedTree{Service: s.Name, From: c.From, To: c.To, Digest: string(d)})
+			h.add(s.Name, c.From, c.To, tree, files)
 		}
 	}
 	if cache != nil {
 		_ = cache.Save() // without it the next run reads the files again
 	}
 	return h, nil
+}
+
+// meet gives the server what it needs: files, or credentials for registries, which
+// go with the next call.
+func (p *project) meet(ctx context.Context, c *api.Client, h *hashed, need *islev1.Need, show *progress) error {
+	if len(need.GetRegistries()) > 0 {
+		return p.login(ctx, need.GetRegistries())
+	}
+	return h.send(ctx, c, show)
+}
+
+// login looks up what Docker's configuration has for registries.
+func (p *project) login(ctx context.Context, registries []string) (err error) {
+	p.credentials, err = registryLogins(ctx, p.credentials, registries)
+	return err
+}
+
+// registryLogins are credentials, and those of registries more.
+func registryLogins(ctx context.Context, have []*islev1.RegistryCredential, registries []string) ([]*islev1.RegistryCredential, error) {
+	for _, r := range registries {
+		if slices.ContainsFunc(have, func(c *islev1.RegistryCredential) bool { return c.GetRegistry() == r }) {
+			return nil, isle.Errorf(isle.Refused, "the registry %s does not take the credential of Docker's configuration", r).WithHint("log in again: docker login %s", r)
+		}
+		c, err := registry.FromDocker(ctx, registry.DockerConfig(), r)
+		if isle.CodeOf(err) == isle.NotFound {
+			return nil, isle.Errorf(isle.Refused, "the registry %s wants a login for this image, or does not have it: %w", r, err).WithHint("log in: docker login %s", r)
+		} else if err != nil {
+			return nil, err
+		}
+		have = append(have, &islev1.RegistryCredential{Registry: r, Username: c.Username, Password: c.Password, IdentityToken: c.IdentityToken})
+	}
+	return have, nil
+}
+
+// add puts a tree into the source, and its content into what may be sent.
+func (h *hashed) add(service, from, to string, tree spec.Tree, files map[isle.Digest]string) {
+	encoded := tree.Encode()
+	d := isle.DigestOf(encoded)
+	h.content[d] = content{bytes: encoded}
+	for digest, path := range files {
+		h.content[digest] = content{path: path}
+	}
+	h.source.Trees = append(h.source.Trees, &islev1.CopiedTree{Service: service, From: from, To: to, Digest: string(d)})
 }
 
 // fileCache remembers the digests of this user's files, so that what did not

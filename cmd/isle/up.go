@@ -180,7 +180,7 @@ func upProject(ctx context.Context, c *api.Client, p *project, req *islev1.UpReq
 			return nil, err
 		}
 		req.Source = h.source
-		res, err := upOnce(ctx, c, req, show)
+		res, need, err := upOnce(ctx, c, req, show)
 		if err != nil {
 			return nil, err
 		}
@@ -190,7 +190,7 @@ func upProject(ctx context.Context, c *api.Client, p *project, req *islev1.UpReq
 		if attempt == 3 {
 			return nil, isle.Errorf(isle.Conflict, "the files go on changing while they are sent").WithHint("run `isle up` again when they are at rest")
 		}
-		if err := h.send(ctx, c, show); err != nil {
+		if err := p.meet(ctx, c, h, need, show); err != nil {
 			return nil, err
 		}
 	}
@@ -225,32 +225,31 @@ func (p *project) dirty(ctx context.Context, show *progress) bool {
 	return dirty || err != nil
 }
 
-// upOnce makes one call: it returns a result, or nil where the server needs
-// files first. The stream of a one-shot environment is left open, for ctx to
+// upOnce makes one call: it returns a result, or what the server needs first. The stream of a one-shot environment is left open, for ctx to
 // end.
-func upOnce(ctx context.Context, c *api.Client, req *islev1.UpRequest, show *progress) (*islev1.UpResult, error) {
+func upOnce(ctx context.Context, c *api.Client, req *islev1.UpRequest, show *progress) (*islev1.UpResult, *islev1.Need, error) {
 	stream, err := c.Environments.Up(ctx, connect.NewRequest(req))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for stream.Receive() {
 		switch e := stream.Msg().GetEvent().(type) {
 		case *islev1.UpEvent_Progress:
 			show.event(e.Progress)
 		case *islev1.UpEvent_Need:
-			return nil, stream.Close()
+			return nil, e.Need, stream.Close()
 		case *islev1.UpEvent_Result:
 			if !req.OneShot {
 				err = stream.Close()
 			}
-			return e.Result, err
+			return e.Result, nil, err
 		}
 	}
 	defer stream.Close()
 	if err := stream.Err(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return nil, isle.Errorf(isle.Unavailable, "the server ended the call without a result").WithHint("run the command again, and see `isle doctor`")
+	return nil, nil, isle.Errorf(isle.Unavailable, "the server ended the call without a result").WithHint("run the command again, and see `isle doctor`")
 }
 
 // showUp prints what the user needs next.

@@ -30,8 +30,12 @@ func (s *images) Lock(ctx context.Context, req *connect.Request[islev1.LockReque
 	if o.Mirror == "" {
 		o.Mirror = s.Mirror
 	}
+	o.Credentials, o.Pull = r.credentials, s.mayPull(ctx)
 	lock, changes, err := s.Builder.Lock(work, r.file, r.lock, r.copies, o, tell.build)
 	if err = tell.end(work, err); err != nil {
+		if need := wantsLogin(err, r.credentials); need != nil {
+			return stream.Send(&islev1.LockEvent{Event: &islev1.LockEvent_Need{Need: need}})
+		}
 		return err
 	}
 	res := &islev1.LockResult{Lock: lock.Encode(), Changes: changes}
@@ -54,6 +58,9 @@ func (s *images) Build(ctx context.Context, req *connect.Request[islev1.BuildReq
 		lock: build.LockOptions{Mirror: m.GetMirror(), Locked: m.GetLocked()}, build: build.Options{NoCache: m.GetNoCache()}, verify: m.GetVerify(),
 	}, tell.build)
 	if err = tell.end(work, err); err != nil {
+		if need := wantsLogin(err, r.credentials); need != nil {
+			return stream.Send(&islev1.BuildEvent{Event: &islev1.BuildEvent_Need{Need: need}})
+		}
 		return err
 	}
 	if len(b.need) > 0 {

@@ -12,6 +12,7 @@ import (
 	"isle/internal/audit"
 	"isle/internal/build"
 	"isle/internal/image"
+	"isle/internal/image/registry"
 )
 
 // Images are the images that have names; *build.Builder implements it.
@@ -20,6 +21,7 @@ type Images interface {
 	ImportImage(ctx context.Context, r build.ImageRequest, p build.Progress) (image.Name, error)
 	ResolveImage(s string) (image.Name, image.Image, error)
 	ListImages() ([]image.Name, []image.Image, error)
+	PullImage(ctx context.Context, ref registry.Reference, o build.Options, p build.Progress) (image.Name, error)
 	RemoveImage(s string) (image.Name, error)
 }
 
@@ -39,6 +41,9 @@ func (cfg Config) imageRules() map[string]rule {
 	return map[string]rule{
 		islev1connect.ImageServiceImportImageProcedure: func(_ context.Context, msg any) []ask {
 			return []ask{askImage(isle.ActionImageImport, build.ImportName(msg.(*islev1.ImportImageRequest).GetName()))}
+		},
+		islev1connect.ImageServicePullImageProcedure: func(_ context.Context, msg any) []ask {
+			return []ask{askImage(isle.ActionImagePull, msg.(*islev1.PullImageRequest).GetImage())}
 		},
 		islev1connect.ImageServiceListImagesProcedure: func(context.Context, any) []ask {
 			return []ask{{isle.ActionImageRead, isle.Resource{Kind: "image", Name: "*"}, ""}}
@@ -77,25 +82,52 @@ func (s *named) ImportImage(ctx context.Context, req *connect.Request[islev1.Imp
 		return stream.Send(&islev1.ImageEvent{Event: &islev1.ImageEvent_Need{Need: &islev1.Need{Digests: digestStrings(need)}}})
 	}
 	a := askImage(isle.ActionImageImport, build.ImportName(r.Name))
-	return s.makeImage(ctx, audit.NewIntent(actorOf(ctx), a.action, a.resource, r.File), stream, func(work context.Context, p build.Progress) (image.Name, error) {
+	return s.makeImage(ctx, audit.NewIntent(actorOf(ctx), a.action, a.resource, r.File), nil, stream, func(work context.Context, p build.Progress) (image.Name, error) {
 		return s.Images.ImportImage(work, r, p)
 	})
 }
 
-// makeImage makes an image between its intent and its outcome, and tells of it.
-func (s *named) makeImage(ctx context.Context, intent audit.Entry, stream *connect.ServerStream[islev1.ImageEvent], do func(ctx context.Context, p build.Progress) (image.Name, error)) error {
+// PullImage implements the RPC.
+func (s *named) PullImage(ctx context.Context, req *connect.Request[islev1.PullImageRequest], stream *connect.ServerStream[islev1.ImageEvent]) error {
+	ref, err := registry.Parse(req.Msg.GetImage())
+	if err != nil {
+		return err
+	}
+	credentials, err := readCredentials(req.Msg.GetCredentials())
+	if err != nil {
+		return err
+	}
+	defer s.Blobs.Hold()()
+	a := askImage(isle.ActionImagePull, ref.String())
+	return s.makeImage(ctx, audit.NewIntent(actorOf(ctx), a.action, a.resource, ref.String()), credentials, stream, func(work context.Context, p build.Progress) (image.Name, error) {
+		return s.Images.PullImage(work, ref, build.Options{Credentials: credentials}, p)
+	})
+}
+
+// makeImage makes an image between its intent and its outcome, which names it,
+// and tells of it.
+func (s *named) makeImage(ctx context.Context, intent audit.Entry, have build.Credentials, stream *connect.ServerStream[islev1.ImageEvent], do func(ctx context.Context, p build.Progress) (image.Name, error)) error {
 	tell, work := s.newTeller(ctx, intent.Action, intent.Resource, func(e *islev1.ProgressEvent) error {
 		return stream.Send(&islev1.ImageEvent{Event: &islev1.ImageEvent_Progress{Progress: e}})
 	})
 	defer tell.cancel(nil)
-	var n image.Name
-	err := s.recorded(ctx, intent, func() (err error) {
-		n, err = do(work, func(e build.Event) {
-			tell.event(&islev1.ProgressEvent{Step: e.Step, State: e.State, Message: e.Message, Done: e.Done, Total: e.Total})
-		})
+	if err := s.Audit.Append(ctx, intent); err != nil {
 		return err
+	}
+	n, err := do(work, func(e build.Event) {
+		tell.event(&islev1.ProgressEvent{Step: e.Step, State: e.State, Message: e.Message, Done: e.Done, Total: e.Total})
 	})
+	outcome := intent.Outcome(err)
+	if err == nil {
+		outcome = outcome.With("name", n.Name).With("image", string(n.Image))
+	}
+	if aerr := s.Audit.Append(context.WithoutCancel(ctx), outcome); aerr != nil {
+		s.Log.Error("an outcome could not be recorded; recovery will close it as unknown", "action", intent.Action, "err", aerr)
+	}
 	if err != nil {
+		if need := wantsLogin(err, have); need != nil {
+			return stream.Send(&islev1.ImageEvent{Event: &islev1.ImageEvent_Need{Need: need}})
+		}
 		return err
 	}
 	_, img, err := s.Images.ResolveImage(n.Name)

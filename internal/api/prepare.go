@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"errors"
 	"path"
 	"sync"
 	"time"
@@ -10,6 +11,7 @@ import (
 	islev1 "isle/internal/api/isle/v1"
 	"isle/internal/audit"
 	"isle/internal/build"
+	"isle/internal/image/registry"
 	"isle/internal/spec"
 )
 
@@ -18,6 +20,8 @@ type request struct {
 	file   spec.File
 	lock   *spec.Lock // nil if there is none
 	copies []build.Copied
+	// credentials are for registries, and for this call alone.
+	credentials build.Credentials
 }
 
 // readSource parses and bounds what a client sent.
@@ -45,6 +49,9 @@ func readSource(s *islev1.Source) (request, error) {
 			return r, err
 		}
 	}
+	if r.credentials, err = readCredentials(s.GetCredentials()); err != nil {
+		return r, err
+	}
 	for _, t := range s.GetTrees() {
 		c := build.Copied{Service: t.GetService(), From: t.GetFrom(), To: t.GetTo(), Tree: isle.Digest(t.GetDigest())}
 		if !c.Tree.Valid() {
@@ -53,6 +60,42 @@ func readSource(s *islev1.Source) (request, error) {
 		r.copies = append(r.copies, c)
 	}
 	return r, nil
+}
+
+// maxCredentials is how many registries one call may have credentials for.
+const maxCredentials = 64
+
+// readCredentials are the credentials that a client sent, by registry.
+func readCredentials(list []*islev1.RegistryCredential) (build.Credentials, error) {
+	if len(list) > maxCredentials {
+		return nil, isle.Errorf(isle.Invalid, "%d credentials for registries; at most %d are possible", len(list), maxCredentials)
+	}
+	out := build.Credentials{}
+	for _, c := range list {
+		out[c.GetRegistry()] = registry.Credential{Username: c.GetUsername(), Password: c.GetPassword(), IdentityToken: c.GetIdentityToken()}
+	}
+	return out, nil
+}
+
+// wantsLogin is the registry that an error is about which wants a credential; ""
+// where it is another error, or the caller has sent one already.
+func wantsLogin(err error, have build.Credentials) *islev1.Need {
+	login, ok := errors.AsType[*registry.LoginNeeded](err)
+	if !ok || have[login.Registry] != (registry.Credential{}) {
+		return nil
+	}
+	return &islev1.Need{Registries: []string{login.Registry}}
+}
+
+// mayPull asks whether the caller may pull an image, and records that it is.
+func (cfg Config) mayPull(ctx context.Context) func(registry.Reference) error {
+	return func(ref registry.Reference) error {
+		a := askImage(isle.ActionImagePull, ref.Name())
+		if err := cfg.allowed(ctx, a); err != nil {
+			return err
+		}
+		return cfg.Audit.Append(ctx, audit.NewEvent(actorOf(ctx), a.action, a.resource, isle.Allow, ref.String()))
+	}
 }
 
 // A teller passes progress on to a stream, one event at a time. Byte counts
@@ -165,6 +208,8 @@ func (cfg Config) prepare(ctx context.Context, r request, o prepareOptions, p bu
 		o.lock.Mirror = cfg.Mirror
 	}
 	o.build.Mirror = o.lock.Mirror
+	o.lock.Credentials, o.lock.Pull = r.credentials, cfg.mayPull(ctx)
+	o.build.Credentials, o.build.Pull = o.lock.Credentials, o.lock.Pull
 	// Trees are asked for before anything else: to lock may take long, and is
 	// done again by the call that follows.
 	var trees []isle.Digest

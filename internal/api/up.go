@@ -59,6 +59,9 @@ func (s *environments) Up(ctx context.Context, req *connect.Request[islev1.UpReq
 	defer release()
 	b, err := s.prepare(work, r, prepareOptions{lock: build.LockOptions{Mirror: m.GetMirror(), Locked: m.GetLocked()}}, tell.build)
 	if err = tell.end(work, err); err != nil {
+		if need := wantsLogin(err, r.credentials); need != nil {
+			return stream.Send(&islev1.UpEvent{Event: &islev1.UpEvent_Need{Need: need}})
+		}
 		return err
 	}
 	if len(b.need) > 0 {

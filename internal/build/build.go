@@ -23,6 +23,7 @@ import (
 	"isle"
 	"isle/internal/build/debian"
 	"isle/internal/image"
+	"isle/internal/image/registry"
 	"isle/internal/spec"
 )
 
@@ -67,11 +68,13 @@ type Archive interface {
 	Fetch(ctx context.Context, pkgs []spec.LockedPackage, o debian.FetchOptions, progress func(done, total int64)) error
 }
 
-// Config is what a Builder needs. All of it but Now is required.
+// Config is what a Builder needs. All of it but Now and Registry is required.
 type Config struct {
 	Images  *image.Store // keeps packages, copied files, layers and images
 	Archive Archive      // resolves and fetches packages
 	Sandbox Sandbox      // runs steps
+	// Registry pulls and pushes images; nil: there are none but those sent.
+	Registry *registry.Client
 	// Cache is a folder on the disk that also holds run steps' changes: step
 	// records (what was made from what), what was last built of each project,
 	// and, while a build runs, its scratch folders. It can be deleted while no
@@ -98,7 +101,7 @@ func New(c Config) (*Builder, error) {
 	if err := os.RemoveAll(b.scratchDir()); err != nil {
 		return nil, isle.Errorf(isle.Internal, "clear the build's scratch folder: %w", err)
 	}
-	for _, d := range []string{b.scratchDir(), filepath.Join(c.Cache, "steps"), filepath.Join(c.Cache, "images"), filepath.Join(c.Cache, "projects")} {
+	for _, d := range []string{b.scratchDir(), filepath.Join(c.Cache, "steps"), filepath.Join(c.Cache, "images"), filepath.Join(c.Cache, "bases"), filepath.Join(c.Cache, "projects")} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, isle.Errorf(isle.Internal, "make the build's cache: %w", err)
 		}

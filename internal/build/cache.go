@@ -22,7 +22,7 @@ const recipe = 1
 type inputs struct {
 	Recipe       int               `json:"recipe"`
 	Format       int               `json:"format"` // of images
-	Kind         string            `json:"kind"`   // "packages", "paths", "copy", "run"
+	Kind         string            `json:"kind"`   // "packages", "image", "paths", "copy", "run"
 	Architecture string            `json:"architecture"`
 	Parents      []isle.Digest     `json:"parents,omitempty"` // layers below, lowest first
 	Packages     []packageInput    `json:"packages,omitempty"`

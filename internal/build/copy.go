@@ -22,6 +22,11 @@ type contentFunc = func() (io.ReadCloser, error)
 func (b *Builder) Needs(lock *spec.Lock) []isle.Digest {
 	var want []isle.Digest
 	for _, s := range lock.Services {
+		if i := s.Image; i != nil && i.Tree != "" {
+			if _, ok := b.knownBase(baseInputs(i, commonInputs(lock))); !ok {
+				want = append(want, b.treeFiles(i.Tree)...)
+			}
+		}
 		for _, c := range s.Copy {
 			want = append(want, c.Tree)
 			t, err := b.tree(c.Tree)

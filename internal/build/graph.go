@@ -14,6 +14,7 @@ import (
 
 	"isle"
 	"isle/internal/image"
+	"isle/internal/image/registry"
 	"isle/internal/spec"
 )
 
@@ -24,6 +25,9 @@ const parallelServices = 2
 type Options struct {
 	NoCache bool   // make every step again
 	Mirror  string // as in debian.FetchOptions
+	// Credentials and Pull are as in LockOptions.
+	Credentials Credentials
+	Pull        func(registry.Reference) error
 }
 
 // A Result is what Build made.
@@ -113,7 +117,15 @@ func (b *Builder) service(ctx context.Context, project string, s spec.Service, l
 	last := b.lastSteps(project, s.Name)
 	m := image.Image{Format: image.FormatVersion, Architecture: lock.Architecture}
 	var done []inputs
-	for _, st := range b.plan(s, lock, o) {
+	if l := lock.Services[s.Name].Image; l != nil {
+		from, err := b.base(ctx, s.Name, l, commonInputs(lock), o, p)
+		if err != nil {
+			return m, "", err
+		}
+		m.Layers, m.Config = slices.Clone(from.image.Layers), from.image.Config
+		done = append(done, from.inputs)
+	}
+	for _, st := range b.plan(s, lock, m.Config, o) {
 		for _, l := range m.Layers {
 			st.inputs.Parents = append(st.inputs.Parents, l.Digest)
 		}
@@ -224,11 +236,21 @@ func prefix(where string, err error) error {
 	return &c
 }
 
-// plan lists the steps of a service in their order.
-func (b *Builder) plan(s spec.Service, lock *spec.Lock, o Options) []step {
+// commonInputs are those of every step.
+func commonInputs(lock *spec.Lock) inputs {
+	return inputs{Recipe: recipe, Format: image.FormatVersion, Architecture: lock.Architecture}
+}
+
+// plan lists the steps of a service in their order, on top of its image if it
+// begins with one, which says more of how it is run.
+func (b *Builder) plan(s spec.Service, lock *spec.Lock, says *image.Config, o Options) []step {
 	sl := lock.Services[s.Name]
-	base := inputs{Recipe: recipe, Format: image.FormatVersion, Architecture: lock.Architecture}
-	steps := []step{b.packagesStep(s, sl, base, o)}
+	base := commonInputs(lock)
+	s = asImageSays(s, says)
+	var steps []step
+	if sl.Image == nil {
+		steps = append(steps, b.packagesStep(s, sl, base, o))
+	}
 	if st, ok := b.pathsStep(s, base); ok {
 		steps = append(steps, st)
 	}
@@ -236,7 +258,7 @@ func (b *Builder) plan(s spec.Service, lock *spec.Lock, o Options) []step {
 		steps = append(steps, b.copyStep(s, c, base))
 	}
 	for _, cmd := range sl.Run {
-		steps = append(steps, b.runStep(s, cmd, base))
+		steps = append(steps, b.runStep(s, cmd, stepEnv(says), base))
 	}
 	return steps
 }

@@ -24,6 +24,11 @@ type ImageRequest struct {
 // TreeNeeds returns the digests of a tree and of its files that the image store
 // lacks. A tree that is missing hides its files: ask again when it is there.
 func (b *Builder) TreeNeeds(tree isle.Digest) []isle.Digest {
+	return b.Images.Missing(b.treeFiles(tree))
+}
+
+// treeFiles are the digests of a tree and, if it is there, of its files.
+func (b *Builder) treeFiles(tree isle.Digest) []isle.Digest {
 	want := []isle.Digest{tree}
 	if t, err := b.tree(tree); err == nil {
 		for _, e := range t.Entries {
@@ -32,7 +37,7 @@ func (b *Builder) TreeNeeds(tree isle.Digest) []isle.Digest {
 			}
 		}
 	}
-	return b.Images.Missing(want)
+	return want
 }
 
 // ImportImage makes an image of an archive that was sent before (TreeNeeds) and

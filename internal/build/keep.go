@@ -32,6 +32,9 @@ func (b *Builder) Keep(since time.Time) (layers, blobs func(isle.Digest) bool) {
 			for _, p := range s.Packages {
 				keepBlobs[p.Digest] = true
 			}
+			if s.Image != nil { // the list alone: its files are layers by now
+				keepBlobs[s.Image.Tree] = true
+			}
 			for _, c := range s.Copy {
 				keepBlobs[c.Tree] = true
 				if t, err := b.tree(c.Tree); err == nil {

@@ -10,6 +10,7 @@ import (
 	"isle"
 	"isle/internal/build/debian"
 	"isle/internal/image"
+	"isle/internal/image/registry"
 	"isle/internal/spec"
 )
 
@@ -26,6 +27,10 @@ type LockOptions struct {
 	Update bool   // choose the newest packages again
 	Mirror string // as in debian.ResolveOptions
 	Locked bool   // fail with Conflict rather than change anything
+	// Credentials are for registries, and Pull says whether an image may be pulled;
+	// nil: any.
+	Credentials Credentials
+	Pull        func(registry.Reference) error
 }
 
 // Lock pins every input of f by hash. Packages that old pins stay as they are
@@ -55,6 +60,18 @@ func (b *Builder) Lock(ctx context.Context, f spec.File, old *spec.Lock, copies 
 		if sl.Copy, err = copiesOf(s, copies); err != nil {
 			return nil, nil, err
 		}
+		if s.Image != "" {
+			if sl.Image = pinnedImage(old, s.Name, s.Image); sl.Image == nil || o.Update {
+				if o.Locked && sl.Image == nil && !archived(s) {
+					return nil, nil, isle.Errorf(isle.Conflict, "isle.lock does not fit the file any more: %s: image %s is not pinned", s.Name, s.Image).WithHint("`isle lock` brings it up to date")
+				}
+				if sl.Image, err = b.lockImage(ctx, s, copies, o, p); err != nil {
+					return nil, nil, err
+				}
+			}
+			lock.Services[s.Name] = sl
+			continue
+		}
 		if kept, ok := pinned(old, s.Name, sl); ok && !o.Update {
 			sl.Packages = kept
 			lock.Suites[s.Suite] = old.Suites[s.Suite]
@@ -70,15 +87,21 @@ func (b *Builder) Lock(ctx context.Context, f spec.File, old *spec.Lock, copies 
 		}
 		return lock, nil, nil
 	}
-	if err := b.resolve(ctx, lock, stale, o, p); err != nil {
+	if err := b.resolvePackages(ctx, lock, stale, o, p); err != nil {
 		return nil, nil, err
 	}
 	return lock, differences(old, lock), nil
 }
 
-// resolve fills in the packages of the services named; equal requests are
+// archived reports whether a service's image is an archive of the project.
+func archived(s spec.Service) bool {
+	_, ok := s.ImagePath()
+	return ok
+}
+
+// resolvePackages fills in the packages of the services named; equal requests are
 // resolved once, and so get equal packages.
-func (b *Builder) resolve(ctx context.Context, lock *spec.Lock, services []string, o LockOptions, p Progress) error {
+func (b *Builder) resolvePackages(ctx context.Context, lock *spec.Lock, services []string, o LockOptions, p Progress) error {
 	known := map[string][]spec.LockedPackage{}
 	for _, name := range services {
 		sl := lock.Services[name]
@@ -158,7 +181,10 @@ func differences(old, lock *spec.Lock) []string {
 			out = append(out, fmt.Sprintf("%s: new", name))
 			continue
 		}
-		if was.Suite != is.Suite {
+		if d := imageDifference(was.Image, is.Image); d != "" {
+			out = append(out, name+": "+d)
+		}
+		if was.Suite != is.Suite && was.Image == nil && is.Image == nil {
 			out = append(out, fmt.Sprintf("%s: suite %s -> %s", name, was.Suite, is.Suite))
 		}
 		if !slices.Equal(was.Requests, is.Requests) {
@@ -180,6 +206,24 @@ func differences(old, lock *spec.Lock) []string {
 		}
 	}
 	return out
+}
+
+func imageDifference(was, is *spec.LockedImage) string {
+	if was == nil {
+		was = &spec.LockedImage{}
+	}
+	if is == nil {
+		is = &spec.LockedImage{}
+	}
+	switch {
+	case was.Request != is.Request:
+		return fmt.Sprintf("image %q -> %q", was.Request, is.Request)
+	case was.Digest != is.Digest:
+		return fmt.Sprintf("image %s: %s -> %s", is.Request, was.Digest.Short(), is.Digest.Short())
+	case was.Tree != is.Tree:
+		return fmt.Sprintf("image %s changed", is.Request)
+	}
+	return ""
 }
 
 func copyDifferences(service string, was, is []spec.LockedCopy) (out []string) {
@@ -266,6 +310,10 @@ func (b *Builder) checkLock(f spec.File, lock *spec.Lock) error {
 		switch {
 		case !ok:
 			return stale("it is not in the lock")
+		case (sl.Image != nil) != (s.Image != "") || sl.Image != nil && sl.Image.Request != s.Image:
+			return stale("image changed")
+		case sl.Image != nil && !sl.Image.Digest.Valid() && !sl.Image.Tree.Valid():
+			return stale("image is not pinned by a digest")
 		case sl.Suite != s.Suite:
 			return stale(fmt.Sprintf("suite is %s, locked is %s", s.Suite, sl.Suite))
 		case !slices.Equal(sl.Requests, requestsOf(s)):

@@ -106,6 +106,10 @@ func (b *Builder) difference(was, is inputs) string {
 		return packagesChange(was.Packages, is.Packages)
 	case !slices.Equal(was.Paths, is.Paths):
 		return "volumes, tmpfs or workdir: " + listDifference(was.Paths, is.Paths)
+	case is.Kind == "image" && was.From != is.From:
+		return fmt.Sprintf("image %s became image %s", was.From, is.From)
+	case is.Kind == "image" && was.Tree != is.Tree:
+		return fmt.Sprintf("image %s changed", is.From)
 	case was.From != is.From:
 		return fmt.Sprintf("copy %s became copy %s", was.From, is.From)
 	case was.Tree != is.Tree:
@@ -124,6 +128,8 @@ func stepTitle(in inputs) string {
 	switch in.Kind {
 	case "copy":
 		return "copy " + in.From
+	case "image":
+		return "image " + in.From
 	case "run":
 		cmd := in.Command[len(in.Command)-1]
 		if _, rest, ok := strings.Cut(cmd, "\n"); ok && strings.HasPrefix(cmd, "cd '") {

@@ -41,7 +41,7 @@ func runEnv() map[string]string {
 // runStep makes a layer of what a command changes. The command runs as root of
 // the sandbox, in the service's workdir, as /bin/sh -e: the first part of it
 // that fails is the end.
-func (b *Builder) runStep(s spec.Service, command string, base inputs) step {
+func (b *Builder) runStep(s spec.Service, command string, env map[string]string, base inputs) step {
 	script := command
 	if s.Workdir != "" {
 		script = "cd " + quote(s.Workdir) + "\n" + command
@@ -49,7 +49,7 @@ func (b *Builder) runStep(s spec.Service, command string, base inputs) step {
 	in := base
 	in.Kind = "run"
 	in.Command = []string{"/bin/sh", "-ec", script}
-	in.Env = runEnv()
+	in.Env = env
 	return step{service: s.Name, name: "run " + title(command), inputs: in, make: func(ctx context.Context, w work) ([]image.Layer, error) {
 		dir, done, err := b.scratch("run")
 		if err != nil {

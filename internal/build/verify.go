@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"slices"
 
 	"isle"
 	"isle/internal/image"
@@ -41,7 +42,14 @@ func (b *Builder) Verify(ctx context.Context, f spec.File, lock *spec.Lock, o Op
 
 func (b *Builder) verifyService(ctx context.Context, s spec.Service, lock *spec.Lock, o Options, m image.Image, again *image.Store, seen map[isle.Digest]int, p Progress) error {
 	below := image.Image{Format: m.Format, Architecture: m.Architecture}
-	for _, st := range b.plan(s, lock, o) {
+	if l := lock.Services[s.Name].Image; l != nil { // it was checked against its source when it was read
+		from, ok := b.knownBase(baseInputs(l, commonInputs(lock)))
+		if !ok {
+			return isle.Errorf(isle.Conflict, "%s: image %s was removed meanwhile", s.Name, l.Request).WithHint("run the command again")
+		}
+		below.Layers, below.Config = slices.Clone(from.Layers), from.Config
+	}
+	for _, st := range b.plan(s, lock, below.Config, o) {
 		for _, l := range below.Layers {
 			st.inputs.Parents = append(st.inputs.Parents, l.Digest)
 		}

@@ -24,6 +24,7 @@ type run struct {
 	mu        sync.Mutex
 	changed   chan struct{}
 	adopted   bool // made by an earlier server
+	idles     bool // it has no command
 	home      bool // isle-init has called home
 	setup     bool // setup has to succeed first
 	setupFail string
@@ -110,7 +111,7 @@ func (r *run) next() (limit time.Duration, timeout string, changed <-chan struct
 			timeout += ": " + r.detail
 		}
 		return since(from, start), timeout, changed
-	case len(svc.Command) == 0 || r.adopted:
+	case r.idles || r.adopted:
 		return time.Nanosecond, "", changed // it idles, or ran before: up once home
 	case r.started.IsZero():
 		return since(r.made, homeLimit), fmt.Sprintf("its command did not start within %v", homeLimit), changed

@@ -3,12 +3,14 @@ package environment
 import (
 	"context"
 	"encoding/json"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"isle"
+	"isle/internal/image"
 	"isle/internal/initproto"
 	"isle/internal/spec"
 )
@@ -31,6 +33,8 @@ func (m *Manager) launch(ctx context.Context, s *supervisor, r *run, secret []by
 		return err
 	}
 	r.set(func() { r.setup = setup })
+	svc = asRun(svc, svcRec.Image.Config)
+	r.set(func() { r.idles = len(svc.Command) == 0 })
 	boot := initproto.Boot{Launch: r.launch, Secret: secret, Own: fresh}
 	if setup {
 		boot.Setup = svc.Setup
@@ -94,6 +98,28 @@ func (m *Manager) boot(rec Environment, svc spec.Service, b initproto.Boot) ([]b
 		return nil, isle.Errorf(isle.Internal, "service %s: %w", svc.Name, err)
 	}
 	return encoded, nil
+}
+
+// asRun is a service as it is run: what its file leaves open is as its image
+// says. A command of the file stands for the image's entrypoint and its
+// arguments.
+func asRun(svc spec.Service, image *image.Config) spec.Service {
+	if image == nil {
+		return svc
+	}
+	if len(svc.Command) == 0 {
+		svc.Command = image.Command()
+	}
+	if svc.User == "" {
+		svc.User = image.User
+	}
+	if svc.Workdir == "" {
+		svc.Workdir = image.Workdir
+	}
+	env := image.Variables()
+	maps.Copy(env, svc.Env)
+	svc.Env = env
+	return svc
 }
 
 // prepareVolumes makes the files of the service's volumes that are not ready

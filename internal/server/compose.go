@@ -29,6 +29,7 @@ import (
 	"isle/internal/gateway/postgres"
 	"isle/internal/identity"
 	"isle/internal/image"
+	"isle/internal/image/registry"
 	"isle/internal/initproto"
 	"isle/internal/release"
 	"isle/internal/secret"
@@ -122,7 +123,7 @@ func compose(s *Server) (r *rooms, err error) {
 	if err != nil {
 		return r, err
 	}
-	if r.builder, err = build.New(build.Config{Images: r.images, Archive: archive, Sandbox: r.driver, Cache: at("build")}); err != nil {
+	if r.builder, err = build.New(build.Config{Images: r.images, Archive: archive, Sandbox: r.driver, Cache: at("build"), Registry: &registry.Client{Images: r.images, Log: s.log}}); err != nil {
 		return r, err
 	}
 	r.home = initproto.NewHome(initproto.HomeConfig{Log: s.log, Refused: r.impostor, Workload: r.serveWorkload})

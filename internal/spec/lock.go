@@ -16,6 +16,7 @@ import (
 	"isle"
 	"isle/internal/document"
 	"isle/internal/image"
+	"isle/internal/image/registry"
 )
 
 // MaxLockSize bounds a lock in bytes. A thousand packages are about 400 KiB.
@@ -251,7 +252,9 @@ func (c *lockChecker) lock(l *Lock) {
 			c.problem(where, "%q is no name of a service", clip(name))
 		}
 		s := l.Services[name]
-		if _, ok := l.Suites[s.Suite]; !ok {
+		if s.Image != nil {
+			c.image(where+".image", &s)
+		} else if _, ok := l.Suites[s.Suite]; !ok {
 			c.problem(where+".suite", "%q is not among the lock's suites", clip(s.Suite))
 		}
 		c.service(where, &s, l.Architecture)
@@ -292,6 +295,27 @@ func (c *lockChecker) service(where string, s *ServiceLock, architecture string)
 	for i, r := range s.Run {
 		if _, err := parseCommandText(r); err != nil {
 			c.problem(fmt.Sprintf("%s.run[%d]", where, i), "%v", err)
+		}
+	}
+}
+
+func (c *lockChecker) image(at string, s *ServiceLock) {
+	i := s.Image
+	request, err := parseImage(i.Request)
+	_, archive := (Service{Image: i.Request}).ImagePath()
+	switch {
+	case s.Suite != "" || len(s.Requests) > 0 || len(s.Packages) > 0:
+		c.problem(at, "stands beside a suite or packages")
+	case err != nil || request != i.Request:
+		c.problem(at+".request", "%q is no image", clip(i.Request))
+	case archive && (!i.Tree.Valid() || i.Digest != "" || i.Reference != ""):
+		c.problem(at+".tree", "%q is no sha256 digest of an archive", clip(string(i.Tree)))
+	case !archive && (!i.Digest.Valid() || i.Tree != ""):
+		c.problem(at+".digest", "%q is no sha256 digest of an image", clip(string(i.Digest)))
+	case !archive:
+		asked, _ := registry.Parse(i.Request)
+		if asked.Digest = ""; asked.String() != i.Reference {
+			c.problem(at+".reference", "%q is not what %q means", clip(i.Reference), clip(i.Request))
 		}
 	}
 }

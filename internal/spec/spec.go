@@ -37,7 +37,8 @@ type File struct {
 // A Service is one process tree with an image of its own.
 type Service struct {
 	Name        string            `json:"name"`
-	Suite       string            `json:"suite"`              // Debian suite; default "bookworm"
+	Image       string            `json:"image,omitempty"`    // in place of packages: a reference, or the path of an archive that begins with "./"
+	Suite       string            `json:"suite"`              // Debian suite; default "bookworm"; "" with Image
 	Packages    []string          `json:"packages,omitempty"` // Debian package names, as written
 	Copy        []Copy            `json:"copy,omitempty"`
 	Run         []string          `json:"run,omitempty"`  // build-time shell commands (/bin/sh -c), sealed, no network
@@ -151,11 +152,25 @@ type SuiteLock struct {
 
 // A ServiceLock pins one service's inputs.
 type ServiceLock struct {
+	Image    *LockedImage    `json:"image,omitempty"`
 	Suite    string          `json:"suite"`
 	Requests []string        `json:"requests"` // the packages asked for, sorted; a difference to the File means the lock is stale
 	Packages []LockedPackage `json:"packages"` // sorted by name
 	Copy     []LockedCopy    `json:"copy,omitempty"`
 	Run      []string        `json:"run,omitempty"`
+}
+
+// A LockedImage pins the image that a service begins with.
+type LockedImage struct {
+	Request string `json:"request"` // as the File has it
+	// Reference is the whole of what was asked for, without a digest; "" of an
+	// archive.
+	Reference string `json:"reference,omitempty"`
+	// Digest is what the reference meant: of a registry the manifest for the
+	// lock's architecture, of the server's own store Isle's image.
+	Digest isle.Digest `json:"digest,omitempty"`
+	// Tree is the digest of an archive's files.
+	Tree isle.Digest `json:"tree,omitempty"`
 }
 
 // A LockedPackage is one Debian package, named by content.

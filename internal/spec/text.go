@@ -15,6 +15,7 @@ import (
 	"unicode/utf8"
 
 	"isle"
+	"isle/internal/image/registry"
 )
 
 // Patterns that the parser and the JSON Schema share. They are written in what
@@ -321,6 +322,33 @@ func parseFrom(s string) (string, error) {
 		return clean + "/", nil
 	}
 	return clean, nil
+}
+
+// ImagePath is the path of the archive that an `image:` names, relative to the
+// project folder.
+func (s Service) ImagePath() (path string, ok bool) {
+	return strings.CutPrefix(s.Image, "./")
+}
+
+// parseImage accepts a reference, or the path of an archive.
+func parseImage(s string) (string, error) {
+	if from, ok := strings.CutPrefix(s, "./"); ok {
+		clean, err := parseFrom(from)
+		if err != nil {
+			return "", err
+		}
+		return "./" + strings.TrimSuffix(clean, "/"), nil
+	}
+	if strings.HasPrefix(s, "/") || strings.HasPrefix(s, "../") {
+		return "", fmt.Errorf("%q is not in isle.yaml's folder; want ./FILE, or a reference to an image", clip(s))
+	}
+	if !cleanText(s) {
+		return "", fmt.Errorf("%q holds control characters", clip(s))
+	}
+	if _, err := registry.Parse(s); err != nil {
+		return "", err
+	}
+	return s, nil
 }
 
 // parseHTTP accepts a URL that can be asked from inside.

@@ -87,6 +87,7 @@ type LockEvent struct {
 	//
 	//	*LockEvent_Progress
 	//	*LockEvent_Result
+	//	*LockEvent_Need
 	Event         isLockEvent_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -147,6 +148,15 @@ func (x *LockEvent) GetResult() *LockResult {
 	return nil
 }
 
+func (x *LockEvent) GetNeed() *Need {
+	if x != nil {
+		if x, ok := x.Event.(*LockEvent_Need); ok {
+			return x.Need
+		}
+	}
+	return nil
+}
+
 type isLockEvent_Event interface {
 	isLockEvent_Event()
 }
@@ -159,9 +169,15 @@ type LockEvent_Result struct {
 	Result *LockResult `protobuf:"bytes,2,opt,name=result,proto3,oneof"`
 }
 
+type LockEvent_Need struct {
+	Need *Need `protobuf:"bytes,3,opt,name=need,proto3,oneof"`
+}
+
 func (*LockEvent_Progress) isLockEvent_Event() {}
 
 func (*LockEvent_Result) isLockEvent_Event() {}
+
+func (*LockEvent_Need) isLockEvent_Event() {}
 
 type LockResult struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -873,10 +889,11 @@ const file_isle_v1_build_proto_rawDesc = "" +
 	"\vLockRequest\x12'\n" +
 	"\x06source\x18\x01 \x01(\v2\x0f.isle.v1.SourceR\x06source\x12\x16\n" +
 	"\x06update\x18\x02 \x01(\bR\x06update\x12\x16\n" +
-	"\x06mirror\x18\x03 \x01(\tR\x06mirror\"y\n" +
+	"\x06mirror\x18\x03 \x01(\tR\x06mirror\"\x9e\x01\n" +
 	"\tLockEvent\x124\n" +
 	"\bprogress\x18\x01 \x01(\v2\x16.isle.v1.ProgressEventH\x00R\bprogress\x12-\n" +
-	"\x06result\x18\x02 \x01(\v2\x13.isle.v1.LockResultH\x00R\x06resultB\a\n" +
+	"\x06result\x18\x02 \x01(\v2\x13.isle.v1.LockResultH\x00R\x06result\x12#\n" +
+	"\x04need\x18\x03 \x01(\v2\r.isle.v1.NeedH\x00R\x04needB\a\n" +
 	"\x05event\"T\n" +
 	"\n" +
 	"LockResult\x12\x12\n" +
@@ -969,29 +986,30 @@ var file_isle_v1_build_proto_depIdxs = []int32{
 	14, // 0: isle.v1.LockRequest.source:type_name -> isle.v1.Source
 	15, // 1: isle.v1.LockEvent.progress:type_name -> isle.v1.ProgressEvent
 	2,  // 2: isle.v1.LockEvent.result:type_name -> isle.v1.LockResult
-	14, // 3: isle.v1.BuildRequest.source:type_name -> isle.v1.Source
-	15, // 4: isle.v1.BuildEvent.progress:type_name -> isle.v1.ProgressEvent
-	16, // 5: isle.v1.BuildEvent.need:type_name -> isle.v1.Need
-	5,  // 6: isle.v1.BuildEvent.result:type_name -> isle.v1.BuildResult
-	6,  // 7: isle.v1.BuildResult.images:type_name -> isle.v1.BuiltImage
-	7,  // 8: isle.v1.BuiltImage.layers:type_name -> isle.v1.Layer
-	0,  // 9: isle.v1.BuildService.Lock:input_type -> isle.v1.LockRequest
-	3,  // 10: isle.v1.BuildService.Build:input_type -> isle.v1.BuildRequest
-	8,  // 11: isle.v1.BuildService.Missing:input_type -> isle.v1.MissingRequest
-	10, // 12: isle.v1.BuildService.Put:input_type -> isle.v1.PutRequest
-	12, // 13: isle.v1.BuildService.Export:input_type -> isle.v1.ExportRequest
-	17, // 14: isle.v1.BuildService.Import:input_type -> isle.v1.Chunk
-	1,  // 15: isle.v1.BuildService.Lock:output_type -> isle.v1.LockEvent
-	4,  // 16: isle.v1.BuildService.Build:output_type -> isle.v1.BuildEvent
-	9,  // 17: isle.v1.BuildService.Missing:output_type -> isle.v1.MissingResponse
-	11, // 18: isle.v1.BuildService.Put:output_type -> isle.v1.PutResponse
-	17, // 19: isle.v1.BuildService.Export:output_type -> isle.v1.Chunk
-	13, // 20: isle.v1.BuildService.Import:output_type -> isle.v1.ImportResponse
-	15, // [15:21] is the sub-list for method output_type
-	9,  // [9:15] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	16, // 3: isle.v1.LockEvent.need:type_name -> isle.v1.Need
+	14, // 4: isle.v1.BuildRequest.source:type_name -> isle.v1.Source
+	15, // 5: isle.v1.BuildEvent.progress:type_name -> isle.v1.ProgressEvent
+	16, // 6: isle.v1.BuildEvent.need:type_name -> isle.v1.Need
+	5,  // 7: isle.v1.BuildEvent.result:type_name -> isle.v1.BuildResult
+	6,  // 8: isle.v1.BuildResult.images:type_name -> isle.v1.BuiltImage
+	7,  // 9: isle.v1.BuiltImage.layers:type_name -> isle.v1.Layer
+	0,  // 10: isle.v1.BuildService.Lock:input_type -> isle.v1.LockRequest
+	3,  // 11: isle.v1.BuildService.Build:input_type -> isle.v1.BuildRequest
+	8,  // 12: isle.v1.BuildService.Missing:input_type -> isle.v1.MissingRequest
+	10, // 13: isle.v1.BuildService.Put:input_type -> isle.v1.PutRequest
+	12, // 14: isle.v1.BuildService.Export:input_type -> isle.v1.ExportRequest
+	17, // 15: isle.v1.BuildService.Import:input_type -> isle.v1.Chunk
+	1,  // 16: isle.v1.BuildService.Lock:output_type -> isle.v1.LockEvent
+	4,  // 17: isle.v1.BuildService.Build:output_type -> isle.v1.BuildEvent
+	9,  // 18: isle.v1.BuildService.Missing:output_type -> isle.v1.MissingResponse
+	11, // 19: isle.v1.BuildService.Put:output_type -> isle.v1.PutResponse
+	17, // 20: isle.v1.BuildService.Export:output_type -> isle.v1.Chunk
+	13, // 21: isle.v1.BuildService.Import:output_type -> isle.v1.ImportResponse
+	16, // [16:22] is the sub-list for method output_type
+	10, // [10:16] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_isle_v1_build_proto_init() }
@@ -1003,6 +1021,7 @@ func file_isle_v1_build_proto_init() {
 	file_isle_v1_build_proto_msgTypes[1].OneofWrappers = []any{
 		(*LockEvent_Progress)(nil),
 		(*LockEvent_Result)(nil),
+		(*LockEvent_Need)(nil),
 	}
 	file_isle_v1_build_proto_msgTypes[4].OneofWrappers = []any{
 		(*BuildEvent_Progress)(nil),

@@ -33,6 +33,7 @@ type Source struct {
 	SpecName      string                 `protobuf:"bytes,2,opt,name=spec_name,json=specName,proto3" json:"spec_name,omitempty"` // its name, for messages
 	Lock          []byte                 `protobuf:"bytes,3,opt,name=lock,proto3" json:"lock,omitempty"`                         // isle.lock; empty if there is none
 	Trees         []*CopiedTree          `protobuf:"bytes,4,rep,name=trees,proto3" json:"trees,omitempty"`
+	Credentials   []*RegistryCredential  `protobuf:"bytes,5,rep,name=credentials,proto3" json:"credentials,omitempty"` // for the registries that `need` named
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -95,7 +96,85 @@ func (x *Source) GetTrees() []*CopiedTree {
 	return nil
 }
 
-// CopiedTree names the content of one `copy:`, hashed by the client.
+func (x *Source) GetCredentials() []*RegistryCredential {
+	if x != nil {
+		return x.Credentials
+	}
+	return nil
+}
+
+// RegistryCredential is what a registry of images knows the caller by. It is used
+// for this call, and not kept.
+type RegistryCredential struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Registry      string                 `protobuf:"bytes,1,opt,name=registry,proto3" json:"registry,omitempty"` // HOST or HOST:PORT
+	Username      string                 `protobuf:"bytes,2,opt,name=username,proto3" json:"username,omitempty"`
+	Password      string                 `protobuf:"bytes,3,opt,name=password,proto3" json:"password,omitempty"`
+	IdentityToken string                 `protobuf:"bytes,4,opt,name=identity_token,json=identityToken,proto3" json:"identity_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RegistryCredential) Reset() {
+	*x = RegistryCredential{}
+	mi := &file_isle_v1_environment_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RegistryCredential) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RegistryCredential) ProtoMessage() {}
+
+func (x *RegistryCredential) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_environment_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RegistryCredential.ProtoReflect.Descriptor instead.
+func (*RegistryCredential) Descriptor() ([]byte, []int) {
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *RegistryCredential) GetRegistry() string {
+	if x != nil {
+		return x.Registry
+	}
+	return ""
+}
+
+func (x *RegistryCredential) GetUsername() string {
+	if x != nil {
+		return x.Username
+	}
+	return ""
+}
+
+func (x *RegistryCredential) GetPassword() string {
+	if x != nil {
+		return x.Password
+	}
+	return ""
+}
+
+func (x *RegistryCredential) GetIdentityToken() string {
+	if x != nil {
+		return x.IdentityToken
+	}
+	return ""
+}
+
+// CopiedTree names the content of one `copy:`, hashed by the client; without a
+// `to`, that of an `image:` that is an archive.
 type CopiedTree struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Service       string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
@@ -108,7 +187,7 @@ type CopiedTree struct {
 
 func (x *CopiedTree) Reset() {
 	*x = CopiedTree{}
-	mi := &file_isle_v1_environment_proto_msgTypes[1]
+	mi := &file_isle_v1_environment_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -120,7 +199,7 @@ func (x *CopiedTree) String() string {
 func (*CopiedTree) ProtoMessage() {}
 
 func (x *CopiedTree) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[1]
+	mi := &file_isle_v1_environment_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -133,7 +212,7 @@ func (x *CopiedTree) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopiedTree.ProtoReflect.Descriptor instead.
 func (*CopiedTree) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{1}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *CopiedTree) GetService() string {
@@ -196,7 +275,7 @@ type UpRequest struct {
 
 func (x *UpRequest) Reset() {
 	*x = UpRequest{}
-	mi := &file_isle_v1_environment_proto_msgTypes[2]
+	mi := &file_isle_v1_environment_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -208,7 +287,7 @@ func (x *UpRequest) String() string {
 func (*UpRequest) ProtoMessage() {}
 
 func (x *UpRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[2]
+	mi := &file_isle_v1_environment_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -221,7 +300,7 @@ func (x *UpRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpRequest.ProtoReflect.Descriptor instead.
 func (*UpRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{2}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *UpRequest) GetSource() *Source {
@@ -343,7 +422,7 @@ type UpEvent struct {
 
 func (x *UpEvent) Reset() {
 	*x = UpEvent{}
-	mi := &file_isle_v1_environment_proto_msgTypes[3]
+	mi := &file_isle_v1_environment_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -355,7 +434,7 @@ func (x *UpEvent) String() string {
 func (*UpEvent) ProtoMessage() {}
 
 func (x *UpEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[3]
+	mi := &file_isle_v1_environment_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -368,7 +447,7 @@ func (x *UpEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpEvent.ProtoReflect.Descriptor instead.
 func (*UpEvent) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{3}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *UpEvent) GetEvent() isUpEvent_Event {
@@ -430,14 +509,15 @@ func (*UpEvent_Result) isUpEvent_Event() {}
 // Need names the files that the server lacks.
 type Need struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Digests       []string               `protobuf:"bytes,1,rep,name=digests,proto3" json:"digests,omitempty"` // of trees' JSON and of files
+	Digests       []string               `protobuf:"bytes,1,rep,name=digests,proto3" json:"digests,omitempty"`       // of trees' JSON and of files
+	Registries    []string               `protobuf:"bytes,2,rep,name=registries,proto3" json:"registries,omitempty"` // that want a credential, or another
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Need) Reset() {
 	*x = Need{}
-	mi := &file_isle_v1_environment_proto_msgTypes[4]
+	mi := &file_isle_v1_environment_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -449,7 +529,7 @@ func (x *Need) String() string {
 func (*Need) ProtoMessage() {}
 
 func (x *Need) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[4]
+	mi := &file_isle_v1_environment_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -462,12 +542,19 @@ func (x *Need) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Need.ProtoReflect.Descriptor instead.
 func (*Need) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{4}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Need) GetDigests() []string {
 	if x != nil {
 		return x.Digests
+	}
+	return nil
+}
+
+func (x *Need) GetRegistries() []string {
+	if x != nil {
+		return x.Registries
 	}
 	return nil
 }
@@ -486,7 +573,7 @@ type UpResult struct {
 
 func (x *UpResult) Reset() {
 	*x = UpResult{}
-	mi := &file_isle_v1_environment_proto_msgTypes[5]
+	mi := &file_isle_v1_environment_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -498,7 +585,7 @@ func (x *UpResult) String() string {
 func (*UpResult) ProtoMessage() {}
 
 func (x *UpResult) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[5]
+	mi := &file_isle_v1_environment_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -511,7 +598,7 @@ func (x *UpResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpResult.ProtoReflect.Descriptor instead.
 func (*UpResult) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{5}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *UpResult) GetEnvironment() *Environment {
@@ -571,7 +658,7 @@ type ProgressEvent struct {
 
 func (x *ProgressEvent) Reset() {
 	*x = ProgressEvent{}
-	mi := &file_isle_v1_environment_proto_msgTypes[6]
+	mi := &file_isle_v1_environment_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -583,7 +670,7 @@ func (x *ProgressEvent) String() string {
 func (*ProgressEvent) ProtoMessage() {}
 
 func (x *ProgressEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[6]
+	mi := &file_isle_v1_environment_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -596,7 +683,7 @@ func (x *ProgressEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProgressEvent.ProtoReflect.Descriptor instead.
 func (*ProgressEvent) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{6}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ProgressEvent) GetService() string {
@@ -676,7 +763,7 @@ type Environment struct {
 
 func (x *Environment) Reset() {
 	*x = Environment{}
-	mi := &file_isle_v1_environment_proto_msgTypes[7]
+	mi := &file_isle_v1_environment_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -688,7 +775,7 @@ func (x *Environment) String() string {
 func (*Environment) ProtoMessage() {}
 
 func (x *Environment) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[7]
+	mi := &file_isle_v1_environment_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -701,7 +788,7 @@ func (x *Environment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Environment.ProtoReflect.Descriptor instead.
 func (*Environment) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{7}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Environment) GetInstance() string {
@@ -889,7 +976,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_isle_v1_environment_proto_msgTypes[8]
+	mi := &file_isle_v1_environment_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -901,7 +988,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[8]
+	mi := &file_isle_v1_environment_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -914,7 +1001,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{8}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Service) GetName() string {
@@ -992,7 +1079,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_isle_v1_environment_proto_msgTypes[9]
+	mi := &file_isle_v1_environment_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1004,7 +1091,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[9]
+	mi := &file_isle_v1_environment_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1017,7 +1104,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{9}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Port) GetName() string {
@@ -1060,7 +1147,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_isle_v1_environment_proto_msgTypes[10]
+	mi := &file_isle_v1_environment_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1072,7 +1159,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[10]
+	mi := &file_isle_v1_environment_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1085,7 +1172,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{10}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Usage) GetMemory() int64 {
@@ -1127,7 +1214,7 @@ type Limits struct {
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_isle_v1_environment_proto_msgTypes[11]
+	mi := &file_isle_v1_environment_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1139,7 +1226,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[11]
+	mi := &file_isle_v1_environment_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1152,7 +1239,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{11}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Limits) GetCpus() float64 {
@@ -1190,7 +1277,7 @@ type Volume struct {
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_isle_v1_environment_proto_msgTypes[12]
+	mi := &file_isle_v1_environment_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1202,7 +1289,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[12]
+	mi := &file_isle_v1_environment_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1215,7 +1302,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{12}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Volume) GetId() string {
@@ -1271,7 +1358,7 @@ type DownRequest struct {
 
 func (x *DownRequest) Reset() {
 	*x = DownRequest{}
-	mi := &file_isle_v1_environment_proto_msgTypes[13]
+	mi := &file_isle_v1_environment_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1283,7 +1370,7 @@ func (x *DownRequest) String() string {
 func (*DownRequest) ProtoMessage() {}
 
 func (x *DownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[13]
+	mi := &file_isle_v1_environment_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1296,7 +1383,7 @@ func (x *DownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownRequest.ProtoReflect.Descriptor instead.
 func (*DownRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{13}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *DownRequest) GetEnvironments() []string {
@@ -1328,7 +1415,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_isle_v1_environment_proto_msgTypes[14]
+	mi := &file_isle_v1_environment_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1340,7 +1427,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[14]
+	mi := &file_isle_v1_environment_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1353,7 +1440,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{14}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{15}
 }
 
 type ListResponse struct {
@@ -1365,7 +1452,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_isle_v1_environment_proto_msgTypes[15]
+	mi := &file_isle_v1_environment_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1377,7 +1464,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[15]
+	mi := &file_isle_v1_environment_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1390,7 +1477,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{15}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListResponse) GetEnvironments() []*Environment {
@@ -1409,7 +1496,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_isle_v1_environment_proto_msgTypes[16]
+	mi := &file_isle_v1_environment_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1421,7 +1508,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[16]
+	mi := &file_isle_v1_environment_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1434,7 +1521,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{16}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GetRequest) GetEnvironment() string {
@@ -1453,7 +1540,7 @@ type GetResponse struct {
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_isle_v1_environment_proto_msgTypes[17]
+	mi := &file_isle_v1_environment_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1465,7 +1552,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[17]
+	mi := &file_isle_v1_environment_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1478,7 +1565,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{17}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *GetResponse) GetEnvironment() *Environment {
@@ -1499,7 +1586,7 @@ type ExtendRequest struct {
 
 func (x *ExtendRequest) Reset() {
 	*x = ExtendRequest{}
-	mi := &file_isle_v1_environment_proto_msgTypes[18]
+	mi := &file_isle_v1_environment_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1511,7 +1598,7 @@ func (x *ExtendRequest) String() string {
 func (*ExtendRequest) ProtoMessage() {}
 
 func (x *ExtendRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[18]
+	mi := &file_isle_v1_environment_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1524,7 +1611,7 @@ func (x *ExtendRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtendRequest.ProtoReflect.Descriptor instead.
 func (*ExtendRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{18}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ExtendRequest) GetEnvironment() string {
@@ -1557,7 +1644,7 @@ type ExtendResponse struct {
 
 func (x *ExtendResponse) Reset() {
 	*x = ExtendResponse{}
-	mi := &file_isle_v1_environment_proto_msgTypes[19]
+	mi := &file_isle_v1_environment_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1569,7 +1656,7 @@ func (x *ExtendResponse) String() string {
 func (*ExtendResponse) ProtoMessage() {}
 
 func (x *ExtendResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[19]
+	mi := &file_isle_v1_environment_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1582,7 +1669,7 @@ func (x *ExtendResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtendResponse.ProtoReflect.Descriptor instead.
 func (*ExtendResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{19}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ExtendResponse) GetExpires() *timestamppb.Timestamp {
@@ -1608,7 +1695,7 @@ type ExecInput struct {
 
 func (x *ExecInput) Reset() {
 	*x = ExecInput{}
-	mi := &file_isle_v1_environment_proto_msgTypes[20]
+	mi := &file_isle_v1_environment_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1620,7 +1707,7 @@ func (x *ExecInput) String() string {
 func (*ExecInput) ProtoMessage() {}
 
 func (x *ExecInput) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[20]
+	mi := &file_isle_v1_environment_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1633,7 +1720,7 @@ func (x *ExecInput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecInput.ProtoReflect.Descriptor instead.
 func (*ExecInput) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{20}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ExecInput) GetInput() isExecInput_Input {
@@ -1738,7 +1825,7 @@ type ExecStart struct {
 
 func (x *ExecStart) Reset() {
 	*x = ExecStart{}
-	mi := &file_isle_v1_environment_proto_msgTypes[21]
+	mi := &file_isle_v1_environment_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1750,7 +1837,7 @@ func (x *ExecStart) String() string {
 func (*ExecStart) ProtoMessage() {}
 
 func (x *ExecStart) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[21]
+	mi := &file_isle_v1_environment_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1763,7 +1850,7 @@ func (x *ExecStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStart.ProtoReflect.Descriptor instead.
 func (*ExecStart) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{21}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ExecStart) GetEnvironment() string {
@@ -1832,7 +1919,7 @@ type TerminalSize struct {
 
 func (x *TerminalSize) Reset() {
 	*x = TerminalSize{}
-	mi := &file_isle_v1_environment_proto_msgTypes[22]
+	mi := &file_isle_v1_environment_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1844,7 +1931,7 @@ func (x *TerminalSize) String() string {
 func (*TerminalSize) ProtoMessage() {}
 
 func (x *TerminalSize) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[22]
+	mi := &file_isle_v1_environment_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1857,7 +1944,7 @@ func (x *TerminalSize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TerminalSize.ProtoReflect.Descriptor instead.
 func (*TerminalSize) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{22}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *TerminalSize) GetRows() uint32 {
@@ -1888,7 +1975,7 @@ type ExecOutput struct {
 
 func (x *ExecOutput) Reset() {
 	*x = ExecOutput{}
-	mi := &file_isle_v1_environment_proto_msgTypes[23]
+	mi := &file_isle_v1_environment_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1900,7 +1987,7 @@ func (x *ExecOutput) String() string {
 func (*ExecOutput) ProtoMessage() {}
 
 func (x *ExecOutput) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[23]
+	mi := &file_isle_v1_environment_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1913,7 +2000,7 @@ func (x *ExecOutput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecOutput.ProtoReflect.Descriptor instead.
 func (*ExecOutput) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{23}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ExecOutput) GetOutput() isExecOutput_Output {
@@ -1982,7 +2069,7 @@ type ExecExit struct {
 
 func (x *ExecExit) Reset() {
 	*x = ExecExit{}
-	mi := &file_isle_v1_environment_proto_msgTypes[24]
+	mi := &file_isle_v1_environment_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1994,7 +2081,7 @@ func (x *ExecExit) String() string {
 func (*ExecExit) ProtoMessage() {}
 
 func (x *ExecExit) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[24]
+	mi := &file_isle_v1_environment_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2007,7 +2094,7 @@ func (x *ExecExit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecExit.ProtoReflect.Descriptor instead.
 func (*ExecExit) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{24}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ExecExit) GetCode() int32 {
@@ -2036,7 +2123,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_isle_v1_environment_proto_msgTypes[25]
+	mi := &file_isle_v1_environment_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2048,7 +2135,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[25]
+	mi := &file_isle_v1_environment_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2061,7 +2148,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{25}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *LogsRequest) GetEnvironment() string {
@@ -2104,7 +2191,7 @@ type LogLine struct {
 
 func (x *LogLine) Reset() {
 	*x = LogLine{}
-	mi := &file_isle_v1_environment_proto_msgTypes[26]
+	mi := &file_isle_v1_environment_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2116,7 +2203,7 @@ func (x *LogLine) String() string {
 func (*LogLine) ProtoMessage() {}
 
 func (x *LogLine) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[26]
+	mi := &file_isle_v1_environment_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2129,7 +2216,7 @@ func (x *LogLine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogLine.ProtoReflect.Descriptor instead.
 func (*LogLine) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{26}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *LogLine) GetService() string {
@@ -2173,7 +2260,7 @@ type CopyInRequest struct {
 
 func (x *CopyInRequest) Reset() {
 	*x = CopyInRequest{}
-	mi := &file_isle_v1_environment_proto_msgTypes[27]
+	mi := &file_isle_v1_environment_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2185,7 +2272,7 @@ func (x *CopyInRequest) String() string {
 func (*CopyInRequest) ProtoMessage() {}
 
 func (x *CopyInRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[27]
+	mi := &file_isle_v1_environment_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2198,7 +2285,7 @@ func (x *CopyInRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyInRequest.ProtoReflect.Descriptor instead.
 func (*CopyInRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{27}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *CopyInRequest) GetInput() isCopyInRequest_Input {
@@ -2254,7 +2341,7 @@ type CopyInStart struct {
 
 func (x *CopyInStart) Reset() {
 	*x = CopyInStart{}
-	mi := &file_isle_v1_environment_proto_msgTypes[28]
+	mi := &file_isle_v1_environment_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2266,7 +2353,7 @@ func (x *CopyInStart) String() string {
 func (*CopyInStart) ProtoMessage() {}
 
 func (x *CopyInStart) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[28]
+	mi := &file_isle_v1_environment_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2279,7 +2366,7 @@ func (x *CopyInStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyInStart.ProtoReflect.Descriptor instead.
 func (*CopyInStart) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{28}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *CopyInStart) GetEnvironment() string {
@@ -2318,7 +2405,7 @@ type CopyInResponse struct {
 
 func (x *CopyInResponse) Reset() {
 	*x = CopyInResponse{}
-	mi := &file_isle_v1_environment_proto_msgTypes[29]
+	mi := &file_isle_v1_environment_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2330,7 +2417,7 @@ func (x *CopyInResponse) String() string {
 func (*CopyInResponse) ProtoMessage() {}
 
 func (x *CopyInResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[29]
+	mi := &file_isle_v1_environment_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2343,7 +2430,7 @@ func (x *CopyInResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyInResponse.ProtoReflect.Descriptor instead.
 func (*CopyInResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{29}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{30}
 }
 
 type CopyOutRequest struct {
@@ -2357,7 +2444,7 @@ type CopyOutRequest struct {
 
 func (x *CopyOutRequest) Reset() {
 	*x = CopyOutRequest{}
-	mi := &file_isle_v1_environment_proto_msgTypes[30]
+	mi := &file_isle_v1_environment_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2369,7 +2456,7 @@ func (x *CopyOutRequest) String() string {
 func (*CopyOutRequest) ProtoMessage() {}
 
 func (x *CopyOutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[30]
+	mi := &file_isle_v1_environment_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2382,7 +2469,7 @@ func (x *CopyOutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyOutRequest.ProtoReflect.Descriptor instead.
 func (*CopyOutRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{30}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *CopyOutRequest) GetEnvironment() string {
@@ -2415,7 +2502,7 @@ type Chunk struct {
 
 func (x *Chunk) Reset() {
 	*x = Chunk{}
-	mi := &file_isle_v1_environment_proto_msgTypes[31]
+	mi := &file_isle_v1_environment_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2427,7 +2514,7 @@ func (x *Chunk) String() string {
 func (*Chunk) ProtoMessage() {}
 
 func (x *Chunk) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[31]
+	mi := &file_isle_v1_environment_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2440,7 +2527,7 @@ func (x *Chunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Chunk.ProtoReflect.Descriptor instead.
 func (*Chunk) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{31}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Chunk) GetData() []byte {
@@ -2461,7 +2548,7 @@ type ListFilesRequest struct {
 
 func (x *ListFilesRequest) Reset() {
 	*x = ListFilesRequest{}
-	mi := &file_isle_v1_environment_proto_msgTypes[32]
+	mi := &file_isle_v1_environment_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2473,7 +2560,7 @@ func (x *ListFilesRequest) String() string {
 func (*ListFilesRequest) ProtoMessage() {}
 
 func (x *ListFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[32]
+	mi := &file_isle_v1_environment_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2486,7 +2573,7 @@ func (x *ListFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFilesRequest.ProtoReflect.Descriptor instead.
 func (*ListFilesRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{32}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListFilesRequest) GetEnvironment() string {
@@ -2519,7 +2606,7 @@ type ListFilesResponse struct {
 
 func (x *ListFilesResponse) Reset() {
 	*x = ListFilesResponse{}
-	mi := &file_isle_v1_environment_proto_msgTypes[33]
+	mi := &file_isle_v1_environment_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2531,7 +2618,7 @@ func (x *ListFilesResponse) String() string {
 func (*ListFilesResponse) ProtoMessage() {}
 
 func (x *ListFilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[33]
+	mi := &file_isle_v1_environment_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2544,7 +2631,7 @@ func (x *ListFilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFilesResponse.ProtoReflect.Descriptor instead.
 func (*ListFilesResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{33}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListFilesResponse) GetFiles() []*File {
@@ -2568,7 +2655,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_isle_v1_environment_proto_msgTypes[34]
+	mi := &file_isle_v1_environment_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2580,7 +2667,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[34]
+	mi := &file_isle_v1_environment_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2593,7 +2680,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{34}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *File) GetName() string {
@@ -2648,7 +2735,7 @@ type DiffRequest struct {
 
 func (x *DiffRequest) Reset() {
 	*x = DiffRequest{}
-	mi := &file_isle_v1_environment_proto_msgTypes[35]
+	mi := &file_isle_v1_environment_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2660,7 +2747,7 @@ func (x *DiffRequest) String() string {
 func (*DiffRequest) ProtoMessage() {}
 
 func (x *DiffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[35]
+	mi := &file_isle_v1_environment_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2673,7 +2760,7 @@ func (x *DiffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffRequest.ProtoReflect.Descriptor instead.
 func (*DiffRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{35}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *DiffRequest) GetEnvironment() string {
@@ -2699,7 +2786,7 @@ type DiffResponse struct {
 
 func (x *DiffResponse) Reset() {
 	*x = DiffResponse{}
-	mi := &file_isle_v1_environment_proto_msgTypes[36]
+	mi := &file_isle_v1_environment_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2711,7 +2798,7 @@ func (x *DiffResponse) String() string {
 func (*DiffResponse) ProtoMessage() {}
 
 func (x *DiffResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[36]
+	mi := &file_isle_v1_environment_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2724,7 +2811,7 @@ func (x *DiffResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffResponse.ProtoReflect.Descriptor instead.
 func (*DiffResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{36}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *DiffResponse) GetChanges() []*Change {
@@ -2747,7 +2834,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_isle_v1_environment_proto_msgTypes[37]
+	mi := &file_isle_v1_environment_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2759,7 +2846,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[37]
+	mi := &file_isle_v1_environment_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2772,7 +2859,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{37}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Change) GetService() string {
@@ -2823,7 +2910,7 @@ type PortInput struct {
 
 func (x *PortInput) Reset() {
 	*x = PortInput{}
-	mi := &file_isle_v1_environment_proto_msgTypes[38]
+	mi := &file_isle_v1_environment_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2835,7 +2922,7 @@ func (x *PortInput) String() string {
 func (*PortInput) ProtoMessage() {}
 
 func (x *PortInput) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[38]
+	mi := &file_isle_v1_environment_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2848,7 +2935,7 @@ func (x *PortInput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortInput.ProtoReflect.Descriptor instead.
 func (*PortInput) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{38}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *PortInput) GetInput() isPortInput_Input {
@@ -2903,7 +2990,7 @@ type PortStart struct {
 
 func (x *PortStart) Reset() {
 	*x = PortStart{}
-	mi := &file_isle_v1_environment_proto_msgTypes[39]
+	mi := &file_isle_v1_environment_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2915,7 +3002,7 @@ func (x *PortStart) String() string {
 func (*PortStart) ProtoMessage() {}
 
 func (x *PortStart) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[39]
+	mi := &file_isle_v1_environment_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2928,7 +3015,7 @@ func (x *PortStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortStart.ProtoReflect.Descriptor instead.
 func (*PortStart) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{39}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *PortStart) GetEnvironment() string {
@@ -2961,7 +3048,7 @@ type DoorsRequest struct {
 
 func (x *DoorsRequest) Reset() {
 	*x = DoorsRequest{}
-	mi := &file_isle_v1_environment_proto_msgTypes[40]
+	mi := &file_isle_v1_environment_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2973,7 +3060,7 @@ func (x *DoorsRequest) String() string {
 func (*DoorsRequest) ProtoMessage() {}
 
 func (x *DoorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[40]
+	mi := &file_isle_v1_environment_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2986,7 +3073,7 @@ func (x *DoorsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoorsRequest.ProtoReflect.Descriptor instead.
 func (*DoorsRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{40}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *DoorsRequest) GetEnvironment() string {
@@ -3005,7 +3092,7 @@ type DoorsResponse struct {
 
 func (x *DoorsResponse) Reset() {
 	*x = DoorsResponse{}
-	mi := &file_isle_v1_environment_proto_msgTypes[41]
+	mi := &file_isle_v1_environment_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3017,7 +3104,7 @@ func (x *DoorsResponse) String() string {
 func (*DoorsResponse) ProtoMessage() {}
 
 func (x *DoorsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[41]
+	mi := &file_isle_v1_environment_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3030,7 +3117,7 @@ func (x *DoorsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoorsResponse.ProtoReflect.Descriptor instead.
 func (*DoorsResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{41}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *DoorsResponse) GetDoors() []*Door {
@@ -3059,7 +3146,7 @@ type Door struct {
 
 func (x *Door) Reset() {
 	*x = Door{}
-	mi := &file_isle_v1_environment_proto_msgTypes[42]
+	mi := &file_isle_v1_environment_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3071,7 +3158,7 @@ func (x *Door) String() string {
 func (*Door) ProtoMessage() {}
 
 func (x *Door) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[42]
+	mi := &file_isle_v1_environment_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3084,7 +3171,7 @@ func (x *Door) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Door.ProtoReflect.Descriptor instead.
 func (*Door) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{42}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Door) GetDestination() string {
@@ -3168,12 +3255,18 @@ var File_isle_v1_environment_proto protoreflect.FileDescriptor
 
 const file_isle_v1_environment_proto_rawDesc = "" +
 	"\n" +
-	"\x19isle/v1/environment.proto\x12\aisle.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"x\n" +
+	"\x19isle/v1/environment.proto\x12\aisle.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb7\x01\n" +
 	"\x06Source\x12\x12\n" +
 	"\x04spec\x18\x01 \x01(\fR\x04spec\x12\x1b\n" +
 	"\tspec_name\x18\x02 \x01(\tR\bspecName\x12\x12\n" +
 	"\x04lock\x18\x03 \x01(\fR\x04lock\x12)\n" +
-	"\x05trees\x18\x04 \x03(\v2\x13.isle.v1.CopiedTreeR\x05trees\"b\n" +
+	"\x05trees\x18\x04 \x03(\v2\x13.isle.v1.CopiedTreeR\x05trees\x12=\n" +
+	"\vcredentials\x18\x05 \x03(\v2\x1b.isle.v1.RegistryCredentialR\vcredentials\"\x8f\x01\n" +
+	"\x12RegistryCredential\x12\x1a\n" +
+	"\bregistry\x18\x01 \x01(\tR\bregistry\x12\x1a\n" +
+	"\busername\x18\x02 \x01(\tR\busername\x12\x1a\n" +
+	"\bpassword\x18\x03 \x01(\tR\bpassword\x12%\n" +
+	"\x0eidentity_token\x18\x04 \x01(\tR\ridentityToken\"b\n" +
 	"\n" +
 	"CopiedTree\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x12\n" +
@@ -3203,9 +3296,12 @@ const file_isle_v1_environment_proto_rawDesc = "" +
 	"\bprogress\x18\x01 \x01(\v2\x16.isle.v1.ProgressEventH\x00R\bprogress\x12#\n" +
 	"\x04need\x18\x02 \x01(\v2\r.isle.v1.NeedH\x00R\x04need\x12+\n" +
 	"\x06result\x18\x03 \x01(\v2\x11.isle.v1.UpResultH\x00R\x06resultB\a\n" +
-	"\x05event\" \n" +
+	"\x05event\"@\n" +
 	"\x04Need\x12\x18\n" +
-	"\adigests\x18\x01 \x03(\tR\adigests\"\xc3\x01\n" +
+	"\adigests\x18\x01 \x03(\tR\adigests\x12\x1e\n" +
+	"\n" +
+	"registries\x18\x02 \x03(\tR\n" +
+	"registries\"\xc3\x01\n" +
 	"\bUpResult\x126\n" +
 	"\venvironment\x18\x01 \x01(\v2\x14.isle.v1.EnvironmentR\venvironment\x12\x12\n" +
 	"\x04lock\x18\x02 \x01(\fR\x04lock\x12\x18\n" +
@@ -3436,122 +3532,124 @@ func file_isle_v1_environment_proto_rawDescGZIP() []byte {
 	return file_isle_v1_environment_proto_rawDescData
 }
 
-var file_isle_v1_environment_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
+var file_isle_v1_environment_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
 var file_isle_v1_environment_proto_goTypes = []any{
 	(*Source)(nil),                // 0: isle.v1.Source
-	(*CopiedTree)(nil),            // 1: isle.v1.CopiedTree
-	(*UpRequest)(nil),             // 2: isle.v1.UpRequest
-	(*UpEvent)(nil),               // 3: isle.v1.UpEvent
-	(*Need)(nil),                  // 4: isle.v1.Need
-	(*UpResult)(nil),              // 5: isle.v1.UpResult
-	(*ProgressEvent)(nil),         // 6: isle.v1.ProgressEvent
-	(*Environment)(nil),           // 7: isle.v1.Environment
-	(*Service)(nil),               // 8: isle.v1.Service
-	(*Port)(nil),                  // 9: isle.v1.Port
-	(*Usage)(nil),                 // 10: isle.v1.Usage
-	(*Limits)(nil),                // 11: isle.v1.Limits
-	(*Volume)(nil),                // 12: isle.v1.Volume
-	(*DownRequest)(nil),           // 13: isle.v1.DownRequest
-	(*ListRequest)(nil),           // 14: isle.v1.ListRequest
-	(*ListResponse)(nil),          // 15: isle.v1.ListResponse
-	(*GetRequest)(nil),            // 16: isle.v1.GetRequest
-	(*GetResponse)(nil),           // 17: isle.v1.GetResponse
-	(*ExtendRequest)(nil),         // 18: isle.v1.ExtendRequest
-	(*ExtendResponse)(nil),        // 19: isle.v1.ExtendResponse
-	(*ExecInput)(nil),             // 20: isle.v1.ExecInput
-	(*ExecStart)(nil),             // 21: isle.v1.ExecStart
-	(*TerminalSize)(nil),          // 22: isle.v1.TerminalSize
-	(*ExecOutput)(nil),            // 23: isle.v1.ExecOutput
-	(*ExecExit)(nil),              // 24: isle.v1.ExecExit
-	(*LogsRequest)(nil),           // 25: isle.v1.LogsRequest
-	(*LogLine)(nil),               // 26: isle.v1.LogLine
-	(*CopyInRequest)(nil),         // 27: isle.v1.CopyInRequest
-	(*CopyInStart)(nil),           // 28: isle.v1.CopyInStart
-	(*CopyInResponse)(nil),        // 29: isle.v1.CopyInResponse
-	(*CopyOutRequest)(nil),        // 30: isle.v1.CopyOutRequest
-	(*Chunk)(nil),                 // 31: isle.v1.Chunk
-	(*ListFilesRequest)(nil),      // 32: isle.v1.ListFilesRequest
-	(*ListFilesResponse)(nil),     // 33: isle.v1.ListFilesResponse
-	(*File)(nil),                  // 34: isle.v1.File
-	(*DiffRequest)(nil),           // 35: isle.v1.DiffRequest
-	(*DiffResponse)(nil),          // 36: isle.v1.DiffResponse
-	(*Change)(nil),                // 37: isle.v1.Change
-	(*PortInput)(nil),             // 38: isle.v1.PortInput
-	(*PortStart)(nil),             // 39: isle.v1.PortStart
-	(*DoorsRequest)(nil),          // 40: isle.v1.DoorsRequest
-	(*DoorsResponse)(nil),         // 41: isle.v1.DoorsResponse
-	(*Door)(nil),                  // 42: isle.v1.Door
-	nil,                           // 43: isle.v1.ExecStart.EnvEntry
-	(*durationpb.Duration)(nil),   // 44: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 45: google.protobuf.Timestamp
+	(*RegistryCredential)(nil),    // 1: isle.v1.RegistryCredential
+	(*CopiedTree)(nil),            // 2: isle.v1.CopiedTree
+	(*UpRequest)(nil),             // 3: isle.v1.UpRequest
+	(*UpEvent)(nil),               // 4: isle.v1.UpEvent
+	(*Need)(nil),                  // 5: isle.v1.Need
+	(*UpResult)(nil),              // 6: isle.v1.UpResult
+	(*ProgressEvent)(nil),         // 7: isle.v1.ProgressEvent
+	(*Environment)(nil),           // 8: isle.v1.Environment
+	(*Service)(nil),               // 9: isle.v1.Service
+	(*Port)(nil),                  // 10: isle.v1.Port
+	(*Usage)(nil),                 // 11: isle.v1.Usage
+	(*Limits)(nil),                // 12: isle.v1.Limits
+	(*Volume)(nil),                // 13: isle.v1.Volume
+	(*DownRequest)(nil),           // 14: isle.v1.DownRequest
+	(*ListRequest)(nil),           // 15: isle.v1.ListRequest
+	(*ListResponse)(nil),          // 16: isle.v1.ListResponse
+	(*GetRequest)(nil),            // 17: isle.v1.GetRequest
+	(*GetResponse)(nil),           // 18: isle.v1.GetResponse
+	(*ExtendRequest)(nil),         // 19: isle.v1.ExtendRequest
+	(*ExtendResponse)(nil),        // 20: isle.v1.ExtendResponse
+	(*ExecInput)(nil),             // 21: isle.v1.ExecInput
+	(*ExecStart)(nil),             // 22: isle.v1.ExecStart
+	(*TerminalSize)(nil),          // 23: isle.v1.TerminalSize
+	(*ExecOutput)(nil),            // 24: isle.v1.ExecOutput
+	(*ExecExit)(nil),              // 25: isle.v1.ExecExit
+	(*LogsRequest)(nil),           // 26: isle.v1.LogsRequest
+	(*LogLine)(nil),               // 27: isle.v1.LogLine
+	(*CopyInRequest)(nil),         // 28: isle.v1.CopyInRequest
+	(*CopyInStart)(nil),           // 29: isle.v1.CopyInStart
+	(*CopyInResponse)(nil),        // 30: isle.v1.CopyInResponse
+	(*CopyOutRequest)(nil),        // 31: isle.v1.CopyOutRequest
+	(*Chunk)(nil),                 // 32: isle.v1.Chunk
+	(*ListFilesRequest)(nil),      // 33: isle.v1.ListFilesRequest
+	(*ListFilesResponse)(nil),     // 34: isle.v1.ListFilesResponse
+	(*File)(nil),                  // 35: isle.v1.File
+	(*DiffRequest)(nil),           // 36: isle.v1.DiffRequest
+	(*DiffResponse)(nil),          // 37: isle.v1.DiffResponse
+	(*Change)(nil),                // 38: isle.v1.Change
+	(*PortInput)(nil),             // 39: isle.v1.PortInput
+	(*PortStart)(nil),             // 40: isle.v1.PortStart
+	(*DoorsRequest)(nil),          // 41: isle.v1.DoorsRequest
+	(*DoorsResponse)(nil),         // 42: isle.v1.DoorsResponse
+	(*Door)(nil),                  // 43: isle.v1.Door
+	nil,                           // 44: isle.v1.ExecStart.EnvEntry
+	(*durationpb.Duration)(nil),   // 45: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 46: google.protobuf.Timestamp
 }
 var file_isle_v1_environment_proto_depIdxs = []int32{
-	1,  // 0: isle.v1.Source.trees:type_name -> isle.v1.CopiedTree
-	0,  // 1: isle.v1.UpRequest.source:type_name -> isle.v1.Source
-	44, // 2: isle.v1.UpRequest.ttl:type_name -> google.protobuf.Duration
-	6,  // 3: isle.v1.UpEvent.progress:type_name -> isle.v1.ProgressEvent
-	4,  // 4: isle.v1.UpEvent.need:type_name -> isle.v1.Need
-	5,  // 5: isle.v1.UpEvent.result:type_name -> isle.v1.UpResult
-	7,  // 6: isle.v1.UpResult.environment:type_name -> isle.v1.Environment
-	45, // 7: isle.v1.Environment.created:type_name -> google.protobuf.Timestamp
-	45, // 8: isle.v1.Environment.expires:type_name -> google.protobuf.Timestamp
-	8,  // 9: isle.v1.Environment.services:type_name -> isle.v1.Service
-	10, // 10: isle.v1.Environment.usage:type_name -> isle.v1.Usage
-	11, // 11: isle.v1.Environment.limits:type_name -> isle.v1.Limits
-	12, // 12: isle.v1.Environment.volumes:type_name -> isle.v1.Volume
-	45, // 13: isle.v1.Service.started:type_name -> google.protobuf.Timestamp
-	9,  // 14: isle.v1.Service.ports:type_name -> isle.v1.Port
-	44, // 15: isle.v1.Usage.cpu:type_name -> google.protobuf.Duration
-	45, // 16: isle.v1.Volume.delete_after:type_name -> google.protobuf.Timestamp
-	7,  // 17: isle.v1.ListResponse.environments:type_name -> isle.v1.Environment
-	7,  // 18: isle.v1.GetResponse.environment:type_name -> isle.v1.Environment
-	44, // 19: isle.v1.ExtendRequest.by:type_name -> google.protobuf.Duration
-	45, // 20: isle.v1.ExtendResponse.expires:type_name -> google.protobuf.Timestamp
-	21, // 21: isle.v1.ExecInput.start:type_name -> isle.v1.ExecStart
-	22, // 22: isle.v1.ExecInput.size:type_name -> isle.v1.TerminalSize
-	43, // 23: isle.v1.ExecStart.env:type_name -> isle.v1.ExecStart.EnvEntry
-	22, // 24: isle.v1.ExecStart.size:type_name -> isle.v1.TerminalSize
-	24, // 25: isle.v1.ExecOutput.exit:type_name -> isle.v1.ExecExit
-	45, // 26: isle.v1.LogLine.time:type_name -> google.protobuf.Timestamp
-	28, // 27: isle.v1.CopyInRequest.start:type_name -> isle.v1.CopyInStart
-	34, // 28: isle.v1.ListFilesResponse.files:type_name -> isle.v1.File
-	45, // 29: isle.v1.File.time:type_name -> google.protobuf.Timestamp
-	37, // 30: isle.v1.DiffResponse.changes:type_name -> isle.v1.Change
-	39, // 31: isle.v1.PortInput.start:type_name -> isle.v1.PortStart
-	42, // 32: isle.v1.DoorsResponse.doors:type_name -> isle.v1.Door
-	45, // 33: isle.v1.Door.first:type_name -> google.protobuf.Timestamp
-	45, // 34: isle.v1.Door.last:type_name -> google.protobuf.Timestamp
-	2,  // 35: isle.v1.EnvironmentService.Up:input_type -> isle.v1.UpRequest
-	13, // 36: isle.v1.EnvironmentService.Down:input_type -> isle.v1.DownRequest
-	14, // 37: isle.v1.EnvironmentService.List:input_type -> isle.v1.ListRequest
-	16, // 38: isle.v1.EnvironmentService.Get:input_type -> isle.v1.GetRequest
-	18, // 39: isle.v1.EnvironmentService.Extend:input_type -> isle.v1.ExtendRequest
-	20, // 40: isle.v1.EnvironmentService.Exec:input_type -> isle.v1.ExecInput
-	25, // 41: isle.v1.EnvironmentService.Logs:input_type -> isle.v1.LogsRequest
-	27, // 42: isle.v1.EnvironmentService.CopyIn:input_type -> isle.v1.CopyInRequest
-	30, // 43: isle.v1.EnvironmentService.CopyOut:input_type -> isle.v1.CopyOutRequest
-	32, // 44: isle.v1.EnvironmentService.ListFiles:input_type -> isle.v1.ListFilesRequest
-	35, // 45: isle.v1.EnvironmentService.Diff:input_type -> isle.v1.DiffRequest
-	38, // 46: isle.v1.EnvironmentService.PortForward:input_type -> isle.v1.PortInput
-	40, // 47: isle.v1.EnvironmentService.Doors:input_type -> isle.v1.DoorsRequest
-	3,  // 48: isle.v1.EnvironmentService.Up:output_type -> isle.v1.UpEvent
-	6,  // 49: isle.v1.EnvironmentService.Down:output_type -> isle.v1.ProgressEvent
-	15, // 50: isle.v1.EnvironmentService.List:output_type -> isle.v1.ListResponse
-	17, // 51: isle.v1.EnvironmentService.Get:output_type -> isle.v1.GetResponse
-	19, // 52: isle.v1.EnvironmentService.Extend:output_type -> isle.v1.ExtendResponse
-	23, // 53: isle.v1.EnvironmentService.Exec:output_type -> isle.v1.ExecOutput
-	26, // 54: isle.v1.EnvironmentService.Logs:output_type -> isle.v1.LogLine
-	29, // 55: isle.v1.EnvironmentService.CopyIn:output_type -> isle.v1.CopyInResponse
-	31, // 56: isle.v1.EnvironmentService.CopyOut:output_type -> isle.v1.Chunk
-	33, // 57: isle.v1.EnvironmentService.ListFiles:output_type -> isle.v1.ListFilesResponse
-	36, // 58: isle.v1.EnvironmentService.Diff:output_type -> isle.v1.DiffResponse
-	31, // 59: isle.v1.EnvironmentService.PortForward:output_type -> isle.v1.Chunk
-	41, // 60: isle.v1.EnvironmentService.Doors:output_type -> isle.v1.DoorsResponse
-	48, // [48:61] is the sub-list for method output_type
-	35, // [35:48] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	2,  // 0: isle.v1.Source.trees:type_name -> isle.v1.CopiedTree
+	1,  // 1: isle.v1.Source.credentials:type_name -> isle.v1.RegistryCredential
+	0,  // 2: isle.v1.UpRequest.source:type_name -> isle.v1.Source
+	45, // 3: isle.v1.UpRequest.ttl:type_name -> google.protobuf.Duration
+	7,  // 4: isle.v1.UpEvent.progress:type_name -> isle.v1.ProgressEvent
+	5,  // 5: isle.v1.UpEvent.need:type_name -> isle.v1.Need
+	6,  // 6: isle.v1.UpEvent.result:type_name -> isle.v1.UpResult
+	8,  // 7: isle.v1.UpResult.environment:type_name -> isle.v1.Environment
+	46, // 8: isle.v1.Environment.created:type_name -> google.protobuf.Timestamp
+	46, // 9: isle.v1.Environment.expires:type_name -> google.protobuf.Timestamp
+	9,  // 10: isle.v1.Environment.services:type_name -> isle.v1.Service
+	11, // 11: isle.v1.Environment.usage:type_name -> isle.v1.Usage
+	12, // 12: isle.v1.Environment.limits:type_name -> isle.v1.Limits
+	13, // 13: isle.v1.Environment.volumes:type_name -> isle.v1.Volume
+	46, // 14: isle.v1.Service.started:type_name -> google.protobuf.Timestamp
+	10, // 15: isle.v1.Service.ports:type_name -> isle.v1.Port
+	45, // 16: isle.v1.Usage.cpu:type_name -> google.protobuf.Duration
+	46, // 17: isle.v1.Volume.delete_after:type_name -> google.protobuf.Timestamp
+	8,  // 18: isle.v1.ListResponse.environments:type_name -> isle.v1.Environment
+	8,  // 19: isle.v1.GetResponse.environment:type_name -> isle.v1.Environment
+	45, // 20: isle.v1.ExtendRequest.by:type_name -> google.protobuf.Duration
+	46, // 21: isle.v1.ExtendResponse.expires:type_name -> google.protobuf.Timestamp
+	22, // 22: isle.v1.ExecInput.start:type_name -> isle.v1.ExecStart
+	23, // 23: isle.v1.ExecInput.size:type_name -> isle.v1.TerminalSize
+	44, // 24: isle.v1.ExecStart.env:type_name -> isle.v1.ExecStart.EnvEntry
+	23, // 25: isle.v1.ExecStart.size:type_name -> isle.v1.TerminalSize
+	25, // 26: isle.v1.ExecOutput.exit:type_name -> isle.v1.ExecExit
+	46, // 27: isle.v1.LogLine.time:type_name -> google.protobuf.Timestamp
+	29, // 28: isle.v1.CopyInRequest.start:type_name -> isle.v1.CopyInStart
+	35, // 29: isle.v1.ListFilesResponse.files:type_name -> isle.v1.File
+	46, // 30: isle.v1.File.time:type_name -> google.protobuf.Timestamp
+	38, // 31: isle.v1.DiffResponse.changes:type_name -> isle.v1.Change
+	40, // 32: isle.v1.PortInput.start:type_name -> isle.v1.PortStart
+	43, // 33: isle.v1.DoorsResponse.doors:type_name -> isle.v1.Door
+	46, // 34: isle.v1.Door.first:type_name -> google.protobuf.Timestamp
+	46, // 35: isle.v1.Door.last:type_name -> google.protobuf.Timestamp
+	3,  // 36: isle.v1.EnvironmentService.Up:input_type -> isle.v1.UpRequest
+	14, // 37: isle.v1.EnvironmentService.Down:input_type -> isle.v1.DownRequest
+	15, // 38: isle.v1.EnvironmentService.List:input_type -> isle.v1.ListRequest
+	17, // 39: isle.v1.EnvironmentService.Get:input_type -> isle.v1.GetRequest
+	19, // 40: isle.v1.EnvironmentService.Extend:input_type -> isle.v1.ExtendRequest
+	21, // 41: isle.v1.EnvironmentService.Exec:input_type -> isle.v1.ExecInput
+	26, // 42: isle.v1.EnvironmentService.Logs:input_type -> isle.v1.LogsRequest
+	28, // 43: isle.v1.EnvironmentService.CopyIn:input_type -> isle.v1.CopyInRequest
+	31, // 44: isle.v1.EnvironmentService.CopyOut:input_type -> isle.v1.CopyOutRequest
+	33, // 45: isle.v1.EnvironmentService.ListFiles:input_type -> isle.v1.ListFilesRequest
+	36, // 46: isle.v1.EnvironmentService.Diff:input_type -> isle.v1.DiffRequest
+	39, // 47: isle.v1.EnvironmentService.PortForward:input_type -> isle.v1.PortInput
+	41, // 48: isle.v1.EnvironmentService.Doors:input_type -> isle.v1.DoorsRequest
+	4,  // 49: isle.v1.EnvironmentService.Up:output_type -> isle.v1.UpEvent
+	7,  // 50: isle.v1.EnvironmentService.Down:output_type -> isle.v1.ProgressEvent
+	16, // 51: isle.v1.EnvironmentService.List:output_type -> isle.v1.ListResponse
+	18, // 52: isle.v1.EnvironmentService.Get:output_type -> isle.v1.GetResponse
+	20, // 53: isle.v1.EnvironmentService.Extend:output_type -> isle.v1.ExtendResponse
+	24, // 54: isle.v1.EnvironmentService.Exec:output_type -> isle.v1.ExecOutput
+	27, // 55: isle.v1.EnvironmentService.Logs:output_type -> isle.v1.LogLine
+	30, // 56: isle.v1.EnvironmentService.CopyIn:output_type -> isle.v1.CopyInResponse
+	32, // 57: isle.v1.EnvironmentService.CopyOut:output_type -> isle.v1.Chunk
+	34, // 58: isle.v1.EnvironmentService.ListFiles:output_type -> isle.v1.ListFilesResponse
+	37, // 59: isle.v1.EnvironmentService.Diff:output_type -> isle.v1.DiffResponse
+	32, // 60: isle.v1.EnvironmentService.PortForward:output_type -> isle.v1.Chunk
+	42, // 61: isle.v1.EnvironmentService.Doors:output_type -> isle.v1.DoorsResponse
+	49, // [49:62] is the sub-list for method output_type
+	36, // [36:49] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_isle_v1_environment_proto_init() }
@@ -3559,29 +3657,29 @@ func file_isle_v1_environment_proto_init() {
 	if File_isle_v1_environment_proto != nil {
 		return
 	}
-	file_isle_v1_environment_proto_msgTypes[3].OneofWrappers = []any{
+	file_isle_v1_environment_proto_msgTypes[4].OneofWrappers = []any{
 		(*UpEvent_Progress)(nil),
 		(*UpEvent_Need)(nil),
 		(*UpEvent_Result)(nil),
 	}
-	file_isle_v1_environment_proto_msgTypes[8].OneofWrappers = []any{}
-	file_isle_v1_environment_proto_msgTypes[20].OneofWrappers = []any{
+	file_isle_v1_environment_proto_msgTypes[9].OneofWrappers = []any{}
+	file_isle_v1_environment_proto_msgTypes[21].OneofWrappers = []any{
 		(*ExecInput_Start)(nil),
 		(*ExecInput_Stdin)(nil),
 		(*ExecInput_StdinEnd)(nil),
 		(*ExecInput_Signal)(nil),
 		(*ExecInput_Size)(nil),
 	}
-	file_isle_v1_environment_proto_msgTypes[23].OneofWrappers = []any{
+	file_isle_v1_environment_proto_msgTypes[24].OneofWrappers = []any{
 		(*ExecOutput_Stdout)(nil),
 		(*ExecOutput_Stderr)(nil),
 		(*ExecOutput_Exit)(nil),
 	}
-	file_isle_v1_environment_proto_msgTypes[27].OneofWrappers = []any{
+	file_isle_v1_environment_proto_msgTypes[28].OneofWrappers = []any{
 		(*CopyInRequest_Start)(nil),
 		(*CopyInRequest_Data)(nil),
 	}
-	file_isle_v1_environment_proto_msgTypes[38].OneofWrappers = []any{
+	file_isle_v1_environment_proto_msgTypes[39].OneofWrappers = []any{
 		(*PortInput_Start)(nil),
 		(*PortInput_Data)(nil),
 	}
@@ -3591,7 +3689,7 @@ func file_isle_v1_environment_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isle_v1_environment_proto_rawDesc), len(file_isle_v1_environment_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   44,
+			NumMessages:   45,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -36,6 +36,8 @@ const (
 	// ImageServiceImportImageProcedure is the fully-qualified name of the ImageService's ImportImage
 	// RPC.
 	ImageServiceImportImageProcedure = "/isle.v1.ImageService/ImportImage"
+	// ImageServicePullImageProcedure is the fully-qualified name of the ImageService's PullImage RPC.
+	ImageServicePullImageProcedure = "/isle.v1.ImageService/PullImage"
 	// ImageServiceListImagesProcedure is the fully-qualified name of the ImageService's ListImages RPC.
 	ImageServiceListImagesProcedure = "/isle.v1.ImageService/ListImages"
 	// ImageServiceGetImageProcedure is the fully-qualified name of the ImageService's GetImage RPC.
@@ -50,6 +52,9 @@ type ImageServiceClient interface {
 	// Import makes an image of an archive whose files were put before: it ends
 	// with `need` where they were not.
 	ImportImage(context.Context, *connect.Request[v1.ImportImageRequest]) (*connect.ServerStreamForClient[v1.ImageEvent], error)
+	// Pull makes an image of what a registry has, and ends with `need` where that
+	// wants a credential.
+	PullImage(context.Context, *connect.Request[v1.PullImageRequest]) (*connect.ServerStreamForClient[v1.ImageEvent], error)
 	// List says which there are.
 	ListImages(context.Context, *connect.Request[v1.ListImagesRequest]) (*connect.Response[v1.ListImagesResponse], error)
 	// Get tells all of one.
@@ -73,6 +78,12 @@ func NewImageServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			httpClient,
 			baseURL+ImageServiceImportImageProcedure,
 			connect.WithSchema(imageServiceMethods.ByName("ImportImage")),
+			connect.WithClientOptions(opts...),
+		),
+		pullImage: connect.NewClient[v1.PullImageRequest, v1.ImageEvent](
+			httpClient,
+			baseURL+ImageServicePullImageProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("PullImage")),
 			connect.WithClientOptions(opts...),
 		),
 		listImages: connect.NewClient[v1.ListImagesRequest, v1.ListImagesResponse](
@@ -99,6 +110,7 @@ func NewImageServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 // imageServiceClient implements ImageServiceClient.
 type imageServiceClient struct {
 	importImage *connect.Client[v1.ImportImageRequest, v1.ImageEvent]
+	pullImage   *connect.Client[v1.PullImageRequest, v1.ImageEvent]
 	listImages  *connect.Client[v1.ListImagesRequest, v1.ListImagesResponse]
 	getImage    *connect.Client[v1.GetImageRequest, v1.GetImageResponse]
 	removeImage *connect.Client[v1.RemoveImageRequest, v1.RemoveImageResponse]
@@ -107,6 +119,11 @@ type imageServiceClient struct {
 // ImportImage calls isle.v1.ImageService.ImportImage.
 func (c *imageServiceClient) ImportImage(ctx context.Context, req *connect.Request[v1.ImportImageRequest]) (*connect.ServerStreamForClient[v1.ImageEvent], error) {
 	return c.importImage.CallServerStream(ctx, req)
+}
+
+// PullImage calls isle.v1.ImageService.PullImage.
+func (c *imageServiceClient) PullImage(ctx context.Context, req *connect.Request[v1.PullImageRequest]) (*connect.ServerStreamForClient[v1.ImageEvent], error) {
+	return c.pullImage.CallServerStream(ctx, req)
 }
 
 // ListImages calls isle.v1.ImageService.ListImages.
@@ -129,6 +146,9 @@ type ImageServiceHandler interface {
 	// Import makes an image of an archive whose files were put before: it ends
 	// with `need` where they were not.
 	ImportImage(context.Context, *connect.Request[v1.ImportImageRequest], *connect.ServerStream[v1.ImageEvent]) error
+	// Pull makes an image of what a registry has, and ends with `need` where that
+	// wants a credential.
+	PullImage(context.Context, *connect.Request[v1.PullImageRequest], *connect.ServerStream[v1.ImageEvent]) error
 	// List says which there are.
 	ListImages(context.Context, *connect.Request[v1.ListImagesRequest]) (*connect.Response[v1.ListImagesResponse], error)
 	// Get tells all of one.
@@ -148,6 +168,12 @@ func NewImageServiceHandler(svc ImageServiceHandler, opts ...connect.HandlerOpti
 		ImageServiceImportImageProcedure,
 		svc.ImportImage,
 		connect.WithSchema(imageServiceMethods.ByName("ImportImage")),
+		connect.WithHandlerOptions(opts...),
+	)
+	imageServicePullImageHandler := connect.NewServerStreamHandler(
+		ImageServicePullImageProcedure,
+		svc.PullImage,
+		connect.WithSchema(imageServiceMethods.ByName("PullImage")),
 		connect.WithHandlerOptions(opts...),
 	)
 	imageServiceListImagesHandler := connect.NewUnaryHandler(
@@ -172,6 +198,8 @@ func NewImageServiceHandler(svc ImageServiceHandler, opts ...connect.HandlerOpti
 		switch r.URL.Path {
 		case ImageServiceImportImageProcedure:
 			imageServiceImportImageHandler.ServeHTTP(w, r)
+		case ImageServicePullImageProcedure:
+			imageServicePullImageHandler.ServeHTTP(w, r)
 		case ImageServiceListImagesProcedure:
 			imageServiceListImagesHandler.ServeHTTP(w, r)
 		case ImageServiceGetImageProcedure:
@@ -189,6 +217,10 @@ type UnimplementedImageServiceHandler struct{}
 
 func (UnimplementedImageServiceHandler) ImportImage(context.Context, *connect.Request[v1.ImportImageRequest], *connect.ServerStream[v1.ImageEvent]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("isle.v1.ImageService.ImportImage is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) PullImage(context.Context, *connect.Request[v1.PullImageRequest], *connect.ServerStream[v1.ImageEvent]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("isle.v1.ImageService.PullImage is not implemented"))
 }
 
 func (UnimplementedImageServiceHandler) ListImages(context.Context, *connect.Request[v1.ListImagesRequest]) (*connect.Response[v1.ListImagesResponse], error) {

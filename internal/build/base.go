@@ -1,0 +1,238 @@
+package build
+
+import (
+	"context"
+	"maps"
+	"path/filepath"
+
+	"isle"
+	"isle/internal/image"
+	"isle/internal/image/oci"
+	"isle/internal/image/registry"
+	"isle/internal/spec"
+)
+
+// Credentials are what registries know a caller by, by registry. They are not
+// kept.
+type Credentials = map[string]registry.Credential
+
+// A base is the image that a service begins with.
+type base struct {
+	inputs inputs
+	image  image.Image
+}
+
+// lockImage pins what a service's image means now.
+func (b *Builder) lockImage(ctx context.Context, s spec.Service, copies []Copied, o LockOptions, p Progress) (*spec.LockedImage, error) {
+	l := &spec.LockedImage{Request: s.Image}
+	if path, ok := s.ImagePath(); ok {
+		for _, c := range copies {
+			if c.Service == s.Name && c.From == path && c.To == "" && c.Tree.Valid() {
+				l.Tree = c.Tree
+				return l, nil
+			}
+		}
+		return nil, isle.Errorf(isle.Invalid, "%s: nothing was sent for image %s", s.Name, s.Image)
+	}
+	ref, err := registry.Parse(s.Image)
+	if err != nil {
+		return nil, err
+	}
+	asked := ref
+	asked.Digest = ""
+	l.Reference = asked.String()
+	if ref.Local() {
+		n, err := b.Images.Named(asked.String())
+		switch {
+		case err != nil && ref.Digest != "":
+			l.Digest = ref.Digest
+		case err != nil:
+			return nil, prefix(s.Name, err)
+		case ref.Digest != "" && ref.Digest != n.Image:
+			l.Digest = ref.Digest
+		default:
+			l.Digest = n.Image
+		}
+		return l, nil
+	}
+	step := Event{Service: s.Name, Step: "resolve"}
+	step.State, step.Message = "start", ref.String()
+	p(step)
+	picture, err := b.resolve(ctx, ref, s.Name, o.Credentials, o.Pull, p)
+	if err != nil {
+		return nil, prefix(s.Name+": image "+ref.String(), err)
+	}
+	l.Digest = picture.Digest
+	step.State, step.Message = "done", picture.Digest.Short()
+	p(step)
+	return l, nil
+}
+
+// resolve asks a registry what a reference means on this machine. Layers are
+// pulled when they are opened, each a step of its own.
+func (b *Builder) resolve(ctx context.Context, ref registry.Reference, service string, c Credentials, may func(registry.Reference) error, p Progress) (oci.Picture, error) {
+	if b.Registry == nil {
+		return oci.Picture{}, isle.Errorf(isle.Unavailable, "this server pulls no images")
+	}
+	if may != nil {
+		if err := may(ref); err != nil {
+			return oci.Picture{}, err
+		}
+	}
+	return b.Registry.Resolve(ctx, ref, registry.Options{
+		Credential: c[ref.Registry], Platform: oci.Here(),
+		Progress: func(d oci.Descriptor, state string, done int64) {
+			p(Event{Service: service, Step: "pull " + d.Digest.Short(), State: state, Done: done, Total: d.Size})
+		},
+	})
+}
+
+// pinnedImage is the image that old has for the same request.
+func pinnedImage(old *spec.Lock, service, request string) *spec.LockedImage {
+	if old == nil {
+		return nil
+	}
+	if _, ok := (spec.Service{Image: request}).ImagePath(); ok {
+		return nil // hashed each time
+	}
+	if l := old.Services[service].Image; l != nil && l.Request == request {
+		return l
+	}
+	for _, s := range old.Services {
+		if s.Image != nil && s.Image.Request == request {
+			return s.Image
+		}
+	}
+	return nil
+}
+
+// baseInputs name the base of a service.
+func baseInputs(l *spec.LockedImage, in inputs) inputs {
+	in.Kind, in.From, in.Tree = "image", l.Request, l.Digest
+	if l.Tree != "" {
+		in.Tree = l.Tree
+	}
+	return in
+}
+
+// basePath is the record of which image a base became. It is a hint, as the
+// records of steps are.
+func (b *Builder) basePath(in inputs) string {
+	in.From = "" // the same content under another name
+	return filepath.Join(b.Cache, "bases", in.key().Hex()+".json")
+}
+
+// knownBase is a base that was made before, if all of it is still there.
+func (b *Builder) knownBase(in inputs) (image.Image, bool) {
+	var d isle.Digest
+	if !readJSON(b.basePath(in), &d) {
+		return image.Image{}, false
+	}
+	m, err := b.Images.Image(d)
+	if err != nil {
+		return m, false
+	}
+	for _, l := range m.Layers {
+		if !b.Images.HasLayer(l.Digest) {
+			return m, false
+		}
+	}
+	return m, true
+}
+
+// base makes the image that a service begins with: out of the cache, the store,
+// an archive or a registry.
+func (b *Builder) base(ctx context.Context, service string, l *spec.LockedImage, common inputs, o Options, p Progress) (base, error) {
+	in := baseInputs(l, common)
+	leave, err := b.flights.enter(ctx, in.key())
+	if err != nil {
+		return base{}, err
+	}
+	defer leave()
+	if m, ok := b.knownBase(in); ok {
+		p(Event{Service: service, Step: "image " + l.Request, State: "cached"})
+		return base{in, m}, nil
+	}
+	m, err := b.makeBase(ctx, service, l, o, p)
+	if err != nil {
+		if ctx.Err() != nil {
+			return base{}, ctx.Err()
+		}
+		return base{}, prefix(service+": image "+l.Request, err)
+	}
+	if m.Architecture != common.Architecture {
+		return base{}, isle.Errorf(isle.Invalid, "%s: image %s is for %s, and this machine is %s", service, l.Request, m.Architecture, common.Architecture)
+	}
+	return base{in, m}, writeJSON(b.basePath(in), m.Digest())
+}
+
+func (b *Builder) makeBase(ctx context.Context, service string, l *spec.LockedImage, o Options, p Progress) (image.Image, error) {
+	if l.Tree != "" {
+		a, err := b.openArchive(ctx, l.Tree)
+		if err != nil {
+			return image.Image{}, err
+		}
+		defer a.Close()
+		picture, err := a.Choose(ctx, "", oci.Here())
+		if err != nil {
+			return image.Image{}, err
+		}
+		got, err := b.unpackImage(ctx, service, picture, p)
+		return got.Image, err
+	}
+	ref, err := registry.Parse(l.Reference)
+	if err != nil {
+		return image.Image{}, err
+	}
+	if ref.Local() {
+		m, err := b.Images.Image(l.Digest)
+		if isle.CodeOf(err) == isle.NotFound {
+			return m, isle.Errorf(isle.NotFound, "the server has no image %s", l.Digest).
+				WithHint("`isle image import` it under the name %s, or `isle lock --update` to take what has the name now", ref)
+		}
+		return m, err
+	}
+	picture, err := b.resolve(ctx, ref.Pinned(l.Digest), service, o.Credentials, o.Pull, p)
+	if err != nil {
+		return image.Image{}, err
+	}
+	got, err := b.unpackImage(ctx, service, picture, p)
+	return got.Image, err
+}
+
+// asImageSays fills in of a service what its image says and building needs.
+func asImageSays(s spec.Service, c *image.Config) spec.Service {
+	if c != nil && s.Workdir == "" {
+		s.Workdir = c.Workdir
+	}
+	return s
+}
+
+// stepEnv is the environment of run steps on top of an image: its own, but for
+// what makes steps reproducible.
+func stepEnv(c *image.Config) map[string]string {
+	env := c.Variables()
+	path, ok := env["PATH"]
+	maps.Copy(env, runEnv())
+	if ok {
+		env["PATH"] = path
+	}
+	return env
+}
+
+// PullImage makes an image of what a registry has, and gives it the reference as
+// its name.
+func (b *Builder) PullImage(ctx context.Context, ref registry.Reference, o Options, p Progress) (image.Name, error) {
+	defer b.Images.Hold()()
+	p = serial(p)
+	picture, err := b.resolve(ctx, ref, "", o.Credentials, o.Pull, p)
+	if err != nil {
+		return image.Name{}, err
+	}
+	got, err := b.unpackImage(ctx, "", picture, p)
+	if err != nil {
+		return image.Name{}, prefix(ref.String(), err)
+	}
+	n := image.Name{Name: ref.String(), Image: got.Image.Digest(), From: image.FromRegistry, Source: picture.Digest, LeftOut: got.LeftOut, Time: b.Now().UTC()}
+	return n, b.Images.SetName(n)
+}
