@@ -49,6 +49,7 @@ const (
 // that work get on while the others do, the idle ones still answer, and what
 // they cost is given back.
 func TestACrowdIsServedWithinBoundsAndNobodyStarves(t *testing.T) {
+	t.Parallel()
 	const idle, busy, least = 1000, 200, 25
 	w := newWorld(t, 0, "max_connections=1400", "shared_buffers=32MB")
 	keys := make([]string, len(machines))

@@ -30,6 +30,7 @@ func fill(t *testing.T, path string) {
 // The disk of the log and of the recordings is full: nothing passes that can't
 // be written down, and everything does again once there is room.
 func TestOnAFullDiskNothingIsDoneThatIsNotWrittenDown(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, 24)
 	key := w.key(t, "one")
 	w.warm(t, key)

@@ -55,6 +55,7 @@ func (w *world) locked(t *testing.T, id int) (let func()) {
 // whose statement waits for a person, and one whose approved statement is under
 // way. Each client is told; nothing is done that was not approved, or twice.
 func TestAServerThatDiesOrReloadsDoesNothingTwiceAndNothingUnapproved(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, 0)
 	key := w.key(t, "one")
 	w.warm(t, key)
