@@ -255,24 +255,49 @@ func listen(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // ownState gives the script a state folder and server of its own, which ends
-// with it. A service without packages or with busybox is built there already;
-// own -new has nothing built, and the downloads of the shared one.
+// with it. A service without packages or with busybox is built there already, and
+// with own FOLDER the file in the folder; own -new has nothing built, and the
+// downloads of the shared one.
 func ownState(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) > 1 || len(args) == 1 && args[0] != "-new" {
-		ts.Fatalf("usage: own [-new]")
+	if neg || len(args) > 1 {
+		ts.Fatalf("usage: own [-new | FOLDER]")
 	}
 	dir, err := os.MkdirTemp("", "isle-e2e-own-")
 	ts.Check(err)
-	if len(args) == 1 {
-		lab.Seed(state, dir)
-	} else {
+	switch {
+	case len(args) == 0:
 		lab.SeedBuilt(built, dir)
+	case args[0] == "-new":
+		lab.Seed(state, dir)
+	default:
+		lab.SeedLayers(state, dir, buildShared(ts, ts.MkAbs(args[0])))
 	}
 	ts.Setenv("ISLE_STATE", dir)
 	ts.Defer(func() {
 		endServer(dir)
 		os.RemoveAll(dir)
 	})
+}
+
+// buildShared builds a folder's file in the shared state, and returns the digests
+// of the layers.
+func buildShared(ts *testscript.TestScript, folder string) (layers []string) {
+	cmd := exec.Command(filepath.Join(bin, "isle"), "build", folder, "-o", "json")
+	cmd.Env = append(os.Environ(), "ISLE_STATE="+state)
+	var said strings.Builder
+	cmd.Stderr = &said
+	out, err := cmd.Output()
+	if err != nil {
+		ts.Fatalf("%v: %s", err, said.String())
+	}
+	var images []struct{ Layers []struct{ Digest string } }
+	ts.Check(json.Unmarshal(out, &images))
+	for _, i := range images {
+		for _, l := range i.Layers {
+			layers = append(layers, l.Digest)
+		}
+	}
+	return layers
 }
 
 func output(ts *testscript.TestScript, name string, args ...string) (string, error) {

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // Folders of a state whose files are named by hash: they may be shared between
@@ -43,7 +44,16 @@ func Seed(from, to string) { share(downloads, from, to) }
 // it is to build of the same inputs. For tests that build only to run it.
 func SeedBuilt(from, to string) { share(built, from, to) }
 
-// share copies: a store must not share an inode with another one.
+// SeedLayers is SeedBuilt with no layers but those with the digests.
+func SeedLayers(from, to string, digests []string) {
+	share([]string{"build/steps", "debian/lists"}, from, to)
+	for _, d := range digests {
+		share([]string{"images/layers/" + strings.Replace(d, ":", "/", 1)}, from, to)
+	}
+}
+
+// share copies files and what is in folders: a store must not share an inode
+// with another one.
 func share(folders []string, from, to string) {
 	for _, d := range folders {
 		root := filepath.Join(from, d)
