@@ -90,21 +90,8 @@ func buildOnce(ctx context.Context, c *api.Client, req *islev1.BuildRequest, sho
 	if err != nil {
 		return nil, nil, err
 	}
-	defer stream.Close()
-	for stream.Receive() {
-		switch e := stream.Msg().GetEvent().(type) {
-		case *islev1.BuildEvent_Progress:
-			show.event(e.Progress)
-		case *islev1.BuildEvent_Need:
-			return nil, e.Need, nil
-		case *islev1.BuildEvent_Result:
-			return e.Result, nil, nil
-		}
-	}
-	if err := stream.Err(); err != nil {
-		return nil, nil, err
-	}
-	return nil, nil, isle.Errorf(isle.Unavailable, "the server ended the call without a result").WithHint("run the command again, and see `isle doctor`")
+	m, err := conclusion(stream, false, show)
+	return m.GetResult(), m.GetNeed(), err
 }
 
 func (a *app) showBuild(res *islev1.BuildResult, verified bool) error {

@@ -105,22 +105,8 @@ func fork(ctx context.Context, c *api.Client, req *islev1.ForkRequest, show *pro
 	if err != nil {
 		return nil, err
 	}
-	for stream.Receive() {
-		switch e := stream.Msg().GetEvent().(type) {
-		case *islev1.ForkEvent_Progress:
-			show.event(e.Progress)
-		case *islev1.ForkEvent_Result:
-			if !req.OneShot {
-				err = stream.Close()
-			}
-			return e.Result, err
-		}
-	}
-	defer stream.Close()
-	if err := stream.Err(); err != nil {
-		return nil, err
-	}
-	return nil, isle.Errorf(isle.Unavailable, "the server ended the call without a result").WithHint("run the command again, and see `isle doctor`")
+	m, err := conclusion(stream, req.GetOneShot(), show)
+	return m.GetResult(), err
 }
 
 // showForks prints the copies.

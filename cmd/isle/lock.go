@@ -72,18 +72,8 @@ func lockOnce(ctx context.Context, c *api.Client, req *islev1.LockRequest, show 
 	if err != nil {
 		return nil, nil, err
 	}
-	defer stream.Close()
-	for stream.Receive() {
-		switch e := stream.Msg().GetEvent().(type) {
-		case *islev1.LockEvent_Progress:
-			show.event(e.Progress)
-		case *islev1.LockEvent_Need:
-			return nil, e.Need, nil
-		case *islev1.LockEvent_Result:
-			return e.Result, nil, nil
-		}
-	}
-	return nil, nil, ended(stream.Err())
+	m, err := conclusion(stream, false, show)
+	return m.GetResult(), m.GetNeed(), err
 }
 
 func (a *app) showLock(p *project, res *islev1.LockResult) error {

@@ -340,23 +340,7 @@ func (g *agent) Restore(ctx context.Context, req *islev1.RestoreRequest, tell mc
 		return nil, err
 	}
 	defer end()
-	stream, err := c.Forks.Restore(ctx, connect.NewRequest(req))
-	if err != nil {
-		return nil, err
-	}
-	defer stream.Close()
-	for stream.Receive() {
-		switch e := stream.Msg().GetEvent().(type) {
-		case *islev1.RestoreEvent_Progress:
-			tell(e.Progress)
-		case *islev1.RestoreEvent_Result:
-			return e.Result, nil
-		}
-	}
-	if err := stream.Err(); err != nil {
-		return nil, err
-	}
-	return nil, isle.Errorf(isle.Unavailable, "the server ended the call without a result").WithHint("see `isle status %s`", req.GetEnvironment())
+	return restore(ctx, c, req, &progress{tell: tell})
 }
 
 // Tree implements mcp.Forks.

@@ -9,8 +9,10 @@ import (
 	"sync"
 	"time"
 
+	"connectrpc.com/connect"
 	"golang.org/x/term"
 
+	"isle"
 	islev1 "isle/internal/api/isle/v1"
 )
 
@@ -278,4 +280,34 @@ func (p *progress) draw() {
 	}
 	p.drawn = n
 	io.WriteString(p.w, b.String())
+}
+
+// conclusion shows the progress that a call tells, until it tells something else,
+// which it returns. It ends the call, unless what was made is to live as long as
+// the call does: such a one ends with its context.
+func conclusion[E any, P interface {
+	*E
+	GetProgress() *islev1.ProgressEvent
+}](stream *connect.ServerStreamForClient[E], leaveOpen bool, show *progress) (*E, error) {
+	for stream.Receive() {
+		m := stream.Msg()
+		if e := P(m).GetProgress(); e != nil {
+			show.event(e)
+			continue
+		}
+		if leaveOpen {
+			return m, nil
+		}
+		return m, stream.Close()
+	}
+	defer stream.Close()
+	return nil, ended(stream.Err())
+}
+
+// ended is the error of a stream that ended without a result.
+func ended(err error) error {
+	if err != nil {
+		return err
+	}
+	return isle.Errorf(isle.Unavailable, "the server ended the call without a result").WithHint("run the command again, and see `isle doctor`")
 }

@@ -7,7 +7,6 @@ import (
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 
-	"isle"
 	"isle/internal/api"
 	islev1 "isle/internal/api/isle/v1"
 )
@@ -61,17 +60,6 @@ func restore(ctx context.Context, c *api.Client, req *islev1.RestoreRequest, sho
 	if err != nil {
 		return nil, err
 	}
-	defer stream.Close()
-	for stream.Receive() {
-		switch e := stream.Msg().GetEvent().(type) {
-		case *islev1.RestoreEvent_Progress:
-			show.event(e.Progress)
-		case *islev1.RestoreEvent_Result:
-			return e.Result, nil
-		}
-	}
-	if err := stream.Err(); err != nil {
-		return nil, err
-	}
-	return nil, isle.Errorf(isle.Unavailable, "the server ended the call without a result").WithHint("run the command again, and see `isle doctor`")
+	m, err := conclusion(stream, false, show)
+	return m.GetResult(), err
 }

@@ -10,7 +10,6 @@ import (
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 
-	"isle"
 	"isle/internal/api"
 	islev1 "isle/internal/api/isle/v1"
 )
@@ -72,14 +71,6 @@ func snapshot(ctx context.Context, c *api.Client, req *islev1.CreateSnapshotRequ
 		return nil, ended(stream.Err())
 	}
 	return stream.Msg().GetSnapshot(), nil
-}
-
-// ended is the error of a stream that ended without a result.
-func ended(err error) error {
-	if err != nil {
-		return err
-	}
-	return isle.Errorf(isle.Unavailable, "the server ended the call without a result").WithHint("run the command again, and see `isle doctor`")
 }
 
 type snapshotJSON struct {

@@ -128,7 +128,7 @@ func (a *app) upRelease(ctx context.Context, o upOptions, req *islev1.UpRequest,
 		req.Stage = stage
 	}
 	show := a.newProgress()
-	res, err := upOnce(ctx, c, req, show)
+	res, _, err := upOnce(ctx, c, req, show)
 	show.close()
 	if err != nil {
 		return err
@@ -225,31 +225,18 @@ func (p *project) dirty(ctx context.Context, show *progress) bool {
 	return dirty || err != nil
 }
 
-// upOnce makes one call: it returns a result, or what the server needs first. The stream of a one-shot environment is left open, for ctx to
-// end.
+// upOnce makes one call: it returns a result, or what the server needs first.
+// The stream of a one-shot environment is left open, for ctx to end.
 func upOnce(ctx context.Context, c *api.Client, req *islev1.UpRequest, show *progress) (*islev1.UpResult, *islev1.Need, error) {
 	stream, err := c.Environments.Up(ctx, connect.NewRequest(req))
 	if err != nil {
 		return nil, nil, err
 	}
-	for stream.Receive() {
-		switch e := stream.Msg().GetEvent().(type) {
-		case *islev1.UpEvent_Progress:
-			show.event(e.Progress)
-		case *islev1.UpEvent_Need:
-			return nil, e.Need, stream.Close()
-		case *islev1.UpEvent_Result:
-			if !req.OneShot {
-				err = stream.Close()
-			}
-			return e.Result, nil, err
-		}
+	m, err := conclusion(stream, req.GetOneShot(), show)
+	if err == nil && m.GetNeed() != nil {
+		return nil, m.GetNeed(), stream.Close()
 	}
-	defer stream.Close()
-	if err := stream.Err(); err != nil {
-		return nil, nil, err
-	}
-	return nil, nil, isle.Errorf(isle.Unavailable, "the server ended the call without a result").WithHint("run the command again, and see `isle doctor`")
+	return m.GetResult(), nil, err
 }
 
 // showUp prints what the user needs next.
