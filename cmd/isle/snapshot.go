@@ -114,6 +114,7 @@ type snapshotVolumeJSON struct {
 type snapshotImageJSON struct {
 	Service string `json:"service"`
 	Digest  string `json:"digest"`
+	Missing bool   `json:"missing,omitempty"`
 }
 
 func snapshotView(s *islev1.Snapshot) snapshotJSON {
@@ -133,7 +134,7 @@ func snapshotView(s *islev1.Snapshot) snapshotJSON {
 		out.Volumes = append(out.Volumes, snapshotVolumeJSON{v.GetService(), v.GetPath(), v.GetSize(), v.GetBytes(), v.GetDigest()})
 	}
 	for _, i := range s.GetImages() {
-		out.Images = append(out.Images, snapshotImageJSON{i.GetService(), i.GetDigest()})
+		out.Images = append(out.Images, snapshotImageJSON{i.GetService(), i.GetDigest(), i.GetMissing()})
 	}
 	return out
 }
@@ -272,7 +273,11 @@ func (a *app) describe(s snapshotJSON) error {
 		line("volume", fmt.Sprintf("%s:%s, %s of %s, %s", v.Service, v.Path, bytesText(v.Bytes), bytesText(v.Size), v.Digest))
 	}
 	for _, i := range s.Images {
-		line("image", i.Service+", "+i.Digest)
+		text := i.Service + ", " + i.Digest
+		if i.Missing {
+			text += ", not here: isle build makes it, in the project's folder as of then"
+		}
+		line("image", text)
 	}
 	if s.Imported {
 		line("imported", "its volumes were written anew from the files in them; the digests are those of what was signed")

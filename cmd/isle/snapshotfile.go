@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"strings"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
@@ -112,11 +113,25 @@ the files in them, and memory is left out unless a key that this server trusts s
 				return err
 			}
 			if s.GetNoMemory() {
-				_, err = fmt.Fprintf(a.stdout, "  its memory is left out: it is signed by %s, which this server does not trust\n", clean(s.GetSigner()))
+				fmt.Fprintf(a.stdout, "  its memory is left out: it is signed by %s, which this server does not trust\n", clean(s.GetSigner()))
 			}
-			return err
+			if missing := missingImages(s); len(missing) > 0 {
+				fmt.Fprintf(a.stdout, "  not here yet: the images of %s, which forks and restores need. In the folder of project %s, with the lock of then:\n", clean(strings.Join(missing, ", ")), clean(s.GetProject()))
+				fmt.Fprintf(a.stdout, "    isle build; with no way to Debian's mirror, first isle lock export FILE where there is one, and here isle lock import FILE\n")
+			}
+			return nil
 		},
 	}
+}
+
+// missingImages are the services whose images the server does not have.
+func missingImages(s *islev1.Snapshot) (services []string) {
+	for _, i := range s.GetImages() {
+		if i.GetMissing() {
+			services = append(services, i.GetService())
+		}
+	}
+	return services
 }
 
 type snapshotKeyJSON struct {

@@ -84,6 +84,7 @@ type Builder interface {
 type Blobs interface {
 	Missing(digests []isle.Digest) []isle.Digest
 	PutBlob(ctx context.Context, d isle.Digest, r io.Reader) error
+	HasLayer(d isle.Digest) bool
 	// Packages are the versions of an image's Debian packages, by name.
 	Packages(ctx context.Context, m image.Image) (map[string]string, error)
 	// Hold keeps everything in the store until release is called.

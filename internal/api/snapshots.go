@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"io"
+	"slices"
 	"strings"
 
 	"connectrpc.com/connect"
@@ -163,7 +164,7 @@ func (s *snapshots) GetSnapshot(ctx context.Context, req *connect.Request[islev1
 	if err != nil {
 		return nil, err
 	}
-	return connect.NewResponse(&islev1.GetSnapshotResponse{Snapshot: snapshotMessage(snap)}), nil
+	return connect.NewResponse(&islev1.GetSnapshotResponse{Snapshot: s.whole(snap)}), nil
 }
 
 // TagSnapshot implements the RPC.
@@ -256,7 +257,7 @@ func (s *snapshots) ImportSnapshot(ctx context.Context, stream *connect.ClientSt
 	if err != nil {
 		return nil, err
 	}
-	return connect.NewResponse(&islev1.ImportSnapshotResponse{Snapshot: snapshotMessage(snap)}), nil
+	return connect.NewResponse(&islev1.ImportSnapshotResponse{Snapshot: s.whole(snap)}), nil
 }
 
 // ListKeys implements the RPC.
@@ -287,6 +288,16 @@ func (s *snapshots) TrustKey(ctx context.Context, req *connect.Request[islev1.Tr
 
 func keyMessage(k seal.TrustedKey) *islev1.SnapshotKey {
 	return &islev1.SnapshotKey{Name: k.Name, Key: k.Key, Own: k.Own}
+}
+
+// whole is a snapshot with what nothing can be made of it without: images come
+// from builds, and are not in a file that comes from elsewhere.
+func (s *snapshots) whole(snap snapshot.Snapshot) *islev1.Snapshot {
+	out := snapshotMessage(snap)
+	for i, svc := range snap.Manifest.Services {
+		out.Images[i].Missing = slices.ContainsFunc(svc.Image.Layers, func(l image.Layer) bool { return !s.Blobs.HasLayer(l.Digest) })
+	}
+	return out
 }
 
 func snapshotMessage(s snapshot.Snapshot) *islev1.Snapshot {

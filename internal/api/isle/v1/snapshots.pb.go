@@ -330,6 +330,7 @@ type SnapshotImage struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Service       string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
 	Digest        string                 `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	Missing       bool                   `protobuf:"varint,3,opt,name=missing,proto3" json:"missing,omitempty"` // from GetSnapshot and ImportSnapshot: layers of it are not in this server's store
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -376,6 +377,13 @@ func (x *SnapshotImage) GetDigest() string {
 		return x.Digest
 	}
 	return ""
+}
+
+func (x *SnapshotImage) GetMissing() bool {
+	if x != nil {
+		return x.Missing
+	}
+	return false
 }
 
 type CreateSnapshotRequest struct {
@@ -1668,10 +1676,11 @@ const file_isle_v1_snapshots_proto_rawDesc = "" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n" +
 	"\x04size\x18\x03 \x01(\x03R\x04size\x12\x14\n" +
 	"\x05bytes\x18\x04 \x01(\x03R\x05bytes\x12\x16\n" +
-	"\x06digest\x18\x05 \x01(\tR\x06digest\"A\n" +
+	"\x06digest\x18\x05 \x01(\tR\x06digest\"[\n" +
 	"\rSnapshotImage\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x16\n" +
-	"\x06digest\x18\x02 \x01(\tR\x06digest\"\x82\x01\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x18\n" +
+	"\amissing\x18\x03 \x01(\bR\amissing\"\x82\x01\n" +
 	"\x15CreateSnapshotRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x10\n" +
