@@ -170,8 +170,10 @@ func (m *Manager) snapshotOrigin(from isle.Ref, s snapshot.Snapshot) (*origin, e
 	}
 	o := &origin{digest: s.Digest, rec: Environment{
 		Instance: x.Instance, Ref: x.Ref, Project: x.Project, Spec: x.Spec, Generation: x.Generation,
-		Release: isle.Digest(x.Release),
 	}}
+	if !s.Imported { // a file says what it likes
+		o.rec.Release = isle.Digest(x.Release)
+	}
 	if l := m.find(from); l != nil { // which is not what it was when it was captured
 		if p := l.snapshot().Project; p != x.Project {
 			return nil, isle.Errorf(isle.Conflict, "snapshot %s is of project %s, and %s is of project %s", s.Digest.Short(), x.Project, from, p)

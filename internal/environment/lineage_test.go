@@ -89,7 +89,7 @@ func TestWhatAFileSaysOfItselfIsNoLineage(t *testing.T) {
 		t.Fatal(err)
 	}
 	x := first.Manifest
-	x.Volumes, x.Message = nil, "the next one"
+	x.Volumes, x.Message, x.Release = nil, "the next one", string(isle.DigestOf([]byte("a release")))
 	x.Isolation, x.Services = "container", x.Services[:1]
 	x.Spec = spec.File{Name: "shop", Isolation: "container", Limits: spec.Limits{CPUs: 1, Memory: 1 << 30, PIDs: 99}, Services: []spec.Service{
 		{Name: x.Services[0].Name, Suite: "bookworm", Restart: "no"},
@@ -104,6 +104,14 @@ func TestWhatAFileSaysOfItselfIsNoLineage(t *testing.T) {
 	}
 	if _, err := here.Import(t.Context(), root, &file, func(snapshot.Manifest) error { return nil }); err != nil {
 		t.Fatal(err)
+	}
+	o, err := m.use(t.Context(), isle.Ref{}, string(forged.Digest))
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.release()
+	if o.rec.Release != "" {
+		t.Errorf("a copy of it would run the release %s", o.rec.Release.Short())
 	}
 	second := mustSnapshot(t, m, e.Ref, SnapshotRequest{})
 	if second.Manifest.Parent != first.Digest {
