@@ -119,6 +119,7 @@ func promises(class string, scripts []string) testscript.Params {
 			env.Setenv("ISLE_CHECKPOINTS", os.Getenv("ISLE_CHECKPOINTS"))
 			env.Setenv("ISLE_KEYS", os.Getenv("ISLE_KEYS"))
 			env.Setenv("XDG_STATE_HOME", os.Getenv("XDG_STATE_HOME"))
+			env.Setenv("ISLE_PREPARE", os.Getenv("ISLE_PREPARE")) // all of it holds for launches that are prepared
 			env.Setenv("EXAMPLES", examples)
 			env.Setenv("HOME", env.WorkDir)
 			env.Setenv("BIN", bin)

@@ -216,7 +216,10 @@ func (b *bench) up(l *environment.Launch) <-chan struct{} {
 	exited := make(chan struct{})
 	l.Exited = func() { close(exited) }
 	if b.stocks {
-		defer b.tookStock(*l, b.stock(*l))
+		pid := b.stock(*l)
+		if b.class != classGvisor || len(l.Volumes) == 0 { // else it takes the sandbox alone
+			defer b.tookStock(*l, pid)
+		}
 	}
 	if err := b.Prepare(b.t.Context(), environment.Shared{Instance: l.Instance, Isolation: b.class, Limits: l.Limits}); err != nil {
 		b.t.Fatal(err)
