@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -30,7 +32,7 @@ characters that begin its digest. docs/images.md has more.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newImageLs(a), newImageInspect(a), newImageImport(a), newImagePull(a), newImageRm(a))
+	cmd.AddCommand(newImageLs(a), newImageInspect(a), newImageImport(a), newImagePull(a), newImageExport(a), newImagePush(a), newImageRm(a))
 	return cmd
 }
 
@@ -307,6 +309,105 @@ func hashArchive(ctx context.Context, name string) (*hashed, error) {
 	h := &hashed{source: &islev1.Source{}, content: map[isle.Digest]content{}}
 	h.add("", name, "", tree, files)
 	return h, nil
+}
+
+func newImagePush(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "push IMAGE REGISTRY/NAME:TAG",
+		Short: "Give an image to a registry",
+		Long: `Give an image to a registry, where podman, Docker, containerd and Kubernetes get it. What the
+registry has already is not sent again. The login is that of Docker's configuration.`,
+		Args: args(2, 2, "an image, and what to call it in a registry"),
+		RunE: func(cmd *cobra.Command, given []string) error {
+			c, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			show := a.newProgress()
+			defer show.close()
+			req := &islev1.PushImageRequest{Image: given[0], To: given[1]}
+			for {
+				stream, err := c.Named.PushImage(cmd.Context(), connect.NewRequest(req))
+				if err != nil {
+					return err
+				}
+				m, need, err := imageOf(stream, show)
+				if err != nil {
+					return err
+				}
+				if m != nil {
+					show.close()
+					if a.output == "json" {
+						return a.json(map[string]any{"image": m.GetDigest(), "to": given[1], "digest": m.GetSource()})
+					}
+					_, err := fmt.Fprintf(a.stdout, "%s is there as %s\n", clean(given[1]), m.GetSource())
+					return err
+				}
+				if req.Credentials, err = registryLogins(cmd.Context(), req.Credentials, need.GetRegistries()); err != nil {
+					return err
+				}
+			}
+		},
+	}
+}
+
+func newImageExport(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "export IMAGE FILE",
+		Short: "Write an image as one file, for podman, Docker and others",
+		Long: `Write an image as one tar file that is both an OCI layout and what docker load reads. The
+same image gives the same bytes.`,
+		Example: `  isle image export shop:1 shop.tar
+  podman load -i shop.tar`,
+		Args: args(2, 2, "an image and a file to write"),
+		RunE: func(cmd *cobra.Command, given []string) error {
+			c, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			stream, err := c.Named.ExportImage(cmd.Context(), connect.NewRequest(&islev1.ExportImageRequest{Image: given[0]}))
+			if err != nil {
+				return err
+			}
+			defer stream.Close()
+			size, err := receiveFile(stream, given[1])
+			if err != nil {
+				return err
+			}
+			if a.output == "json" {
+				return a.json(map[string]any{"file": given[1], "size": size})
+			}
+			_, err = fmt.Fprintf(a.stdout, "%s has %s; use it elsewhere with: podman load -i %s\n", given[1], bytesText(size), given[1])
+			return err
+		},
+	}
+}
+
+// receiveFile writes what comes to a file, whole or not at all.
+func receiveFile(stream *connect.ServerStreamForClient[islev1.Chunk], name string) (size int64, err error) {
+	f, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+".*") // mode 0600
+	if err != nil {
+		return 0, isle.Errorf(isle.Unavailable, "cannot write %s: %w", name, cause(err))
+	}
+	defer func() {
+		f.Close()
+		if err != nil {
+			os.Remove(f.Name())
+		}
+	}()
+	for stream.Receive() {
+		n, err := f.Write(stream.Msg().GetData())
+		if size += int64(n); err != nil {
+			return size, isle.Errorf(isle.Exhausted, "cannot write %s: %w", name, cause(err))
+		}
+	}
+	if err := stream.Err(); err != nil {
+		return size, err
+	}
+	if err := errors.Join(f.Sync(), os.Rename(f.Name(), name)); err != nil {
+		return size, isle.Errorf(isle.Exhausted, "cannot write %s: %w", name, err)
+	}
+	return size, nil
 }
 
 func newImageRm(a *app) *cobra.Command {

@@ -1,7 +1,9 @@
 package api
 
 import (
+	"bufio"
 	"context"
+	"io"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -22,6 +24,8 @@ type Images interface {
 	ResolveImage(s string) (image.Name, image.Image, error)
 	ListImages() ([]image.Name, []image.Image, error)
 	PullImage(ctx context.Context, ref registry.Reference, o build.Options, p build.Progress) (image.Name, error)
+	PushImage(ctx context.Context, name string, to registry.Reference, o build.Options, p build.Progress) (image.Name, error)
+	ExportImage(ctx context.Context, name string, w io.Writer) error
 	RemoveImage(s string) (image.Name, error)
 }
 
@@ -45,6 +49,12 @@ func (cfg Config) imageRules() map[string]rule {
 		islev1connect.ImageServicePullImageProcedure: func(_ context.Context, msg any) []ask {
 			return []ask{askImage(isle.ActionImagePull, msg.(*islev1.PullImageRequest).GetImage())}
 		},
+		// What is pushed is taken out of the server too.
+		islev1connect.ImageServicePushImageProcedure: func(_ context.Context, msg any) []ask {
+			m := msg.(*islev1.PushImageRequest)
+			return []ask{cfg.onImage(isle.ActionImageExport, m.GetImage()), askImage(isle.ActionImagePush, m.GetTo())}
+		},
+		islev1connect.ImageServiceExportImageProcedure: on(isle.ActionImageExport),
 		islev1connect.ImageServiceListImagesProcedure: func(context.Context, any) []ask {
 			return []ask{{isle.ActionImageRead, isle.Resource{Kind: "image", Name: "*"}, ""}}
 		},
@@ -104,6 +114,39 @@ func (s *named) PullImage(ctx context.Context, req *connect.Request[islev1.PullI
 	})
 }
 
+// PushImage implements the RPC.
+func (s *named) PushImage(ctx context.Context, req *connect.Request[islev1.PushImageRequest], stream *connect.ServerStream[islev1.ImageEvent]) error {
+	to, err := registry.Parse(req.Msg.GetTo())
+	if err != nil {
+		return err
+	}
+	credentials, err := readCredentials(req.Msg.GetCredentials())
+	if err != nil {
+		return err
+	}
+	a := askImage(isle.ActionImagePush, to.String())
+	intent := audit.NewIntent(actorOf(ctx), a.action, a.resource, to.String()).With("from", clipped(req.Msg.GetImage()))
+	return s.makeImage(ctx, intent, credentials, stream, func(work context.Context, p build.Progress) (image.Name, error) {
+		return s.Images.PushImage(work, req.Msg.GetImage(), to, build.Options{Credentials: credentials}, p)
+	})
+}
+
+// ExportImage implements the RPC.
+func (s *named) ExportImage(ctx context.Context, req *connect.Request[islev1.ExportImageRequest], stream *connect.ServerStream[islev1.Chunk]) error {
+	name := req.Msg.GetImage()
+	if _, _, err := s.Images.ResolveImage(name); err != nil {
+		return err
+	}
+	a := s.onImage(isle.ActionImageExport, name)
+	return s.recorded(ctx, audit.NewIntent(actorOf(ctx), a.action, a.resource, ""), func() error {
+		w := bufio.NewWriterSize(chunkWriter{stream}, maxChunk)
+		if err := s.Images.ExportImage(ctx, name, w); err != nil {
+			return err
+		}
+		return w.Flush()
+	})
+}
+
 // makeImage makes an image between its intent and its outcome, which names it,
 // and tells of it.
 func (s *named) makeImage(ctx context.Context, intent audit.Entry, have build.Credentials, stream *connect.ServerStream[islev1.ImageEvent], do func(ctx context.Context, p build.Progress) (image.Name, error)) error {
@@ -130,7 +173,7 @@ func (s *named) makeImage(ctx context.Context, intent audit.Entry, have build.Cr
 		}
 		return err
 	}
-	_, img, err := s.Images.ResolveImage(n.Name)
+	_, img, err := s.Images.ResolveImage(string(n.Image))
 	if err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package build
 
 import (
 	"context"
+	"io"
 	"maps"
 	"path/filepath"
 
@@ -235,4 +236,50 @@ func (b *Builder) PullImage(ctx context.Context, ref registry.Reference, o Optio
 	}
 	n := image.Name{Name: ref.String(), Image: got.Image.Digest(), From: image.FromRegistry, Source: picture.Digest, LeftOut: got.LeftOut, Time: b.Now().UTC()}
 	return n, b.Images.SetName(n)
+}
+
+// PackImage makes an image of the store into what others read.
+func (b *Builder) PackImage(ctx context.Context, name string, p Progress) (image.Name, oci.Package, error) {
+	n, m, err := b.ResolveImage(name)
+	if err != nil {
+		return n, oci.Package{}, err
+	}
+	p = serial(p)
+	pack, err := b.importer().Pack(ctx, m, n.Runs(m), func(l image.Layer, cached bool) {
+		state := "start"
+		if cached {
+			state = "cached"
+		}
+		p(Event{Step: "pack " + l.Digest.Short(), State: state, Message: title(l.Title)})
+	})
+	return n, pack, err
+}
+
+// ExportImage writes an image as one file that is an OCI layout and what docker
+// load reads.
+func (b *Builder) ExportImage(ctx context.Context, name string, w io.Writer) error {
+	defer b.Images.Hold()()
+	n, pack, err := b.PackImage(ctx, name, nil)
+	if err != nil {
+		return err
+	}
+	return oci.WriteArchive(ctx, b.Images, pack, n.Name, w)
+}
+
+// PushImage gives an image of the store to a registry, under a reference.
+func (b *Builder) PushImage(ctx context.Context, name string, to registry.Reference, o Options, p Progress) (image.Name, error) {
+	if b.Registry == nil {
+		return image.Name{}, isle.Errorf(isle.Unavailable, "this server pushes no images")
+	}
+	defer b.Images.Hold()()
+	p = serial(p)
+	n, pack, err := b.PackImage(ctx, name, p)
+	if err != nil {
+		return n, err
+	}
+	err = b.Registry.Push(ctx, to, pack, registry.Options{Credential: o.Credentials[to.Registry], Progress: func(d oci.Descriptor, state string, done int64) {
+		p(Event{Step: "push " + d.Digest.Short(), State: state, Done: done, Total: d.Size})
+	}})
+	n.Source = pack.Manifest.Digest
+	return n, err
 }

@@ -3,6 +3,7 @@ package image
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -28,38 +29,60 @@ type File struct {
 // ReadLayer reads the layer file at path: every entry sorted by path, contents
 // hashed. It takes any bytes: what is no layer is Invalid.
 func ReadLayer(ctx context.Context, name string) (files []File, err error) {
+	err = WalkLayer(ctx, name, func(e Entry, open func() (io.ReadCloser, error)) error {
+		f := File{Entry: e}
+		if e.Mode.IsRegular() {
+			var err error
+			if f.Digest, err = hashFile(ctx, e, open); err != nil {
+				return err
+			}
+		}
+		files = append(files, f)
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	slices.SortFunc(files, func(a, b File) int { return strings.Compare(a.Path, b.Path) })
+	return files, nil
+}
+
+// WalkLayer calls each with every entry of the layer file at path, a directory
+// before what is in it, and with what opens a regular file's content. It takes
+// any bytes: what is no layer is Invalid. An error of each ends it.
+func WalkLayer(ctx context.Context, name string, each func(e Entry, open func() (io.ReadCloser, error)) error) (err error) {
 	f, err := os.Open(name)
 	if err != nil {
-		return nil, storeError("open layer", err)
+		return storeError("open layer", err)
 	}
 	defer f.Close()
 	fi, err := f.Stat()
 	if err != nil {
-		return nil, storeError("open layer", err)
+		return storeError("open layer", err)
 	}
 	// The reader is another project's; a panic in it is a bad file, not our end.
 	defer func() {
 		if p := recover(); p != nil {
-			files, err = nil, isle.Errorf(isle.Invalid, "%s cannot be read as a layer: %v", name, p)
+			err = isle.Errorf(isle.Invalid, "%s cannot be read as a layer: %v", name, p)
 		}
 	}()
 	img, err := erofs.Open(f)
 	if err != nil {
-		return nil, isle.Errorf(isle.Invalid, "%s is no layer: %w", name, err)
+		return isle.Errorf(isle.Invalid, "%s is no layer: %w", name, err)
 	}
-	r := &layerReader{ctx: ctx, img: img, limit: fi.Size(), folders: map[int64]bool{}}
+	r := &layerReader{ctx: ctx, img: img, limit: fi.Size(), folders: map[int64]bool{}, each: each}
 	root, err := fs.Stat(img, ".")
 	if err == nil {
 		err = r.walk(".", root)
 	}
-	if err != nil {
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
-		}
-		return nil, isle.Errorf(isle.Invalid, "%s cannot be read as a layer: %w", name, err)
+	var known *isle.Error
+	switch {
+	case err == nil || errors.As(err, &known):
+		return err
+	case ctx.Err() != nil:
+		return ctx.Err()
 	}
-	slices.SortFunc(r.files, func(a, b File) int { return strings.Compare(a.Path, b.Path) })
-	return r.files, nil
+	return isle.Errorf(isle.Invalid, "%s cannot be read as a layer: %w", name, err)
 }
 
 // A layerReader walks one layer. Nothing in a layer is compressed or shared, so
@@ -68,7 +91,8 @@ type layerReader struct {
 	ctx   context.Context
 	img   fs.FS
 	limit int64
-	files []File
+	count int
+	each  func(e Entry, open func() (io.ReadCloser, error)) error
 	// folders are the directories seen, by inode: a directory has one name, and
 	// one that has two may contain itself.
 	folders map[int64]bool
@@ -78,7 +102,7 @@ func (r *layerReader) walk(name string, fi fs.FileInfo) error {
 	if err := r.ctx.Err(); err != nil {
 		return err
 	}
-	if len(name) > maxPath || len(r.files) > maxEntries {
+	if len(name) > maxPath || r.count > maxEntries {
 		return fmt.Errorf("too deep or too many files at %.80q", name)
 	}
 	var err error
@@ -86,25 +110,28 @@ func (r *layerReader) walk(name string, fi fs.FileInfo) error {
 	if !ok {
 		return fmt.Errorf("%q has no owner", name)
 	}
-	f := File{Entry: Entry{Path: path.Clean("/" + name), Mode: st.Mode, UID: st.UID, GID: st.GID, Device: uint64(st.Rdev), Time: timeOf(st)}}
+	e := Entry{Path: path.Clean("/" + name), Mode: st.Mode, UID: st.UID, GID: st.GID, Device: uint64(st.Rdev), Time: timeOf(st)}
 	for _, k := range sortedKeys(st.Xattrs) {
-		if f.Xattrs == nil {
-			f.Xattrs = map[string][]byte{}
+		if e.Xattrs == nil {
+			e.Xattrs = map[string][]byte{}
 		}
-		f.Xattrs[k] = []byte(st.Xattrs[k])
+		e.Xattrs[k] = []byte(st.Xattrs[k])
 	}
 	switch {
 	case fi.Mode().IsRegular():
-		f.Size = fi.Size()
-		if f.Digest, err = r.hash(name, f.Size); err != nil {
-			return err
+		e.Size = fi.Size()
+		if r.limit -= e.Size; e.Size < 0 || r.limit < 0 {
+			return fmt.Errorf("%q says it is larger than the layer", name)
 		}
 	case fi.Mode()&fs.ModeSymlink != 0:
-		if f.Target, err = fs.ReadLink(r.img, name); err != nil {
+		if e.Target, err = fs.ReadLink(r.img, name); err != nil {
 			return err
 		}
 	}
-	r.files = append(r.files, f)
+	r.count++
+	if err := r.each(e, func() (io.ReadCloser, error) { return r.img.Open(name) }); err != nil {
+		return err
+	}
 	if !fi.IsDir() {
 		return nil
 	}
@@ -140,22 +167,20 @@ func timeOf(st *erofs.Stat) time.Time {
 	return t
 }
 
-func (r *layerReader) hash(name string, size int64) (isle.Digest, error) {
-	if r.limit -= size; size < 0 || r.limit < 0 {
-		return "", fmt.Errorf("%q says it is larger than the layer", name)
-	}
-	f, err := r.img.Open(name)
+// hashFile reads a file's content, which has to be as long as its entry says.
+func hashFile(ctx context.Context, e Entry, open func() (io.ReadCloser, error)) (isle.Digest, error) {
+	f, err := open()
 	if err != nil {
 		return "", err
 	}
 	defer f.Close()
 	h := sha256.New()
-	n, err := io.Copy(h, contextReader{r.ctx, io.LimitReader(f, size+1)})
+	n, err := io.Copy(h, contextReader{ctx, io.LimitReader(f, e.Size+1)})
 	if err != nil {
 		return "", err
 	}
-	if n != size {
-		return "", fmt.Errorf("%q has %d bytes, not %d", name, n, size)
+	if n != e.Size {
+		return "", fmt.Errorf("%q has %d bytes, not %d", e.Path, n, e.Size)
 	}
 	return isle.DigestFromSum(h.Sum(nil)), nil
 }

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -165,6 +166,39 @@ func (s *Store) put(ctx context.Context, d isle.Digest, path string, r io.Reader
 		return storeError("store "+d.Short(), err)
 	}
 	return s.remember(path)
+}
+
+// AddBlob stores what write writes, and returns its digest and its size.
+func (s *Store) AddBlob(write func(w io.Writer) error) (isle.Digest, int64, error) {
+	w, err := s.newDraft()
+	if err != nil {
+		return "", 0, err
+	}
+	defer w.discard()
+	b := bufio.NewWriterSize(storing{w}, 256<<10)
+	if err := write(b); err != nil {
+		return "", 0, err
+	}
+	if err := b.Flush(); err != nil {
+		return "", 0, storeError("store a blob", err)
+	}
+	size, err := w.file.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return "", 0, storeError("store a blob", err)
+	}
+	d := isle.DigestFromSum(w.hash.Sum(nil))
+	if err := w.publish(s.BlobPath(d)); err != nil {
+		return "", 0, storeError("store "+d.Short(), err)
+	}
+	return d, size, s.remember(s.BlobPath(d))
+}
+
+// storing gives errors of the disk their code.
+type storing struct{ w io.Writer }
+
+func (s storing) Write(p []byte) (int, error) {
+	n, err := s.w.Write(p)
+	return n, storeError("store a blob", err)
 }
 
 // A failingReader remembers how its reader failed, to tell that from a failure

@@ -208,14 +208,19 @@ func (im *Importer) recall(key isle.Digest) (m made, ok bool) {
 
 // note records a layer. Lost or torn it costs making the layer again.
 func (im *Importer) note(key isle.Digest, m made) error {
-	b, err := json.Marshal(m)
+	return writeRecord(im.Cache, filepath.Join(im.Cache, key.Hex()+".json"), m)
+}
+
+// writeRecord writes a file of a folder whole or not at all.
+func writeRecord(dir, name string, v any) error {
+	b, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(im.Cache, 0o700); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return isle.Errorf(isle.Internal, "record a layer: %w", err)
 	}
-	f, err := os.CreateTemp(im.Cache, ".draft-")
+	f, err := os.CreateTemp(dir, ".draft-")
 	if err != nil {
 		return isle.Errorf(isle.Internal, "record a layer: %w", err)
 	}
@@ -225,7 +230,7 @@ func (im *Importer) note(key isle.Digest, m made) error {
 		err = cerr
 	}
 	if err == nil {
-		err = os.Rename(f.Name(), filepath.Join(im.Cache, key.Hex()+".json"))
+		err = os.Rename(f.Name(), name)
 	}
 	if err != nil {
 		return isle.Errorf(isle.Internal, "record a layer: %w", err)
@@ -240,10 +245,12 @@ func (im *Importer) Prune() {
 		return
 	}
 	for _, name := range names {
+		layer := isle.Digest("sha256:" + strings.TrimSuffix(strings.TrimPrefix(filepath.Base(name), "packed-"), ".json"))
 		var m made
-		if b, err := os.ReadFile(name); err != nil || json.Unmarshal(b, &m) != nil || !im.Images.HasLayer(m.Layer.Digest) {
-			os.Remove(name)
+		if b, err := os.ReadFile(name); err == nil && json.Unmarshal(b, &m) == nil && (im.Images.HasLayer(m.Layer.Digest) || im.Images.HasLayer(layer)) {
+			continue
 		}
+		os.Remove(name)
 	}
 }
 

@@ -1,7 +1,6 @@
 package registry
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -126,7 +125,7 @@ func (s *session) at(ctx context.Context) (string, error) {
 
 // do sends a request and returns an answer of success. What the registry wants to
 // know of the caller is told it, once.
-func (s *session) do(ctx context.Context, method, path string, h http.Header, body []byte) (*http.Response, error) {
+func (s *session) do(ctx context.Context, method, path string, h http.Header, body *content) (*http.Response, error) {
 	base, err := s.at(ctx)
 	if err != nil {
 		return nil, err
@@ -154,10 +153,16 @@ func (s *session) do(ctx context.Context, method, path string, h http.Header, bo
 	}
 }
 
-func (s *session) send(ctx context.Context, method, target string, h http.Header, body []byte) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, method, target, bytes.NewReader(body))
+func (s *session) send(ctx context.Context, method, target string, h http.Header, body *content) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, target, nil)
 	if err != nil {
 		return nil, isle.Errorf(isle.Invalid, "the registry %s gave an address that is none", s.ref.Registry)
+	}
+	if body != nil {
+		if req.Body, err = body.open(); err != nil {
+			return nil, err
+		}
+		req.ContentLength = body.size
 	}
 	for k, v := range h {
 		req.Header[k] = v

@@ -367,6 +367,110 @@ func (x *PullImageRequest) GetCredentials() []*RegistryCredential {
 	return nil
 }
 
+type PushImageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Image         string                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	To            string                 `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"` // REGISTRY/REPOSITORY:TAG
+	Credentials   []*RegistryCredential  `protobuf:"bytes,3,rep,name=credentials,proto3" json:"credentials,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PushImageRequest) Reset() {
+	*x = PushImageRequest{}
+	mi := &file_isle_v1_image_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PushImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PushImageRequest) ProtoMessage() {}
+
+func (x *PushImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_image_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PushImageRequest.ProtoReflect.Descriptor instead.
+func (*PushImageRequest) Descriptor() ([]byte, []int) {
+	return file_isle_v1_image_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *PushImageRequest) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+func (x *PushImageRequest) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *PushImageRequest) GetCredentials() []*RegistryCredential {
+	if x != nil {
+		return x.Credentials
+	}
+	return nil
+}
+
+type ExportImageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Image         string                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportImageRequest) Reset() {
+	*x = ExportImageRequest{}
+	mi := &file_isle_v1_image_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportImageRequest) ProtoMessage() {}
+
+func (x *ExportImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_image_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportImageRequest.ProtoReflect.Descriptor instead.
+func (*ExportImageRequest) Descriptor() ([]byte, []int) {
+	return file_isle_v1_image_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ExportImageRequest) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
 type ImageEvent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Event:
@@ -381,7 +485,7 @@ type ImageEvent struct {
 
 func (x *ImageEvent) Reset() {
 	*x = ImageEvent{}
-	mi := &file_isle_v1_image_proto_msgTypes[4]
+	mi := &file_isle_v1_image_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -393,7 +497,7 @@ func (x *ImageEvent) String() string {
 func (*ImageEvent) ProtoMessage() {}
 
 func (x *ImageEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_image_proto_msgTypes[4]
+	mi := &file_isle_v1_image_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -406,7 +510,7 @@ func (x *ImageEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageEvent.ProtoReflect.Descriptor instead.
 func (*ImageEvent) Descriptor() ([]byte, []int) {
-	return file_isle_v1_image_proto_rawDescGZIP(), []int{4}
+	return file_isle_v1_image_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ImageEvent) GetEvent() isImageEvent_Event {
@@ -473,7 +577,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_isle_v1_image_proto_msgTypes[5]
+	mi := &file_isle_v1_image_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -485,7 +589,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_image_proto_msgTypes[5]
+	mi := &file_isle_v1_image_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -498,7 +602,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_image_proto_rawDescGZIP(), []int{5}
+	return file_isle_v1_image_proto_rawDescGZIP(), []int{7}
 }
 
 type ListImagesResponse struct {
@@ -510,7 +614,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_isle_v1_image_proto_msgTypes[6]
+	mi := &file_isle_v1_image_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -522,7 +626,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_image_proto_msgTypes[6]
+	mi := &file_isle_v1_image_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -535,7 +639,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_image_proto_rawDescGZIP(), []int{6}
+	return file_isle_v1_image_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -554,7 +658,7 @@ type GetImageRequest struct {
 
 func (x *GetImageRequest) Reset() {
 	*x = GetImageRequest{}
-	mi := &file_isle_v1_image_proto_msgTypes[7]
+	mi := &file_isle_v1_image_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -566,7 +670,7 @@ func (x *GetImageRequest) String() string {
 func (*GetImageRequest) ProtoMessage() {}
 
 func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_image_proto_msgTypes[7]
+	mi := &file_isle_v1_image_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -579,7 +683,7 @@ func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageRequest.ProtoReflect.Descriptor instead.
 func (*GetImageRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_image_proto_rawDescGZIP(), []int{7}
+	return file_isle_v1_image_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *GetImageRequest) GetImage() string {
@@ -598,7 +702,7 @@ type GetImageResponse struct {
 
 func (x *GetImageResponse) Reset() {
 	*x = GetImageResponse{}
-	mi := &file_isle_v1_image_proto_msgTypes[8]
+	mi := &file_isle_v1_image_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -610,7 +714,7 @@ func (x *GetImageResponse) String() string {
 func (*GetImageResponse) ProtoMessage() {}
 
 func (x *GetImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_image_proto_msgTypes[8]
+	mi := &file_isle_v1_image_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -623,7 +727,7 @@ func (x *GetImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageResponse.ProtoReflect.Descriptor instead.
 func (*GetImageResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_image_proto_rawDescGZIP(), []int{8}
+	return file_isle_v1_image_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *GetImageResponse) GetImage() *Image {
@@ -642,7 +746,7 @@ type RemoveImageRequest struct {
 
 func (x *RemoveImageRequest) Reset() {
 	*x = RemoveImageRequest{}
-	mi := &file_isle_v1_image_proto_msgTypes[9]
+	mi := &file_isle_v1_image_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -654,7 +758,7 @@ func (x *RemoveImageRequest) String() string {
 func (*RemoveImageRequest) ProtoMessage() {}
 
 func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_image_proto_msgTypes[9]
+	mi := &file_isle_v1_image_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -667,7 +771,7 @@ func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageRequest.ProtoReflect.Descriptor instead.
 func (*RemoveImageRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_image_proto_rawDescGZIP(), []int{9}
+	return file_isle_v1_image_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RemoveImageRequest) GetImage() string {
@@ -686,7 +790,7 @@ type RemoveImageResponse struct {
 
 func (x *RemoveImageResponse) Reset() {
 	*x = RemoveImageResponse{}
-	mi := &file_isle_v1_image_proto_msgTypes[10]
+	mi := &file_isle_v1_image_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -698,7 +802,7 @@ func (x *RemoveImageResponse) String() string {
 func (*RemoveImageResponse) ProtoMessage() {}
 
 func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_image_proto_msgTypes[10]
+	mi := &file_isle_v1_image_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -711,7 +815,7 @@ func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageResponse.ProtoReflect.Descriptor instead.
 func (*RemoveImageResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_image_proto_rawDescGZIP(), []int{10}
+	return file_isle_v1_image_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RemoveImageResponse) GetImage() *Image {
@@ -761,7 +865,13 @@ const file_isle_v1_image_proto_rawDesc = "" +
 	"\x04name\x18\x04 \x01(\tR\x04name\"g\n" +
 	"\x10PullImageRequest\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\x12=\n" +
-	"\vcredentials\x18\x02 \x03(\v2\x1b.isle.v1.RegistryCredentialR\vcredentials\"\x98\x01\n" +
+	"\vcredentials\x18\x02 \x03(\v2\x1b.isle.v1.RegistryCredentialR\vcredentials\"w\n" +
+	"\x10PushImageRequest\x12\x14\n" +
+	"\x05image\x18\x01 \x01(\tR\x05image\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\tR\x02to\x12=\n" +
+	"\vcredentials\x18\x03 \x03(\v2\x1b.isle.v1.RegistryCredentialR\vcredentials\"*\n" +
+	"\x12ExportImageRequest\x12\x14\n" +
+	"\x05image\x18\x01 \x01(\tR\x05image\"\x98\x01\n" +
 	"\n" +
 	"ImageEvent\x124\n" +
 	"\bprogress\x18\x01 \x01(\v2\x16.isle.v1.ProgressEventH\x00R\bprogress\x12#\n" +
@@ -778,10 +888,12 @@ const file_isle_v1_image_proto_rawDesc = "" +
 	"\x12RemoveImageRequest\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\";\n" +
 	"\x13RemoveImageResponse\x12$\n" +
-	"\x05image\x18\x01 \x01(\v2\x0e.isle.v1.ImageR\x05image2\xe2\x02\n" +
+	"\x05image\x18\x01 \x01(\v2\x0e.isle.v1.ImageR\x05image2\xdf\x03\n" +
 	"\fImageService\x12A\n" +
 	"\vImportImage\x12\x1b.isle.v1.ImportImageRequest\x1a\x13.isle.v1.ImageEvent0\x01\x12=\n" +
-	"\tPullImage\x12\x19.isle.v1.PullImageRequest\x1a\x13.isle.v1.ImageEvent0\x01\x12E\n" +
+	"\tPullImage\x12\x19.isle.v1.PullImageRequest\x1a\x13.isle.v1.ImageEvent0\x01\x12=\n" +
+	"\tPushImage\x12\x19.isle.v1.PushImageRequest\x1a\x13.isle.v1.ImageEvent0\x01\x12<\n" +
+	"\vExportImage\x12\x1b.isle.v1.ExportImageRequest\x1a\x0e.isle.v1.Chunk0\x01\x12E\n" +
 	"\n" +
 	"ListImages\x12\x1a.isle.v1.ListImagesRequest\x1a\x1b.isle.v1.ListImagesResponse\x12?\n" +
 	"\bGetImage\x12\x18.isle.v1.GetImageRequest\x1a\x19.isle.v1.GetImageResponse\x12H\n" +
@@ -799,53 +911,61 @@ func file_isle_v1_image_proto_rawDescGZIP() []byte {
 	return file_isle_v1_image_proto_rawDescData
 }
 
-var file_isle_v1_image_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_isle_v1_image_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_isle_v1_image_proto_goTypes = []any{
 	(*Image)(nil),                 // 0: isle.v1.Image
 	(*ImageConfig)(nil),           // 1: isle.v1.ImageConfig
 	(*ImportImageRequest)(nil),    // 2: isle.v1.ImportImageRequest
 	(*PullImageRequest)(nil),      // 3: isle.v1.PullImageRequest
-	(*ImageEvent)(nil),            // 4: isle.v1.ImageEvent
-	(*ListImagesRequest)(nil),     // 5: isle.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),    // 6: isle.v1.ListImagesResponse
-	(*GetImageRequest)(nil),       // 7: isle.v1.GetImageRequest
-	(*GetImageResponse)(nil),      // 8: isle.v1.GetImageResponse
-	(*RemoveImageRequest)(nil),    // 9: isle.v1.RemoveImageRequest
-	(*RemoveImageResponse)(nil),   // 10: isle.v1.RemoveImageResponse
-	nil,                           // 11: isle.v1.ImageConfig.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
-	(*Layer)(nil),                 // 13: isle.v1.Layer
-	(*RegistryCredential)(nil),    // 14: isle.v1.RegistryCredential
-	(*ProgressEvent)(nil),         // 15: isle.v1.ProgressEvent
-	(*Need)(nil),                  // 16: isle.v1.Need
+	(*PushImageRequest)(nil),      // 4: isle.v1.PushImageRequest
+	(*ExportImageRequest)(nil),    // 5: isle.v1.ExportImageRequest
+	(*ImageEvent)(nil),            // 6: isle.v1.ImageEvent
+	(*ListImagesRequest)(nil),     // 7: isle.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),    // 8: isle.v1.ListImagesResponse
+	(*GetImageRequest)(nil),       // 9: isle.v1.GetImageRequest
+	(*GetImageResponse)(nil),      // 10: isle.v1.GetImageResponse
+	(*RemoveImageRequest)(nil),    // 11: isle.v1.RemoveImageRequest
+	(*RemoveImageResponse)(nil),   // 12: isle.v1.RemoveImageResponse
+	nil,                           // 13: isle.v1.ImageConfig.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
+	(*Layer)(nil),                 // 15: isle.v1.Layer
+	(*RegistryCredential)(nil),    // 16: isle.v1.RegistryCredential
+	(*ProgressEvent)(nil),         // 17: isle.v1.ProgressEvent
+	(*Need)(nil),                  // 18: isle.v1.Need
+	(*Chunk)(nil),                 // 19: isle.v1.Chunk
 }
 var file_isle_v1_image_proto_depIdxs = []int32{
-	12, // 0: isle.v1.Image.time:type_name -> google.protobuf.Timestamp
-	13, // 1: isle.v1.Image.layers:type_name -> isle.v1.Layer
+	14, // 0: isle.v1.Image.time:type_name -> google.protobuf.Timestamp
+	15, // 1: isle.v1.Image.layers:type_name -> isle.v1.Layer
 	1,  // 2: isle.v1.Image.config:type_name -> isle.v1.ImageConfig
-	11, // 3: isle.v1.ImageConfig.labels:type_name -> isle.v1.ImageConfig.LabelsEntry
-	14, // 4: isle.v1.PullImageRequest.credentials:type_name -> isle.v1.RegistryCredential
-	15, // 5: isle.v1.ImageEvent.progress:type_name -> isle.v1.ProgressEvent
-	16, // 6: isle.v1.ImageEvent.need:type_name -> isle.v1.Need
-	0,  // 7: isle.v1.ImageEvent.image:type_name -> isle.v1.Image
-	0,  // 8: isle.v1.ListImagesResponse.images:type_name -> isle.v1.Image
-	0,  // 9: isle.v1.GetImageResponse.image:type_name -> isle.v1.Image
-	0,  // 10: isle.v1.RemoveImageResponse.image:type_name -> isle.v1.Image
-	2,  // 11: isle.v1.ImageService.ImportImage:input_type -> isle.v1.ImportImageRequest
-	3,  // 12: isle.v1.ImageService.PullImage:input_type -> isle.v1.PullImageRequest
-	5,  // 13: isle.v1.ImageService.ListImages:input_type -> isle.v1.ListImagesRequest
-	7,  // 14: isle.v1.ImageService.GetImage:input_type -> isle.v1.GetImageRequest
-	9,  // 15: isle.v1.ImageService.RemoveImage:input_type -> isle.v1.RemoveImageRequest
-	4,  // 16: isle.v1.ImageService.ImportImage:output_type -> isle.v1.ImageEvent
-	4,  // 17: isle.v1.ImageService.PullImage:output_type -> isle.v1.ImageEvent
-	6,  // 18: isle.v1.ImageService.ListImages:output_type -> isle.v1.ListImagesResponse
-	8,  // 19: isle.v1.ImageService.GetImage:output_type -> isle.v1.GetImageResponse
-	10, // 20: isle.v1.ImageService.RemoveImage:output_type -> isle.v1.RemoveImageResponse
-	16, // [16:21] is the sub-list for method output_type
-	11, // [11:16] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	13, // 3: isle.v1.ImageConfig.labels:type_name -> isle.v1.ImageConfig.LabelsEntry
+	16, // 4: isle.v1.PullImageRequest.credentials:type_name -> isle.v1.RegistryCredential
+	16, // 5: isle.v1.PushImageRequest.credentials:type_name -> isle.v1.RegistryCredential
+	17, // 6: isle.v1.ImageEvent.progress:type_name -> isle.v1.ProgressEvent
+	18, // 7: isle.v1.ImageEvent.need:type_name -> isle.v1.Need
+	0,  // 8: isle.v1.ImageEvent.image:type_name -> isle.v1.Image
+	0,  // 9: isle.v1.ListImagesResponse.images:type_name -> isle.v1.Image
+	0,  // 10: isle.v1.GetImageResponse.image:type_name -> isle.v1.Image
+	0,  // 11: isle.v1.RemoveImageResponse.image:type_name -> isle.v1.Image
+	2,  // 12: isle.v1.ImageService.ImportImage:input_type -> isle.v1.ImportImageRequest
+	3,  // 13: isle.v1.ImageService.PullImage:input_type -> isle.v1.PullImageRequest
+	4,  // 14: isle.v1.ImageService.PushImage:input_type -> isle.v1.PushImageRequest
+	5,  // 15: isle.v1.ImageService.ExportImage:input_type -> isle.v1.ExportImageRequest
+	7,  // 16: isle.v1.ImageService.ListImages:input_type -> isle.v1.ListImagesRequest
+	9,  // 17: isle.v1.ImageService.GetImage:input_type -> isle.v1.GetImageRequest
+	11, // 18: isle.v1.ImageService.RemoveImage:input_type -> isle.v1.RemoveImageRequest
+	6,  // 19: isle.v1.ImageService.ImportImage:output_type -> isle.v1.ImageEvent
+	6,  // 20: isle.v1.ImageService.PullImage:output_type -> isle.v1.ImageEvent
+	6,  // 21: isle.v1.ImageService.PushImage:output_type -> isle.v1.ImageEvent
+	19, // 22: isle.v1.ImageService.ExportImage:output_type -> isle.v1.Chunk
+	8,  // 23: isle.v1.ImageService.ListImages:output_type -> isle.v1.ListImagesResponse
+	10, // 24: isle.v1.ImageService.GetImage:output_type -> isle.v1.GetImageResponse
+	12, // 25: isle.v1.ImageService.RemoveImage:output_type -> isle.v1.RemoveImageResponse
+	19, // [19:26] is the sub-list for method output_type
+	12, // [12:19] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_isle_v1_image_proto_init() }
@@ -855,7 +975,7 @@ func file_isle_v1_image_proto_init() {
 	}
 	file_isle_v1_build_proto_init()
 	file_isle_v1_environment_proto_init()
-	file_isle_v1_image_proto_msgTypes[4].OneofWrappers = []any{
+	file_isle_v1_image_proto_msgTypes[6].OneofWrappers = []any{
 		(*ImageEvent_Progress)(nil),
 		(*ImageEvent_Need)(nil),
 		(*ImageEvent_Image)(nil),
@@ -866,7 +986,7 @@ func file_isle_v1_image_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isle_v1_image_proto_rawDesc), len(file_isle_v1_image_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -38,6 +38,11 @@ const (
 	ImageServiceImportImageProcedure = "/isle.v1.ImageService/ImportImage"
 	// ImageServicePullImageProcedure is the fully-qualified name of the ImageService's PullImage RPC.
 	ImageServicePullImageProcedure = "/isle.v1.ImageService/PullImage"
+	// ImageServicePushImageProcedure is the fully-qualified name of the ImageService's PushImage RPC.
+	ImageServicePushImageProcedure = "/isle.v1.ImageService/PushImage"
+	// ImageServiceExportImageProcedure is the fully-qualified name of the ImageService's ExportImage
+	// RPC.
+	ImageServiceExportImageProcedure = "/isle.v1.ImageService/ExportImage"
 	// ImageServiceListImagesProcedure is the fully-qualified name of the ImageService's ListImages RPC.
 	ImageServiceListImagesProcedure = "/isle.v1.ImageService/ListImages"
 	// ImageServiceGetImageProcedure is the fully-qualified name of the ImageService's GetImage RPC.
@@ -55,6 +60,12 @@ type ImageServiceClient interface {
 	// Pull makes an image of what a registry has, and ends with `need` where that
 	// wants a credential.
 	PullImage(context.Context, *connect.Request[v1.PullImageRequest]) (*connect.ServerStreamForClient[v1.ImageEvent], error)
+	// Push gives a registry an image, and ends with `need` where that wants a
+	// credential. The image that it ends with has the pushed manifest as its source.
+	PushImage(context.Context, *connect.Request[v1.PushImageRequest]) (*connect.ServerStreamForClient[v1.ImageEvent], error)
+	// Export writes an image as one tar file: an OCI layout, and what docker load
+	// reads.
+	ExportImage(context.Context, *connect.Request[v1.ExportImageRequest]) (*connect.ServerStreamForClient[v1.Chunk], error)
 	// List says which there are.
 	ListImages(context.Context, *connect.Request[v1.ListImagesRequest]) (*connect.Response[v1.ListImagesResponse], error)
 	// Get tells all of one.
@@ -86,6 +97,18 @@ func NewImageServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(imageServiceMethods.ByName("PullImage")),
 			connect.WithClientOptions(opts...),
 		),
+		pushImage: connect.NewClient[v1.PushImageRequest, v1.ImageEvent](
+			httpClient,
+			baseURL+ImageServicePushImageProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("PushImage")),
+			connect.WithClientOptions(opts...),
+		),
+		exportImage: connect.NewClient[v1.ExportImageRequest, v1.Chunk](
+			httpClient,
+			baseURL+ImageServiceExportImageProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("ExportImage")),
+			connect.WithClientOptions(opts...),
+		),
 		listImages: connect.NewClient[v1.ListImagesRequest, v1.ListImagesResponse](
 			httpClient,
 			baseURL+ImageServiceListImagesProcedure,
@@ -111,6 +134,8 @@ func NewImageServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 type imageServiceClient struct {
 	importImage *connect.Client[v1.ImportImageRequest, v1.ImageEvent]
 	pullImage   *connect.Client[v1.PullImageRequest, v1.ImageEvent]
+	pushImage   *connect.Client[v1.PushImageRequest, v1.ImageEvent]
+	exportImage *connect.Client[v1.ExportImageRequest, v1.Chunk]
 	listImages  *connect.Client[v1.ListImagesRequest, v1.ListImagesResponse]
 	getImage    *connect.Client[v1.GetImageRequest, v1.GetImageResponse]
 	removeImage *connect.Client[v1.RemoveImageRequest, v1.RemoveImageResponse]
@@ -124,6 +149,16 @@ func (c *imageServiceClient) ImportImage(ctx context.Context, req *connect.Reque
 // PullImage calls isle.v1.ImageService.PullImage.
 func (c *imageServiceClient) PullImage(ctx context.Context, req *connect.Request[v1.PullImageRequest]) (*connect.ServerStreamForClient[v1.ImageEvent], error) {
 	return c.pullImage.CallServerStream(ctx, req)
+}
+
+// PushImage calls isle.v1.ImageService.PushImage.
+func (c *imageServiceClient) PushImage(ctx context.Context, req *connect.Request[v1.PushImageRequest]) (*connect.ServerStreamForClient[v1.ImageEvent], error) {
+	return c.pushImage.CallServerStream(ctx, req)
+}
+
+// ExportImage calls isle.v1.ImageService.ExportImage.
+func (c *imageServiceClient) ExportImage(ctx context.Context, req *connect.Request[v1.ExportImageRequest]) (*connect.ServerStreamForClient[v1.Chunk], error) {
+	return c.exportImage.CallServerStream(ctx, req)
 }
 
 // ListImages calls isle.v1.ImageService.ListImages.
@@ -149,6 +184,12 @@ type ImageServiceHandler interface {
 	// Pull makes an image of what a registry has, and ends with `need` where that
 	// wants a credential.
 	PullImage(context.Context, *connect.Request[v1.PullImageRequest], *connect.ServerStream[v1.ImageEvent]) error
+	// Push gives a registry an image, and ends with `need` where that wants a
+	// credential. The image that it ends with has the pushed manifest as its source.
+	PushImage(context.Context, *connect.Request[v1.PushImageRequest], *connect.ServerStream[v1.ImageEvent]) error
+	// Export writes an image as one tar file: an OCI layout, and what docker load
+	// reads.
+	ExportImage(context.Context, *connect.Request[v1.ExportImageRequest], *connect.ServerStream[v1.Chunk]) error
 	// List says which there are.
 	ListImages(context.Context, *connect.Request[v1.ListImagesRequest]) (*connect.Response[v1.ListImagesResponse], error)
 	// Get tells all of one.
@@ -176,6 +217,18 @@ func NewImageServiceHandler(svc ImageServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(imageServiceMethods.ByName("PullImage")),
 		connect.WithHandlerOptions(opts...),
 	)
+	imageServicePushImageHandler := connect.NewServerStreamHandler(
+		ImageServicePushImageProcedure,
+		svc.PushImage,
+		connect.WithSchema(imageServiceMethods.ByName("PushImage")),
+		connect.WithHandlerOptions(opts...),
+	)
+	imageServiceExportImageHandler := connect.NewServerStreamHandler(
+		ImageServiceExportImageProcedure,
+		svc.ExportImage,
+		connect.WithSchema(imageServiceMethods.ByName("ExportImage")),
+		connect.WithHandlerOptions(opts...),
+	)
 	imageServiceListImagesHandler := connect.NewUnaryHandler(
 		ImageServiceListImagesProcedure,
 		svc.ListImages,
@@ -200,6 +253,10 @@ func NewImageServiceHandler(svc ImageServiceHandler, opts ...connect.HandlerOpti
 			imageServiceImportImageHandler.ServeHTTP(w, r)
 		case ImageServicePullImageProcedure:
 			imageServicePullImageHandler.ServeHTTP(w, r)
+		case ImageServicePushImageProcedure:
+			imageServicePushImageHandler.ServeHTTP(w, r)
+		case ImageServiceExportImageProcedure:
+			imageServiceExportImageHandler.ServeHTTP(w, r)
 		case ImageServiceListImagesProcedure:
 			imageServiceListImagesHandler.ServeHTTP(w, r)
 		case ImageServiceGetImageProcedure:
@@ -221,6 +278,14 @@ func (UnimplementedImageServiceHandler) ImportImage(context.Context, *connect.Re
 
 func (UnimplementedImageServiceHandler) PullImage(context.Context, *connect.Request[v1.PullImageRequest], *connect.ServerStream[v1.ImageEvent]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("isle.v1.ImageService.PullImage is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) PushImage(context.Context, *connect.Request[v1.PushImageRequest], *connect.ServerStream[v1.ImageEvent]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("isle.v1.ImageService.PushImage is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) ExportImage(context.Context, *connect.Request[v1.ExportImageRequest], *connect.ServerStream[v1.Chunk]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("isle.v1.ImageService.ExportImage is not implemented"))
 }
 
 func (UnimplementedImageServiceHandler) ListImages(context.Context, *connect.Request[v1.ListImagesRequest]) (*connect.Response[v1.ListImagesResponse], error) {
