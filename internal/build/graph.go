@@ -90,6 +90,9 @@ func (b *Builder) Build(ctx context.Context, f spec.File, lock *spec.Lock, o Opt
 	if err := b.keepLock(f.Name, lock, res.Images); err != nil {
 		return Result{}, err
 	}
+	if err := b.nameImages(f, res.Images); err != nil {
+		return Result{}, err
+	}
 	return res, nil
 }
 

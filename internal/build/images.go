@@ -2,8 +2,11 @@ package build
 
 import (
 	"context"
+	"maps"
 	"path"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 
 	"isle"
@@ -243,4 +246,61 @@ func ImageResource(s string) string {
 		return s
 	}
 	return ref.Name()
+}
+
+// nameImages gives what was built of each service its name,
+// localhost/PROJECT/SERVICE, with how the file has it run: that is in no image,
+// since a change of it builds nothing.
+func (b *Builder) nameImages(f spec.File, images map[string]image.Image) error {
+	for _, s := range f.Services {
+		m := images[s.Name]
+		n := image.Name{
+			Name: registry.Local + "/" + f.Name + "/" + s.Name + ":latest", Image: m.Digest(), From: image.FromBuild,
+			Config: runs(s, m.Config), Time: b.Now().UTC(),
+		}
+		if err := b.Images.SetName(n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// runs is how a service is run, for others: what its file says, and else its
+// image.
+func runs(s spec.Service, says *image.Config) *image.Config {
+	var c image.Config
+	if says != nil {
+		c = *says
+	}
+	if len(s.Command) > 0 {
+		c.Entrypoint, c.Cmd = slices.Clone(s.Command), nil
+	}
+	if s.User != "" {
+		c.User = s.User
+	}
+	if s.Workdir != "" {
+		c.Workdir = s.Workdir
+	}
+	env := says.Variables()
+	maps.Copy(env, s.Env)
+	c.Env = nil
+	for _, k := range slices.Sorted(maps.Keys(env)) {
+		c.Env = append(c.Env, k+"="+env[k])
+	}
+	if env["PATH"] == "" {
+		c.Env = append(c.Env, "PATH="+runEnv()["PATH"])
+	}
+	for _, v := range s.Volumes {
+		if !slices.Contains(c.Volumes, v.Path) {
+			c.Volumes = append(slices.Clone(c.Volumes), v.Path)
+		}
+	}
+	for _, p := range s.Ports {
+		if port := strconv.Itoa(p.Number) + "/tcp"; !slices.Contains(c.Ports, port) {
+			c.Ports = append(slices.Clone(c.Ports), port)
+		}
+	}
+	slices.Sort(c.Volumes)
+	slices.Sort(c.Ports)
+	return &c
 }
