@@ -23,7 +23,7 @@ func whole() File {
 		}, {
 			Name: "web", Suite: "bookworm", Restart: "no", Healthcheck: &Healthcheck{HTTP: "http://localhost:80/", Interval: 5 * time.Second, Timeout: 5 * time.Second, Start: time.Minute, Retries: 3},
 		}, {
-			Name: "other", Suite: "bookworm", Restart: "no", Healthcheck: &Healthcheck{Command: []string{"true"}, Interval: 5 * time.Second, Timeout: 5 * time.Second, Start: time.Minute, Retries: 3},
+			Name: "other", Image: "./other.tar", Restart: "no", Healthcheck: &Healthcheck{Command: []string{"true"}, Interval: 5 * time.Second, Timeout: 5 * time.Second, Start: time.Minute, Retries: 3},
 		}},
 	}
 }
@@ -32,7 +32,7 @@ func TestWhatIsRenderedIsParsedAsItWas(t *testing.T) {
 	f := whole()
 	for _, v := range []reflect.Value{reflect.ValueOf(f), reflect.ValueOf(f.Services[0]), reflect.ValueOf(f.Egress[0])} {
 		for i := range v.NumField() {
-			if v.Field(i).IsZero() {
+			if image := v.Type().Field(i).Name == "Image" && f.Services[2].Image != ""; v.Field(i).IsZero() && !image { // it stands in place of packages
 				t.Errorf("the test's file has no %s.%s: add it here, and to Render", v.Type(), v.Type().Field(i).Name)
 			}
 		}
@@ -54,6 +54,8 @@ func TestAFileThatNobodyCouldWriteIsRefused(t *testing.T) {
 		"a name that is a path":   func(f *File) { f.Services[1].Name = "../x" },
 		"a service twice":         func(f *File) { f.Services[1].Name = "db" },
 		"a service that is not":   func(f *File) { f.Services[0].DependsOn = []string{"gone"} },
+		"an image and packages":   func(f *File) { f.Services[0].Image, f.Services[0].Suite = "a", "" },
+		"an image elsewhere":      func(f *File) { f.Services[2].Image = "./../x" },
 		"no suite":                func(f *File) { f.Services[0].Suite = "" },
 		"another isolation":       func(f *File) { f.Isolation = "none" },
 		"no isolation":            func(f *File) { f.Isolation = "" },
