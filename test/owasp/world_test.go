@@ -25,6 +25,10 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+
+	_ "isle/internal/api/isle/v1" // its definition
 	"isle/test/lab"
 )
 
@@ -256,10 +260,11 @@ type answer struct {
 
 func (a answer) String() string { return strconv.Itoa(a.Status) + " " + a.Code + " " + a.Message }
 
-// streams are the procedures that are one.
-var streams = map[string]bool{
-	"Up": true, "Down": true, "Exec": true, "Logs": true, "CopyIn": true, "CopyOut": true, "PortForward": true, "Lock": true, "Build": true, "Put": true, "Export": true, "Import": true,
-	"Audit": true, "Fork": true, "Restore": true, "CreateSnapshot": true, "VerifySnapshot": true, "ExportSnapshot": true, "ImportSnapshot": true, "Compare": true, "Connect": true, "ReplaySession": true, "SearchSessions": true,
+// streams reports whether a procedure is one, as the API's definition says.
+func streams(procedure string) bool {
+	d, err := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName("isle.v1." + strings.Replace(procedure, "/", ".", 1)))
+	m, ok := d.(protoreflect.MethodDescriptor)
+	return err == nil && ok && (m.IsStreamingClient() || m.IsStreamingServer())
 }
 
 // A message is one of the API, as JSON.
@@ -281,8 +286,7 @@ func (c *caller) try(ctx context.Context, procedure string, m message, headers .
 	if err != nil {
 		return a, err
 	}
-	_, name, _ := strings.Cut(procedure, "/")
-	stream, kind := streams[name], "application/json"
+	stream, kind := streams(procedure), "application/json"
 	if stream {
 		kind = "application/connect+json"
 		body = append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(body))), body...)
