@@ -50,6 +50,7 @@ type Home struct {
 	forks    map[isle.ID]*forked // by the launch that they are to become
 	pending  map[isle.ID][]*Conn // by instance, oldest first
 	refusals map[isle.ID]*refusals
+	closed   bool // by Close; what is pending ends with it
 }
 
 // refusals counts what was not yet told.
@@ -151,6 +152,7 @@ func (h *Home) Close() error {
 	for _, p := range h.pending {
 		pending = append(pending, p...)
 	}
+	h.closed = true
 	h.mu.Unlock()
 	for _, l := range launches {
 		l.end()
@@ -307,6 +309,10 @@ const firstRefusalPause, lastRefusalPause = time.Second, time.Hour
 func (h *Home) refuse(instance, claimed isle.ID, reason error) {
 	now := time.Now()
 	h.mu.Lock()
+	if h.closed && errors.Is(reason, net.ErrClosed) {
+		h.mu.Unlock()
+		return // it would have gone on
+	}
 	r := h.refusals[instance]
 	if r == nil {
 		r = &refusals{}

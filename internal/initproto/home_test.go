@@ -422,3 +422,22 @@ func TestAnImpostorThatGoesOnIsToldOfEverMoreSeldom(t *testing.T) {
 		t.Errorf("at last %v; told of %d, the last is pending", last, told)
 	}
 }
+
+func TestWhatEndsWithTheServerIsNotRefused(t *testing.T) {
+	told := 0
+	h := NewHome(HomeConfig{Refused: func(r Refusal) { told += r.Count }})
+	cut := fmt.Errorf("read: %w", net.ErrClosed)
+	h.refuse(isle.NewID(), "", cut) // one that makes room for another
+	if told != 1 {
+		t.Errorf("%d refusals were told, want 1", told)
+	}
+	h.Close()
+	h.refuse(isle.NewID(), "", cut)
+	if told != 1 {
+		t.Error("who was calling when it ended was refused")
+	}
+	h.refuse(isle.NewID(), "", errors.New("a lie"))
+	if told != 2 {
+		t.Error("who lied when it ended was not refused")
+	}
+}
