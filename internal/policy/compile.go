@@ -346,7 +346,7 @@ func scopeOf(policy *ast.Policy, p Pattern) *ast.Policy {
 	glob := strings.Contains(p.Name, "*") && p.Name != "*"
 	all := p.Name == "*" || p.Project == "*"
 	switch {
-	case !glob && !all && (p.Stage != "" || !isle.Staged(p.Kind)):
+	case !glob && !all && (p.Stage != "" || !stageable(p.Kind)):
 		return policy.ResourceEq(resourceUID(isle.Resource{Kind: p.Kind, Name: p.Name, Stage: p.Stage}))
 	case !glob && !all:
 		return policy.ResourceIsIn(typ, uid(typeName, p.Kind+":"+p.Name))

@@ -197,6 +197,8 @@ func (s *Set) prepare(q Query, also []string) *candidacy {
 	if r.Stage != "" || isle.Staged(r.Kind) {
 		attributes["stage"] = cedar.String(r.Stage)
 		of = append(of, uid(typeStage, r.Stage), uid(typeName, r.Kind+":"+r.Name))
+	} else if stageable(r.Kind) {
+		of = append(of, uid(typeName, r.Kind+":"+r.Name))
 	}
 	if q.Project != "" {
 		attributes["project"] = cedar.String(q.Project)

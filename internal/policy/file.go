@@ -211,7 +211,7 @@ func (r *reader) pattern(n *yaml.Node, s string, p *Pattern) bool {
 	switch {
 	case !ok || name == "":
 		r.Problem(n, "%q names no %s; want %s:NAME", problem.Clip(s), kind, kind)
-	case staged && !isle.Staged(kind):
+	case staged && !stageable(kind):
 		r.Problem(n, "%q: a resource of kind %s has no stage", problem.Clip(s), kind)
 	case staged && !isle.ValidName(stage):
 		r.Problem(n, "%q: %q is no stage", problem.Clip(s), problem.Clip(stage))

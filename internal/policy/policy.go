@@ -186,6 +186,10 @@ type Answer struct {
 // Allowed reports whether the answer is allow.
 func (a Answer) Allowed() bool { return a.Decision == isle.Allow }
 
+// stageable reports whether resources of a kind may be of a stage: those that
+// always are, and releases, which are of none until they are promoted to one.
+func stageable(kind string) bool { return isle.Staged(kind) || kind == "release" }
+
 // kinds are those of resources that patterns may name.
 func kinds() []string {
 	var out []string

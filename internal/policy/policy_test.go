@@ -306,3 +306,53 @@ func TestReplayTellsWhatIsOtherwise(t *testing.T) {
 		t.Fatalf("%v", failures)
 	}
 }
+
+func TestAPromotionIntoAProtectedStageTakesABindingThatNamesIt(t *testing.T) {
+	s := compile(t, Default)
+	for resource, want := range map[string]bool{"release:shop@testing": true, "release:shop@staging": true, "release:shop@production": false} {
+		for _, action := range []string{"release:promote", "release:skip"} {
+			if got := s.Decide(ask(t, "human:root", action, resource)).Allowed(); got != want {
+				t.Errorf("%s %s: %v", action, resource, got)
+			}
+		}
+	}
+	s = compile(t, strings.Replace(Default, "bindings:", "bindings:\n  - {role: admin, subjects: [human:root], stages: [production]}\n  - {role: developer, subjects: [human:dev]}", 1))
+	if !s.Decide(ask(t, "human:root", "release:promote", "release:shop@production")).Allowed() {
+		t.Error("a binding that names the stage does not do")
+	}
+	q := ask(t, "human:root", "release:promote", "release:shop@production")
+	q.Stage = "testing"
+	if s.Decide(q).Allowed() {
+		t.Error("a session of testing promotes to production")
+	}
+	s2 := compile(t, "roles:\n  keeper: {actions: [release:promote, release:read], resources: [release:shop]}\nbindings:\n  - {role: keeper, subjects: [human:k]}\n")
+	for what, want := range map[[2]string]bool{
+		{"release:promote", "release:shop@testing"}: true, {"release:read", "release:shop"}: true,
+		{"release:promote", "release:shop@production"}: false, {"release:promote", "release:bank@testing"}: false,
+	} {
+		if got := s2.Decide(ask(t, "human:k", what[0], what[1])).Allowed(); got != want {
+			t.Errorf("a role on release:shop, %s: %v", what, got)
+		}
+	}
+	if s.Decide(ask(t, "human:dev", "release:promote", "release:shop@testing")).Allowed() || !s.Decide(ask(t, "human:dev", "release:create", "release:shop")).Allowed() {
+		t.Error("a developer creates releases, and promotes none")
+	}
+}
+
+func TestTheOrderOfStagesIsInOneDocument(t *testing.T) {
+	if got := compile(t, Default).Stages(); !slices.Equal(got, []string{"testing", "staging", "production"}) {
+		t.Error(got)
+	}
+	if got := compile(t, "stages: [testing, production]\n").Stages(); !slices.Equal(got, []string{"testing", "production"}) {
+		t.Error(got)
+	}
+	for _, wrong := range []string{"stages: []\n", "stages: [a, a]\n", "stages: ['*']\n"} {
+		if _, err := Compile(Document{Name: "p", Format: YAML, Body: []byte(wrong)}); isle.CodeOf(err) != isle.Invalid {
+			t.Errorf("%s: %v", wrong, err)
+		}
+	}
+	two := []Document{{Name: "a", Format: YAML, Body: []byte("stages: [a, b]\n")}, {Name: "b", Format: YAML, Body: []byte("stages: [b, a]\n")}}
+	if _, err := Compile(two...); err == nil || !strings.Contains(err.Error(), "another document") {
+		t.Error(err)
+	}
+}

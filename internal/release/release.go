@@ -111,6 +111,6 @@ type Config struct {
 	Now   func() time.Time // default time.Now
 	Slog  *slog.Logger     // nil discards
 	// Fault is called by name around each step, for tests that crash there; nil
-	// in production.
+	// in production. FaultPoints lists the names.
 	Fault func(point string)
 }

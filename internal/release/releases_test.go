@@ -143,7 +143,7 @@ func TestWhatNobodyTrustedSignedIsNotLaunched(t *testing.T) {
 }
 
 func TestACrashLeavesAReleaseOrNone(t *testing.T) {
-	for _, point := range []string{"release.written", "release.renamed", "release.recorded", "release.forgotten"} {
+	for _, point := range FaultPoints()[:4] {
 		t.Run(point, func(t *testing.T) {
 			w := newWorld(t, "here")
 			died := errors.New("died")

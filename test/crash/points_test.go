@@ -13,6 +13,7 @@ import (
 	"isle/internal/airlock"
 	"isle/internal/driver/local"
 	"isle/internal/environment"
+	"isle/internal/release"
 )
 
 // A story is something that happens to an environment, in which the server dies.
@@ -65,7 +66,7 @@ func prepared(t *testing.T, w *world) {
 func nothing(*testing.T, *world) {}
 
 func stories() []story {
-	return append(copies(), []story{
+	return append(slices.Concat(copies(), releases()), []story{
 		{
 			name: "up",
 			points: slices.Concat([]string{"up.begin", "up.recorded", "airlock.folder", "airlock.joined", "airlock.half", "airlock.pinned", "up.network", "up.prepared", "volume.formatted", "up.volume"},
@@ -259,7 +260,7 @@ func TestEveryFaultPointIsPassedBySomeStory(t *testing.T) {
 	for _, s := range append(stories(), wakes()...) {
 		passed = append(passed, s.points...)
 	}
-	known := slices.Concat(environment.FaultPoints(), local.FaultPoints(), capturing(), airlock.FaultPoints())
+	known := slices.Concat(environment.FaultPoints(), local.FaultPoints(), capturing(), airlock.FaultPoints(), release.FaultPoints())
 	for _, p := range known {
 		if !slices.Contains(passed, p) {
 			t.Errorf("%s is passed by no story", p)
