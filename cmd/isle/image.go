@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -381,33 +379,6 @@ same image gives the same bytes.`,
 			return err
 		},
 	}
-}
-
-// receiveFile writes what comes to a file, whole or not at all.
-func receiveFile(stream *connect.ServerStreamForClient[islev1.Chunk], name string) (size int64, err error) {
-	f, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+".*") // mode 0600
-	if err != nil {
-		return 0, isle.Errorf(isle.Unavailable, "cannot write %s: %w", name, cause(err))
-	}
-	defer func() {
-		f.Close()
-		if err != nil {
-			os.Remove(f.Name())
-		}
-	}()
-	for stream.Receive() {
-		n, err := f.Write(stream.Msg().GetData())
-		if size += int64(n); err != nil {
-			return size, isle.Errorf(isle.Exhausted, "cannot write %s: %w", name, cause(err))
-		}
-	}
-	if err := stream.Err(); err != nil {
-		return size, err
-	}
-	if err := errors.Join(f.Sync(), os.Rename(f.Name(), name)); err != nil {
-		return size, isle.Errorf(isle.Exhausted, "cannot write %s: %w", name, err)
-	}
-	return size, nil
 }
 
 func newImageRm(a *app) *cobra.Command {
