@@ -13,10 +13,12 @@ import (
 	"isle/internal/spec"
 )
 
-// A material is something that a lock pins: a Debian package, or a copied tree.
+// A material is something that a lock pins: a Debian package, an image from
+// elsewhere, or a copied tree.
 type material struct {
 	debian   *spec.LockedPackage
 	name     string
+	image    bool
 	digest   isle.Digest
 	services []string // that it is in, sorted
 }
@@ -42,6 +44,13 @@ func materials(l *spec.Lock) []material {
 		}
 		for _, p := range l.Services[service].Packages {
 			add(p.Digest, material{debian: &p, name: p.Name})
+		}
+		if i := l.Services[service].Image; i != nil {
+			d := i.Digest
+			if d == "" {
+				d = i.Tree
+			}
+			add(d, material{name: i.Request, image: true})
 		}
 		for _, c := range l.Services[service].Copy {
 			add(c.Tree, material{name: c.From})
@@ -140,6 +149,8 @@ func (r *Releases) bill(about subject) (any, string) {
 		if m.debian != nil {
 			p.Version = m.debian.Version
 			p.References = []external{{"PACKAGE-MANAGER", "purl", m.purl()}}
+		} else if m.image {
+			p.Purpose, p.Comment = "CONTAINER", "the image that services begin with"
 		} else {
 			p.Purpose, p.Comment = "SOURCE", "copied files; the checksum is that of their listing"
 		}
