@@ -172,6 +172,9 @@ func TestNoSecretIsFoundAnywhereAfterwards(t *testing.T) {
 	}
 	r.answered("with an SVID", w.from(t, "", svid).call(t, "EnvironmentService/List", message{}))
 	for _, p := range procedures(t) {
+		if p == "ApprovalService/WatchApprovals" {
+			continue // is ListApprovals, and goes on
+		}
 		r.answered(p, w.from(t, bare).call(t, p, message{}))
 		if !strings.HasSuffix(p, "/Stop") && !strings.HasSuffix(p, "Create") {
 			r.answered(p, c.call(t, p, message{}))
