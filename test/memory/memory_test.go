@@ -73,7 +73,7 @@ func TestCopiesOutliveTheServer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer s.Close()
+	t.Cleanup(s.Close)
 	w := on(t, s)
 	w.up("old", shop)
 	w.must("fork", "old")
@@ -173,7 +173,7 @@ func TestMemoryOfAnotherBuildIsRefusedWithTheReason(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer s.Close()
+	t.Cleanup(s.Close)
 	w := on(t, s)
 	w.up("past", shop)
 	number := w.goesOn("past", 10).Number
@@ -208,7 +208,7 @@ func TestNoSpaceForMemoryFailsOneCopyAndLeavesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer s.Close()
+	t.Cleanup(s.Close)
 	w := on(t, s)
 	w.up("big", shop)
 	number := w.goesOn("big", 10).Number

@@ -137,7 +137,7 @@ func TestAForkThatShowsItsParentsTokenIsRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer s.Close()
+	t.Cleanup(s.Close)
 	w := on(t, s)
 	policy := filepath.Join(t.TempDir(), "policy.yaml")
 	if err := os.WriteFile(policy, []byte(strings.ReplaceAll(doors, "ADDRESS", upstream(t))), 0o600); err != nil {

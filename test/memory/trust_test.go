@@ -29,7 +29,7 @@ func TestMemoryComesAlongOnlyWithATrustedSignature(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer s.Close()
+	t.Cleanup(s.Close)
 	there := on(t, s)
 	there.up("other", strings.Replace(shop, "name: NAME", "name: sent", 1)) // builds the images
 	there.must("down", "sent", "--volumes")
