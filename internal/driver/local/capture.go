@@ -150,13 +150,15 @@ func (h *hold) prepare(ctx context.Context, volumes []environment.Clone) (p *pre
 			return p, err
 		}
 	}
+	var roots []*os.File
 	for _, m := range h.mounted {
 		// What is written out now need not be while everybody waits.
 		if err := unix.Syncfs(int(m.root.Fd())); err != nil {
 			return p, isle.Errorf(isle.Unavailable, "capture: write a volume out: %w", err)
 		}
+		roots = append(roots, m.root)
 	}
-	if p.guard, err = h.d.newGuard(h.instance, h.mounted); err != nil {
+	if p.guard, err = h.d.newGuard(h.instance, roots); err != nil {
 		return p, err
 	}
 	h.d.given.Fault("capture.guarded")
@@ -169,11 +171,7 @@ func (p *preparation) clone(ctx context.Context) (err error) {
 		return nil
 	}
 	start := time.Now()
-	roused := p.rouse()
-	if err = roused; err == nil {
-		err = p.freeze(ctx)
-	}
-	if err == nil {
+	if err = p.freeze(ctx); err == nil {
 		for i, v := range p.volumes {
 			if err = p.drafts[i].fill(ctx, p.files[v.From]); err != nil {
 				break
@@ -183,7 +181,7 @@ func (p *preparation) clone(ctx context.Context) (err error) {
 	}
 	still, goErr := p.goOn()
 	p.pause = time.Since(start)
-	if roused != nil || goErr != nil {
+	if goErr != nil {
 		p.guard.act() // it may have more luck
 		err = errors.Join(err, goErr)
 	} else {
@@ -216,23 +214,11 @@ func (p *preparation) keep(ctx context.Context) (how string, err error) {
 	return "", err
 }
 
-// goesOn is for when the volumes were not cloned: what runs is about to go on.
-func (p *preparation) goesOn() {
-	if p.guard == nil {
-		return
-	}
-	if err := p.rouse(); err != nil {
-		p.d.log.Error("volumes after a capture that failed", "instance", p.instance, "err", err)
-		p.guard.act() // it may have more luck
-	} else {
-		p.guard.dismiss()
-	}
-	p.guard = nil
-}
-
 // drop lets go of what was not kept.
 func (p *preparation) drop() {
-	p.goesOn()
+	if p.guard != nil {
+		p.guard.dismiss()
+	}
 	for _, d := range p.drafts {
 		d.drop()
 	}

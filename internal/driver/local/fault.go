@@ -11,8 +11,7 @@ func FaultPoints() []string {
 }
 
 // CaptureFaultPoints returns the names that Config.Fault is called with while
-// volumes are cloned and captured, in this order; with memory there is
-// capture.calm too, after the guard's. The first is passed only before
+// volumes are cloned and captured, in this order. The first is passed only before
 // the first volume of a state folder whose file system has no reflinks.
 func CaptureFaultPoints() []string {
 	return []string{"store.formatted", "capture.guarded", "capture.stopped", "capture.frozen", "capture.cloned", "capture.thawed", "clone.written"}

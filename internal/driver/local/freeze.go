@@ -181,14 +181,11 @@ func (c *cgroups) goOn(instance string) error {
 // server.
 const maxPause = 2 * time.Minute
 
-// guardScript has devices flushed again, thaws file systems and lets a control
-// group go on when its standard input ends, or after a time: $1 is the time in
-// seconds, $2 and $3 the group's file and what to write to it, the file systems'
-// roots are the descriptors from 3 on, $4 in number, and what follows are the
-// devices' attributes.
+// guardScript thaws file systems and lets a control group go on when its
+// standard input ends, or after a time: $1 is the time in seconds, $2 and $3 the
+// group's file and what to write to it, and the file systems' roots are the
+// descriptors from 3 on, $4 in number.
 const guardScript = `timeout "$1" cat
-i=0
-for f; do i=$((i + 1)); [ "$i" -le 4 ] || echo "write back" >"$f"; done
 n=3
 while [ "$n" -lt $((3 + $4)) ]; do fsfreeze --unfreeze "/proc/self/fd/$n"; n=$((n + 1)); done
 echo "$3" >"$2"`
@@ -200,8 +197,8 @@ type guard struct {
 	line *os.File // its standard input: closed with this process
 }
 
-// newGuard starts a guard of the volumes and of the instance's processes.
-func (d *Driver) newGuard(instance isle.ID, volumes map[isle.ID]*mounted) (*guard, error) {
+// newGuard starts a guard of the roots and of the instance's processes.
+func (d *Driver) newGuard(instance isle.ID, roots []*os.File) (*guard, error) {
 	if _, err := findTool("fsfreeze"); err != nil {
 		return nil, isle.Errorf(isle.Unavailable, "volumes that are in use can't be captured: fsfreeze is not installed").WithHint("apt-get install util-linux")
 	}
@@ -209,21 +206,12 @@ func (d *Driver) newGuard(instance isle.ID, volumes map[isle.ID]*mounted) (*guar
 	if err != nil {
 		return nil, err
 	}
-	var roots []*os.File
-	var devices []string
-	for _, m := range volumes {
-		roots = append(roots, m.root)
-		if path, says, err := m.flushes(); err == nil && says == flushed {
-			devices = append(devices, path)
-		}
-	}
 	read, line, err := os.Pipe()
 	if err != nil {
 		return nil, err
 	}
 	defer read.Close()
-	args := []string{"-c", guardScript, "isle-guard", strconv.Itoa(int(maxPause.Seconds())), file, run, strconv.Itoa(len(roots))}
-	cmd := exec.Command("/bin/sh", append(args, devices...)...)
+	cmd := exec.Command("/bin/sh", "-c", guardScript, "isle-guard", strconv.Itoa(int(maxPause.Seconds())), file, run, strconv.Itoa(len(roots)))
 	cmd.Env = []string{"PATH=" + defaultPath}
 	cmd.Dir = "/"
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = read, d.silence, d.silence
@@ -271,9 +259,6 @@ func (d *Driver) thawAll() {
 		m, err := d.volumes.mounted(id)
 		if err != nil || m == nil {
 			continue // whoever wants it is told why
-		}
-		if was, err := m.flush(); err != nil || was {
-			d.log.Warn("a volume's device was not flushed: the server died while it captured it", "volume", id, "err", err)
 		}
 		if frozen, err := thawFS(m.root); err != nil {
 			d.log.Error("a volume that was frozen for a capture is still", "volume", id, "err", err)

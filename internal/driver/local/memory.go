@@ -60,9 +60,7 @@ func (d *Driver) captureMemory(ctx context.Context, c environment.Capture) (out 
 	if out.Launches, err = d.inMemory(ctx, c.Instance, launches); err != nil {
 		return environment.Captured{}, err
 	}
-	done, err := checkpoint.Capture{
-		Socket: d.runsc().Socket(string(c.Instance)), Dir: c.Memory, Stopped: p.calm, Held: p.clone, GoesOn: p.goesOn,
-	}.Run(ctx)
+	done, err := checkpoint.Capture{Socket: d.runsc().Socket(string(c.Instance)), Dir: c.Memory, Held: p.clone}.Run(ctx)
 	if errors.Is(err, checkpoint.ErrKept) { // there is no other way to take them from it
 		d.log.Error("a sandbox that was captured keeps the files of its memory, and is ended", "instance", c.Instance)
 		err = errors.Join(err, d.groups.kill(context.WithoutCancel(ctx), string(c.Instance), string(sandboxName)))

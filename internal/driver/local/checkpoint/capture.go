@@ -43,17 +43,11 @@ type Capture struct {
 	// Dir is the folder for its memory. It exists and is empty; after an error
 	// it is empty again, as far as that can be.
 	Dir string
-	// Stopped is called as soon as nothing in the sandbox runs any more; what it
-	// had for files outside is being written to them. Nil: nobody wants to know.
-	Stopped func() error
 	// Held is called while the sandbox stands still, with everything that was
 	// written to its volumes in their file systems; they are to be captured
 	// here. The sandbox saves its memory meanwhile. It goes on when Held has
 	// returned, whatever that returns. Nil: there are none.
 	Held func(context.Context) error
-	// GoesOn is called before the sandbox goes on, whether or not Stopped or Held
-	// were. Nil: nobody wants to know.
-	GoesOn func()
 	// Patience is how long the sandbox may take to let go of the files that it was
 	// given; default 30 s.
 	Patience time.Duration
@@ -113,14 +107,11 @@ func (c Capture) run(ctx context.Context) (done Captured, err error) {
 	if err := files.ask(conn.(*net.UnixConn)); err != nil {
 		return done, fmt.Errorf("ask the sandbox: %w", err)
 	}
-	err = files.wait(ctx, c.Stopped)
+	err = files.wait(ctx)
 	if err == nil && c.Held != nil {
 		ctx, cancel := context.WithTimeout(ctx, maxHeld)
 		err = c.Held(ctx)
 		cancel()
-	}
-	if c.GoesOn != nil {
-		c.GoesOn()
 	}
 	if err == nil {
 		err = files.readOn(ctx)
@@ -241,19 +232,13 @@ func answer(conn net.Conn) error {
 // wait returns when the sandbox stands still: when the header of the state file
 // (gVisor's package statefile: 8 bytes of magic, a length in 8, a map) is there
 // and after it something of the state or of the pages. All file systems have
-// been told to write what they have before either. Nothing runs any more from the
-// first byte of the header on; stopped is called then.
-func (s *saveFiles) wait(ctx context.Context, stopped func() error) error {
+// been told to write what they have before either.
+func (s *saveFiles) wait(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { _ = s.pipe.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 	var h [16]byte
 	if _, err := io.ReadFull(s.pipe, h[:]); err != nil {
 		return ended(ctx, err)
-	}
-	if stopped != nil {
-		if err := stopped(); err != nil {
-			return err
-		}
 	}
 	n := binary.BigEndian.Uint64(h[8:])
 	if n > maxHeader {
