@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 
@@ -37,4 +38,19 @@ func receiveFile(stream *connect.ServerStreamForClient[islev1.Chunk], path strin
 		return size, isle.Errorf(isle.Exhausted, "cannot write %s: %w", path, err)
 	}
 	return size, nil
+}
+
+// saveFile writes what a stream brings as a file, and says so. next is the command
+// that takes the file, without its name.
+func (a *app) saveFile(stream *connect.ServerStreamForClient[islev1.Chunk], path, next string) error {
+	defer stream.Close()
+	size, err := receiveFile(stream, path)
+	if err != nil {
+		return err
+	}
+	if a.output == "json" {
+		return a.json(map[string]any{"file": path, "size": size})
+	}
+	_, err = fmt.Fprintf(a.stdout, "%s has %s; %s %s\n", path, bytesText(size), next, path)
+	return err
 }

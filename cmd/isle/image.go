@@ -367,16 +367,7 @@ same image gives the same bytes.`,
 			if err != nil {
 				return err
 			}
-			defer stream.Close()
-			size, err := receiveFile(stream, given[1])
-			if err != nil {
-				return err
-			}
-			if a.output == "json" {
-				return a.json(map[string]any{"file": given[1], "size": size})
-			}
-			_, err = fmt.Fprintf(a.stdout, "%s has %s; use it elsewhere with: podman load -i %s\n", given[1], bytesText(size), given[1])
-			return err
+			return a.saveFile(stream, given[1], "use it elsewhere with: podman load -i")
 		},
 	}
 }

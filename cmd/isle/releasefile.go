@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"os"
 
@@ -9,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"isle"
+	"isle/internal/api"
 	islev1 "isle/internal/api/isle/v1"
 	"isle/internal/release"
 )
@@ -90,16 +92,7 @@ built there from the same files, bit for bit, or come along with --layers.`,
 			if err != nil {
 				return err
 			}
-			defer stream.Close()
-			size, err := receiveFile(stream, given[1])
-			if err != nil {
-				return err
-			}
-			if a.output == "json" {
-				return a.json(map[string]any{"file": given[1], "size": size})
-			}
-			_, err = fmt.Fprintf(a.stdout, "%s has %s; read it elsewhere with: isle release import %s\n", given[1], bytesText(size), given[1])
-			return err
+			return a.saveFile(stream, given[1], "read it elsewhere with: isle release import")
 		},
 	}
 	cmd.Flags().BoolVar(&req.Layers, "layers", false, "with the layers of the images")
@@ -204,67 +197,21 @@ func (a *app) showVerified(f release.File) error {
 	return nil
 }
 
-type releaseKeyJSON struct {
-	Name string `json:"name"`
-	Key  string `json:"key"`
-	Own  bool   `json:"own"`
-	PEM  string `json:"pem"`
-}
-
 func newReleaseTrust(a *app) *cobra.Command {
-	var remove, pem bool
-	cmd := &cobra.Command{
-		Use:   "trust [KEY]",
-		Short: "List whose releases are launched, or add a server",
-		Long: `Without a key, list the keys whose signatures count, this server's own first. With the key
-of another server, as that lists its own, trust it: what it released is launched here.
---remove ends that. --pem writes keys as other tools read them (SubjectPublicKeyInfo).`,
-		Args: args(0, 1, "at most one key"),
-		RunE: func(cmd *cobra.Command, given []string) error {
-			if remove && len(given) == 0 {
-				return usagef("--remove needs a key, or its name")
-			}
-			c, err := a.connect(cmd.Context())
+	return newTrust(a, "List whose releases are launched, or add a server",
+		"what it released is launched here.",
+		func(ctx context.Context, c *api.Client) ([]*islev1.ReleaseKey, error) {
+			res, err := c.Releases.ListReleaseKeys(ctx, connect.NewRequest(&islev1.ListReleaseKeysRequest{}))
 			if err != nil {
-				return err
+				return nil, err
 			}
-			if len(given) > 0 {
-				res, err := c.Releases.TrustReleaseKey(cmd.Context(), connect.NewRequest(&islev1.TrustReleaseKeyRequest{Key: given[0], Remove: remove}))
-				if err != nil {
-					return err
-				}
-				k := res.Msg.GetKey()
-				if a.output == "json" {
-					return a.json(map[string]any{"name": k.GetName(), "key": k.GetKey(), "own": k.GetOwn(), "trusted": !remove})
-				}
-				word := "is trusted"
-				if remove {
-					word = "is trusted no more"
-				}
-				_, err = fmt.Fprintf(a.stdout, "%s %s\n", clean(k.GetName()), word)
-				return err
-			}
-			res, err := c.Releases.ListReleaseKeys(cmd.Context(), connect.NewRequest(&islev1.ListReleaseKeysRequest{}))
-			if err != nil {
-				return err
-			}
-			if pem && a.output != "json" {
-				for _, k := range res.Msg.GetKeys() {
-					fmt.Fprint(a.stdout, pemOf(k.GetKey()))
-				}
-				return nil
-			}
-			return showList(a, res.Msg.GetKeys(), func(k *islev1.ReleaseKey) releaseKeyJSON {
-				return releaseKeyJSON{k.GetName(), k.GetKey(), k.GetOwn(), pemOf(k.GetKey())}
-			}, "\tkey", func(k *islev1.ReleaseKey) []string {
-				if k.GetOwn() {
-					return []string{"this server's", k.GetKey()}
-				}
-				return []string{"trusted", k.GetKey()}
-			})
+			return res.Msg.GetKeys(), nil
 		},
-	}
-	cmd.Flags().BoolVar(&remove, "remove", false, "trust the key no more")
-	cmd.Flags().BoolVar(&pem, "pem", false, "write the keys as PEM")
-	return cmd
+		func(ctx context.Context, c *api.Client, key string, remove bool) (*islev1.ReleaseKey, error) {
+			res, err := c.Releases.TrustReleaseKey(ctx, connect.NewRequest(&islev1.TrustReleaseKeyRequest{Key: key, Remove: remove}))
+			if err != nil {
+				return nil, err
+			}
+			return res.Msg.GetKey(), nil
+		})
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"strings"
@@ -9,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"isle"
+	"isle/internal/api"
 	islev1 "isle/internal/api/isle/v1"
 )
 
@@ -68,16 +70,7 @@ has the data, and with the memory every secret that a process held; keep it as s
 			if err != nil {
 				return err
 			}
-			defer stream.Close()
-			size, err := receiveFile(stream, given[1])
-			if err != nil {
-				return err
-			}
-			if a.output == "json" {
-				return a.json(map[string]any{"file": given[1], "size": size})
-			}
-			_, err = fmt.Fprintf(a.stdout, "%s has %s; read it elsewhere with: isle snapshot import %s\n", given[1], bytesText(size), given[1])
-			return err
+			return a.saveFile(stream, given[1], "read it elsewhere with: isle snapshot import")
 		},
 	}
 }
@@ -134,65 +127,21 @@ func missingImages(s *islev1.Snapshot) (services []string) {
 	return services
 }
 
-type snapshotKeyJSON struct {
-	Name string `json:"name"`
-	Key  string `json:"key"`
-	Own  bool   `json:"own"`
-}
-
 func newSnapshotTrust(a *app) *cobra.Command {
-	var remove bool
-	cmd := &cobra.Command{
-		Use:   "trust [KEY]",
-		Short: "List whose snapshots are trusted with memory, or add a server",
-		Long: `Without a key, list the keys whose signatures count, this server's own first. With the key
-of another server, as that lists its own, trust it: memory that it captured is restored
-here, and whoever has that key decides what runs in it. --remove ends that.`,
-		Args: args(0, 1, "at most one key"),
-		RunE: func(cmd *cobra.Command, given []string) error {
-			if remove && len(given) == 0 {
-				return usagef("--remove needs a key, or its name")
-			}
-			c, err := a.connect(cmd.Context())
+	return newTrust(a, "List whose snapshots are trusted with memory, or add a server",
+		"memory that it captured is restored\nhere, and whoever has that key decides what runs in it.",
+		func(ctx context.Context, c *api.Client) ([]*islev1.SnapshotKey, error) {
+			res, err := c.Snapshots.ListKeys(ctx, connect.NewRequest(&islev1.ListKeysRequest{}))
 			if err != nil {
-				return err
+				return nil, err
 			}
-			if len(given) > 0 {
-				res, err := c.Snapshots.TrustKey(cmd.Context(), connect.NewRequest(&islev1.TrustKeyRequest{Key: given[0], Remove: remove}))
-				if err != nil {
-					return err
-				}
-				k := res.Msg.GetKey()
-				if a.output == "json" {
-					return a.json(map[string]any{"name": k.GetName(), "key": k.GetKey(), "own": k.GetOwn(), "trusted": !remove})
-				}
-				word := "is trusted"
-				if remove {
-					word = "is trusted no more"
-				}
-				_, err = fmt.Fprintf(a.stdout, "%s %s\n", clean(k.GetName()), word)
-				return err
-			}
-			res, err := c.Snapshots.ListKeys(cmd.Context(), connect.NewRequest(&islev1.ListKeysRequest{}))
-			if err != nil {
-				return err
-			}
-			list := []snapshotKeyJSON{}
-			var rows [][]string
-			for _, k := range res.Msg.GetKeys() {
-				list = append(list, snapshotKeyJSON{k.GetName(), k.GetKey(), k.GetOwn()})
-				whose := "trusted"
-				if k.GetOwn() {
-					whose = "this server's"
-				}
-				rows = append(rows, []string{whose, k.GetKey()})
-			}
-			if a.output == "json" {
-				return a.json(list)
-			}
-			return table(a.stdout, "\tkey", rows)
+			return res.Msg.GetKeys(), nil
 		},
-	}
-	cmd.Flags().BoolVar(&remove, "remove", false, "trust the key no more")
-	return cmd
+		func(ctx context.Context, c *api.Client, key string, remove bool) (*islev1.SnapshotKey, error) {
+			res, err := c.Snapshots.TrustKey(ctx, connect.NewRequest(&islev1.TrustKeyRequest{Key: key, Remove: remove}))
+			if err != nil {
+				return nil, err
+			}
+			return res.Msg.GetKey(), nil
+		})
 }
