@@ -6,6 +6,7 @@ import (
 
 	"isle"
 	"isle/internal/api"
+	"isle/internal/environment"
 	"isle/internal/release"
 	"isle/internal/seal"
 )
@@ -35,27 +36,10 @@ func (r *rooms) openReleases(ctx context.Context) (err error) {
 
 // runs names the environments that run a release.
 func (r *rooms) runs(d isle.Digest) (names []string) {
-	if r.manager == nil {
-		return nil // nothing runs yet
-	}
-	all, err := r.manager.List(context.Background())
-	if err != nil {
-		return nil
-	}
-	for _, e := range all {
-		if e.Release == d {
-			names = append(names, e.Ref.String())
-		}
-	}
-	return names
+	return r.named(func(e environment.Environment) bool { return e.Release == d })
 }
 
 // checkReleases says whether releases can be used.
 func (r *rooms) checkReleases() api.Check {
-	c := api.Check{Name: "releases", State: api.CheckOK, Message: "in " + ReleasesPath(r.server.cfg.State)}
-	if err := r.releases.Err(); err != nil {
-		flat := api.Flatten(err)
-		c.State, c.Message, c.Remedy = api.CheckWarning, "no release can be used: "+flat.Message, flat.Hint
-	}
-	return c
+	return checkKept("releases", "release", ReleasesPath(r.server.cfg.State), r.releases.Err())
 }

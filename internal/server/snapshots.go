@@ -6,6 +6,7 @@ import (
 
 	"isle"
 	"isle/internal/api"
+	"isle/internal/environment"
 	"isle/internal/seal"
 	"isle/internal/snapshot"
 )
@@ -37,6 +38,11 @@ func (r *rooms) openSnapshots(ctx context.Context) (err error) {
 
 // cameOf names the environments that were made of a snapshot.
 func (r *rooms) cameOf(d isle.Digest) (names []string) {
+	return r.named(func(e environment.Environment) bool { return e.Origin == d })
+}
+
+// named are the names of the environments that are of interest.
+func (r *rooms) named(of func(environment.Environment) bool) (names []string) {
 	if r.manager == nil {
 		return nil // nothing runs yet
 	}
@@ -45,7 +51,7 @@ func (r *rooms) cameOf(d isle.Digest) (names []string) {
 		return nil
 	}
 	for _, e := range all {
-		if e.Origin == d {
+		if of(e) {
 			names = append(names, e.Ref.String())
 		}
 	}
@@ -54,10 +60,15 @@ func (r *rooms) cameOf(d isle.Digest) (names []string) {
 
 // checkSnapshots says whether snapshots can be used.
 func (r *rooms) checkSnapshots() api.Check {
-	c := api.Check{Name: "snapshots", State: api.CheckOK, Message: "in " + SnapshotsPath(r.server.cfg.State)}
-	if err := r.snapshots.Err(); err != nil {
+	return checkKept("snapshots", "snapshot", SnapshotsPath(r.server.cfg.State), r.snapshots.Err())
+}
+
+// checkKept says whether sealed things of a kind can be used: err is why not.
+func checkKept(name, one, path string, err error) api.Check {
+	c := api.Check{Name: name, State: api.CheckOK, Message: "in " + path}
+	if err != nil {
 		flat := api.Flatten(err)
-		c.State, c.Message, c.Remedy = api.CheckWarning, "no snapshot can be used: "+flat.Message, flat.Hint
+		c.State, c.Message, c.Remedy = api.CheckWarning, "no "+one+" can be used: "+flat.Message, flat.Hint
 	}
 	return c
 }
