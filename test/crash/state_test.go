@@ -113,13 +113,14 @@ func TestAFullDiskStopsEffectsAndLosesNothing(t *testing.T) {
 				}
 				refused[what] = true
 			}
+			// The server's own small writes may fit still, and then the log is written.
+			if c := f.doctor(t, "audit log"); c.GetState() == "ok" || !strings.Contains(c.GetMessage(), "space") || c.GetRemedy() == "" {
+				return fmt.Errorf("the doctor says %v", c)
+			}
 			return nil
 		})
 		if len(refused) != 5 {
 			t.Errorf("only %v were refused", refused)
-		}
-		if c := f.doctor(t, "audit log"); c.GetState() == "ok" || !strings.Contains(c.GetMessage(), "space") || c.GetRemedy() == "" {
-			t.Errorf("the doctor says %v", c)
 		}
 		if n == 0 {
 			t.Error("nothing was tried")

@@ -291,7 +291,7 @@ func TestCredentialsAreInjected(t *testing.T) {
 	server := upstream(t, func(_ http.ResponseWriter, r *http.Request) { got <- strings.Join(r.Header["Authorization"], "|") })
 	for kind, want := range map[string]string{"bearer": "Bearer s3cret", "basic": "Basic YW5uOnMzY3JldA==", "": "Bearer mine"} {
 		d := &testDoor{server: server, secret: "s3cret\n", conn: policy.Connection{Credential: policy.Credential{Kind: kind, User: "ann", Secret: "s"}}}
-		raw(t, inside(t, New(Config{}), d), "GET / HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer mine\r\n\r\n")
+		raw(t, inside(t, New(Config{}), d), "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nAuthorization: Bearer mine\r\n\r\n")
 		if have := <-got; kind != "basic" && have != want || kind == "basic" && have != "Basic YW5uOnMzY3JldAo=" && have != want {
 			t.Errorf("%s: %q, want %q", kind, have, want)
 		}

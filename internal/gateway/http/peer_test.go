@@ -65,7 +65,10 @@ func saying(answer string) func(int, net.Conn, *bufio.Reader) {
 	}
 }
 
-const asked = "GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+const (
+	asked = "GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+	last  = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+)
 
 func TestAResponseIsFramedInOneWayOnly(t *testing.T) {
 	for answer, want := range map[string]string{
@@ -100,7 +103,7 @@ func TestAResponseIsFramedInOneWayOnly(t *testing.T) {
 		"":                         "502",
 		"HTTP/1.1 200 OK\r\nConte": "502",
 	} {
-		got := raw(t, insideWith(t, New(Config{}), rawUpstream(t, saying(answer))), asked)
+		got := raw(t, insideWith(t, New(Config{}), rawUpstream(t, saying(answer))), last)
 		for strings.HasPrefix(got, "HTTP/1.1 103 ") {
 			_, got, _ = strings.Cut(got, "\r\n\r\n")
 		}
@@ -127,7 +130,7 @@ func TestAResponseThatIsCutOffDoesNotEndAsIfItWereWhole(t *testing.T) {
 		"HTTP/1.1 200 OK\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n",
 		"HTTP/1.1 200 OK\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nokk\r\n0\r\n\r\n",
 	} {
-		got := raw(t, insideWith(t, New(Config{}), rawUpstream(t, saying(answer))), asked)
+		got := raw(t, insideWith(t, New(Config{}), rawUpstream(t, saying(answer))), last)
 		res, err := http.ReadResponse(bufio.NewReader(strings.NewReader(got)), nil)
 		if err == nil {
 			_, err = io.ReadAll(res.Body)
@@ -146,14 +149,14 @@ func TestWhatNobodyAskedForIsNoResponseToTheNextRequest(t *testing.T) {
 		"after no change":   "HTTP/1.1 304 Not Modified\r\nContent-Length: 44\r\n\r\n" + evil,
 	} {
 		d := rawUpstream(t, saying(answer))
-		got := raw(t, insideWith(t, New(Config{}), d), asked+asked+asked)
+		got := raw(t, insideWith(t, New(Config{}), d), asked+asked+last)
 		if strings.Contains(got, "evil") || strings.Count(got, "HTTP/1.1 ") != 3 || d.dials != 3 {
 			t.Errorf("%s: %d connections, %q", name, d.dials, got)
 		}
 	}
 	// A body in the response to HEAD is none.
 	d := rawUpstream(t, saying("HTTP/1.1 200 OK\r\nContent-Length: 44\r\n\r\n"+evil))
-	if got := raw(t, insideWith(t, New(Config{}), d), strings.Replace(asked, "GET", "HEAD", 1)+strings.Replace(asked, "GET", "HEAD", 1)); strings.Contains(got, "evil") || strings.Count(got, "HTTP/1.1 200 ") != 2 {
+	if got := raw(t, insideWith(t, New(Config{}), d), strings.Replace(asked, "GET", "HEAD", 1)+strings.Replace(last, "GET", "HEAD", 1)); strings.Contains(got, "evil") || strings.Count(got, "HTTP/1.1 200 ") != 2 {
 		t.Errorf("%q", got)
 	}
 }
@@ -173,7 +176,7 @@ func TestAConnectionThatTheOtherSideClosedIsNotUsed(t *testing.T) {
 		}
 	})
 	at := insideWith(t, New(Config{}), d)
-	if got := raw(t, at, asked+asked+asked); strings.Count(got, "HTTP/1.1 200 ") != 3 || requests.Load() != 4 || d.dials != 2 {
+	if got := raw(t, at, asked+asked+last); strings.Count(got, "HTTP/1.1 200 ") != 3 || requests.Load() != 4 || d.dials != 2 {
 		t.Errorf("%d requests over %d connections: %q", requests.Load(), d.dials, got)
 	}
 	// What may change something is sent once only, and nobody knows what came of it.
@@ -186,7 +189,7 @@ func TestAConnectionThatTheOtherSideClosedIsNotUsed(t *testing.T) {
 			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 		}
 	})
-	got := raw(t, insideWith(t, New(Config{}), d2), asked+strings.Replace(asked, "GET", "DELETE", 1))
+	got := raw(t, insideWith(t, New(Config{}), d2), asked+strings.Replace(last, "GET", "DELETE", 1))
 	if !strings.Contains(got, "HTTP/1.1 502 ") || requests.Load() != 2 {
 		t.Errorf("%d requests: %q", requests.Load(), got)
 	}
