@@ -34,6 +34,7 @@ type plainRunsc struct {
 	bundles []string // the sandbox's own first
 	inside  string   // network namespace of the copy, pinned
 	client  string   // that of its client
+	group   string   // control group, beside that of Isle's environments
 }
 
 // peerAddress is the copy's, of documentation.
@@ -45,7 +46,11 @@ func newPlainRunsc(s *shop) (p *plainRunsc, err error) {
 		return nil, err
 	}
 	p.inside, p.client = filepath.Join(p.dir, "inside.net"), filepath.Join(p.dir, "client.net")
-	if err := os.MkdirAll(p.dir, 0o755); err != nil {
+	p.group = filepath.Join("/sys/fs/cgroup", s.b.group()+"-plain")
+	if _, err := os.Stat("/sys/fs/cgroup/cpu"); err == nil { // version 1
+		p.group = filepath.Join("/sys/fs/cgroup/cpu", s.b.group()+"-plain")
+	}
+	if err := errors.Join(os.MkdirAll(p.dir, 0o755), os.MkdirAll(p.group, 0o755)); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -64,6 +69,7 @@ func (p *plainRunsc) close() {
 	for _, ns := range []string{p.inside, p.client, filepath.Join(p.dir, "records", "null-netns")} {
 		_ = unix.Unmount(ns, unix.MNT_DETACH)
 	}
+	_ = os.Remove(p.group)
 	os.RemoveAll(p.dir)
 }
 
@@ -159,7 +165,9 @@ func copyTree(from, to string) error {
 func (p *plainRunsc) id(bundle string) string { return fmt.Sprintf("plain-%d-%s", os.Getpid(), bundle) }
 
 // run runs isle-runsc with the flags that the driver has, on records of its own
-// or the driver's.
+// or the driver's, and in a group that has the same share of the processors as
+// that of Isle's environments: a process of no group would have as much as all of
+// those together.
 func (p *plainRunsc) run(ctx context.Context, records string, args ...string) error {
 	log := filepath.Join(p.dir, "log")
 	flags := []string{"--root", records, "--log", log, "--platform=systrap", "--network=sandbox", "--gofer-network-namespace=new",
@@ -171,7 +179,8 @@ func (p *plainRunsc) run(ctx context.Context, records string, args ...string) er
 		return err
 	}
 	defer stdio.Close()
-	cmd := exec.CommandContext(ctx, p.runsc, append(flags, args...)...)
+	const enter = `echo 0 > "$1" && shift && exec "$@"`
+	cmd := exec.CommandContext(ctx, "sh", slices.Concat([]string{"-c", enter, "sh", filepath.Join(p.group, "cgroup.procs"), p.runsc}, flags, args)...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdio, stdio, stdio
 	if err := cmd.Run(); err != nil {
 		said, _ := os.ReadFile(stdio.Name())
