@@ -179,7 +179,7 @@ func TestAStatementOfAnotherReleaseIsNotTakenForIts(t *testing.T) {
 	req := shop(t, "")
 	req.Spec.Limits.PIDs++
 	b := w.create(req)
-	keys := publics(w.ring.Keys())
+	keys := publics(w.shelf.Ring().Keys())
 	for _, x := range a.Attestations {
 		raw, err := w.Statement(a.Digest, x)
 		if err != nil {
@@ -216,7 +216,7 @@ func FuzzVerifyStatement(f *testing.F) {
 		f.Add(b)
 	}
 	f.Add([]byte(`{"payloadType":"application/vnd.in-toto+json","payload":"bnVsbA==","signatures":[{}]}`))
-	keys := publics(w.ring.Keys())
+	keys := publics(w.shelf.Ring().Keys())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if verifyStatement(b, Provenance, rel.Digest, "shop", keys) == nil {
 			e, _, err := decodeEnvelope(b)

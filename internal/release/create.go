@@ -32,8 +32,8 @@ type Request struct {
 // comes from is added.
 func (r *Releases) Create(ctx context.Context, actor isle.Actor, req Request) (rel Release, made bool, err error) {
 	switch {
-	case r.broken != nil:
-		return rel, false, r.broken
+	case r.shelf.Err() != nil:
+		return rel, false, r.shelf.Err()
 	case r.cfg.Key == nil:
 		return rel, false, isle.Errorf(isle.Unavailable, "nothing can be released: this server has no key to sign with").WithHint("see `isle doctor`")
 	}
@@ -46,20 +46,20 @@ func (r *Releases) Create(ctx context.Context, actor isle.Actor, req Request) (r
 		return rel, false, err
 	}
 	d := isle.DigestOf(encoded)
-	r.change.Lock()
-	defer r.change.Unlock()
+	r.shelf.Lock()
+	defer r.shelf.Unlock()
 	if _, ok := r.record(d); ok {
 		rel, err := r.again(ctx, actor, d, req)
 		return rel, false, err
 	}
-	sig, err := r.cfg.Key.Sign(text(d))
+	sig, err := r.shelf.Sign(d)
 	if err != nil {
 		return rel, false, err
 	}
 	lock := req.Lock.Encode()
 	rec := record{Created: r.cfg.Now().UTC(), By: actor, Project: m.Project, Source: req.Source, Lock: isle.DigestOf(lock)}
 	e := audit.NewEvent(actor, isle.ActionReleaseCreate, resourceOf(m.Project), isle.Allow, "")
-	files := map[string][]byte{fileManifest: encoded, fileSignature: sig, fileLock: lock}
+	files := map[string][]byte{seal.FileManifest: encoded, seal.FileSignature: sig, fileLock: lock}
 	about := subject{digest: d, manifest: m, lock: req.Lock, source: req.Source, actor: actor, entry: e.ID, at: rec.Created}
 	for _, say := range []func(subject) (any, string){r.provenance, r.bill} {
 		predicate, kind := say(about)
@@ -109,7 +109,7 @@ func (r *Releases) publish(ctx context.Context, d isle.Digest, rec record, files
 	if n >= MaxReleases {
 		return isle.Errorf(isle.Exhausted, "there are %d releases, as many as there may be", n).WithHint("remove some: isle release rm")
 	}
-	dir, err := os.MkdirTemp(r.cfg.Dir, prefixDraft)
+	dir, err := os.MkdirTemp(r.cfg.Dir, seal.PrefixDraft)
 	if err != nil {
 		return diskError("make a release", err)
 	}
@@ -152,7 +152,7 @@ func (r *Releases) put(ctx context.Context, d isle.Digest, rec record, e audit.E
 	for _, a := range rec.Attestations { // the log vouches for them by their hashes
 		e = e.With(a.Kind, string(a.Digest))
 	}
-	if err := r.ledger.Change(ctx, []ledger.Record{{Key: keyRelease + d.Hex(), Body: b}}, nil, e); err != nil {
+	if err := r.shelf.Change(ctx, []ledger.Record{{Key: keyRelease + d.Hex(), Body: b}}, nil, e); err != nil {
 		return err
 	}
 	r.mu.Lock()
@@ -203,8 +203,8 @@ func (r *Releases) Remove(ctx context.Context, actor isle.Actor, name string) (i
 	if err != nil {
 		return "", err
 	}
-	r.change.Lock()
-	defer r.change.Unlock()
+	r.shelf.Lock()
+	defer r.shelf.Unlock()
 	rec, ok := r.record(d)
 	if !ok {
 		return d, isle.Errorf(isle.NotFound, "there is no release %s any more", d.Short())
@@ -217,7 +217,7 @@ func (r *Releases) Remove(ctx context.Context, actor isle.Actor, name string) (i
 	}
 	e := audit.NewEvent(actor, isle.ActionReleaseRemove, resourceOf(rec.Project), isle.Allow, "")
 	e.Release = d
-	if err := r.ledger.Change(ctx, nil, []string{keyRelease + d.Hex()}, e); err != nil {
+	if err := r.shelf.Change(ctx, nil, []string{keyRelease + d.Hex()}, e); err != nil {
 		return d, err
 	}
 	r.mu.Lock()

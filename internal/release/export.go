@@ -41,7 +41,7 @@ func (r *Releases) Export(ctx context.Context, name string, layers bool, w io.Wr
 	for _, f := range []struct {
 		entry, file string
 		limit       int64
-	}{{entryManifest, fileManifest, MaxManifest}, {entrySignature, fileSignature, seal.MaxNote}, {entryLock, fileLock, spec.MaxLockSize}} {
+	}{{entryManifest, seal.FileManifest, MaxManifest}, {entrySignature, seal.FileSignature, seal.MaxNote}, {entryLock, fileLock, spec.MaxLockSize}} {
 		b, err := seal.Read(filepath.Join(dir, f.file), f.limit)
 		if err != nil {
 			return diskError("export a release", err)

@@ -130,7 +130,7 @@ func (in *reader) file(verifiers []note.Verifier, keys []ed25519.PublicKey) (f F
 		return f, err
 	}
 	var trusted bool
-	if f.Signer, trusted, err = seal.OpenNote(f.signature, "release "+f.Digest.Short(), text(f.Digest), verifiers); err != nil {
+	if f.Signer, trusted, err = seal.OpenNote(f.signature, "release "+f.Digest.Short(), seal.NoteText(shelfKind, f.Digest), verifiers); err != nil {
 		return f, err
 	}
 	if !trusted {

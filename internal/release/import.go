@@ -11,6 +11,7 @@ import (
 
 	"isle"
 	"isle/internal/audit"
+	"isle/internal/seal"
 )
 
 // Import reads a release from a file that Export wrote, here or elsewhere. Nothing
@@ -18,11 +19,11 @@ import (
 // layer must have its digest: what is launched is read by the kernel. allow is
 // asked before anything is stored, whether whoever imports may, for the project.
 func (r *Releases) Import(ctx context.Context, actor isle.Actor, from io.Reader, allow func(project string) error) (Release, error) {
-	if r.broken != nil {
-		return Release{}, r.broken
+	if r.shelf.Err() != nil {
+		return Release{}, r.shelf.Err()
 	}
 	in := &reader{tar: tar.NewReader(bufio.NewReaderSize(contextReader{ctx, from}, 256<<10))}
-	f, err := in.file(r.ring.Verifiers(), publics(r.ring.Keys()))
+	f, err := in.file(r.shelf.Ring().Verifiers(), publics(r.shelf.Ring().Keys()))
 	if err != nil {
 		return Release{}, ended(ctx, err)
 	}
@@ -44,14 +45,14 @@ func (r *Releases) Import(ctx context.Context, actor isle.Actor, from io.Reader,
 			return Release{}, err
 		}
 	}
-	r.change.Lock()
-	defer r.change.Unlock()
+	r.shelf.Lock()
+	defer r.shelf.Unlock()
 	if _, ok := r.record(f.Digest); ok {
 		return r.view(f.Digest)
 	}
 	now := r.cfg.Now().UTC()
 	rec := record{Created: now, By: actor, Project: f.Manifest.Project, Lock: isle.DigestOf(f.lock), Imported: true}
-	files := map[string][]byte{fileManifest: f.manifest, fileSignature: f.signature, fileLock: f.lock}
+	files := map[string][]byte{seal.FileManifest: f.manifest, seal.FileSignature: f.signature, fileLock: f.lock}
 	for i, a := range f.Attestations {
 		if a.Kind == Provenance && rec.Source == (Source{}) {
 			rec.Source = a.Source

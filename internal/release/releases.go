@@ -3,12 +3,8 @@ package release
 import (
 	"context"
 	"encoding/json"
-	"errors"
-	"io/fs"
 	"log/slog"
 	"os"
-	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -19,32 +15,24 @@ import (
 	"isle/internal/seal"
 )
 
-// ledgerName is the ledger that releases, stages and trusted keys are records of.
-const ledgerName = "release"
+// shelfKind is what is kept here, for people, and the ledger that releases, stages and
+// trusted keys are records of.
+const shelfKind = "release"
 
 // keyRelease begins the key of a release's record: 64 hexadecimal characters
 // follow.
 const keyRelease = "release/"
 
-// Names in the folder of a release, and of those in the making beside them.
-const (
-	fileManifest  = "manifest.json"
-	fileSignature = "signature"
-	fileLock      = "isle.lock"
-	prefixDraft   = "draft-"
-)
+// fileLock is beside a release's manifest and signature.
+const fileLock = "isle.lock"
 
 // MaxReleases bounds how many there are.
 const MaxReleases = 10_000
 
 // Releases are those of one server. They are safe for concurrent use.
 type Releases struct {
-	cfg    Config
-	broken error // why none can be used; nil if they can
-
-	change sync.Mutex // held over a change
-	ledger *ledger.Ledger
-	ring   *seal.Ring // the keys of other servers in it are records of the ledger
+	cfg   Config
+	shelf *seal.Shelf // locked over a change
 
 	mu    sync.RWMutex // guards what follows
 	known map[isle.Digest]record
@@ -81,88 +69,48 @@ func Open(ctx context.Context, cfg Config) (*Releases, error) {
 	if cfg.InUse == nil {
 		cfg.InUse = func(isle.Digest) []string { return nil }
 	}
-	r := &Releases{cfg: cfg, known: map[isle.Digest]record{}, stages: map[stageKey]Stage{}, ring: seal.NewRing(cfg.Key, "release", isle.ActionReleaseTrust)}
-	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
-		return nil, isle.Errorf(isle.Unavailable, "cannot make the folder of releases: %w", err)
-	}
-	l, records, err := ledger.Open(ctx, cfg.Store, ledgerName)
+	r := &Releases{cfg: cfg, known: map[isle.Digest]record{}, stages: map[stageKey]Stage{}}
+	var err error
+	r.shelf, err = seal.OpenShelf(ctx, seal.ShelfConfig{
+		Kind: shelfKind, Dir: cfg.Dir, Store: cfg.Store, Key: cfg.Key, Trust: isle.ActionReleaseTrust,
+		MaxManifest: MaxManifest, Lost: "nothing is launched from it", Slog: cfg.Slog, Load: r.load,
+	})
 	if err != nil {
-		if isle.CodeOf(err) != isle.Unavailable {
-			return nil, err
-		}
-		r.broken = err
-		cfg.Slog.Error("no release can be used", "err", err)
+		return nil, err
+	}
+	if r.shelf.Err() != nil {
 		return r, nil
 	}
-	r.ledger = l
-	for _, rec := range records {
-		if err := r.load(rec); err != nil {
-			r.broken = err
-			cfg.Slog.Error("no release can be used", "err", err)
-			return r, nil
-		}
-	}
-	return r, r.sweep()
+	return r, r.shelf.Sweep(func(d isle.Digest) bool { _, ok := r.known[d]; return ok }, os.RemoveAll)
 }
 
 // load takes one record in.
-func (r *Releases) load(rec ledger.Record) error {
+func (r *Releases) load(rec ledger.Record) bool {
 	if hex, ok := strings.CutPrefix(rec.Key, keyRelease); ok {
 		var v record
 		d := isle.Digest("sha256:" + hex)
-		if json.Unmarshal(rec.Body, &v) == nil && d.Valid() {
-			r.known[d] = v
-			return nil
+		if json.Unmarshal(rec.Body, &v) != nil || !d.Valid() {
+			return false
 		}
-	} else if key, ok := strings.CutPrefix(rec.Key, keyStage); ok && r.loadStage(key, rec.Body) || !ok && r.ring.Load(rec) {
-		return nil
+		r.known[d] = v
+		return true
 	}
-	return isle.Errorf(isle.Unavailable, "the record %q of the release ledger cannot be read", rec.Key).WithHint("start with the program that wrote it")
-}
-
-// sweep takes away every folder that no record names.
-func (r *Releases) sweep() error {
-	entries, err := os.ReadDir(r.cfg.Dir)
-	if err != nil {
-		return isle.Errorf(isle.Unavailable, "cannot read the folder of releases: %w", err)
-	}
-	for _, e := range entries {
-		d := isle.Digest("sha256:" + e.Name())
-		if _, ok := r.known[d]; ok || !d.Valid() && !strings.HasPrefix(e.Name(), prefixDraft) {
-			continue
-		}
-		r.cfg.Slog.Warn("a release was half made, or half removed: the rest of it is taken away", "folder", e.Name())
-		if err := os.RemoveAll(filepath.Join(r.cfg.Dir, e.Name())); err != nil {
-			r.cfg.Slog.Error("what is left of a release could not be taken away", "folder", e.Name(), "err", err)
-		}
-	}
-	return nil
+	key, ok := strings.CutPrefix(rec.Key, keyStage)
+	return ok && r.loadStage(key, rec.Body)
 }
 
 // Err says why no release can be used; nil if they can.
-func (r *Releases) Err() error { return r.broken }
+func (r *Releases) Err() error { return r.shelf.Err() }
 
 // dir is the folder of a release.
-func (r *Releases) dir(d isle.Digest) string { return filepath.Join(r.cfg.Dir, d.Hex()) }
-
-// text is what is signed of a release.
-func text(d isle.Digest) string { return "isle release v1\n" + string(d) + "\n" }
+func (r *Releases) dir(d isle.Digest) string { return r.shelf.Folder(d) }
 
 // read reads the manifest of a release and its signature. It fails with Untrusted
 // where they are not what they were.
 func (r *Releases) read(d isle.Digest) (m Manifest, sig []byte, err error) {
-	b, err := seal.Read(filepath.Join(r.dir(d), fileManifest), MaxManifest)
-	if err == nil {
-		sig, err = seal.Read(filepath.Join(r.dir(d), fileSignature), seal.MaxNote)
-	}
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return m, nil, isle.Errorf(isle.Untrusted, "release %s is not whole: %w", d.Short(), err).WithHint("put its folder back from a backup, or remove it: isle release rm %s", d.Short())
-	case err != nil:
-		return m, nil, isle.Errorf(isle.CodeOf(err), "release %s cannot be read: %w", d.Short(), err)
-	case isle.DigestOf(b) != d:
-		return m, nil, isle.Errorf(isle.Untrusted, "release %s was changed on disk: its manifest does not have its digest; nothing is launched from it", d.Short()).
-			WithHint("find out who wrote to %s", r.dir(d))
+	b, sig, err := r.shelf.Read(d)
+	if err != nil {
+		return m, nil, err
 	}
 	m, err = Decode(b)
 	return m, sig, err
@@ -183,15 +131,15 @@ func (r *Releases) view(d isle.Digest) (Release, error) {
 		return out, err
 	}
 	out.Manifest = m
-	out.Signer, out.Trusted, err = seal.OpenNote(sig, "release "+d.Short(), text(d), r.ring.Verifiers())
+	out.Signer, out.Trusted, err = r.shelf.OpenNote(sig, d)
 	return out, err
 }
 
 // List returns all releases, the first one first. What is wrong with one that
 // cannot be used is in its Broken.
 func (r *Releases) List() ([]Release, error) {
-	if r.broken != nil {
-		return nil, r.broken
+	if r.shelf.Err() != nil {
+		return nil, r.shelf.Err()
 	}
 	out := []Release{}
 	for _, d := range r.digests() {
@@ -209,17 +157,7 @@ func (r *Releases) List() ([]Release, error) {
 func (r *Releases) digests() []isle.Digest {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	out := make([]isle.Digest, 0, len(r.known))
-	for d := range r.known {
-		out = append(out, d)
-	}
-	slices.SortFunc(out, func(a, b isle.Digest) int {
-		if c := r.known[a].Created.Compare(r.known[b].Created); c != 0 {
-			return c
-		}
-		return strings.Compare(string(a), string(b))
-	})
-	return out
+	return seal.ByTime(r.known, func(rec record) time.Time { return rec.Created })
 }
 
 // Images calls use with each image that a release needs.
@@ -236,7 +174,7 @@ func (r *Releases) Images(use func(image.Image)) {
 }
 
 // Look returns the release of a digest, of a part of one that begins it (at least
-// minPrefix hexadecimal characters), or that a stage points at, PROJECT@STAGE. What is wrong with it is in Broken.
+// seal.MinPrefix hexadecimal characters), or that a stage points at, PROJECT@STAGE. What is wrong with it is in Broken.
 func (r *Releases) Look(name string) (Release, error) {
 	d, err := r.find(name)
 	if err != nil {
@@ -289,13 +227,10 @@ func (r *Releases) Use(name string) (Release, error) {
 	return v, nil
 }
 
-// minPrefix is how much of a digest must be said.
-const minPrefix = 6
-
 // find returns the digest that a name is of.
 func (r *Releases) find(name string) (isle.Digest, error) {
-	if r.broken != nil {
-		return "", r.broken
+	if r.shelf.Err() != nil {
+		return "", r.shelf.Err()
 	}
 	r.mu.RLock()
 	defer r.mu.RUnlock()
@@ -305,15 +240,7 @@ func (r *Releases) find(name string) (isle.Digest, error) {
 		}
 		return "", isle.Errorf(isle.NotFound, "stage %s of %s points at no release", clip(stage), clip(project)).WithHint("isle promote %s --to %s", clip(project), clip(stage))
 	}
-	hex := strings.TrimPrefix(name, "sha256:")
-	var found []isle.Digest
-	if len(hex) >= minPrefix && len(hex) <= 64 && strings.Trim(hex, "0123456789abcdef") == "" {
-		for d := range r.known {
-			if strings.HasPrefix(d.Hex(), hex) {
-				found = append(found, d)
-			}
-		}
-	}
+	found := seal.Begun(r.known, name)
 	switch {
 	case len(found) == 1:
 		return found[0], nil
@@ -322,35 +249,20 @@ func (r *Releases) find(name string) (isle.Digest, error) {
 	case len(r.known) == 0:
 		return "", isle.Errorf(isle.NotFound, "there is no release %q", clip(name)).WithHint("there is none yet: isle release create makes one")
 	}
-	return "", isle.Errorf(isle.NotFound, "there is no release %q", clip(name)).WithHint("isle release ls lists them; say at least %d characters of a digest", minPrefix)
+	return "", isle.Errorf(isle.NotFound, "there is no release %q", clip(name)).WithHint("isle release ls lists them; say at least %d characters of a digest", seal.MinPrefix)
 }
 
 // Keys returns the keys that are trusted, this server's own first.
-func (r *Releases) Keys() ([]seal.TrustedKey, error) {
-	if r.broken != nil {
-		return nil, r.broken
-	}
-	return r.ring.Keys(), nil
-}
+func (r *Releases) Keys() ([]seal.TrustedKey, error) { return r.shelf.Keys() }
 
 // Trust makes the signatures of another server's key count: what it released is
 // launched here.
 func (r *Releases) Trust(ctx context.Context, actor isle.Actor, key string) (seal.TrustedKey, error) {
-	if r.broken != nil {
-		return seal.TrustedKey{}, r.broken
-	}
-	r.change.Lock()
-	defer r.change.Unlock()
-	return r.ring.Trust(ctx, r.ledger, actor, key)
+	return r.shelf.Trust(ctx, actor, key)
 }
 
 // Distrust makes the signatures of a key count no more. It is said whole, or by
 // its name.
 func (r *Releases) Distrust(ctx context.Context, actor isle.Actor, key string) (seal.TrustedKey, error) {
-	if r.broken != nil {
-		return seal.TrustedKey{}, r.broken
-	}
-	r.change.Lock()
-	defer r.change.Unlock()
-	return r.ring.Distrust(ctx, r.ledger, actor, key)
+	return r.shelf.Distrust(ctx, actor, key)
 }

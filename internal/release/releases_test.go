@@ -11,6 +11,7 @@ import (
 
 	"isle"
 	"isle/internal/ledger"
+	"isle/internal/seal"
 )
 
 func TestEqualInputsGiveAnEqualReleaseWhoeverMakesItWhenAndWhere(t *testing.T) {
@@ -68,15 +69,15 @@ func TestWhatWasChangedIsNeverLaunched(t *testing.T) {
 		want   isle.Code
 		verify bool // found by Verify alone
 	}{
-		{"manifest", func(w *world, rel Release) { damage(t, filepath.Join(w.dir(rel.Digest), fileManifest)) }, isle.Untrusted, false},
-		{"signature", func(w *world, rel Release) { damage(t, filepath.Join(w.dir(rel.Digest), fileSignature)) }, isle.Untrusted, false},
+		{"manifest", func(w *world, rel Release) { damage(t, filepath.Join(w.dir(rel.Digest), seal.FileManifest)) }, isle.Untrusted, false},
+		{"signature", func(w *world, rel Release) { damage(t, filepath.Join(w.dir(rel.Digest), seal.FileSignature)) }, isle.Untrusted, false},
 		{"another's signature", func(w *world, rel Release) {
-			b, _ := w.config.Key.Sign(text(isle.DigestOf([]byte("another"))))
-			path := filepath.Join(w.dir(rel.Digest), fileSignature)
+			b, _ := w.config.Key.Sign(seal.NoteText(shelfKind, isle.DigestOf([]byte("another"))))
+			path := filepath.Join(w.dir(rel.Digest), seal.FileSignature)
 			os.Remove(path)
 			os.WriteFile(path, b, 0o400)
 		}, isle.Untrusted, false},
-		{"manifest gone", func(w *world, rel Release) { os.Remove(filepath.Join(w.dir(rel.Digest), fileManifest)) }, isle.Untrusted, false},
+		{"manifest gone", func(w *world, rel Release) { os.Remove(filepath.Join(w.dir(rel.Digest), seal.FileManifest)) }, isle.Untrusted, false},
 		{"layer", func(w *world, rel Release) { w.images.damaged[rel.Manifest.Services[1].Image.Layers[1].Digest] = true }, isle.Invalid, false},
 		{"provenance", func(w *world, rel Release) {
 			damage(t, filepath.Join(w.dir(rel.Digest), rel.Attestations[0].file()))
@@ -105,7 +106,7 @@ func TestWhatWasChangedIsNeverLaunched(t *testing.T) {
 func TestARecordThatTheLogDoesNotVouchForIsNotUsed(t *testing.T) {
 	w := newWorld(t, "here")
 	rel := w.create(shop(t, ""))
-	w.store.Edit(ledgerName, func(records []ledger.Record) []ledger.Record {
+	w.store.Edit(shelfKind, func(records []ledger.Record) []ledger.Record {
 		records[0].Body = []byte(`{}`)
 		return records
 	})

@@ -97,8 +97,8 @@ type Plan struct {
 // Refused where a stage would be passed over without a reason, with Untrusted and
 // as a launch would where the release could not be launched.
 func (r *Releases) Plan(ctx context.Context, p Promotion) (plan Plan, err error) {
-	if r.broken != nil {
-		return plan, r.broken
+	if r.shelf.Err() != nil {
+		return plan, r.shelf.Err()
 	}
 	i := slices.Index(p.Order, p.To)
 	if i < 0 {
@@ -158,8 +158,8 @@ func resourceAt(project, stage string) isle.Resource {
 // "" for nothing: where another promotion was first that is a Conflict. It is one
 // change of the ledger with its entry: there is no half of it.
 func (r *Releases) Promote(ctx context.Context, actor isle.Actor, p Promotion, seen isle.Digest) (Plan, error) {
-	r.change.Lock()
-	defer r.change.Unlock()
+	r.shelf.Lock()
+	defer r.shelf.Unlock()
 	plan, err := r.Plan(ctx, p)
 	if err != nil {
 		return plan, err
@@ -194,7 +194,7 @@ func (r *Releases) Promote(ctx context.Context, actor isle.Actor, p Promotion, s
 		return plan, isle.Errorf(isle.Internal, "cannot encode a stage's record: %w", err)
 	}
 	r.cfg.Fault("promote.checked")
-	if err := r.ledger.Change(ctx, []ledger.Record{{Key: keyStage + p.Project + "/" + p.To, Body: b}}, nil, e); err != nil {
+	if err := r.shelf.Change(ctx, []ledger.Record{{Key: keyStage + p.Project + "/" + p.To, Body: b}}, nil, e); err != nil {
 		return plan, err
 	}
 	r.mu.Lock()

@@ -29,7 +29,7 @@ func (r *Releases) Verify(ctx context.Context, name string) (out Verified, err e
 		if err != nil {
 			return out, err
 		}
-		if err := verifyStatement(b, a.Kind, rel.Digest, rel.Manifest.Project, publics(r.ring.Keys())); err != nil {
+		if err := verifyStatement(b, a.Kind, rel.Digest, rel.Manifest.Project, publics(r.shelf.Ring().Keys())); err != nil {
 			return out, err
 		}
 	}

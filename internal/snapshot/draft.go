@@ -45,8 +45,8 @@ type Draft struct {
 
 // Draft begins a snapshot.
 func (s *Snapshots) Draft() (*Draft, error) {
-	if s.broken != nil {
-		return nil, s.broken
+	if s.shelf.Err() != nil {
+		return nil, s.shelf.Err()
 	}
 	if s.cfg.Key == nil {
 		return nil, isle.Errorf(isle.Unavailable, "no snapshot can be made: the key that would sign it is missing").WithHint("`isle doctor` says what is with the server's key")
@@ -58,7 +58,7 @@ func (s *Snapshots) Draft() (*Draft, error) {
 		return nil, isle.Errorf(isle.Exhausted, "there are %d snapshots, as many as there may be", n).WithHint("remove some with `isle snapshot rm`")
 	}
 	d := &Draft{ID: isle.NewID(), s: s, local: local{Volumes: map[string]localVolume{}}}
-	d.dir = filepath.Join(s.cfg.Dir, prefixDraft+string(d.ID))
+	d.dir = filepath.Join(s.cfg.Dir, seal.PrefixDraft+string(d.ID))
 	if err := os.Mkdir(d.dir, 0o700); err != nil {
 		return nil, diskError("begin a snapshot", err)
 	}
@@ -179,7 +179,7 @@ func (d *Draft) seal(ctx context.Context, actor isle.Actor, m Manifest, tags []s
 		return "", err
 	}
 	digest = isle.DigestOf(encoded)
-	sig, err := d.s.cfg.Key.Sign(text(digest))
+	sig, err := d.s.shelf.Sign(digest)
 	if err != nil {
 		return "", err
 	}
@@ -290,9 +290,9 @@ func hashFile(ctx context.Context, f *os.File, name string) (File, stamp, error)
 
 // write puts the manifest into the draft's folder, durable when it returns.
 func (d *Draft) write(manifest, sig []byte) error {
-	err := seal.Write(filepath.Join(d.dir, fileManifest), manifest)
+	err := seal.Write(filepath.Join(d.dir, seal.FileManifest), manifest)
 	if err == nil {
-		err = seal.Write(filepath.Join(d.dir, fileSignature), sig)
+		err = seal.Write(filepath.Join(d.dir, seal.FileSignature), sig)
 	}
 	if err == nil {
 		err = d.local.write(d.dir)
@@ -309,8 +309,8 @@ func (d *Draft) write(manifest, sig []byte) error {
 // start takes away.
 func (d *Draft) publish(ctx context.Context, dir *string, digest isle.Digest, r record, e audit.Entry, tags []string) error {
 	s := d.s
-	s.change.Lock()
-	defer s.change.Unlock()
+	s.shelf.Lock()
+	defer s.shelf.Unlock()
 	if s.has(digest) {
 		return isle.Errorf(isle.Conflict, "there is a snapshot %s already", digest.Short())
 	}
@@ -337,7 +337,7 @@ func (d *Draft) publish(ctx context.Context, dir *string, digest isle.Digest, r 
 		return err
 	}
 	s.cfg.Fault("snapshot.renamed")
-	if err := s.ledger.Change(ctx, puts, nil, e); err != nil {
+	if err := s.shelf.Change(ctx, puts, nil, e); err != nil {
 		return err
 	}
 	s.mu.Lock()

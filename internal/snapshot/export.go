@@ -82,7 +82,7 @@ func (e *exporter) all() error {
 	for _, f := range []struct {
 		entry, file string
 		limit       int64
-	}{{entryManifest, fileManifest, MaxManifest}, {entrySignature, fileSignature, seal.MaxNote}} {
+	}{{entryManifest, seal.FileManifest, MaxManifest}, {entrySignature, seal.FileSignature, seal.MaxNote}} {
 		b, err := seal.Read(filepath.Join(dir, f.file), f.limit)
 		if err != nil {
 			return diskError("export a snapshot", err)

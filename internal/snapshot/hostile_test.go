@@ -242,7 +242,7 @@ func TestWhatIsHashedOfAnImportIsSentWhole(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sig, err := keyOf(t, "mallory").Sign(text(isle.DigestOf(b)))
+	sig, err := keyOf(t, "mallory").Sign(seal.NoteText(shelfKind, isle.DigestOf(b)))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -211,7 +211,7 @@ func (i *importer) manifest() error {
 	if err != nil {
 		return err
 	}
-	if i.signer, i.trusted, err = openNote(sig, i.digest, i.s.ring.Verifiers()); err != nil {
+	if i.signer, i.trusted, err = i.s.shelf.OpenNote(sig, i.digest); err != nil {
 		return err
 	}
 	if i.s.has(i.digest) {
@@ -229,7 +229,7 @@ func (i *importer) manifest() error {
 	if err := i.room(int64(len(b))); err != nil {
 		return i.here(err)
 	}
-	err = errors.Join(seal.Write(filepath.Join(i.draft.dir, fileManifest), b), seal.Write(filepath.Join(i.draft.dir, fileSignature), sig))
+	err = errors.Join(seal.Write(filepath.Join(i.draft.dir, seal.FileManifest), b), seal.Write(filepath.Join(i.draft.dir, seal.FileSignature), sig))
 	return i.here(err)
 }
 

@@ -17,8 +17,8 @@ func (s *Snapshots) Remove(ctx context.Context, actor isle.Actor, name string, f
 	if err != nil {
 		return "", err
 	}
-	s.change.Lock()
-	defer s.change.Unlock()
+	s.shelf.Lock()
+	defer s.shelf.Unlock()
 	if on := s.cfg.InUse(d); len(on) > 0 && !force {
 		return d, isle.Errorf(isle.Conflict, "snapshot %s is what environment %s came from", d.Short(), some(on)).
 			WithHint("tear that down first; or remove it all the same with --force: what came from it keeps its data, and its origin is shown as gone")
@@ -48,7 +48,7 @@ func (s *Snapshots) Remove(ctx context.Context, actor isle.Actor, name string, f
 	if len(tags) > 0 {
 		e = e.With("tags", strings.Join(tags, ", "))
 	}
-	if err := s.ledger.Change(ctx, nil, remove, e); err != nil {
+	if err := s.shelf.Change(ctx, nil, remove, e); err != nil {
 		return d, err
 	}
 	s.mu.Lock()

@@ -19,8 +19,9 @@ import (
 	"isle/internal/seal"
 )
 
-// ledgerName is the ledger that snapshots, tags and trusted keys are records of.
-const ledgerName = "snapshot"
+// shelfKind is what is kept here, for people, and the ledger that snapshots, tags and
+// trusted keys are records of.
+const shelfKind = "snapshot"
 
 // What begins the keys of the ledger's records.
 const (
@@ -28,13 +29,10 @@ const (
 	keyTag      = "tag/"      // and the tag
 )
 
-// Names in the folder of a snapshot, and of drafts beside them.
+// Names in the folder of a snapshot, beside its manifest and signature.
 const (
-	fileManifest  = "manifest.json"
-	fileSignature = "signature"
-	fileLocal     = "local.json"
-	folderMemory  = "memory"
-	prefixDraft   = "draft-"
+	fileLocal    = "local.json"
+	folderMemory = "memory"
 )
 
 // MaxSnapshots bounds how many there are.
@@ -42,12 +40,8 @@ const MaxSnapshots = 10_000
 
 // Snapshots are those of one server. They are safe for concurrent use.
 type Snapshots struct {
-	cfg    Config
-	broken error // why none can be used; nil if they can
-
-	change sync.Mutex // held over a change
-	ledger *ledger.Ledger
-	ring   *seal.Ring // the keys of other servers in it are records of the ledger
+	cfg   Config
+	shelf *seal.Shelf // locked over a change
 
 	mu     sync.RWMutex // guards what follows
 	known  map[isle.Digest]record
@@ -105,73 +99,39 @@ func Open(ctx context.Context, cfg Config) (*Snapshots, error) {
 	if cfg.InUse == nil {
 		cfg.InUse = func(isle.Digest) []string { return nil }
 	}
-	s := &Snapshots{
-		cfg: cfg, known: map[isle.Digest]record{}, tags: map[string]isle.Digest{},
-		ring: seal.NewRing(cfg.Key, "snapshot", isle.ActionSnapshotTrust), drafts: map[isle.ID]*Draft{}, held: map[isle.Digest]int{},
-	}
-	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
-		return nil, isle.Errorf(isle.Unavailable, "cannot make the folder of snapshots: %w", err)
-	}
-	l, records, err := ledger.Open(ctx, cfg.Store, ledgerName)
+	s := &Snapshots{cfg: cfg, known: map[isle.Digest]record{}, tags: map[string]isle.Digest{}, drafts: map[isle.ID]*Draft{}, held: map[isle.Digest]int{}}
+	var err error
+	s.shelf, err = seal.OpenShelf(ctx, seal.ShelfConfig{
+		Kind: shelfKind, Dir: cfg.Dir, Store: cfg.Store, Key: cfg.Key, Trust: isle.ActionSnapshotTrust,
+		MaxManifest: MaxManifest, Lost: "nothing is made of it", Slog: cfg.Slog, Load: s.load,
+	})
 	if err != nil {
-		if isle.CodeOf(err) != isle.Unavailable {
-			return nil, err
-		}
-		s.broken = err
-		cfg.Slog.Error("no snapshot can be used", "err", err)
+		return nil, err
+	}
+	if s.shelf.Err() != nil {
 		return s, nil
 	}
-	s.ledger = l
-	for _, r := range records {
-		if err := s.load(r); err != nil {
-			s.broken = err
-			cfg.Slog.Error("no snapshot can be used", "err", err)
-			return s, nil
-		}
-	}
-	return s, s.sweep(ctx)
+	return s, s.shelf.Sweep(s.has, func(dir string) error { return s.takeAway(ctx, dir) })
 }
 
 // load takes one record in.
-func (s *Snapshots) load(r ledger.Record) error {
-	var err error
+func (s *Snapshots) load(r ledger.Record) bool {
 	if hex, ok := strings.CutPrefix(r.Key, keySnapshot); ok {
 		var v record
 		d := isle.Digest("sha256:" + hex)
-		if err = json.Unmarshal(r.Body, &v); err == nil && d.Valid() {
-			s.known[d] = v
-			return nil
+		if json.Unmarshal(r.Body, &v) != nil || !d.Valid() {
+			return false
 		}
-	} else if name, ok := strings.CutPrefix(r.Key, keyTag); ok {
-		var v tag
-		if err = json.Unmarshal(r.Body, &v); err == nil && isle.ValidName(name) && v.Digest.Valid() {
-			s.tags[name] = v.Digest
-			return nil
-		}
-	} else if s.ring.Load(r) {
-		return nil
+		s.known[d] = v
+		return true
 	}
-	return isle.Errorf(isle.Unavailable, "the record %q of the snapshot ledger cannot be read", r.Key).WithHint("start with the program that wrote it")
-}
-
-// sweep takes away every folder that no record names, with its volumes.
-func (s *Snapshots) sweep(ctx context.Context) error {
-	entries, err := os.ReadDir(s.cfg.Dir)
-	if err != nil {
-		return isle.Errorf(isle.Unavailable, "cannot read the folder of snapshots: %w", err)
+	name, ok := strings.CutPrefix(r.Key, keyTag)
+	var v tag
+	if !ok || json.Unmarshal(r.Body, &v) != nil || !isle.ValidName(name) || !v.Digest.Valid() {
+		return false
 	}
-	for _, e := range entries {
-		if d := isle.Digest("sha256:" + e.Name()); d.Valid() && s.has(d) {
-			continue
-		} else if !d.Valid() && !strings.HasPrefix(e.Name(), prefixDraft) {
-			continue // not ours
-		}
-		s.cfg.Slog.Warn("a snapshot was half made, or half removed: the rest of it is taken away", "folder", e.Name())
-		if err := s.takeAway(ctx, filepath.Join(s.cfg.Dir, e.Name())); err != nil {
-			s.cfg.Slog.Error("what is left of a snapshot could not be taken away", "folder", e.Name(), "err", err)
-		}
-	}
-	return nil
+	s.tags[name] = v.Digest
+	return true
 }
 
 func (s *Snapshots) has(d isle.Digest) bool {
@@ -207,15 +167,15 @@ func (s *Snapshots) takeAway(ctx context.Context, dir string) error {
 }
 
 // Err says why no snapshot can be used; nil if they can.
-func (s *Snapshots) Err() error { return s.broken }
+func (s *Snapshots) Err() error { return s.shelf.Err() }
 
 // dir is the folder of a snapshot.
-func (s *Snapshots) dir(d isle.Digest) string { return filepath.Join(s.cfg.Dir, d.Hex()) }
+func (s *Snapshots) dir(d isle.Digest) string { return s.shelf.Folder(d) }
 
 // Volumes are those of all snapshots and of those in the making: nobody else may
 // remove them. Where the ledger is in doubt they are those of every folder.
 func (s *Snapshots) Volumes() (ids []isle.ID) {
-	if s.broken != nil {
+	if s.shelf.Err() != nil {
 		return s.onDisk()
 	}
 	s.mu.RLock()
@@ -268,34 +228,15 @@ func (s *Snapshots) Images(use func(Service)) {
 // digests are those of all snapshots, in the order in which they came. mu is
 // held.
 func (s *Snapshots) digests() []isle.Digest {
-	out := make([]isle.Digest, 0, len(s.known))
-	for d := range s.known {
-		out = append(out, d)
-	}
-	slices.SortFunc(out, func(a, b isle.Digest) int {
-		if c := s.known[a].Sealed.Compare(s.known[b].Sealed); c != 0 {
-			return c
-		}
-		return strings.Compare(string(a), string(b))
-	})
-	return out
+	return seal.ByTime(s.known, func(r record) time.Time { return r.Sealed })
 }
 
 // read reads the manifest of a snapshot and its signature. It fails with
 // Untrusted where they are not what they were.
 func (s *Snapshots) read(d isle.Digest) (m Manifest, sig []byte, err error) {
-	b, err := seal.Read(filepath.Join(s.dir(d), fileManifest), MaxManifest)
-	if err == nil {
-		sig, err = seal.Read(filepath.Join(s.dir(d), fileSignature), seal.MaxNote)
-	}
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return m, nil, isle.Errorf(isle.Untrusted, "snapshot %s is not whole: %w", d.Short(), err).WithHint("put its folder back from a backup, or remove it: isle snapshot rm %s", d.Short())
-	case err != nil:
-		return m, nil, isle.Errorf(isle.Unavailable, "snapshot %s cannot be read: %w", d.Short(), err)
-	case isle.DigestOf(b) != d:
-		return m, nil, isle.Errorf(isle.Untrusted, "snapshot %s was changed on disk: its manifest does not have its digest; nothing is made of it", d.Short()).
-			WithHint("find out who wrote to %s", s.dir(d))
+	b, sig, err := s.shelf.Read(d)
+	if err != nil {
+		return m, nil, err
 	}
 	m, err = DecodeManifest(b)
 	return m, sig, err
@@ -311,7 +252,6 @@ func (s *Snapshots) view(d isle.Digest) (Snapshot, error) {
 			out.Tags = append(out.Tags, name)
 		}
 	}
-	keys := s.ring.Verifiers()
 	s.mu.RUnlock()
 	if !ok {
 		return out, isle.Errorf(isle.NotFound, "there is no snapshot %s", d.Short())
@@ -334,15 +274,15 @@ func (s *Snapshots) view(d isle.Digest) (Snapshot, error) {
 	if r.Imported != nil && r.Imported.NoMemory {
 		out.NoMemory = true
 	}
-	out.Signer, out.Trusted, err = openNote(sig, d, keys)
+	out.Signer, out.Trusted, err = s.shelf.OpenNote(sig, d)
 	return out, err
 }
 
 // List returns all snapshots, the first one first. What is wrong with one that
 // cannot be used is in its Broken.
 func (s *Snapshots) List() ([]Snapshot, error) {
-	if s.broken != nil {
-		return nil, s.broken
+	if s.shelf.Err() != nil {
+		return nil, s.shelf.Err()
 	}
 	s.mu.RLock()
 	known := s.digests()
@@ -360,7 +300,7 @@ func (s *Snapshots) List() ([]Snapshot, error) {
 }
 
 // Get returns the snapshot of a digest, of a part of one that begins it (at least
-// minPrefix hexadecimal characters) or of a tag. It fails with Untrusted where
+// seal.MinPrefix hexadecimal characters) or of a tag. It fails with Untrusted where
 // its manifest or signature is not what it was; whether its volumes are says Use.
 func (s *Snapshots) Get(name string) (Snapshot, error) {
 	d, err := s.Find(name)
@@ -385,42 +325,26 @@ func (s *Snapshots) Look(name string) (Snapshot, error) {
 	return v, nil
 }
 
-// minPrefix is how much of a digest must be said.
-const minPrefix = 6
-
 // Find returns the digest that a name, as Get takes it, is of.
 func (s *Snapshots) Find(name string) (isle.Digest, error) {
-	if s.broken != nil {
-		return "", s.broken
+	if s.shelf.Err() != nil {
+		return "", s.shelf.Err()
 	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	if d, ok := s.tags[name]; ok {
 		return d, nil
 	}
-	hex := strings.TrimPrefix(name, "sha256:")
-	var found []isle.Digest
-	if looksLikeDigest(hex) {
-		for d := range s.known {
-			if strings.HasPrefix(d.Hex(), hex) {
-				found = append(found, d)
-			}
-		}
-	}
+	found := seal.Begun(s.known, name)
 	switch len(found) {
 	case 1:
 		return found[0], nil
 	case 0:
 		return "", s.notFound(name)
 	}
-	slices.Sort(found)
-	return "", isle.Errorf(isle.Conflict, "%q begins %d snapshots, among them %s and %s", clip(name), len(found), found[0].Hex()[:len(hex)+4], found[1].Hex()[:len(hex)+4]).
+	n := len(strings.TrimPrefix(name, "sha256:")) + 4
+	return "", isle.Errorf(isle.Conflict, "%q begins %d snapshots, among them %s and %s", clip(name), len(found), found[0].Hex()[:n], found[1].Hex()[:n]).
 		WithHint("say more of its digest")
-}
-
-// looksLikeDigest reports whether s can begin the hexadecimal of a digest.
-func looksLikeDigest(s string) bool {
-	return len(s) >= minPrefix && len(s) <= 64 && strings.Trim(s, "0123456789abcdef") == ""
 }
 
 // notFound names what is near. mu is held.
@@ -446,5 +370,5 @@ func (s *Snapshots) notFound(name string) error {
 	case len(s.known) == 0:
 		return err.WithHint("there is none yet: isle snapshot ENV makes one")
 	}
-	return err.WithHint("isle snapshot ls lists them; say a tag, or at least %d characters of a digest", minPrefix)
+	return err.WithHint("isle snapshot ls lists them; say a tag, or at least %d characters of a digest", seal.MinPrefix)
 }

@@ -10,13 +10,14 @@ import (
 
 	"isle"
 	"isle/internal/ledger"
+	"isle/internal/seal"
 )
 
 func TestASnapshotIsThereAfterTheServerStartsAgain(t *testing.T) {
 	w := newWorld(t, "own")
 	made := w.seal("rows", "pages", "before")
 	w.open()
-	for _, name := range []string{"before", made.Digest.Short(), made.Digest.Hex(), string(made.Digest), made.Digest.Hex()[:minPrefix]} {
+	for _, name := range []string{"before", made.Digest.Short(), made.Digest.Hex(), string(made.Digest), made.Digest.Hex()[:seal.MinPrefix]} {
 		got, err := w.Get(name)
 		if err != nil || got.Digest != made.Digest || !got.Trusted || got.Signer != "own" || !slices.Equal(got.Tags, []string{"before"}) {
 			t.Errorf("%s: %+v %v", name, got, err)
@@ -88,7 +89,7 @@ func TestWhateverIsTamperedWithIsNotUsed(t *testing.T) {
 			tamper(w.t, filepath.Join(dir, "signature"), int64(len(b)-10), "AAAA")
 		},
 		"another's signature": func(w *world, s Snapshot, dir string) {
-			b, _ := w.config.Key.Sign(text(isle.DigestOf([]byte("another"))))
+			b, _ := w.config.Key.Sign(seal.NoteText(shelfKind, isle.DigestOf([]byte("another"))))
 			os.WriteFile(filepath.Join(dir, "signature"), b, 0o400)
 		},
 		"the folder away": func(w *world, _ Snapshot, dir string) { os.RemoveAll(dir) },
@@ -129,7 +130,7 @@ func TestWhateverIsTamperedWithIsNotUsed(t *testing.T) {
 func TestWhatIsChangedBehindTheLogIsNotUsed(t *testing.T) {
 	w := newWorld(t, "own")
 	a, b := w.seal("one", "", "good"), w.seal("two", "")
-	w.store.Edit(ledgerName, func(rs []ledger.Record) []ledger.Record {
+	w.store.Edit(shelfKind, func(rs []ledger.Record) []ledger.Record {
 		for i := range rs {
 			if rs[i].Key == keyTag+"good" {
 				rs[i].Body = []byte(strings.ReplaceAll(string(rs[i].Body), string(a.Digest), string(b.Digest)))
@@ -351,11 +352,11 @@ func TestKeysOfOtherServersAreTrustedUntilTheyAreNot(t *testing.T) {
 		t.Errorf("%+v %v", keys, err)
 	}
 	d := isle.DigestOf([]byte("x"))
-	sig, err := other.Sign(text(d))
+	sig, err := other.Sign(seal.NoteText(shelfKind, d))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if name, trusted, err := openNote(sig, d, w.ring.Verifiers()); err != nil || !trusted || name != "other" {
+	if name, trusted, err := w.shelf.OpenNote(sig, d); err != nil || !trusted || name != "other" {
 		t.Error(name, trusted, err)
 	}
 	if _, err := w.Distrust(t.Context(), alice, "other"); err != nil {
@@ -364,7 +365,7 @@ func TestKeysOfOtherServersAreTrustedUntilTheyAreNot(t *testing.T) {
 	if _, err := w.Distrust(t.Context(), alice, "other"); code(err) != isle.NotFound {
 		t.Error(err)
 	}
-	if name, trusted, err := openNote(sig, d, w.ring.Verifiers()); err != nil || trusted || name != "other" {
+	if name, trusted, err := w.shelf.OpenNote(sig, d); err != nil || trusted || name != "other" {
 		t.Error(name, trusted, err)
 	}
 }

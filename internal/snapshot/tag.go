@@ -38,7 +38,7 @@ func CheckTag(name string) error {
 	if !isle.ValidName(name) {
 		return isle.Errorf(isle.Invalid, "%q is no tag: want lower-case letters, digits and dashes, at most 40, beginning with a letter", clip(name))
 	}
-	if looksLikeDigest(name) {
+	if seal.LooksLikeDigest(name) {
 		return isle.Errorf(isle.Invalid, "the tag %q cannot be told from a digest", name).WithHint("choose one with another letter than a to f, or a dash")
 	}
 	return nil
@@ -70,8 +70,8 @@ func (s *Snapshots) Tag(ctx context.Context, actor isle.Actor, snapshot, name st
 	if err != nil {
 		return Snapshot{}, err
 	}
-	s.change.Lock()
-	defer s.change.Unlock()
+	s.shelf.Lock()
+	defer s.shelf.Unlock()
 	s.mu.RLock()
 	r, ok := s.known[d]
 	before := s.tags[name]
@@ -94,7 +94,7 @@ func (s *Snapshots) Tag(ctx context.Context, actor isle.Actor, snapshot, name st
 	if before != "" {
 		e = e.With("before", string(before))
 	}
-	if err := s.ledger.Change(ctx, []ledger.Record{put}, nil, e); err != nil {
+	if err := s.shelf.Change(ctx, []ledger.Record{put}, nil, e); err != nil {
 		return Snapshot{}, err
 	}
 	s.mu.Lock()
@@ -105,11 +105,11 @@ func (s *Snapshots) Tag(ctx context.Context, actor isle.Actor, snapshot, name st
 
 // Untag takes a name away from the snapshot that has it.
 func (s *Snapshots) Untag(ctx context.Context, actor isle.Actor, name string) error {
-	if s.broken != nil {
-		return s.broken
+	if s.shelf.Err() != nil {
+		return s.shelf.Err()
 	}
-	s.change.Lock()
-	defer s.change.Unlock()
+	s.shelf.Lock()
+	defer s.shelf.Unlock()
 	s.mu.RLock()
 	d, ok := s.tags[name]
 	r := s.known[d]
@@ -118,7 +118,7 @@ func (s *Snapshots) Untag(ctx context.Context, actor isle.Actor, name string) er
 		return isle.Errorf(isle.NotFound, "there is no tag %q", clip(name)).WithHint("isle snapshot ls shows them")
 	}
 	e := audit.NewEvent(actor, isle.ActionSnapshotTag, resourceOf(r.Ref), isle.Allow, "").With("before", string(d)).With("tag", name)
-	if err := s.ledger.Change(ctx, nil, []string{keyTag + name}, e); err != nil {
+	if err := s.shelf.Change(ctx, nil, []string{keyTag + name}, e); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -128,31 +128,16 @@ func (s *Snapshots) Untag(ctx context.Context, actor isle.Actor, name string) er
 }
 
 // Keys returns the keys that are trusted, this server's own first.
-func (s *Snapshots) Keys() ([]seal.TrustedKey, error) {
-	if s.broken != nil {
-		return nil, s.broken
-	}
-	return s.ring.Keys(), nil
-}
+func (s *Snapshots) Keys() ([]seal.TrustedKey, error) { return s.shelf.Keys() }
 
 // Trust makes the signatures of another server's key count: memory that it
 // captured is restored here.
 func (s *Snapshots) Trust(ctx context.Context, actor isle.Actor, key string) (seal.TrustedKey, error) {
-	if s.broken != nil {
-		return seal.TrustedKey{}, s.broken
-	}
-	s.change.Lock()
-	defer s.change.Unlock()
-	return s.ring.Trust(ctx, s.ledger, actor, key)
+	return s.shelf.Trust(ctx, actor, key)
 }
 
 // Distrust makes the signatures of a key count no more. It is said whole, or by
 // its name.
 func (s *Snapshots) Distrust(ctx context.Context, actor isle.Actor, key string) (seal.TrustedKey, error) {
-	if s.broken != nil {
-		return seal.TrustedKey{}, s.broken
-	}
-	s.change.Lock()
-	defer s.change.Unlock()
-	return s.ring.Distrust(ctx, s.ledger, actor, key)
+	return s.shelf.Distrust(ctx, actor, key)
 }

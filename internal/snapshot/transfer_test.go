@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"isle"
+	"isle/internal/seal"
 )
 
 // database makes a snapshot of a volume with files in it.
@@ -252,7 +253,7 @@ func TestAHostileFileOfASnapshotIsRefusedWhole(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		sig, err := keyOf(t, "mallory").Sign(text(isle.DigestOf(b)))
+		sig, err := keyOf(t, "mallory").Sign(seal.NoteText(shelfKind, isle.DigestOf(b)))
 		if err != nil {
 			t.Fatal(err)
 		}
