@@ -165,27 +165,16 @@ func newLockImport(a *app) *cobra.Command {
 		Short: "Read what `isle lock export` wrote into the store",
 		Args:  args(1, 1, "one file to read"),
 		RunE: func(cmd *cobra.Command, given []string) error {
-			f, err := os.Open(given[0])
-			if err != nil {
-				return isle.Errorf(isle.NotFound, "cannot read %s: %w", given[0], cause(err))
-			}
-			defer f.Close()
-			c, err := a.connect(cmd.Context())
-			if err != nil {
-				return err
-			}
-			stream := c.Images.Import(cmd.Context())
-			if err := sendFile(stream, f); err != nil {
-				return err
-			}
-			res, err := stream.CloseAndReceive()
+			res, err := sendGiven(cmd.Context(), a, given[0], func(c *api.Client) *connect.ClientStreamForClient[islev1.Chunk, islev1.ImportResponse] {
+				return c.Images.Import(cmd.Context())
+			})
 			if err != nil {
 				return err
 			}
 			if a.output == "json" {
-				return a.json(map[string]any{"packages": res.Msg.GetPackages(), "size": res.Msg.GetSize()})
+				return a.json(map[string]any{"packages": res.GetPackages(), "size": res.GetSize()})
 			}
-			fmt.Fprintf(a.stdout, "%d packages, %s\n", res.Msg.GetPackages(), bytesText(res.Msg.GetSize()))
+			fmt.Fprintf(a.stdout, "%d packages, %s\n", res.GetPackages(), bytesText(res.GetSize()))
 			return nil
 		},
 	}

@@ -107,24 +107,13 @@ func newReleaseImport(a *app) *cobra.Command {
 has signed it (isle release trust).`,
 		Args: args(1, 1, "one file to read"),
 		RunE: func(cmd *cobra.Command, given []string) error {
-			f, err := os.Open(given[0])
-			if err != nil {
-				return isle.Errorf(isle.NotFound, "cannot read %s: %w", given[0], cause(err))
-			}
-			defer f.Close()
-			c, err := a.connect(cmd.Context())
+			res, err := sendGiven(cmd.Context(), a, given[0], func(c *api.Client) *connect.ClientStreamForClient[islev1.Chunk, islev1.ImportReleaseResponse] {
+				return c.Releases.ImportRelease(cmd.Context())
+			})
 			if err != nil {
 				return err
 			}
-			stream := c.Releases.ImportRelease(cmd.Context())
-			if err := sendFile(stream, f); err != nil {
-				return err
-			}
-			res, err := stream.CloseAndReceive()
-			if err != nil {
-				return err
-			}
-			r := releaseView(res.Msg.GetRelease())
+			r := releaseView(res.GetRelease())
 			if a.output == "json" {
 				return a.json(r)
 			}

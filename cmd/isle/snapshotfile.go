@@ -3,13 +3,11 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
 	"strings"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 
-	"isle"
 	"isle/internal/api"
 	islev1 "isle/internal/api/isle/v1"
 )
@@ -84,24 +82,13 @@ the files in them, and memory is left out unless a key that this server trusts s
 (isle snapshot trust). The snapshot keeps its digest and its stage.`,
 		Args: args(1, 1, "one file to read"),
 		RunE: func(cmd *cobra.Command, given []string) error {
-			f, err := os.Open(given[0])
-			if err != nil {
-				return isle.Errorf(isle.NotFound, "cannot read %s: %w", given[0], cause(err))
-			}
-			defer f.Close()
-			c, err := a.connect(cmd.Context())
+			res, err := sendGiven(cmd.Context(), a, given[0], func(c *api.Client) *connect.ClientStreamForClient[islev1.Chunk, islev1.ImportSnapshotResponse] {
+				return c.Snapshots.ImportSnapshot(cmd.Context())
+			})
 			if err != nil {
 				return err
 			}
-			stream := c.Snapshots.ImportSnapshot(cmd.Context())
-			if err := sendFile(stream, f); err != nil {
-				return err
-			}
-			res, err := stream.CloseAndReceive()
-			if err != nil {
-				return err
-			}
-			s := res.Msg.GetSnapshot()
+			s := res.GetSnapshot()
 			if err := a.showSnapshot(s, "imported"); err != nil || a.output == "json" {
 				return err
 			}

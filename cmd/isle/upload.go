@@ -138,3 +138,25 @@ func sendFile(stream interface{ Send(*islev1.Chunk) error }, f *os.File) error {
 		}
 	}
 }
+
+// sendGiven sends the file of a name to what begin opens, and returns the answer.
+func sendGiven[T any](ctx context.Context, a *app, path string, begin func(*api.Client) *connect.ClientStreamForClient[islev1.Chunk, T]) (*T, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, isle.Errorf(isle.NotFound, "cannot read %s: %w", path, cause(err))
+	}
+	defer f.Close()
+	c, err := a.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	stream := begin(c)
+	if err := sendFile(stream, f); err != nil {
+		return nil, err
+	}
+	res, err := stream.CloseAndReceive()
+	if err != nil {
+		return nil, err
+	}
+	return res.Msg, nil
+}

@@ -163,15 +163,7 @@ func (s *images) Import(ctx context.Context, stream *connect.ClientStream[islev1
 		return nil, streamEnd(stream.Err(), "import")
 	}
 	defer s.Blobs.Hold()()
-	body := &chunkReader{rest: stream.Msg().GetData(), next: func() ([]byte, error) {
-		if !stream.Receive() {
-			if err := stream.Err(); err != nil {
-				return nil, err
-			}
-			return nil, io.EOF
-		}
-		return stream.Msg().GetData(), nil
-	}}
+	body := received(stream)
 	res := &islev1.ImportResponse{}
 	e := audit.NewIntent(actorOf(ctx), isle.ActionImageImport, isle.Resource{Kind: "image", Name: "*"}, "")
 	err := s.recorded(ctx, e, func() error {

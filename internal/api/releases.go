@@ -256,15 +256,7 @@ func (s *releases) ImportRelease(ctx context.Context, stream *connect.ClientStre
 		return nil, streamEnd(stream.Err(), "import")
 	}
 	defer s.Blobs.Hold()() // layers have no name before the release is there
-	body := &chunkReader{rest: stream.Msg().GetData(), next: func() ([]byte, error) {
-		if !stream.Receive() {
-			if err := stream.Err(); err != nil {
-				return nil, err
-			}
-			return nil, io.EOF
-		}
-		return stream.Msg().GetData(), nil
-	}}
+	body := received(stream)
 	rel, err := s.Releases.Import(ctx, actorOf(ctx), body, func(project string) error {
 		return s.allowed(ctx, releaseOf(isle.ActionReleaseImport, project))
 	})

@@ -232,6 +232,19 @@ func (r *chunkReader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
+// received reads what a stream brings whose first message has come.
+func received(stream *connect.ClientStream[islev1.Chunk]) io.Reader {
+	return &chunkReader{rest: stream.Msg().GetData(), next: func() ([]byte, error) {
+		if !stream.Receive() {
+			if err := stream.Err(); err != nil {
+				return nil, err
+			}
+			return nil, io.EOF
+		}
+		return stream.Msg().GetData(), nil
+	}}
+}
+
 // CopyOut implements the RPC.
 func (s *environments) CopyOut(ctx context.Context, req *connect.Request[islev1.CopyOutRequest], stream *connect.ServerStream[islev1.Chunk]) error {
 	m := req.Msg

@@ -242,15 +242,7 @@ func (s *snapshots) ImportSnapshot(ctx context.Context, stream *connect.ClientSt
 	if !stream.Receive() {
 		return nil, streamEnd(stream.Err(), "import")
 	}
-	body := &chunkReader{rest: stream.Msg().GetData(), next: func() ([]byte, error) {
-		if !stream.Receive() {
-			if err := stream.Err(); err != nil {
-				return nil, err
-			}
-			return nil, io.EOF
-		}
-		return stream.Msg().GetData(), nil
-	}}
+	body := received(stream)
 	snap, err := s.Snapshots.Import(ctx, actorOf(ctx), body, func(m snapshot.Manifest) error {
 		return s.allowed(ctx, askOf(isle.ActionSnapshotImport, m))
 	})
