@@ -54,15 +54,17 @@ type Config struct {
 	Shell       []string          `json:"shell,omitempty"`
 	OnBuild     []string          `json:"on_build,omitempty"` // instructions of a Dockerfile that begins with the image
 	Healthcheck *Healthcheck      `json:"healthcheck,omitempty"`
+	Author      string            `json:"author,omitempty"`
 }
 
 // A Healthcheck is a Config's, as Docker has it; times are in nanoseconds.
 type Healthcheck struct {
-	Test        []string `json:"test,omitempty"` // begins with NONE, CMD or CMD-SHELL
-	Interval    int64    `json:"interval,omitempty"`
-	Timeout     int64    `json:"timeout,omitempty"`
-	StartPeriod int64    `json:"start_period,omitempty"`
-	Retries     int      `json:"retries,omitempty"`
+	Test          []string `json:"test,omitempty"` // begins with NONE, CMD or CMD-SHELL
+	Interval      int64    `json:"interval,omitempty"`
+	Timeout       int64    `json:"timeout,omitempty"`
+	StartPeriod   int64    `json:"start_period,omitempty"`
+	StartInterval int64    `json:"start_interval,omitempty"`
+	Retries       int      `json:"retries,omitempty"`
 }
 
 // Command is what the image runs: its entrypoint with its arguments.

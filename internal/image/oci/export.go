@@ -179,6 +179,7 @@ func configOf(m image.Image, runs *image.Config) configFile {
 	if runs == nil {
 		return c
 	}
+	c.Author = runs.Author
 	in := &c.Config
 	in.User, in.Env, in.Entrypoint, in.Cmd, in.WorkingDir, in.Labels = runs.User, runs.Env, runs.Entrypoint, runs.Cmd, runs.Workdir, runs.Labels
 	in.StopSignal, in.Shell, in.OnBuild = runs.StopSignal, runs.Shell, runs.OnBuild
@@ -195,7 +196,7 @@ func configOf(m image.Image, runs *image.Config) configFile {
 		in.ExposedPorts[p] = struct{}{}
 	}
 	if h := runs.Healthcheck; h != nil {
-		in.Healthcheck = &healthcheck{Test: h.Test, Interval: h.Interval, Timeout: h.Timeout, StartPeriod: h.StartPeriod, Retries: h.Retries}
+		in.Healthcheck = &healthcheck{Test: h.Test, Interval: h.Interval, Timeout: h.Timeout, StartPeriod: h.StartPeriod, StartInterval: h.StartInterval, Retries: h.Retries}
 	}
 	return c
 }

@@ -165,6 +165,7 @@ type manifest struct {
 // configFile is an image's configuration (OCI image specification, config.md).
 type configFile struct {
 	Created      string `json:"created,omitempty"`
+	Author       string `json:"author,omitempty"`
 	Architecture string `json:"architecture"`
 	OS           string `json:"os"`
 	Variant      string `json:"variant,omitempty"`
@@ -190,11 +191,12 @@ type configFile struct {
 }
 
 type healthcheck struct {
-	Test        []string `json:"Test,omitempty"`
-	Interval    int64    `json:"Interval,omitempty"` // nanoseconds, as all of them
-	Timeout     int64    `json:"Timeout,omitempty"`
-	StartPeriod int64    `json:"StartPeriod,omitempty"`
-	Retries     int      `json:"Retries,omitempty"`
+	Test          []string `json:"Test,omitempty"`
+	Interval      int64    `json:"Interval,omitempty"` // nanoseconds, as all of them
+	Timeout       int64    `json:"Timeout,omitempty"`
+	StartPeriod   int64    `json:"StartPeriod,omitempty"`
+	StartInterval int64    `json:"StartInterval,omitempty"`
+	Retries       int      `json:"Retries,omitempty"`
 }
 
 type history struct {
@@ -379,11 +381,11 @@ func (c configFile) config() (image.Config, error) {
 	in := c.Config
 	out := image.Config{
 		User: in.User, Entrypoint: in.Entrypoint, Cmd: in.Cmd, Env: in.Env, Workdir: in.WorkingDir, Labels: in.Labels,
-		StopSignal: in.StopSignal, Shell: in.Shell, OnBuild: in.OnBuild,
+		StopSignal: in.StopSignal, Shell: in.Shell, OnBuild: in.OnBuild, Author: c.Author,
 		Volumes: sortedKeys(in.Volumes), Ports: sortedKeys(in.ExposedPorts),
 	}
 	if h := in.Healthcheck; h != nil {
-		out.Healthcheck = &image.Healthcheck{Test: h.Test, Interval: h.Interval, Timeout: h.Timeout, StartPeriod: h.StartPeriod, Retries: h.Retries}
+		out.Healthcheck = &image.Healthcheck{Test: h.Test, Interval: h.Interval, Timeout: h.Timeout, StartPeriod: h.StartPeriod, StartInterval: h.StartInterval, Retries: h.Retries}
 	}
 	b, err := json.Marshal(out)
 	if err != nil {
