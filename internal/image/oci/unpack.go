@@ -69,6 +69,11 @@ type unpacker struct {
 	leftN  int
 
 	dir, real string // the directory that was resolved last
+
+	// Of ADD, where nothing hides anything: the folder that all goes below, and
+	// what changes an entry, which may be nil.
+	at     string // "" of a layer
+	change func(*tar.Header)
 }
 
 // maxLeft is how many things that were left out are named.
@@ -159,14 +164,21 @@ func (u *unpacker) entry(h *tar.Header, content io.Reader) error {
 		if h.Typeflag != tar.TypeDir {
 			return isle.Errorf(isle.Invalid, "the root of an image is a directory")
 		}
+		if u.at != "" { // the folder stays as it is
+			return nil
+		}
 		return u.add("/", h, nil)
+	}
+	name = path.Join("/", u.at, name)
+	if u.change != nil {
+		u.change(h)
 	}
 	dir, err := u.resolve(path.Dir(name))
 	if err != nil {
 		return err
 	}
 	base := path.Base(name)
-	if strings.HasPrefix(base, whiteout) {
+	if u.at == "" && strings.HasPrefix(base, whiteout) {
 		return u.white(dir, base)
 	}
 	at := path.Join(dir, base)
@@ -273,6 +285,7 @@ func (u *unpacker) link(at, target string) error {
 	if err != nil {
 		return isle.Errorf(isle.Invalid, "a hard link to %q: %w", clip(target), err)
 	}
+	to = path.Join("/", u.at, to)
 	dir, err := u.resolve(path.Dir(to))
 	if err != nil {
 		return err
