@@ -1,0 +1,241 @@
+package dockerfile
+
+import (
+	"io/fs"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+)
+
+// run is RUN as an Op.
+func (w *Walk) run(place Place, c command, i *instructions.RunCommand) (Op, error) {
+	if err := w.checkRun(c, i); err != nil {
+		return nil, err
+	}
+	r := &Run{At: place, Env: w.env(), User: w.config.User, Dir: w.below(".")}
+	if !i.PrependShell {
+		if len(i.Files) > 0 {
+			return nil, w.fail(c, "RUN in exec form reads no file of the Dockerfile; write it in shell form")
+		}
+		if r.Command = slices.Clone(i.CmdLine); len(r.Command) == 0 || r.Command[0] == "" {
+			return nil, w.fail(c, "RUN names no command")
+		}
+	} else {
+		text, script, err := shellText(i)
+		if err != nil {
+			return nil, w.fail(c, "%v", err)
+		}
+		if r.Script = script; script != nil {
+			r.Command = []string{ScriptPath}
+		} else if strings.TrimSpace(text) == "" {
+			return nil, w.fail(c, "RUN names no command")
+		} else {
+			r.Command = w.words(instructions.ShellDependantCmdLine{CmdLine: []string{text}, PrependShell: true})
+		}
+	}
+	for _, m := range instructions.GetMounts(i) {
+		mount, err := w.mount(c, m)
+		if err != nil {
+			return nil, err
+		}
+		r.Mounts = append(r.Mounts, mount)
+	}
+	return r, nil
+}
+
+// checkRun refuses what no step has.
+func (w *Walk) checkRun(c command, i *instructions.RunCommand) error {
+	switch {
+	case instructions.GetNetwork(i) == instructions.NetworkHost:
+		return w.fail(c, "--network=host: no step has a network; --network=none says so")
+	case slices.Contains(i.FlagsUsed, "device"):
+		return w.fail(c, "--device: no step has a device of the machine")
+	case instructions.GetSecurity(i) == instructions.SecurityInsecure:
+		return w.fail(c, "--security=insecure: every step runs in the sandbox")
+	}
+	return nil
+}
+
+// mount is one --mount of a RUN.
+func (w *Walk) mount(c command, m *instructions.Mount) (Mount, error) {
+	out := Mount{Type: string(m.Type), ReadOnly: m.ReadOnly, Target: m.Target, ID: m.CacheID, Size: m.SizeLimit, Required: m.Required}
+	if m.UID != nil {
+		out.UID = uint32(*m.UID)
+	}
+	if m.GID != nil {
+		out.GID = uint32(*m.GID)
+	}
+	var err error
+	switch m.Type {
+	case instructions.MountTypeSSH:
+		return out, w.fail(c, "--mount=type=ssh: an agent of keys is for the network, which no step has")
+	case instructions.MountTypeSecret:
+		err = w.secret(c, m, &out)
+	case instructions.MountTypeCache:
+		out.Mode = fs.FileMode(0o755)
+		if m.Mode != nil {
+			out.Mode = fs.FileMode(*m.Mode)
+		}
+		if m.From != "" || m.Source != "" {
+			return out, w.fail(c, "--mount=type=cache: a cache begins empty here; from= and source= are not there")
+		}
+		if out.ID == "" {
+			out.ID = path.Clean(m.Target)
+		}
+		if out.Sharing = string(m.CacheSharing); out.Sharing == "" {
+			out.Sharing = string(instructions.MountSharingShared)
+		}
+	case instructions.MountTypeBind:
+		out.Path = path.Join("/", m.Source)
+		if out.From = (Source{Kind: Context}); m.From != "" {
+			out.From, err = w.from(c, m.From)
+		}
+	case instructions.MountTypeTmpfs:
+		if m.From != "" || m.Source != "" {
+			return out, w.fail(c, "--mount=type=tmpfs: it is empty; from= and source= are not there")
+		}
+	}
+	if err != nil || m.Type == instructions.MountTypeSecret && out.Target == "" {
+		return out, err
+	}
+	if out.Target == "" {
+		return out, w.fail(c, "--mount=type=%s has no target", out.Type)
+	}
+	if out.Target = w.below(out.Target); out.Target == "/" {
+		return out, w.fail(c, "--mount=type=%s: the root itself cannot be mounted over", out.Type)
+	}
+	for _, taken := range []string{"/proc", "/sys", "/dev"} {
+		if out.Target == taken || strings.HasPrefix(out.Target, taken+"/") && taken != "/dev" {
+			return out, w.fail(c, "--mount=type=%s: %s is the sandbox's own", out.Type, clip(out.Target))
+		}
+	}
+	return out, nil
+}
+
+// secret fills in a secret's file, its variable, or both.
+func (w *Walk) secret(c command, m *instructions.Mount, out *Mount) error {
+	if out.ID == "" {
+		if out.ID = m.Source; out.ID == "" {
+			out.ID = path.Base(m.Target)
+		}
+	}
+	if out.ID == "" || out.ID == "." || out.ID == "/" {
+		return w.fail(c, "--mount=type=secret names no secret: want id=NAME")
+	}
+	out.Mode = fs.FileMode(0o400)
+	if m.Mode != nil {
+		out.Mode = fs.FileMode(*m.Mode)
+	}
+	if m.Env != nil {
+		if out.Env = *m.Env; out.Env == "" {
+			out.Env = out.ID
+		}
+	}
+	if m.Target == "" && m.Env == nil {
+		out.Target = "/run/secrets/" + path.Base(out.ID)
+	}
+	return nil
+}
+
+// from is what a name means that the plan has looked at.
+func (w *Walk) from(c command, name string) (Source, error) {
+	f := w.plan.file
+	if n, ok := f.find(name, w.stage.number); ok {
+		for i, s := range w.plan.Stages {
+			if s.number == n {
+				return Source{Kind: FromStage, Stage: i}, nil
+			}
+		}
+		return Source{}, w.fail(c, "from=%s: the stage was not planned", clip(name))
+	}
+	if name == "scratch" {
+		return Source{}, w.fail(c, "from=scratch: there is nothing in it")
+	}
+	if !slices.Contains(w.plan.Images, name) {
+		return Source{}, w.fail(c, "from=%s: the image was not planned", clip(name))
+	}
+	return Source{Kind: FromImage, Image: name}, nil
+}
+
+// copy is COPY as an Op.
+func (w *Walk) copy(place Place, c command, i *instructions.CopyCommand) (Op, error) {
+	out := &Copy{At: place, From: Source{Kind: Context}, Chown: i.Chown, Chmod: i.Chmod, Exclude: i.ExcludePatterns, Parents: i.Parents, Link: i.Link}
+	if i.From != "" {
+		var err error
+		if out.From, err = w.from(c, i.From); err != nil {
+			return nil, err
+		}
+	}
+	for _, s := range i.SourcePaths {
+		if remote(s) {
+			return nil, w.fail(c, "COPY %s: a build reaches no network; take the file into the build's folder", clip(s))
+		}
+	}
+	return out, w.sources(c, out, i.SourcesAndDest)
+}
+
+// add is ADD as an Op.
+func (w *Walk) add(place Place, c command, i *instructions.AddCommand) (Op, error) {
+	out := &Copy{At: place, From: Source{Kind: Context}, Chown: i.Chown, Chmod: i.Chmod, Exclude: i.ExcludePatterns, Link: i.Link, Unpack: true}
+	if i.Unpack != nil {
+		out.Unpack = *i.Unpack
+	}
+	if i.KeepGitDir != nil {
+		return nil, w.fail(c, "ADD --keep-git-dir: a build reaches no network; take the files into the build's folder")
+	}
+	for _, s := range i.SourcePaths {
+		if remote(s) {
+			return nil, w.fail(c, "ADD %s: a build reaches no network, and nothing pins what is elsewhere; take it into the build's folder", clip(s))
+		}
+	}
+	if i.Checksum != "" {
+		return nil, w.fail(c, "ADD --checksum is for a URL; the build's own files are pinned by isle.lock")
+	}
+	return out, w.sources(c, out, i.SourcesAndDest)
+}
+
+// remote reports whether a source of ADD is not a path.
+func remote(s string) bool {
+	for _, p := range []string{"http://", "https://", "git://", "ssh://", "git@"} {
+		if strings.HasPrefix(s, p) {
+			return true
+		}
+	}
+	return false
+}
+
+// sources fills in what is copied where.
+func (w *Walk) sources(c command, out *Copy, s instructions.SourcesAndDest) error {
+	if s.DestPath == "" {
+		return w.fail(c, "the destination is empty once its variables are in")
+	}
+	out.To = w.below(s.DestPath)
+	folder := strings.HasSuffix(s.DestPath, "/") || s.DestPath == "." || strings.HasSuffix(s.DestPath, "/.")
+	if folder && out.To != "/" {
+		out.To += "/"
+	}
+	for _, p := range s.SourcePaths {
+		if p == "" {
+			return w.fail(c, "a source is empty once its variables are in")
+		}
+		out.Sources = append(out.Sources, p)
+	}
+	for _, f := range s.SourceContents {
+		if strings.ContainsRune(f.Path, '/') {
+			return w.fail(c, "<<%s: the name of a file cannot have a slash", clip(f.Path))
+		}
+		out.Inline = append(out.Inline, Inline{Name: f.Path, Data: f.Data})
+	}
+	if n := len(out.Sources) + len(out.Inline); n == 0 {
+		return w.fail(c, "there is nothing to copy")
+	} else if n > 1 && !folder && out.To != "/" {
+		return w.fail(c, "several things are copied to %s, which is no folder; end it with a slash", clip(out.To))
+	}
+	return nil
+}
+
+// Args are the arguments in scope after what was done so far.
+func (w *Walk) Args() map[string]string { return maps.Clone(w.args) }
