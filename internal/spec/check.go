@@ -26,12 +26,7 @@ func (r *reader) check(f *File) {
 		r.checkMounts(s)
 		r.checkCopies(s)
 		r.checkTwice(s)
-		if s.Image != "" {
-			s.Suite = ""
-			if len(s.Packages) > 0 {
-				r.problemFor(document.Path("services", s.Name, "packages"), "stands beside `image`, and a service begins with one of the two; remove one")
-			}
-		}
+		r.checkBegin(s)
 		if len(s.Setup) > 0 && len(s.Volumes) == 0 {
 			r.problemFor(document.Path("services", s.Name, "setup"), "runs once while the volumes are empty, and there are no volumes; add one, or do it in `run` or `command`")
 		}

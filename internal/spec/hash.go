@@ -14,6 +14,8 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/moby/patternmatcher"
+
 	"isle"
 )
 
@@ -33,7 +35,7 @@ func HashTree(ctx context.Context, root, from string, cache *Cache) (Tree, map[i
 	return hashTree(ctx, root, from, cache, readIgnore)
 }
 
-func hashTree(ctx context.Context, root, from string, cache *Cache, ignored func(*os.Root) (ignore, error)) (Tree, map[isle.Digest]string, error) {
+func hashTree(ctx context.Context, root, from string, cache *Cache, ignored func(*hasher, *os.Root) error) (Tree, map[isle.Digest]string, error) {
 	clean, err := parseFrom(from)
 	if err != nil {
 		return Tree{}, nil, isle.Errorf(isle.Invalid, "copy: %v", err)
@@ -47,8 +49,8 @@ func hashTree(ctx context.Context, root, from string, cache *Cache, ignored func
 		return Tree{}, nil, isle.Errorf(isle.Invalid, "copy %s: the project's folder: %w", from, err)
 	}
 	defer r.Close()
-	h := &hasher{ctx: ctx, base: base, cache: cache, files: map[isle.Digest]string{}}
-	if h.ignore, err = ignored(r); err != nil {
+	h := &hasher{ctx: ctx, base: base, cache: cache, files: map[isle.Digest]string{}, verb: "copy", ignoreFile: IgnoreFile}
+	if err = ignored(h, r); err != nil {
 		return Tree{}, nil, err
 	}
 	if err := h.top(r, clean); err != nil {
@@ -61,35 +63,33 @@ func hashTree(ctx context.Context, root, from string, cache *Cache, ignored func
 // HashFiles is HashTree of any file or folder: it leaves nothing out, whatever an
 // .isleignore says.
 func HashFiles(ctx context.Context, dir, name string, cache *Cache) (Tree, map[isle.Digest]string, error) {
-	return hashTree(ctx, dir, name, cache, func(*os.Root) (ignore, error) { return ignore{}, nil })
+	return hashTree(ctx, dir, name, cache, func(*hasher, *os.Root) error { return nil })
 }
 
-func readIgnore(r *os.Root) (ignore, error) {
-	f, err := r.Open(IgnoreFile)
+func readIgnore(h *hasher, r *os.Root) error {
+	b, err := readIgnoreFile(r, IgnoreFile)
 	if errors.Is(err, fs.ErrNotExist) {
-		return ignore{}, nil
+		return nil
 	}
-	if err != nil {
-		return ignore{}, isle.Errorf(isle.Invalid, "%s: %w", IgnoreFile, err)
+	if err == nil {
+		h.ignore, err = parseIgnore(b)
 	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxIgnoreSize+1))
-	if err != nil {
-		return ignore{}, isle.Errorf(isle.Invalid, "%s: %w", IgnoreFile, err)
-	}
-	return parseIgnore(b)
+	return err
 }
 
 // A hasher walks one copied thing.
 type hasher struct {
-	ctx     context.Context
-	base    string // absolute path of the project folder
-	ignore  ignore
-	cache   *Cache
-	entries []TreeEntry
-	size    int // of the encoding so far, roughly
-	files   map[isle.Digest]string
-	buffer  []byte
+	ctx        context.Context
+	base       string // absolute path of the project folder
+	ignore     ignore
+	docker     *patternmatcher.PatternMatcher // of a Dockerfile's context, in place of ignore
+	verb       string                         // what the files are for: "copy", "build"
+	ignoreFile string                         // what names those that are left out, for messages
+	cache      *Cache
+	entries    []TreeEntry
+	size       int // of the encoding so far, roughly
+	files      map[isle.Digest]string
+	buffer     []byte
 }
 
 // top begins at what was named.
@@ -98,9 +98,9 @@ func (h *hasher) top(r *os.Root, from string) error {
 	info, err := r.Stat(name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return isle.Errorf(isle.NotFound, "copy: there is no %s in %s", from, h.base).WithHint("from is relative to the folder of isle.yaml")
+		return isle.Errorf(isle.NotFound, "%s: there is no %s in %s", h.verb, from, h.base).WithHint("from is relative to the folder of isle.yaml")
 	case err != nil:
-		return isle.Errorf(isle.Invalid, "copy %s: %w", from, err).WithHint("it has to be readable, and links have to stay inside the project's folder")
+		return isle.Errorf(isle.Invalid, "%s %s: %w", h.verb, from, err).WithHint("it has to be readable, and links have to stay inside the project's folder")
 	case info.IsDir():
 		sub, err := r.OpenRoot(name)
 		if err != nil {
@@ -111,21 +111,21 @@ func (h *hasher) top(r *os.Root, from string) error {
 		if err := h.add(TreeEntry{Type: TypeDir}, name); err != nil {
 			return err
 		}
-		return h.dir(sub, name, "", 0)
+		return h.dir(sub, name, "", 0, patternmatcher.MatchInfo{})
 	case name != from:
-		return isle.Errorf(isle.Invalid, "copy: %s is a file and not a folder", from).WithHint("leave out the slash at its end")
+		return isle.Errorf(isle.Invalid, "%s: %s is a file and not a folder", h.verb, from).WithHint("leave out the slash at its end")
 	}
 	return h.file(r, name, name, "")
 }
 
 // dir lists a folder. at is its path below the project folder, rel its path in
 // the tree.
-func (h *hasher) dir(r *os.Root, at, rel string, depth int) error {
+func (h *hasher) dir(r *os.Root, at, rel string, depth int, above patternmatcher.MatchInfo) error {
 	if err := h.ctx.Err(); err != nil {
 		return err
 	}
 	if depth > maxTreeDepth {
-		return isle.Errorf(isle.Invalid, "copy: %s nests deeper than %d folders", at, maxTreeDepth)
+		return isle.Errorf(isle.Invalid, "%s: %s nests deeper than %d folders", h.verb, at, maxTreeDepth)
 	}
 	d, err := r.Open(".")
 	if err != nil {
@@ -142,14 +142,25 @@ func (h *hasher) dir(r *os.Root, at, rel string, depth int) error {
 		if h.ignore.match(below, e.IsDir()) {
 			continue
 		}
-		if err := h.entry(r, e, below, path.Join(rel, name), depth); err != nil {
+		out, info, err := h.leaveOut(path.Join(rel, name), name, above)
+		if err != nil {
+			return isle.Errorf(isle.Invalid, "%s: %w", h.ignoreFile, err)
+		}
+		if out && !(e.IsDir() && h.takesBack(name)) {
+			continue
+		}
+		before := len(h.entries)
+		if err := h.entry(r, e, below, path.Join(rel, name), depth, info); err != nil {
 			return err
+		}
+		if out && len(h.entries) == before+1 { // a folder of which nothing was taken back
+			h.entries = h.entries[:before]
 		}
 	}
 	return nil
 }
 
-func (h *hasher) entry(r *os.Root, e fs.DirEntry, at, rel string, depth int) error {
+func (h *hasher) entry(r *os.Root, e fs.DirEntry, at, rel string, depth int, info patternmatcher.MatchInfo) error {
 	switch e.Type() {
 	case fs.ModeDir:
 		if err := h.add(TreeEntry{Path: rel, Type: TypeDir}, at); err != nil {
@@ -160,23 +171,23 @@ func (h *hasher) entry(r *os.Root, e fs.DirEntry, at, rel string, depth int) err
 			return h.fail(at, err)
 		}
 		defer sub.Close()
-		return h.dir(sub, at, rel, depth+1)
+		return h.dir(sub, at, rel, depth+1, info)
 	case fs.ModeSymlink:
 		target, err := r.Readlink(e.Name())
 		if err != nil {
 			return h.fail(at, err)
 		}
 		if !treeText(target) || target == "" {
-			return isle.Errorf(isle.Invalid, "copy: the target of the link %q is not UTF-8 or longer than %d bytes", at, maxTreePath).WithHint("change it, or name it in %s", IgnoreFile)
+			return isle.Errorf(isle.Invalid, "%s: the target of the link %q is not UTF-8 or longer than %d bytes", h.verb, at, maxTreePath).WithHint("change it, or name it in %s", h.ignoreFile)
 		}
 		return h.add(TreeEntry{Path: rel, Type: TypeLink, Target: target}, at)
 	case 0:
 		return h.file(r, e.Name(), at, rel)
 	}
-	return notCopied(at, e.Type())
+	return h.notCopied(at, e.Type())
 }
 
-func notCopied(at string, mode fs.FileMode) error {
+func (h *hasher) notCopied(at string, mode fs.FileMode) error {
 	kind := "a device"
 	switch {
 	case mode&fs.ModeSocket != 0:
@@ -184,8 +195,8 @@ func notCopied(at string, mode fs.FileMode) error {
 	case mode&fs.ModeNamedPipe != 0:
 		kind = "a named pipe"
 	}
-	return isle.Errorf(isle.Invalid, "copy: %s is %s; only files, folders and links can be copied", at, kind).
-		WithHint("remove it, or name it in %s", IgnoreFile)
+	return isle.Errorf(isle.Invalid, "%s: %s is %s; only files, folders and links can be copied", h.verb, at, kind).
+		WithHint("remove it, or name it in %s", h.ignoreFile)
 }
 
 // file adds one regular file, by the cache if it can.
@@ -196,7 +207,7 @@ func (h *hasher) file(r *os.Root, name, at, rel string) error {
 		return h.fail(at, err)
 	}
 	if !info.Mode().IsRegular() {
-		return notCopied(at, info.Mode().Type())
+		return h.notCopied(at, info.Mode().Type())
 	}
 	digest, known := h.cache.get(full, info)
 	if !known {
@@ -222,14 +233,14 @@ func (h *hasher) read(r *os.Root, name, at string) (fs.FileInfo, isle.Digest, er
 			continue
 		}
 		if after.Size() > maxTreeFile {
-			return nil, "", isle.Errorf(isle.Invalid, "copy: %s is larger than %s", at, FormatSize(maxTreeFile))
+			return nil, "", isle.Errorf(isle.Invalid, "%s: %s is larger than %s", h.verb, at, FormatSize(maxTreeFile))
 		}
 		d := isle.DigestFromSum(sum)
 		h.cache.put(filepath.Join(h.base, at), after, d, start)
 		return after, d, nil
 	}
-	return nil, "", isle.Errorf(isle.Conflict, "copy: %s changes while it is read", at).
-		WithHint("stop what writes it, or name it in %s", IgnoreFile)
+	return nil, "", isle.Errorf(isle.Conflict, "%s: %s changes while it is read", h.verb, at).
+		WithHint("stop what writes it, or name it in %s", h.ignoreFile)
 }
 
 func (h *hasher) hash(r *os.Root, name string) (before, after fs.FileInfo, sum []byte, err error) {
@@ -269,13 +280,13 @@ func (h *hasher) hash(r *os.Root, name string) (before, after fs.FileInfo, sum [
 
 func (h *hasher) add(e TreeEntry, at string) error {
 	if e.Path != "" && !treePath(e.Path) {
-		return isle.Errorf(isle.Invalid, "copy: the name %q is not UTF-8, or too long", at).WithHint("rename it, or name its folder in %s", IgnoreFile)
+		return isle.Errorf(isle.Invalid, "%s: the name %q is not UTF-8, or too long", h.verb, at).WithHint("rename it, or name its folder in %s", h.ignoreFile)
 	}
 	h.entries = append(h.entries, e)
 	h.size += len(e.Path) + len(e.Target) + 160
 	if len(h.entries) > MaxTreeEntries || h.size > MaxTreeSize {
-		return isle.Errorf(isle.Invalid, "copy: %s makes more than %d files and folders, or %s of names", at, MaxTreeEntries, FormatSize(MaxTreeSize)).
-			WithHint("name what is not needed in %s, such as build output and caches", IgnoreFile)
+		return isle.Errorf(isle.Invalid, "%s: %s makes more than %d files and folders, or %s of names", h.verb, at, MaxTreeEntries, FormatSize(MaxTreeSize)).
+			WithHint("name what is not needed in %s, such as build output and caches", h.ignoreFile)
 	}
 	return nil
 }
@@ -285,5 +296,5 @@ func (h *hasher) fail(at string, err error) error {
 	if h.ctx.Err() != nil {
 		return h.ctx.Err()
 	}
-	return isle.Errorf(isle.Invalid, "copy %s: %w", at, err).WithHint("make it readable, or name it in %s", IgnoreFile)
+	return isle.Errorf(isle.Invalid, "%s %s: %w", h.verb, at, err).WithHint("make it readable, or name it in %s", h.ignoreFile)
 }

@@ -126,6 +126,8 @@ func serviceShape() shape[Service] {
 	return object("a service",
 		key("image", "", "An image to begin with, in place of packages: `registry.example/team/app:1` from a registry, `localhost/app:1` of this server (`isle image ls`), or `./app.tar`, an OCI layout or what docker save wrote, in the project folder. `isle lock` pins it by digest. What the file leaves open, command, user, workdir and variables, is as the image says.",
 			text("an image", "", parseImage), func(s *Service) *string { return &s.Image }),
+		key("build", "", "A Dockerfile that makes the image, in place of packages: the folder that it is in, or more about it. Its steps have no network (docs/dockerfile.md). What the file leaves open is as the image says.",
+			pointer(buildShape()), func(s *Service) **Build { return &s.Build }),
 		key("suite", "bookworm", "The Debian release its packages come from.", text("a suite", suitePattern, parseSuite), func(s *Service) *string { return &s.Suite }),
 		key("packages", "", "Debian packages, by name or name=version. `isle lock` pins them and what they depend on by hash; they are unpacked without maintainer scripts, so programs may need their full path (/usr/lib/postgresql/15/bin/postgres) and nothing is started by itself.",
 			packages, func(s *Service) *[]string { return &s.Packages }),

@@ -254,6 +254,8 @@ func (c *lockChecker) lock(l *Lock) {
 		s := l.Services[name]
 		if s.Image != nil {
 			c.image(where+".image", &s)
+		} else if s.Build != nil {
+			c.build(where+".build", &s)
 		} else if _, ok := l.Suites[s.Suite]; !ok {
 			c.problem(where+".suite", "%q is not among the lock's suites", clip(s.Suite))
 		}
@@ -300,12 +302,17 @@ func (c *lockChecker) service(where string, s *ServiceLock, architecture string)
 }
 
 func (c *lockChecker) image(at string, s *ServiceLock) {
-	i := s.Image
+	if s.Suite != "" || s.Build != nil || len(s.Requests) > 0 || len(s.Packages) > 0 {
+		c.problem(at, "stands beside a build, a suite or packages")
+		return
+	}
+	c.lockedImage(at, s.Image)
+}
+
+func (c *lockChecker) lockedImage(at string, i *LockedImage) {
 	request, err := parseImage(i.Request)
 	_, archive := (Service{Image: i.Request}).ImagePath()
 	switch {
-	case s.Suite != "" || len(s.Requests) > 0 || len(s.Packages) > 0:
-		c.problem(at, "stands beside a suite or packages")
 	case err != nil || request != i.Request:
 		c.problem(at+".request", "%q is no image", clip(i.Request))
 	case archive && (!i.Tree.Valid() || i.Digest != "" || i.Reference != ""):
@@ -317,6 +324,46 @@ func (c *lockChecker) image(at string, s *ServiceLock) {
 		if asked.Digest = ""; asked.String() != i.Reference {
 			c.problem(at+".reference", "%q is not what %q means", clip(i.Reference), clip(i.Request))
 		}
+	}
+}
+
+// maxBuildImages is how many images a Dockerfile can begin with and copy from.
+const maxBuildImages = 512
+
+func (c *lockChecker) build(at string, s *ServiceLock) {
+	b := s.Build
+	context, err1 := parseContext(b.Context)
+	file, err2 := parseDockerfile(b.Dockerfile)
+	_, err3 := parseTarget(b.Target)
+	switch {
+	case s.Suite != "" || len(s.Requests) > 0 || len(s.Packages) > 0:
+		c.problem(at, "stands beside a suite or packages")
+	case err1 != nil || context != b.Context:
+		c.problem(at+".context", "%q is no path in the project's folder", clip(b.Context))
+	case err2 != nil || file != b.Dockerfile:
+		c.problem(at+".dockerfile", "%q is no path in the project's folder", clip(b.Dockerfile))
+	case b.Target != "" && err3 != nil:
+		c.problem(at+".target", "%q is no stage", clip(b.Target))
+	case !b.Tree.Valid() || !b.File.Valid():
+		c.problem(at+".tree", "the context or the Dockerfile is not pinned by a sha256 digest")
+	case len(b.Args) > maxBuildArgs || len(b.Images) > maxBuildImages:
+		c.problem(at, "has more arguments or images than a build can have")
+	}
+	for _, k := range slices.Sorted(maps.Keys(b.Args)) {
+		if _, err := parseText(b.Args[k]); envError(k) != nil || err != nil {
+			c.problem(at+".args", "%q is no argument", clip(k))
+		}
+	}
+	for i := range b.Images {
+		where := fmt.Sprintf("%s.images[%d]", at, i)
+		if i > 0 && b.Images[i-1].Request >= b.Images[i].Request {
+			c.problem(where, "%q is out of order or here a second time", clip(b.Images[i].Request))
+		}
+		if _, archive := (Service{Image: b.Images[i].Request}).ImagePath(); archive {
+			c.problem(where, "%q is no reference", clip(b.Images[i].Request))
+			continue
+		}
+		c.lockedImage(where, &b.Images[i])
 	}
 }
 

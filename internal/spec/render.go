@@ -58,7 +58,7 @@ func (f File) Check() error {
 }
 
 func (s Service) node() *yaml.Node {
-	m := newMapping().text("image", s.Image).text("suite", s.Suite).texts("packages", s.Packages)
+	m := newMapping().text("image", s.Image).add("build", s.Build.node().some()).text("suite", s.Suite).texts("packages", s.Packages)
 	m.list("copy", len(s.Copy), func(i int) *yaml.Node {
 		return newMapping().text("from", s.Copy[i].From).text("to", s.Copy[i].To).Node
 	})

@@ -23,6 +23,8 @@ func whole() File {
 		}, {
 			Name: "web", Suite: "bookworm", Restart: "no", Healthcheck: &Healthcheck{HTTP: "http://localhost:80/", Interval: 5 * time.Second, Timeout: 5 * time.Second, Start: time.Minute, Retries: 3},
 		}, {
+			Name: "made", Build: &Build{Context: "made", Dockerfile: "docker/File", Target: "app", Args: map[string]string{"A": "1", "B": ""}}, Restart: "no",
+		}, {
 			Name: "other", Image: "./other.tar", Restart: "no", Healthcheck: &Healthcheck{Command: []string{"true"}, Interval: 5 * time.Second, Timeout: 5 * time.Second, Start: time.Minute, Retries: 3},
 		}},
 	}
@@ -32,7 +34,8 @@ func TestWhatIsRenderedIsParsedAsItWas(t *testing.T) {
 	f := whole()
 	for _, v := range []reflect.Value{reflect.ValueOf(f), reflect.ValueOf(f.Services[0]), reflect.ValueOf(f.Egress[0])} {
 		for i := range v.NumField() {
-			if image := v.Type().Field(i).Name == "Image" && f.Services[2].Image != ""; v.Field(i).IsZero() && !image { // it stands in place of packages
+			name := v.Type().Field(i).Name
+			if instead := name == "Image" || name == "Build"; v.Field(i).IsZero() && !instead { // of packages, in services of their own
 				t.Errorf("the test's file has no %s.%s: add it here, and to Render", v.Type(), v.Type().Field(i).Name)
 			}
 		}
@@ -55,7 +58,7 @@ func TestAFileThatNobodyCouldWriteIsRefused(t *testing.T) {
 		"a service twice":         func(f *File) { f.Services[1].Name = "db" },
 		"a service that is not":   func(f *File) { f.Services[0].DependsOn = []string{"gone"} },
 		"an image and packages":   func(f *File) { f.Services[0].Image, f.Services[0].Suite = "a", "" },
-		"an image elsewhere":      func(f *File) { f.Services[2].Image = "./../x" },
+		"an image elsewhere":      func(f *File) { f.Services[3].Image = "./../x" },
 		"no suite":                func(f *File) { f.Services[0].Suite = "" },
 		"another isolation":       func(f *File) { f.Isolation = "none" },
 		"no isolation":            func(f *File) { f.Isolation = "" },

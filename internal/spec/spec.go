@@ -38,7 +38,8 @@ type File struct {
 type Service struct {
 	Name        string            `json:"name"`
 	Image       string            `json:"image,omitempty"`    // in place of packages: a reference, or the path of an archive that begins with "./"
-	Suite       string            `json:"suite"`              // Debian suite; default "bookworm"; "" with Image
+	Build       *Build            `json:"build,omitempty"`    // in place of packages: what a Dockerfile makes
+	Suite       string            `json:"suite"`              // Debian suite; default "bookworm"; "" with Image or Build
 	Packages    []string          `json:"packages,omitempty"` // Debian package names, as written
 	Copy        []Copy            `json:"copy,omitempty"`
 	Run         []string          `json:"run,omitempty"`  // build-time shell commands (/bin/sh -c), sealed, no network
@@ -153,6 +154,7 @@ type SuiteLock struct {
 // A ServiceLock pins one service's inputs.
 type ServiceLock struct {
 	Image    *LockedImage    `json:"image,omitempty"`
+	Build    *LockedBuild    `json:"build,omitempty"`
 	Suite    string          `json:"suite"`
 	Requests []string        `json:"requests"` // the packages asked for, sorted; a difference to the File means the lock is stale
 	Packages []LockedPackage `json:"packages"` // sorted by name
@@ -171,6 +173,14 @@ type LockedImage struct {
 	Digest isle.Digest `json:"digest,omitempty"`
 	// Tree is the digest of an archive's files.
 	Tree isle.Digest `json:"tree,omitempty"`
+}
+
+// A LockedBuild pins what a Dockerfile is built from.
+type LockedBuild struct {
+	Build                // as the File has it
+	Tree   isle.Digest   `json:"tree"`   // of the context's files
+	File   isle.Digest   `json:"file"`   // of the Dockerfile, as a Tree of one file
+	Images []LockedImage `json:"images"` // those that its stages begin with, copy from and mount, by request
 }
 
 // A LockedPackage is one Debian package, named by content.
