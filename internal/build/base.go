@@ -5,6 +5,7 @@ import (
 	"io"
 	"maps"
 	"path/filepath"
+	"slices"
 
 	"isle"
 	"isle/internal/image"
@@ -35,9 +36,15 @@ func (b *Builder) lockImage(ctx context.Context, s spec.Service, copies []Copied
 		}
 		return nil, isle.Errorf(isle.Invalid, "%s: nothing was sent for image %s", s.Name, s.Image)
 	}
-	ref, err := registry.Parse(s.Image)
+	return b.lockReference(ctx, s.Name, s.Image, o, p)
+}
+
+// lockReference pins what a reference means now, for a service.
+func (b *Builder) lockReference(ctx context.Context, service, request string, o LockOptions, p Progress) (*spec.LockedImage, error) {
+	l := &spec.LockedImage{Request: request}
+	ref, err := registry.Parse(request)
 	if err != nil {
-		return nil, err
+		return nil, prefix(service, err)
 	}
 	asked := ref
 	asked.Digest = ""
@@ -48,7 +55,7 @@ func (b *Builder) lockImage(ctx context.Context, s spec.Service, copies []Copied
 		case err != nil && ref.Digest != "":
 			l.Digest = ref.Digest
 		case err != nil:
-			return nil, prefix(s.Name, err)
+			return nil, prefix(service, err)
 		case ref.Digest != "" && ref.Digest != n.Image:
 			l.Digest = ref.Digest
 		default:
@@ -56,12 +63,12 @@ func (b *Builder) lockImage(ctx context.Context, s spec.Service, copies []Copied
 		}
 		return l, nil
 	}
-	step := Event{Service: s.Name, Step: "resolve"}
+	step := Event{Service: service, Step: "resolve"}
 	step.State, step.Message = "start", ref.String()
 	p(step)
-	picture, err := b.resolve(ctx, ref, s.Name, o.Credentials, o.Pull, p)
+	picture, err := b.resolve(ctx, ref, service, o.Credentials, o.Pull, p)
 	if err != nil {
-		return nil, prefix(s.Name+": image "+ref.String(), err)
+		return nil, prefix(service+": image "+ref.String(), err)
 	}
 	l.Digest = picture.Digest
 	step.State, step.Message = "done", picture.Digest.Short()
@@ -99,9 +106,18 @@ func pinnedImage(old *spec.Lock, service, request string) *spec.LockedImage {
 	if l := old.Services[service].Image; l != nil && l.Request == request {
 		return l
 	}
-	for _, s := range old.Services {
+	for _, name := range slices.Sorted(maps.Keys(old.Services)) {
+		s := old.Services[name]
 		if s.Image != nil && s.Image.Request == request {
 			return s.Image
+		}
+		if s.Build == nil {
+			continue
+		}
+		for _, i := range s.Build.Images {
+			if i.Request == request {
+				return &i
+			}
 		}
 	}
 	return nil

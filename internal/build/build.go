@@ -43,6 +43,28 @@ type Step struct {
 	Command []string
 	Env     map[string]string
 	Output  io.Writer // stdout and stderr
+
+	// Of a Dockerfile, where a step's root is all its own.
+	Plain    bool   // /tmp and /run are folders of the root, and not in memory
+	Dir      string // that the command starts in; "" is /
+	UID, GID uint32
+	Groups   []uint32 // others that the user is in
+	Mounts   []Mount
+}
+
+// A Mount is something that a step sees and that is no part of its root. Exactly
+// one of Layers, Folder and Content is set, or none: then it is in memory.
+type Mount struct {
+	Target   string // absolute; no part of it is a link
+	ReadOnly bool
+	Layers   []string    // a tree, lowest first; what is written to it is gone after the step
+	Source   string      // the path of it that is mounted; no part of it is a link
+	File     bool        // that is a file
+	Folder   string      // a folder of the machine with owners as seen inside; what is written stays
+	Content  []byte      // a file
+	Size     int64       // in memory, bytes; 0: what the step may use
+	Mode     os.FileMode // of Content
+	UID, GID uint32      // of Content
 }
 
 // Progress is called, one call at a time, as the work goes on.
@@ -141,26 +163,39 @@ type flights struct {
 	busy map[isle.Digest]chan struct{}
 }
 
+// try enters the key if nobody is in it.
+func (f *flights) try(key isle.Digest) (leave func(), ok bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.busy[key] != nil {
+		return func() {}, false
+	}
+	if f.busy == nil {
+		f.busy = make(map[isle.Digest]chan struct{})
+	}
+	mine := make(chan struct{})
+	f.busy[key] = mine
+	return func() {
+		f.mu.Lock()
+		delete(f.busy, key)
+		f.mu.Unlock()
+		close(mine)
+	}, true
+}
+
 // enter waits until nobody else is in the key, and returns the way out.
 func (f *flights) enter(ctx context.Context, key isle.Digest) (leave func(), err error) {
 	for {
+		leave, ok := f.try(key)
+		if ok {
+			return leave, nil
+		}
 		f.mu.Lock()
 		other := f.busy[key]
-		if other == nil {
-			if f.busy == nil {
-				f.busy = make(map[isle.Digest]chan struct{})
-			}
-			mine := make(chan struct{})
-			f.busy[key] = mine
-			f.mu.Unlock()
-			return func() {
-				f.mu.Lock()
-				delete(f.busy, key)
-				f.mu.Unlock()
-				close(mine)
-			}, nil
-		}
 		f.mu.Unlock()
+		if other == nil {
+			continue
+		}
 		select {
 		case <-other:
 		case <-ctx.Done():

@@ -32,6 +32,35 @@ type inputs struct {
 	Tree         isle.Digest       `json:"tree,omitempty"`
 	Command      []string          `json:"command,omitempty"`
 	Env          map[string]string `json:"env,omitempty"`
+
+	// Of a Dockerfile.
+	User      string        `json:"user,omitempty"`
+	Dir       string        `json:"dir,omitempty"`
+	Script    string        `json:"script,omitempty"`
+	Mounts    []mountInput  `json:"mounts,omitempty"`
+	Copy      *copyInput    `json:"copy,omitempty"`
+	Materials []isle.Digest `json:"materials,omitempty"` // layers of another stage or image that is copied from
+
+	// What the step is found again by in another build, and no part of its key.
+	Stage   string      `json:"stage,omitempty"`
+	Context isle.Digest `json:"context,omitempty"` // the whole tree that Tree is of
+}
+
+// mountInput is what of a mount can change a step's layer. What a cache or a
+// secret holds does not.
+type mountInput struct {
+	Type      string        `json:"type"`
+	Target    string        `json:"target,omitempty"`
+	ReadOnly  bool          `json:"read_only,omitempty"`
+	Path      string        `json:"path,omitempty"`
+	ID        string        `json:"id,omitempty"`
+	Env       string        `json:"env,omitempty"`
+	Size      int64         `json:"size,omitempty"`
+	Mode      uint32        `json:"mode,omitempty"`
+	UID       uint32        `json:"uid,omitempty"`
+	GID       uint32        `json:"gid,omitempty"`
+	Tree      isle.Digest   `json:"tree,omitempty"` // of the context
+	Materials []isle.Digest `json:"materials,omitempty"`
 }
 
 type packageInput struct {
@@ -41,6 +70,7 @@ type packageInput struct {
 }
 
 func (in inputs) key() isle.Digest {
+	in.Stage, in.Context = "", ""
 	b, err := json.Marshal(in)
 	if err != nil {
 		panic(err) // strings and integers only
@@ -52,6 +82,7 @@ func (in inputs) key() isle.Digest {
 type record struct {
 	Inputs inputs        `json:"inputs"`
 	Layers []image.Layer `json:"layers"`
+	Empty  bool          `json:"empty,omitempty"` // nothing was to be done, and there is no layer
 }
 
 // lookup returns the layers that were made with the key, if all of them are
@@ -59,7 +90,7 @@ type record struct {
 // miss: someone wrote to the state folder, and that must not pass unseen.
 func (b *Builder) lookup(key isle.Digest) ([]image.Layer, bool, error) {
 	var r record
-	if !readJSON(b.recordPath(key), &r) || r.Inputs.key() != key || len(r.Layers) == 0 {
+	if !readJSON(b.recordPath(key), &r) || r.Inputs.key() != key || (len(r.Layers) == 0) != r.Empty {
 		return nil, false, nil
 	}
 	for _, l := range r.Layers {
@@ -75,7 +106,7 @@ func (b *Builder) lookup(key isle.Digest) ([]image.Layer, bool, error) {
 
 // note records a step after its layers are in the store.
 func (b *Builder) note(in inputs, layers []image.Layer) error {
-	return writeJSON(b.recordPath(in.key()), record{in, layers})
+	return writeJSON(b.recordPath(in.key()), record{in, layers, len(layers) == 0})
 }
 
 func (b *Builder) recordPath(key isle.Digest) string {

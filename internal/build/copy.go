@@ -27,6 +27,9 @@ func (b *Builder) Needs(lock *spec.Lock) []isle.Digest {
 				want = append(want, b.treeFiles(i.Tree)...)
 			}
 		}
+		if s.Build != nil {
+			want = append(append(want, b.treeFiles(s.Build.Tree)...), b.treeFiles(s.Build.File)...)
+		}
 		for _, c := range s.Copy {
 			want = append(want, c.Tree)
 			t, err := b.tree(c.Tree)

@@ -70,12 +70,19 @@ func (b *Builder) Export(ctx context.Context, lock *spec.Lock, w io.Writer) erro
 
 // copiedBlobs adds the trees and files of a service that the store has.
 func (b *Builder) copiedBlobs(sl spec.ServiceLock, names map[isle.Digest]bool) {
+	var trees []isle.Digest
 	for _, c := range sl.Copy {
-		t, err := b.tree(c.Tree)
+		trees = append(trees, c.Tree)
+	}
+	if sl.Build != nil {
+		trees = append(trees, sl.Build.Tree, sl.Build.File)
+	}
+	for _, d := range trees {
+		t, err := b.tree(d)
 		if err != nil {
 			continue
 		}
-		names[c.Tree] = true
+		names[d] = true
 		for _, e := range t.Entries {
 			if e.Type == spec.TypeFile && len(b.Images.Missing([]isle.Digest{e.Digest})) == 0 {
 				names[e.Digest] = true

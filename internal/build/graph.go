@@ -128,6 +128,15 @@ func (b *Builder) service(ctx context.Context, project string, s spec.Service, l
 		m.Layers, m.Config = slices.Clone(from.image.Layers), from.image.Config
 		done = append(done, from.inputs)
 	}
+	if lock.Services[s.Name].Build != nil {
+		x, err := b.newStages(project, s, lock, o, made, p)
+		if err != nil {
+			return m, "", err
+		}
+		if m, done, err = x.build(ctx); err != nil {
+			return m, "", err
+		}
+	}
 	for _, st := range b.plan(s, lock, m.Config, o) {
 		for _, l := range m.Layers {
 			st.inputs.Parents = append(st.inputs.Parents, l.Digest)
@@ -251,7 +260,7 @@ func (b *Builder) plan(s spec.Service, lock *spec.Lock, says *image.Config, o Op
 	base := commonInputs(lock)
 	s = asImageSays(s, says)
 	var steps []step
-	if sl.Image == nil {
+	if sl.Image == nil && sl.Build == nil {
 		steps = append(steps, b.packagesStep(s, sl, base, o))
 	}
 	if st, ok := b.pathsStep(s, base); ok {

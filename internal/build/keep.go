@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"isle"
-	"isle/internal/spec"
 )
 
 // Keep says what a collection of garbage leaves alone for the sake of builds:
@@ -35,14 +34,16 @@ func (b *Builder) Keep(since time.Time) (layers, blobs func(isle.Digest) bool) {
 			if s.Image != nil { // the list alone: its files are layers by now
 				keepBlobs[s.Image.Tree] = true
 			}
+			trees := make([]isle.Digest, 0, len(s.Copy)+2)
 			for _, c := range s.Copy {
-				keepBlobs[c.Tree] = true
-				if t, err := b.tree(c.Tree); err == nil {
-					for _, e := range t.Entries {
-						if e.Type == spec.TypeFile {
-							keepBlobs[e.Digest] = true
-						}
-					}
+				trees = append(trees, c.Tree)
+			}
+			if s.Build != nil {
+				trees = append(trees, s.Build.Tree, s.Build.File)
+			}
+			for _, t := range trees {
+				for _, d := range b.treeFiles(t) {
+					keepBlobs[d] = true
 				}
 			}
 		}
@@ -71,7 +72,7 @@ func (b *Builder) Prune() {
 	b.importer().Prune()
 	for _, name := range jsonFiles(filepath.Join(b.Cache, "steps")) {
 		var r record
-		whole := readJSON(name, &r) && len(r.Layers) > 0
+		whole := readJSON(name, &r) && (len(r.Layers) == 0) == r.Empty
 		for _, l := range r.Layers {
 			whole = whole && b.Images.HasLayer(l.Digest)
 		}

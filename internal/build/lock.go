@@ -72,6 +72,13 @@ func (b *Builder) Lock(ctx context.Context, f spec.File, old *spec.Lock, copies 
 			lock.Services[s.Name] = sl
 			continue
 		}
+		if s.Build != nil {
+			if sl.Build, err = b.lockBuild(ctx, s, old, copies, o, p); err != nil {
+				return nil, nil, err
+			}
+			lock.Services[s.Name] = sl
+			continue
+		}
 		if kept, ok := pinned(old, s.Name, sl); ok && !o.Update {
 			sl.Packages = kept
 			lock.Suites[s.Suite] = old.Suites[s.Suite]
@@ -81,7 +88,7 @@ func (b *Builder) Lock(ctx context.Context, f spec.File, old *spec.Lock, copies 
 		lock.Services[s.Name] = sl
 	}
 	if o.Locked {
-		changes = differences(old, lock)
+		changes = b.differences(old, lock)
 		if len(stale) > 0 || len(changes) > 0 {
 			return nil, nil, isle.Errorf(isle.Conflict, "isle.lock does not fit the file any more: %s", strings.Join(changes, "; ")).WithHint("`isle lock` brings it up to date")
 		}
@@ -90,7 +97,7 @@ func (b *Builder) Lock(ctx context.Context, f spec.File, old *spec.Lock, copies 
 	if err := b.resolvePackages(ctx, lock, stale, o, p); err != nil {
 		return nil, nil, err
 	}
-	return lock, differences(old, lock), nil
+	return lock, b.differences(old, lock), nil
 }
 
 // archived reports whether a service's image is an archive of the project.
@@ -169,7 +176,7 @@ func copiesOf(s spec.Service, copies []Copied) ([]spec.LockedCopy, error) {
 }
 
 // differences says how a lock differs from another, service by service.
-func differences(old, lock *spec.Lock) []string {
+func (b *Builder) differences(old, lock *spec.Lock) []string {
 	if old == nil {
 		old = &spec.Lock{}
 	}
@@ -184,7 +191,10 @@ func differences(old, lock *spec.Lock) []string {
 		if d := imageDifference(was.Image, is.Image); d != "" {
 			out = append(out, name+": "+d)
 		}
-		if was.Suite != is.Suite && was.Image == nil && is.Image == nil {
+		for _, d := range b.buildDifference(was.Build, is.Build) {
+			out = append(out, name+": "+d)
+		}
+		if was.Suite != is.Suite && was.Suite != "" && is.Suite != "" {
 			out = append(out, fmt.Sprintf("%s: suite %s -> %s", name, was.Suite, is.Suite))
 		}
 		if !slices.Equal(was.Requests, is.Requests) {
@@ -314,6 +324,8 @@ func (b *Builder) checkLock(f spec.File, lock *spec.Lock) error {
 			return stale("image changed")
 		case sl.Image != nil && !sl.Image.Digest.Valid() && !sl.Image.Tree.Valid():
 			return stale("image is not pinned by a digest")
+		case checkBuild(s, sl.Build) != "":
+			return stale(checkBuild(s, sl.Build))
 		case sl.Suite != s.Suite:
 			return stale(fmt.Sprintf("suite is %s, locked is %s", s.Suite, sl.Suite))
 		case !slices.Equal(sl.Requests, requestsOf(s)):

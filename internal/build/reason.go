@@ -79,12 +79,12 @@ func (b *Builder) why(last, done []inputs, in inputs) string {
 func counterpart(other, done []inputs, in inputs) *inputs {
 	nth := 0
 	for _, d := range done {
-		if d.Kind == in.Kind {
+		if d.Kind == in.Kind && d.Stage == in.Stage {
 			nth++
 		}
 	}
 	for i := range other {
-		if other[i].Kind != in.Kind {
+		if other[i].Kind != in.Kind || other[i].Stage != in.Stage {
 			continue
 		}
 		if nth == 0 {

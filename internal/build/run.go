@@ -78,7 +78,7 @@ func (b *Builder) runStep(s spec.Service, command string, env map[string]string,
 			return nil, err
 		}
 		defer stack.Close()
-		l, err := w.into.WriteLayer(ctx, "run", title(command), func(l *image.Writer) error { return addUpper(l, st.Upper, stack) })
+		l, err := w.into.WriteLayer(ctx, "run", title(command), func(l *image.Writer) error { return addUpper(l, st.Upper, stack, scrubbed) })
 		return []image.Layer{l}, err
 	}}
 }
@@ -127,7 +127,7 @@ func (l *lines) emit() {
 // anything there but no process that could still change it. Sockets, pipes and
 // what differs from run to run (scrubbed) are left out, and so are whiteouts and
 // opaque marks that hide nothing: kernels differ in when they leave those.
-func addUpper(l *image.Writer, upper string, below *image.Stack) error {
+func addUpper(l *image.Writer, upper string, below *image.Stack, scrubbed func(inside string, mode fs.FileMode) bool) error {
 	var size int64
 	return filepath.WalkDir(upper, func(name string, d fs.DirEntry, err error) error {
 		if err != nil {

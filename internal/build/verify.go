@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"sync"
 
 	"isle"
 	"isle/internal/image"
@@ -31,16 +32,27 @@ func (b *Builder) Verify(ctx context.Context, f spec.File, lock *spec.Lock, o Op
 	if err != nil {
 		return Result{}, err
 	}
-	seen := map[isle.Digest]int{} // step keys done, with their number of layers
+	v := &verifying{b: b, again: again, p: p, seen: map[isle.Digest]bool{}}
 	for _, s := range f.Services {
-		if err := b.verifyService(ctx, s, lock, o, res.Images[s.Name], again, seen, p); err != nil {
+		if err := v.service(ctx, f.Name, s, lock, o, res.Images[s.Name]); err != nil {
 			return Result{}, err
 		}
 	}
 	return res, nil
 }
 
-func (b *Builder) verifyService(ctx context.Context, s spec.Service, lock *spec.Lock, o Options, m image.Image, again *image.Store, seen map[isle.Digest]int, p Progress) error {
+// A verifying makes steps again. Its step may be called from several goroutines.
+type verifying struct {
+	b     *Builder
+	again *image.Store
+	p     Progress
+
+	mu   sync.Mutex
+	seen map[isle.Digest]bool // keys of steps that were made again
+}
+
+func (v *verifying) service(ctx context.Context, project string, s spec.Service, lock *spec.Lock, o Options, m image.Image) error {
+	b := v.b
 	below := image.Image{Format: m.Format, Architecture: m.Architecture}
 	if l := lock.Services[s.Name].Image; l != nil { // it was checked against its source when it was read
 		from, ok := b.knownBase(baseInputs(l, commonInputs(lock)))
@@ -49,39 +61,77 @@ func (b *Builder) verifyService(ctx context.Context, s spec.Service, lock *spec.
 		}
 		below.Layers, below.Config = slices.Clone(from.Layers), from.Config
 	}
+	if lock.Services[s.Name].Build != nil {
+		x, err := b.newStages(project, s, lock, o, nil, v.p)
+		if err != nil {
+			return err
+		}
+		x.again = v.made
+		if below, _, err = x.build(ctx); err != nil {
+			return err
+		}
+	}
 	for _, st := range b.plan(s, lock, below.Config, o) {
 		for _, l := range below.Layers {
 			st.inputs.Parents = append(st.inputs.Parents, l.Digest)
 		}
-		want := m.Layers[len(below.Layers):]
-		key := st.inputs.key()
-		if n, ok := seen[key]; ok {
-			below.Layers = append(below.Layers, want[:n]...)
-			continue
-		}
-		say := st.events(p)
-		say(Event{State: "start", Message: "verify: make it again"})
-		parents, err := b.Images.Verify(ctx, below)
+		n, err := v.step(ctx, st, below, m.Layers[len(below.Layers):])
 		if err != nil {
 			return err
 		}
-		got, err := st.make(ctx, work{into: again, parents: parents, say: say})
-		if err != nil {
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			return stepError(st, err)
-		}
-		for i, l := range got {
-			if i >= len(want) || want[i].Digest != l.Digest {
-				return b.differs(ctx, st, below, want, i, again.LayerPath(l.Digest))
-			}
-		}
-		seen[key] = len(got)
-		below.Layers = append(below.Layers, want[:len(got)]...)
-		say(Event{State: "done", Message: "the same bytes"})
+		below.Layers = m.Layers[:len(below.Layers)+n]
 	}
 	return nil
+}
+
+// made makes a step of a Dockerfile again, and returns what it made before.
+func (v *verifying) made(ctx context.Context, st step, below image.Image) ([]image.Layer, error) {
+	want, ok, err := v.b.lookup(st.inputs.key())
+	if err != nil {
+		return nil, stepError(st, err)
+	}
+	if !ok {
+		return nil, stepError(st, isle.Errorf(isle.Conflict, "what it made was removed meanwhile").WithHint("run the command again"))
+	}
+	n, err := v.step(ctx, st, below, want)
+	if err == nil && n != len(want) {
+		return nil, stepError(st, isle.Errorf(isle.Failed, "made again it has fewer layers"))
+	}
+	return want, err
+}
+
+// step makes a step again, on the same layers below, and compares it with the
+// first of those that are wanted. It returns how many they are.
+func (v *verifying) step(ctx context.Context, st step, below image.Image, want []image.Layer) (int, error) {
+	key := st.inputs.key()
+	v.mu.Lock()
+	seen := v.seen[key]
+	v.seen[key] = true
+	v.mu.Unlock()
+	if seen {
+		layers, _, err := v.b.lookup(key)
+		return len(layers), err
+	}
+	say := st.events(v.p)
+	say(Event{State: "start", Message: "verify: make it again"})
+	parents, err := v.b.Images.Verify(ctx, below)
+	if err != nil {
+		return 0, err
+	}
+	got, err := st.safely(ctx, work{into: v.again, parents: parents, say: say})
+	if err != nil {
+		if ctx.Err() != nil {
+			return 0, ctx.Err()
+		}
+		return 0, stepError(st, err)
+	}
+	for i, l := range got {
+		if i >= len(want) || want[i].Digest != l.Digest {
+			return 0, v.b.differs(ctx, st, below, want, i, v.again.LayerPath(l.Digest))
+		}
+	}
+	say(Event{State: "done", Message: "the same bytes"})
+	return len(got), nil
 }
 
 // differs says how the nth layer of a step came out otherwise the second time.

@@ -76,9 +76,9 @@ func (d *Driver) config(c *container) (*specs.Spec, error) {
 		Hostname: c.hostname,
 		Root:     &specs.Root{Path: d.private + "/root", Readonly: c.upper == ""},
 		Process: &specs.Process{
-			Args: c.command, Env: c.env, Cwd: "/",
+			Args: c.command, Env: c.env, Cwd: c.folder(), User: c.user(),
 			NoNewPrivileges: true,
-			Capabilities:    &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps},
+			Capabilities:    c.capabilities(caps),
 			Rlimits:         c.rlimits(),
 			OOMScoreAdj:     &score,
 		},
@@ -142,7 +142,10 @@ func (c *container) mounts(private string) ([]specs.Mount, error) {
 		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5", fmt.Sprintf("max=%d", maxTerminals)}},
 		{Destination: "/sys", Type: "tmpfs", Source: "tmpfs", Options: []string{"ro", "nosuid", "nodev", "noexec", "mode=555", "size=4k"}},
 	}
-	more := []specs.Mount{tmpfs("/dev/shm", "1777", "noexec"), tmpfs("/tmp", "1777"), tmpfs("/run", "755")}
+	more := []specs.Mount{tmpfs("/dev/shm", "1777", "noexec")}
+	if !c.step.Plain {
+		more = append(more, tmpfs("/tmp", "1777"), tmpfs("/run", "755"))
+	}
 	for _, at := range c.tmpfs {
 		if !mountable(at) {
 			return nil, isle.Errorf(isle.Invalid, "service %s: tmpfs %q: not an absolute path that can be mounted on", c.service, at)
@@ -163,6 +166,24 @@ func (c *container) mounts(private string) ([]specs.Mount, error) {
 	if c.init != "" {
 		more = append(more, specs.Mount{Destination: initPath, Type: "bind", Source: private + "/init",
 			Options: []string{"bind", "ro", "nosuid", "nodev"}})
+	}
+	for i, m := range c.step.Mounts {
+		if m.Layers == nil && m.Folder == "" && m.Content == nil {
+			inMemory := tmpfs(m.Target, "1777")
+			if m.Size > 0 && m.Size < size {
+				inMemory.Options[3] = fmt.Sprintf("size=%d", m.Size)
+			}
+			if m.ReadOnly {
+				inMemory.Options = append(inMemory.Options, "ro")
+			}
+			more = append(more, inMemory)
+			continue
+		}
+		bind := specs.Mount{Destination: m.Target, Type: "bind", Source: fmt.Sprintf("%s/%s", private, stepMount(i, m)), Options: []string{"bind", "nosuid", "nodev"}}
+		if m.ReadOnly {
+			bind.Options = append(bind.Options, "ro")
+		}
+		more = append(more, bind)
 	}
 	slices.SortStableFunc(more, func(a, b specs.Mount) int {
 		return strings.Count(a.Destination, "/") - strings.Count(b.Destination, "/")

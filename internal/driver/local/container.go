@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"isle"
+	"isle/internal/build"
 	"isle/internal/environment"
 	"isle/internal/spec"
 )
@@ -58,7 +59,8 @@ type container struct {
 	init     string // "" in a build step
 	command  []string
 	env      []string
-	made     []string // options of tmpfs mounts that are made before the runtime starts
+	step     build.Step // of a build step: what it has beside its root
+	made     []string   // options of tmpfs mounts that are made before the runtime starts
 }
 
 // start makes the container and returns when its first process runs; for a

@@ -86,6 +86,9 @@ func (d *Driver) assemble(c *container) error {
 			return fmt.Errorf("mount a tmpfs (%s): %w", options, err)
 		}
 	}
+	if err := d.assembleStep(c); err != nil {
+		return err
+	}
 	for i, v := range c.volumes {
 		at := fmt.Sprintf("v%d", i)
 		if err := os.Mkdir(at, 0o755); err != nil {
@@ -143,7 +146,7 @@ func (c *container) checkPoints() error {
 		}
 		return nil
 	}
-	for _, point := range []string{"/proc", "/dev", "/sys", "/tmp", "/run"} {
+	for _, point := range c.points() {
 		if err := check(point, func(at string) bool { return at == point }); err != nil {
 			return err
 		}
@@ -171,7 +174,7 @@ func (c *container) skeleton() error {
 	if err := os.WriteFile("init", nil, 0o755); err != nil {
 		return err
 	}
-	points := []string{"/proc", "/dev", "/sys", "/tmp", "/run", "/etc"}
+	points := append(c.points(), "/etc")
 	points = append(points, c.tmpfs...)
 	for _, v := range c.volumes {
 		points = append(points, v.Path)
@@ -180,6 +183,9 @@ func (c *container) skeleton() error {
 		if err := ownedDir("bottom"+p, owner); err != nil {
 			return err
 		}
+	}
+	if err := c.stepPoints(owner); err != nil {
+		return err
 	}
 	generated := "top"
 	if c.upper != "" {

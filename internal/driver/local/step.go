@@ -53,9 +53,14 @@ func (d *Driver) RunStep(ctx context.Context, s build.Step) error {
 	bounded, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	go watchSize(bounded, s.Upper, maxStepSize, maxInodes, stop)
+	for _, m := range s.Mounts {
+		if m.Folder != "" && !m.ReadOnly {
+			go watchSize(bounded, m.Folder, maxStepSize, maxInodes, stop)
+		}
+	}
 	c := &container{
 		ctx: bounded, instance: instance, id: id, service: "build", hostname: "build", layers: s.Layers,
-		upper: s.Upper, work: s.Work, uidBase: d.given.BuildUIDs, limits: stepLimits, command: s.Command,
+		upper: s.Upper, work: s.Work, uidBase: d.given.BuildUIDs, limits: stepLimits, command: s.Command, step: s,
 	}
 	if _, ok := s.Env["PATH"]; !ok {
 		c.env = append(c.env, "PATH="+defaultPath)

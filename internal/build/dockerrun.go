@@ -1,0 +1,373 @@
+package build
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"isle"
+	"isle/internal/build/dockerfile"
+	"isle/internal/image"
+)
+
+// runStep makes a layer of what RUN changes.
+func (x *stages) runStep(ctx context.Context, op *dockerfile.Run) (step, error) {
+	in := x.common
+	in.Kind, in.Command, in.User, in.Dir, in.Script = "run", op.Command, op.User, op.Dir, string(op.Script)
+	in.Env = map[string]string{}
+	for _, name := range []string{"SOURCE_DATE_EPOCH", "PYTHONHASHSEED"} { // what makes steps reproducible, unless the Dockerfile says otherwise
+		in.Env[name] = runEnv()[name]
+	}
+	maps.Copy(in.Env, op.Env)
+	mounts := make([]mounting, len(op.Mounts))
+	for i, m := range op.Mounts {
+		var err error
+		if mounts[i], err = x.mounting(ctx, m); err != nil {
+			return step{}, err
+		}
+		in.Mounts = append(in.Mounts, mounts[i].input)
+	}
+	return step{inputs: in, make: func(ctx context.Context, w work) ([]image.Layer, error) {
+		return x.runMake(ctx, w, op, in, mounts)
+	}}, nil
+}
+
+// runMake runs a RUN.
+func (x *stages) runMake(ctx context.Context, w work, op *dockerfile.Run, in inputs, mounts []mounting) ([]image.Layer, error) {
+	b := x.b
+	dir, done, err := b.scratch("run")
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	stack, err := image.OpenStack(w.parents)
+	if err != nil {
+		return nil, err
+	}
+	defer stack.Close()
+	st := Step{
+		Layers: w.parents, Upper: filepath.Join(dir, "upper"), Work: filepath.Join(dir, "work"), Command: op.Command, Env: maps.Clone(in.Env),
+		Plain: true, Dir: op.Dir,
+	}
+	if err := emptyUpper(st.Upper, stack); err != nil {
+		return nil, err
+	}
+	if err := os.Mkdir(st.Work, 0o755); err != nil {
+		return nil, diskError("make a scratch folder", err)
+	}
+	who := op.User
+	if who == "" {
+		who = "0"
+	}
+	o, err := lookOwner(stack, who, true)
+	if err != nil {
+		return nil, err
+	}
+	st.UID, st.GID, st.Groups = o.uid, o.gid, o.groups
+	if _, ok := st.Env["HOME"]; !ok {
+		st.Env["HOME"] = o.home
+	}
+	stubs := map[string]bool{}
+	if op.Script != nil {
+		st.Mounts = append(st.Mounts, Mount{Target: dockerfile.ScriptPath, ReadOnly: true, Content: op.Script, Mode: 0o755})
+	}
+	for _, m := range mounts {
+		mount, ok, leave, err := m.open(ctx, w, stack, &st)
+		if err != nil {
+			return nil, err
+		}
+		defer leave()
+		if ok {
+			st.Mounts = append(st.Mounts, mount)
+			for at := mount.Target; at != "/"; at = path.Dir(at) {
+				stubs[at] = true
+			}
+		}
+	}
+	slices.SortStableFunc(st.Mounts, func(a, b Mount) int { return strings.Count(a.Target, "/") - strings.Count(b.Target, "/") })
+	out := &lines{say: w.say}
+	st.Output = out
+	err = b.Sandbox.RunStep(ctx, st)
+	out.flush()
+	if err != nil {
+		return nil, err
+	}
+	scrub := func(inside string, mode fs.FileMode) bool {
+		return scrubbedPlain(inside) || stubs[inside] && isStub(stack, st.Upper, inside)
+	}
+	l, err := w.into.WriteLayer(ctx, "run", title(op.At.Text), func(l *image.Writer) error { return addUpper(l, st.Upper, stack, scrub) })
+	return []image.Layer{l}, err
+}
+
+// emptyUpper makes the folder that takes a step's changes; it is the root
+// directory inside, as the layers have it.
+func emptyUpper(upper string, stack *image.Stack) error {
+	root, err := stack.Lookup("/")
+	if errors.Is(err, fs.ErrNotExist) {
+		root, err = image.Entry{Mode: fs.ModeDir | 0o755}, nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := os.Mkdir(upper, 0o755); err != nil {
+		return diskError("make a scratch folder", err)
+	}
+	if err := os.Chown(upper, int(root.UID), int(root.GID)); err != nil {
+		return diskError("make a scratch folder", err)
+	}
+	return diskError("make a scratch folder", os.Chmod(upper, root.Mode&^fs.ModeType))
+}
+
+// scrubbedPlain reports whether what a RUN left at the path has no place in its
+// image: it is the sandbox's own, or tells when and where the step ran.
+func scrubbedPlain(inside string) bool {
+	for _, dir := range []string{"/dev/", "/proc/", "/sys/", "/isle/"} {
+		if strings.HasPrefix(inside, dir) {
+			return true
+		}
+	}
+	switch inside {
+	case "/etc/resolv.conf", "/etc/hosts", "/etc/hostname", "/var/cache/ldconfig/aux-cache":
+		return true
+	}
+	return false
+}
+
+// isStub reports whether what is in the upper folder is there for a mount alone:
+// it is empty, and the layers do not have it.
+func isStub(stack *image.Stack, upper, inside string) bool {
+	if _, err := stack.Lookup(inside); !errors.Is(err, fs.ErrNotExist) {
+		return false
+	}
+	at := filepath.Join(upper, inside)
+	info, err := os.Lstat(at)
+	if err != nil {
+		return false
+	}
+	if !info.IsDir() {
+		return info.Mode().IsRegular() && info.Size() == 0
+	}
+	list, err := os.ReadDir(at)
+	if err != nil {
+		return false
+	}
+	for _, e := range list {
+		if !isStub(stack, upper, path.Join(inside, e.Name())) {
+			return false
+		}
+	}
+	return true
+}
+
+// folderStep makes a working folder where there is none.
+func (x *stages) folderStep(op *dockerfile.Folder) step {
+	in := x.common
+	in.Kind, in.Paths, in.User = "folder", []string{op.Path}, op.User
+	return step{inputs: in, make: func(ctx context.Context, w work) ([]image.Layer, error) {
+		stack, err := image.OpenStack(w.parents)
+		if err != nil {
+			return nil, err
+		}
+		defer stack.Close()
+		at, err := stack.Resolve(op.Path)
+		if err != nil {
+			return nil, err
+		}
+		switch e, err := stack.Lookup(at); {
+		case err == nil && e.Mode.IsDir():
+			return nil, nil
+		case err == nil:
+			return nil, isle.Errorf(isle.Invalid, "%s is a %s", op.Path, kind(e.Mode))
+		case !errors.Is(err, fs.ErrNotExist):
+			return nil, err
+		}
+		c := &copying{x: x, op: &dockerfile.Copy{}}
+		if op.User != "" {
+			o, err := lookOwner(stack, op.User, true)
+			if err != nil {
+				return nil, err
+			}
+			c.own = &o
+		}
+		l, err := w.into.WriteLayer(ctx, "system", title(op.At.Text), func(l *image.Writer) error {
+			over := newOverlay(l, stack)
+			_, err := c.folder(over, at, image.Entry{Mode: fs.ModeDir | 0o755})
+			return err
+		})
+		return []image.Layer{l}, err
+	}}
+}
+
+// A mounting is a mount of a RUN before it runs.
+type mounting struct {
+	x     *stages
+	op    dockerfile.Mount
+	input mountInput
+	from  image.Image // of bind, another stage's or image's
+	items []item      // of bind, the context's
+}
+
+func (x *stages) mounting(ctx context.Context, op dockerfile.Mount) (mounting, error) {
+	m := mounting{x: x, op: op, input: mountInput{
+		Type: op.Type, Target: op.Target, ReadOnly: op.ReadOnly, Path: op.Path, ID: op.ID, Env: op.Env, Size: op.Size, Mode: uint32(op.Mode), UID: op.UID, GID: op.GID,
+	}}
+	if op.Type != "bind" {
+		return m, nil
+	}
+	if op.From.Kind != dockerfile.Context {
+		var err error
+		if m.from, err = x.source(ctx, op.From); err != nil {
+			return m, err
+		}
+		for _, l := range m.from.Layers {
+			m.input.Materials = append(m.input.Materials, l.Digest)
+		}
+		return m, nil
+	}
+	it, err := one(x.context, op.Path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return m, isle.Errorf(isle.NotFound, "--mount=type=bind: there is no %.200s in the context", strings.TrimPrefix(op.Path, "/"))
+	} else if err != nil {
+		return m, err
+	}
+	if it.files, err = pickAll(x.context, it, &patterns{}); err != nil {
+		return m, err
+	}
+	m.items = []item{it}
+	m.input.Tree = digestOf(m.items, x.context)
+	return m, nil
+}
+
+// open makes what is mounted. leave is called when the step has ended; not ok is
+// nothing to mount.
+func (m mounting) open(ctx context.Context, w work, stack *image.Stack, st *Step) (out Mount, ok bool, leave func(), err error) {
+	leave = func() {}
+	out = Mount{ReadOnly: m.op.ReadOnly, Size: m.op.Size}
+	if m.op.Target != "" {
+		if out.Target, err = stack.Resolve(m.op.Target); err != nil {
+			return out, false, leave, err
+		}
+	}
+	switch m.op.Type {
+	case "tmpfs":
+	case "bind":
+		err = m.openBind(ctx, w, &out)
+	case "cache":
+		out.Folder, leave, err = m.x.b.openCache(ctx, m.x.project, m.op)
+	case "secret":
+		if m.op.Required {
+			return out, false, leave, isle.Errorf(isle.Invalid, "--mount=type=secret,id=%s: a build is given no secrets", m.op.ID).WithHint("give it to the service when it runs: docs/secrets.md")
+		}
+		w.say(Event{State: "log", Message: fmt.Sprintf("no secret %s is given, and it is not required", m.op.ID)})
+		return out, false, leave, nil
+	default:
+		return out, false, leave, isle.Errorf(isle.Invalid, "--mount=type=%s is no mount", m.op.Type)
+	}
+	return out, err == nil, leave, err
+}
+
+// openBind makes a bind: of the context one layer with what is mounted.
+func (m mounting) openBind(ctx context.Context, w work, out *Mount) error {
+	b := m.x.b
+	if m.op.From.Kind != dockerfile.Context {
+		paths, err := b.Images.Verify(ctx, m.from)
+		if err != nil {
+			return err
+		}
+		stack, err := image.OpenStack(paths)
+		if err != nil {
+			return err
+		}
+		defer stack.Close()
+		it, err := one(stack, m.op.Path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return isle.Errorf(isle.NotFound, "--mount=type=bind: there is no %.200s in what it is mounted from", m.op.Path)
+		} else if err != nil {
+			return err
+		}
+		out.Layers, out.Source, out.File = paths, it.path, !it.dir
+		return nil
+	}
+	it := m.items[0]
+	out.Source, out.File = "/context", !it.dir
+	l, err := b.Images.WriteLayer(ctx, "copy", "bind "+title(m.op.Path), func(l *image.Writer) error {
+		for _, p := range it.files {
+			e := p.entry
+			e.Path = path.Join("/context", p.rel)
+			var content contentFunc
+			if e.Mode.IsRegular() {
+				content = m.x.context.opener(p.entry.Path)
+			}
+			if err := l.Add(e, content); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	out.Layers = []string{b.Images.LayerPath(l.Digest)}
+	return err
+}
+
+// openCache is the folder of a cache mount: of the project, found by its id. What
+// a step leaves in it the next one finds.
+func (b *Builder) openCache(ctx context.Context, project string, op dockerfile.Mount) (string, func(), error) {
+	id := isle.DigestOf([]byte("cache mount " + op.ID))
+	dir := b.projectPath(project, "caches", id.Hex()[:32])
+	data, leave, err := "data", func() {}, error(nil)
+	switch op.Sharing {
+	case "locked":
+		leave, err = b.flights.enter(ctx, isle.DigestOf([]byte(dir)))
+	case "private": // one more for each step that runs at the same time
+		for n := 2; ; n++ {
+			var free bool
+			if leave, free = b.flights.try(isle.DigestOf([]byte(dir + "/" + data))); free {
+				break
+			}
+			data = fmt.Sprintf("data-%d", n)
+		}
+	}
+	if err != nil {
+		return "", func() {}, err
+	}
+	if err := makeCache(dir, data, op); err != nil {
+		leave()
+		return "", func() {}, err
+	}
+	return filepath.Join(dir, data), leave, nil
+}
+
+// makeCache makes the folder of a cache mount, unless it is there: whole or not
+// at all, for another step may make it too.
+func makeCache(dir, name string, op dockerfile.Mount) error {
+	data := filepath.Join(dir, name)
+	if _, err := os.Lstat(data); err == nil {
+		return nil
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return diskError("make a cache", err)
+	}
+	draft, err := os.MkdirTemp(dir, "draft-")
+	if err != nil {
+		return diskError("make a cache", err)
+	}
+	err = errors.Join(os.Chown(draft, int(op.UID), int(op.GID)), os.Chmod(draft, op.Mode))
+	if err == nil {
+		err = unix.Renameat2(unix.AT_FDCWD, draft, unix.AT_FDCWD, data, unix.RENAME_NOREPLACE)
+	}
+	if err != nil {
+		os.RemoveAll(draft)
+	}
+	if _, there := os.Lstat(data); there == nil {
+		return nil // another's, then
+	}
+	return diskError("make a cache", err)
+}
