@@ -53,7 +53,7 @@ isle.lock: from the same lock come the same images, on any machine.`,
 					show.close()
 					return a.showLock(p, res)
 				}
-				if err := p.login(cmd.Context(), need.GetRegistries()); err != nil {
+				if err := p.meet(cmd.Context(), c, h, need, show); err != nil {
 					return err
 				}
 				h.source.Credentials = p.credentials

@@ -166,6 +166,11 @@ func (p *project) hash(ctx context.Context) (*hashed, error) {
 			}
 			h.add(s.Name, path, "", tree, files)
 		}
+		if s.Build != nil {
+			if err := p.hashBuild(ctx, h, s, cache); err != nil {
+				return nil, err
+			}
+		}
 		for _, c := range s.Copy {
 			tree, files, err := spec.HashTree(ctx, p.dir, c.From, cache)
 			if err != nil {
@@ -178,6 +183,20 @@ func (p *project) hash(ctx context.Context) (*hashed, error) {
 		_ = cache.Save() // without it the next run reads the files again
 	}
 	return h, nil
+}
+
+// hashBuild reads what a Dockerfile's build sees, and the Dockerfile.
+func (p *project) hashBuild(ctx context.Context, h *hashed, s spec.Service, cache *spec.Cache) error {
+	tree, files, err := spec.HashContext(ctx, p.dir, *s.Build, cache)
+	if err != nil {
+		return err
+	}
+	h.add(s.Name, s.Build.Context, "", tree, files)
+	if tree, files, err = spec.HashFiles(ctx, p.dir, s.Build.File(), cache); err != nil {
+		return err
+	}
+	h.add(s.Name, s.Build.File(), "", tree, files)
+	return nil
 }
 
 // meet gives the server what it needs: files, or credentials for registries, which

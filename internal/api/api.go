@@ -73,6 +73,7 @@ type Environments interface {
 // Builder locks and builds; *build.Builder implements it.
 type Builder interface {
 	Lock(ctx context.Context, f spec.File, old *spec.Lock, copies []build.Copied, o build.LockOptions, p build.Progress) (lock *spec.Lock, changes []string, err error)
+	LockNeeds(f spec.File, copies []build.Copied) []isle.Digest
 	Needs(lock *spec.Lock) []isle.Digest
 	Build(ctx context.Context, f spec.File, lock *spec.Lock, o build.Options, p build.Progress) (build.Result, error)
 	Verify(ctx context.Context, f spec.File, lock *spec.Lock, o build.Options, p build.Progress) (build.Result, error)

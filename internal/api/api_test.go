@@ -166,6 +166,8 @@ func (r *rooms) Lock(_ context.Context, _ spec.File, old *spec.Lock, _ []build.C
 	r.reach("Lock")
 	return &spec.Lock{}, nil, nil
 }
+func (r *rooms) LockNeeds(spec.File, []build.Copied) []isle.Digest { return nil }
+
 func (r *rooms) Needs(*spec.Lock) []isle.Digest { return nil }
 func (r *rooms) Build(ctx context.Context, _ spec.File, _ *spec.Lock, _ build.Options, p build.Progress) (build.Result, error) {
 	r.reach("Build")

@@ -23,6 +23,9 @@ func (s *images) Lock(ctx context.Context, req *connect.Request[islev1.LockReque
 	if err != nil {
 		return err
 	}
+	if need := s.Builder.LockNeeds(r.file, r.copies); len(need) > 0 {
+		return stream.Send(&islev1.LockEvent{Event: &islev1.LockEvent_Need{Need: &islev1.Need{Digests: digestStrings(need)}}})
+	}
 	tell, work := s.newTeller(ctx, isle.ActionImageLock, isle.Resource{Kind: "image", Name: r.file.Name}, func(e *islev1.ProgressEvent) error {
 		return stream.Send(&islev1.LockEvent{Event: &islev1.LockEvent_Progress{Progress: e}})
 	})

@@ -216,7 +216,8 @@ func (cfg Config) prepare(ctx context.Context, r request, o prepareOptions, p bu
 	for _, c := range r.copies {
 		trees = append(trees, c.Tree)
 	}
-	if need := cfg.Blobs.Missing(trees); len(need) > 0 {
+	need := append(cfg.Blobs.Missing(trees), cfg.Builder.LockNeeds(r.file, r.copies)...)
+	if len(need) > 0 {
 		return built{need: need}, nil
 	}
 	lock, changes, err := cfg.Builder.Lock(ctx, r.file, r.lock, r.copies, o.lock, p)
