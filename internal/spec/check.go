@@ -43,6 +43,9 @@ func (r *reader) check(f *File) {
 		}
 	}
 	r.checkUses(f)
+	if f.Warm && f.Isolation == Container {
+		r.problemFor("warm", "needs memory that can be captured, which isolation container has not; add `isolation: gvisor`, or remove it")
+	}
 	if why := f.tooSmall(); why != "" {
 		r.problemFor(document.Path("limits", "memory"), "%s", why)
 	}

@@ -112,6 +112,8 @@ func fileShape() shape[File] {
 		key("limits", "{}", "What the environment as a whole may use.", limitsShape(), func(f *File) *Limits { return &f.Limits }),
 		key("ttl", "", "How long the environment lives; its volumes stay seven days longer. Without it there is no end.",
 			durationShape(time.Second, 3650*24*time.Hour), func(f *File) *time.Duration { return &f.TTL }),
+		key("warm", "false", "Whether the state in which the environment is ready is kept, memory and volumes, and the next one of exactly the same release begins with it, in place of a start (class `gvisor`; docs/forks.md). It is a copy: `on_fork` runs in it, and services are called SERVICE-NAME by their hostname.",
+			scalar("true or false", schema{Type: "boolean"}, parseBool), func(f *File) *bool { return &f.Warm }),
 	)
 }
 

@@ -26,7 +26,7 @@ func (f File) Render() ([]byte, error) {
 		e := f.Egress[i]
 		return newMapping().text("host", e.Host).number("port", int64(e.Port)).texts("addresses", e.Addresses).text("inspect", strconv.FormatBool(e.Inspect)).Node
 	})
-	root.texts("uses", f.Uses).add("limits", limits.Node).duration("ttl", f.TTL)
+	root.texts("uses", f.Uses).add("limits", limits.Node).duration("ttl", f.TTL).text("warm", strconv.FormatBool(f.Warm))
 	var b bytes.Buffer
 	enc := yaml.NewEncoder(&b)
 	enc.SetIndent(2)

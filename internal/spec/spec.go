@@ -32,6 +32,9 @@ type File struct {
 	Uses      []string      `json:"uses,omitempty"` // names of connections
 	Limits    Limits        `json:"limits"`
 	TTL       time.Duration `json:"ttl,omitempty"` // 0: no end
+	// Warm has environments begin with the memory of one that was ready, where
+	// there is such a state of exactly this release. Class gvisor only.
+	Warm bool `json:"warm,omitempty"`
 }
 
 // A Service is one process tree with an image of its own.
