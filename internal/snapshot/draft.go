@@ -41,6 +41,7 @@ type Draft struct {
 	local local
 	err   error // of noting a volume
 	ended bool
+	warm  *Warm // nil: somebody asked for it
 }
 
 // Draft begins a snapshot.
@@ -173,6 +174,9 @@ func (d *Draft) seal(ctx context.Context, actor isle.Actor, m Manifest, tags []s
 		return "", err
 	}
 	m.sort()
+	if err := d.checkSize(m); err != nil {
+		return "", err
+	}
 	d.s.cfg.Fault("snapshot.hashed")
 	encoded, err := m.Encode()
 	if err != nil {
@@ -186,8 +190,11 @@ func (d *Draft) seal(ctx context.Context, actor isle.Actor, m Manifest, tags []s
 	if err := d.write(encoded, sig); err != nil {
 		return "", err
 	}
-	r := record{Sealed: m.Created, By: actor, Volumes: d.local.Volumes, Ref: m.Ref, Project: m.Project, Parent: m.Parent}
+	r := record{Sealed: m.Created, By: actor, Volumes: d.local.Volumes, Ref: m.Ref, Project: m.Project, Parent: m.Parent, Warm: d.warm}
 	e := audit.NewEvent(actor, isle.ActionSnapshotCreate, resourceOf(m.Ref), isle.Allow, m.Message).In(m.Ref, m.Instance)
+	if d.warm != nil {
+		e = e.With("warm", string(d.warm.Key))
+	}
 	return digest, d.publish(ctx, &dir, digest, r, entryWith(e, digest, m), tags)
 }
 
@@ -313,6 +320,11 @@ func (d *Draft) publish(ctx context.Context, dir *string, digest isle.Digest, r 
 	defer s.shelf.Unlock()
 	if s.has(digest) {
 		return isle.Errorf(isle.Conflict, "there is a snapshot %s already", digest.Short())
+	}
+	if r.Warm != nil {
+		if other, ok := s.Warm(r.Warm.Key); ok {
+			return isle.Errorf(isle.Conflict, "there is a warm snapshot of the same already, %s", other.Short())
+		}
 	}
 	put, err := recordOf(keySnapshot+digest.Hex(), r)
 	if err != nil {

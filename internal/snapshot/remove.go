@@ -11,7 +11,8 @@ import (
 // Remove removes a snapshot with its tags and data. Where an environment came of
 // it, that is a Conflict unless it is forced: the environment has all that it
 // needs, and says from then on that where it came from is gone. A parent is where
-// a snapshot came from, and holds nothing of it: its children don't keep it.
+// a snapshot came from, and holds nothing of it: its children don't keep it. Nothing
+// keeps a warm one.
 func (s *Snapshots) Remove(ctx context.Context, actor isle.Actor, name string, force bool) (isle.Digest, error) {
 	d, err := s.Find(name)
 	if err != nil {
@@ -19,7 +20,7 @@ func (s *Snapshots) Remove(ctx context.Context, actor isle.Actor, name string, f
 	}
 	s.shelf.Lock()
 	defer s.shelf.Unlock()
-	if on := s.cfg.InUse(d); len(on) > 0 && !force {
+	if on := s.cfg.InUse(d); len(on) > 0 && !force && !s.isWarm(d) {
 		return d, isle.Errorf(isle.Conflict, "snapshot %s is what environment %s came from", d.Short(), some(on)).
 			WithHint("tear that down first; or remove it all the same with --force: what came from it keeps its data, and its origin is shown as gone")
 	}

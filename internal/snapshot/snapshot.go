@@ -13,6 +13,11 @@
 // Which snapshots there are, the tags that people gave them and the keys of
 // other servers that are trusted are records of the ledger "snapshot": the audit
 // log vouches for them.
+//
+// A Warm snapshot is one that the server took by itself, of an environment that
+// had just become ready: others that ask for the very same begin with it. There is
+// one for each key at most, and so many of each owner's project. Those that nobody
+// begins with go.
 package snapshot
 
 import (
@@ -113,6 +118,8 @@ type Snapshot struct {
 	// Broken is why a listed snapshot cannot be used; nil where nothing is known
 	// to be wrong.
 	Broken error
+	// Warm is set of a ready state that the server kept by itself.
+	Warm *Warm
 }
 
 // Volumes are the files behind volumes; the driver's implement it.
@@ -141,8 +148,12 @@ type Config struct {
 	// InUse says what stands on a snapshot: the environments that were forked
 	// from it or restored to it. nil: nothing.
 	InUse func(isle.Digest) []string
-	Now   func() time.Time // default time.Now
-	Slog  *slog.Logger     // nil discards
+	// WarmCount and WarmBytes bound the warm snapshots of one owner's project: how
+	// many there are, and how much content they have together. Default 4 and 4 GiB.
+	WarmCount int
+	WarmBytes int64
+	Now       func() time.Time // default time.Now
+	Slog      *slog.Logger     // nil discards
 	// Fault is called by name around each step, for tests that crash there; nil
 	// in production. FaultPoints lists the names.
 	Fault func(point string)

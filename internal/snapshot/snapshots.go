@@ -63,6 +63,7 @@ type record struct {
 	Ref      isle.Ref    `json:"ref"`
 	Project  string      `json:"project"`
 	Parent   isle.Digest `json:"parent,omitempty"`
+	Warm     *Warm       `json:"warm,omitempty"`
 }
 
 // A localVolume is the file that holds a volume of a snapshot.
@@ -95,6 +96,12 @@ func Open(ctx context.Context, cfg Config) (*Snapshots, error) {
 	}
 	if cfg.Fault == nil {
 		cfg.Fault = func(string) {}
+	}
+	if cfg.WarmCount <= 0 {
+		cfg.WarmCount = DefaultWarmCount
+	}
+	if cfg.WarmBytes <= 0 {
+		cfg.WarmBytes = DefaultWarmBytes
 	}
 	if cfg.InUse == nil {
 		cfg.InUse = func(isle.Digest) []string { return nil }
@@ -209,10 +216,11 @@ func (s *Snapshots) onDisk() (ids []isle.ID) {
 	return ids
 }
 
-// Images calls use with each image that a snapshot needs.
+// Images calls use with each image that a snapshot needs. A warm one needs none:
+// what begins with it brings them along.
 func (s *Snapshots) Images(use func(Service)) {
 	s.mu.RLock()
-	known := s.digests()
+	known := slices.DeleteFunc(s.digests(), s.spareable)
 	s.mu.RUnlock()
 	for _, d := range known {
 		m, _, err := s.read(d)
@@ -253,6 +261,9 @@ func (s *Snapshots) view(d isle.Digest) (Snapshot, error) {
 		}
 	}
 	s.mu.RUnlock()
+	if out.Warm = r.Warm.clone(); out.Warm != nil {
+		out.Warm.Used = s.lastUsed(d, r)
+	}
 	if !ok {
 		return out, isle.Errorf(isle.NotFound, "there is no snapshot %s", d.Short())
 	}
