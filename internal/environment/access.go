@@ -94,6 +94,9 @@ func (m *Manager) enter(ctx context.Context, actor isle.Actor, ref isle.Ref, ser
 	if service, err = l.choose(service); err != nil {
 		return nil, err
 	}
+	if err := l.comeIn(ctx, string(action)); err != nil {
+		return nil, err
+	}
 	leave := l.session()
 	intent, err := m.begin(ctx, audit.NewIntent(actor, action, serviceResource(ref, service), summary).In(ref, l.instance))
 	if err != nil {

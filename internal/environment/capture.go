@@ -149,6 +149,12 @@ func (m *Manager) hold(ctx context.Context, o *origin) (err error) {
 		o.release()
 		return isle.Errorf(isle.Conflict, "environment %s is being torn down", o.rec.Ref).WithHint("isle down %s goes on with it", o.rec.Ref)
 	}
+	m.volumesIn(o)
+	return nil
+}
+
+// volumesIn notes the volumes of what runs that are copied.
+func (m *Manager) volumesIn(o *origin) {
 	for _, svc := range o.rec.Spec.Services {
 		for _, want := range svc.Volumes {
 			// One that is not ready holds nothing: its setup runs in the copy too.
@@ -157,7 +163,6 @@ func (m *Manager) hold(ctx context.Context, o *origin) (err error) {
 			}
 		}
 	}
-	return nil
 }
 
 // snapshotOrigin is a snapshot, which must be of the project and stage of the
@@ -368,7 +373,7 @@ func (m *Manager) parentOf(e Environment) (isle.Digest, error) {
 	}
 	parent := e.Origin
 	for _, s := range all {
-		if s.Manifest.Instance == e.Instance && !isForeign(s) {
+		if s.Manifest.Instance == e.Instance && !isForeign(s) && s.Warm == nil {
 			parent = s.Digest
 		}
 	}

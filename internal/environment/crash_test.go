@@ -2,6 +2,7 @@ package environment
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -84,6 +85,25 @@ func stories() []story {
 			},
 			func(t *testing.T, _ *world, m *Manager) {
 				m.RestoreTo(t.Context(), root, shop("shop").Ref, RestoreRequest{At: "good"}, nil)
+			},
+		},
+		{
+			"keep ready", []string{"ready.captured", "ready.kept"},
+			func(*testing.T, *Manager) {},
+			func(t *testing.T, _ *world, m *Manager) { m.Up(t.Context(), root, warm("shop"), nil) },
+		},
+		{
+			"warm start", []string{"warm.recorded", "warm.copied", "up.network", "up.prepared", "fork.waking", "fork.restored", "fork.woken", "fork.on_fork", "fork.opened", "up.concluding"},
+			leaveReady,
+			func(t *testing.T, _ *world, m *Manager) { m.Up(t.Context(), root, warm("shop"), nil) },
+		},
+		{
+			"warm start that fails", []string{"warm.withdrawing", "warm.withdrawn"}, leaveReady,
+			func(t *testing.T, w *world, m *Manager) {
+				w.mu.Lock()
+				w.broken = errors.New("it does not fit")
+				w.mu.Unlock()
+				m.Up(t.Context(), root, warm("shop"), nil)
 			},
 		},
 		{
@@ -194,6 +214,8 @@ func crashAt(t *testing.T, s story, point, second string) {
 	switch after := slices.Index(s.points, point); {
 	case s.name == "fork" && after > slices.Index(s.points, "fork.captured"):
 		most, least = 3, 3
+	case s.name == "warm start", s.name == "keep ready":
+		least = 1
 	case s.name == "wake" && after >= slices.Index(s.points, "fork.woken"):
 		most, least = 3, 2
 	}

@@ -14,7 +14,8 @@
 // that it is a copy. It is shut until on_fork has succeeded in every service. Where
 // the class has memory (gvisor), a copy goes on from the source's: its services
 // are not started but wake from a Capture, and their isle-inits are told who they
-// are from then on.
+// are from then on. A warm start is an environment that begins as a copy of the
+// ready state of exactly its release, which an earlier one left in a snapshot.
 //
 // A Manager does the work. The room declares what it needs (Store, Ports,
 // Driver, Network, Volumes, Lines, Images) and the server wires it.
@@ -84,12 +85,16 @@ type Environment struct {
 	// every copy that this server makes: it only grows. 0: it is no copy.
 	Generation int64   `json:"generation,omitempty"`
 	Fork       bool    `json:"fork,omitempty"`    // it was copied under a name of its own
+	Warm       bool    `json:"warm,omitempty"`    // it began with a ready state, in place of a start
 	Crossed    bool    `json:"crossed,omitempty"` // from another stage
 	Opening    Opening `json:"opening,omitempty"`
 	// Staged says that it is to take the place of whoever has its Ref, who serves
 	// until then. Nobody finds it by name.
 	Staged  bool   `json:"staged,omitempty"`
 	Trouble string `json:"trouble,omitempty"` // why it is not open, for people
+	// Kept says, for people, what became of keeping its ready state; "" where it
+	// was not to be.
+	Kept string `json:"kept,omitempty"`
 	// Boot is the boot ID of the machine that it was last started under:
 	// after another boot everything desired is started again.
 	Boot string `json:"boot,omitempty"`

@@ -117,7 +117,7 @@ func (l *life) snapshots() *snapshot.Snapshots {
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	s, err := snapshot.Open(l.t.Context(), snapshot.Config{Dir: filepath.Join(l.logs, "snapshots"), Volumes: (*fakeVolumes)(l), Store: (*fakeLedger)(l), Key: key})
+	s, err := snapshot.Open(l.t.Context(), snapshot.Config{Dir: filepath.Join(l.logs, "snapshots"), Volumes: (*fakeVolumes)(l), Store: (*fakeLedger)(l), Key: key, WarmCount: 50})
 	if err != nil && !l.isDead() {
 		l.t.Fatal(err)
 	}
@@ -160,7 +160,7 @@ func (w *world) serve(change func(*Config)) *Manager {
 	lf.taken = lf.snapshots()
 	cfg := Config{
 		Store: lf, Ports: lf, Driver: (*fakeDriver)(lf), Network: (*fakeNetwork)(lf), Volumes: (*fakeVolumes)(lf), Lines: (*fakeLines)(lf),
-		Images: lf, Snapshots: lf.taken, Init: "/init", Logs: w.logs, Forks: filepath.Join(w.logs, "forks"), Grace: time.Second, Settle: time.Millisecond, Boot: "boot-1", Log: slog.New(slog.DiscardHandler),
+		Images: lf, Snapshots: lf.taken, Warm: lf.taken, Sealed: sealed, Init: "/init", Logs: w.logs, Forks: filepath.Join(w.logs, "forks"), Grace: time.Second, Settle: time.Millisecond, Boot: "boot-1", Log: slog.New(slog.DiscardHandler),
 	}
 	if change != nil {
 		change(&cfg)

@@ -9,6 +9,7 @@ func FaultPoints() []string {
 		"replace.begin", "replace.recorded", "replace.stopped",
 		"fork.recorded", "fork.captured", "fork.copied", "fork.waking", "fork.restored", "fork.woken", "fork.on_fork", "fork.opened",
 		"snapshot.captured",
+		"ready.captured", "ready.kept", "warm.recorded", "warm.copied", "warm.withdrawing", "warm.withdrawn",
 		"restore.recorded", "restore.copied", "restore.up", "restore.swapped", "restore.dropped",
 		"exit.recorded", "exit.removed", "restart.recorded",
 		"down.recorded", "down.stopped", "down.network", "down.removed", "down.volume", "down.forgotten",

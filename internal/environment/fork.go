@@ -543,9 +543,10 @@ func prefixed(ref isle.Ref, say func(Progress)) func(Progress) {
 }
 
 // hostname is that of a service: its name, and in a fork the fork's too, which
-// tells copies apart. It is at most 63 characters long (RFC 1123).
+// tells copies apart. So it is in what may begin with a ready state, also where it
+// does not. It is at most 63 characters long (RFC 1123).
 func (e *Environment) hostname(service string) string {
-	if !e.Fork {
+	if !e.Fork && !e.Spec.Warm {
 		return service
 	}
 	if name := service + "-" + e.Ref.Name; len(name) <= 63 {

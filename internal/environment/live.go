@@ -48,6 +48,9 @@ type live struct {
 	execs       []visit       // exec sessions, oldest first; those that ended a while ago are forgotten
 	idleSince   time.Time
 
+	touched string        // what came in from outside first, since it was made by this server; "": nothing
+	still   chan struct{} // closed when what is to come in may; nil: it may
+
 	connections chan struct{} // bounds connections to published ports
 	transport   *http.Transport
 }

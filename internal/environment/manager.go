@@ -16,6 +16,7 @@ import (
 	"isle/internal/image"
 	"isle/internal/problem"
 	"isle/internal/snapshot"
+	"isle/internal/spec"
 )
 
 // Config is what a Manager needs. All of it is required unless said.
@@ -29,6 +30,12 @@ type Config struct {
 	Images  Images
 	// Snapshots hold captured states; nil: there are none.
 	Snapshots Snapshots
+	// Warm are those of them that environments begin with; nil: none do.
+	Warm WarmSnapshots
+	// Sealed is the digest of all that decides what is in the memory of an
+	// environment that is ready, whoever's it is: its release and the programs
+	// that run it. It is needed with Warm.
+	Sealed func(spec.File, map[string]image.Image) (isle.Digest, error)
 	// Policy grants what files ask for; nil grants all of it.
 	Policy Policy
 	// Trust gives the certificates (PEM) that the services of an instance trust
@@ -118,9 +125,11 @@ type Manager struct {
 	volumes map[isle.ID]Volume
 	// generation is the last that was given to a copy.
 	generation int64
-	closed     bool
-	pool       pool
-	web        *webServer
+	// futile are keys of ready states with which no warm start comes to anything.
+	futile map[isle.Digest]bool
+	closed bool
+	pool   pool
+	web    *webServer
 }
 
 // New returns a Manager that knows nothing yet: call Reconcile before anything
@@ -152,7 +161,7 @@ func New(cfg Config) *Manager {
 		cfg.Boot = strings.TrimSpace(string(b))
 	}
 	m := &Manager{
-		cfg: cfg, envs: map[isle.Ref]*live{}, staged: map[isle.ID]*live{}, volumes: map[isle.ID]Volume{}, pool: newPool(),
+		cfg: cfg, envs: map[isle.Ref]*live{}, staged: map[isle.ID]*live{}, volumes: map[isle.ID]Volume{}, pool: newPool(), futile: map[isle.Digest]bool{},
 		launches: make(chan struct{}, max(4, 2*runtime.NumCPU())),
 		subuids:  readSubuids("/etc/subuid", "/etc/subgid"),
 	}

@@ -306,6 +306,9 @@ func (l *live) dial(ctx context.Context, service string, port int) (io.ReadWrite
 	if err := l.open(); err != nil {
 		return nil, err
 	}
+	if err := l.comeIn(ctx, "a connection to port "+strconv.Itoa(port)); err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	line, err := l.line(ctx, service)

@@ -214,6 +214,13 @@ func (m *Manager) adoptAll(ctx context.Context, all []*live, f *found) {
 // may be later.
 func (m *Manager) adopt(ctx context.Context, o *op, l *live, f *found) error {
 	rec := l.snapshot()
+	if rec.Desired == WantRunning && rec.Warm && rec.halfMade() && !rec.OneShot {
+		if err := m.startAnew(ctx, l); err != nil {
+			o.release()
+			return err
+		}
+		rec = l.snapshot()
+	}
 	if rec.Desired == WantDown || rec.OneShot || rec.halfMade() || rec.Opening == Shut && rec.Crossed {
 		who := "reconcile"
 		if rec.OneShot && rec.Desired != WantDown {

@@ -106,6 +106,9 @@ func compare(e Environment, req UpRequest) plan {
 		p.limits = true
 		p.reasons = append(p.reasons, "limits: applied in place")
 	}
+	if e.Spec.Warm != req.Spec.Warm {
+		p.reasons = append(p.reasons, "warm: applied in place")
+	}
 	if req.TTL != nil || e.Spec.TTL != req.Spec.TTL {
 		p.ttl = true
 		p.reasons = append(p.reasons, "ttl: applied in place")

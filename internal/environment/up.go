@@ -32,6 +32,7 @@ type UpRequest struct {
 	// rest goes on.
 	NoWait bool
 	TTL    *time.Duration // overrides the file's; zero: no end
+	Cold   bool           // it is started, although there may be a ready state that it could begin with
 
 	Branch, Commit, Repository string // as in Environment
 	Dirty                      bool
@@ -43,6 +44,15 @@ type UpResult struct {
 	Environment Environment
 	Changed     bool     // false: it was so already
 	Replaced    []string // what was replaced or applied in place, and why: "web: app/ changed"
+	// Warm is the snapshot of a ready state that it began with, and Took how long
+	// that was until it was open; "": it was started, and NotWarm says, for
+	// people, why although there was one.
+	Warm    isle.Digest
+	Took    time.Duration
+	NotWarm string
+
+	live  *live
+	ready *readyState // what is to be kept of it; nil: nothing
 }
 
 // Progress is one line of what happens. State is "start", "done" or "failed".
@@ -95,12 +105,16 @@ func (m *Manager) Up(ctx context.Context, actor isle.Actor, req UpRequest, progr
 	}
 	done, launched := make(chan answer, 1), make(chan struct{})
 	if !m.spawn(func() {
-		defer o.release()
+		release := sync.OnceFunc(o.release)
+		defer release()
 		r, err := m.up(o.ctx, actor, req, specJSON, say, sync.OnceFunc(func() { close(launched) }))
 		if req.OneShot && ctx.Err() != nil {
 			m.discard(req.Ref)
 		}
 		done <- answer{r, err}
+		if r.ready != nil {
+			m.keepReady(o, r.ready, release)
+		}
 	}) {
 		o.release()
 		return UpResult{}, isle.Errorf(isle.Unavailable, "the server is ending")
@@ -196,7 +210,10 @@ func (m *Manager) up(ctx context.Context, actor isle.Actor, req UpRequest, specJ
 				WithHint("choose another name with --name, or delete them: isle down %s --volumes", req.Ref)
 		}
 	}
-	return m.create(ctx, actor, req, say, started)
+	if len(kept) > 0 || !req.Spec.Warm {
+		return m.create(ctx, actor, req, say, started)
+	}
+	return m.beginWarm(ctx, actor, req, say, started)
 }
 
 // mark puts into a record what git knows of the files.
@@ -289,7 +306,7 @@ func (m *Manager) create(ctx context.Context, actor isle.Actor, req UpRequest, s
 	m.fault("up.recorded")
 	l.publish(ports)
 	err = m.carryOut(ctx, l, secrets, req.NoWait, say, started)
-	return UpResult{Environment: l.snapshot(), Changed: true}, m.conclude(l, intent, err)
+	return UpResult{Environment: l.snapshot(), Changed: true, live: l}, m.conclude(l, intent, err)
 }
 
 // carryOut makes what was recorded: airlock, control group, services.
