@@ -79,13 +79,14 @@ func (a *app) collectUnused(ctx context.Context, o gcOptions) error {
 			Layers  int32 `json:"layers"`
 			Blobs   int32 `json:"blobs"`
 			Volumes int32 `json:"volumes"`
+			Warm    int32 `json:"warm"`
 			Freed   int64 `json:"freed"`
-		}{o.dryRun, m.GetLayers(), m.GetBlobs(), m.GetVolumes(), m.GetFreed()})
+		}{o.dryRun, m.GetLayers(), m.GetBlobs(), m.GetVolumes(), m.GetWarm(), m.GetFreed()})
 	}
 	verb := "freed"
 	if o.dryRun {
 		verb = "would free"
 	}
-	fmt.Fprintf(a.stdout, "%s %s: %d layers, %d files, %d volumes\n", verb, bytesText(m.GetFreed()), m.GetLayers(), m.GetBlobs(), m.GetVolumes())
+	fmt.Fprintf(a.stdout, "%s %s: %d layers, %d files, %d volumes, %d ready states\n", verb, bytesText(m.GetFreed()), m.GetLayers(), m.GetBlobs(), m.GetVolumes(), m.GetWarm())
 	return nil
 }

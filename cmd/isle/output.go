@@ -41,6 +41,8 @@ type environmentJSON struct {
 	Generation int64  `json:"generation,omitempty"`
 	Opening    string `json:"opening,omitempty"`
 	Trouble    string `json:"trouble,omitempty"`
+	Warm       bool   `json:"warm,omitempty"` // it began with the ready state in origin
+	Kept       string `json:"kept,omitempty"` // what became of keeping its own
 }
 
 type limitsJSON struct {
@@ -98,7 +100,7 @@ func environmentView(e *islev1.Environment) environmentJSON {
 		Commit: e.GetCommit(), Dirty: e.GetDirty(), Release: e.GetRelease(),
 		Owner: e.GetOwner(), Phase: e.GetPhase(), Isolation: e.GetIsolation(), Created: at(e.GetCreated()), Expires: at(e.GetExpires()),
 		Services: []serviceJSON{}, Parent: e.GetParent(), ParentName: e.GetParentName(), Origin: e.GetOrigin(), Generation: e.GetGeneration(),
-		Opening: e.GetOpening(), Trouble: e.GetTrouble(),
+		Opening: e.GetOpening(), Trouble: e.GetTrouble(), Warm: e.GetWarm(), Kept: e.GetKept(),
 	}
 	if l := e.GetLimits(); l != nil {
 		v.Limits = &limitsJSON{l.GetCpus(), l.GetMemory(), l.GetPids()}

@@ -95,6 +95,14 @@ type snapshotJSON struct {
 	Trusted     bool                 `json:"trusted"`
 	Imported    bool                 `json:"imported"`
 	Broken      string               `json:"broken,omitempty"`
+	Warm        *snapshotWarmJSON    `json:"warm,omitempty"`
+}
+
+// A snapshotWarmJSON says of a ready state whose environments begin with it.
+type snapshotWarmJSON struct {
+	Key   string     `json:"key"`
+	Owner string     `json:"owner"`
+	Used  *time.Time `json:"used"`
 }
 
 type snapshotMemoryJSON struct {
@@ -117,6 +125,13 @@ type snapshotImageJSON struct {
 	Missing bool   `json:"missing,omitempty"`
 }
 
+func (m *snapshotMemoryJSON) size() int64 {
+	if m == nil { // of what is broken little is known
+		return 0
+	}
+	return m.Size
+}
+
 func snapshotView(s *islev1.Snapshot) snapshotJSON {
 	out := snapshotJSON{
 		Digest: s.GetDigest(), Tags: s.GetTags(), Environment: s.GetEnvironment(), Stage: s.GetStage(), Project: s.GetProject(), Instance: s.GetInstance(),
@@ -126,6 +141,9 @@ func snapshotView(s *islev1.Snapshot) snapshotJSON {
 	}
 	if out.Tags == nil {
 		out.Tags = []string{}
+	}
+	if w := s.GetWarm(); w != nil {
+		out.Warm = &snapshotWarmJSON{w.GetKey(), w.GetOwner(), at(w.GetUsed())}
 	}
 	if s.GetMemory() {
 		out.Memory = &snapshotMemoryJSON{s.GetRuntime(), s.GetMemoryBytes(), s.GetNoMemory()}
@@ -193,6 +211,8 @@ func newSnapshotLs(a *app) *cobra.Command {
 // holds says what kind of state it is.
 func (s snapshotJSON) holds() string {
 	switch {
+	case s.Warm != nil:
+		return "warm, memory (" + bytesText(s.Memory.size()) + "), volumes"
 	case s.Memory != nil && !s.Memory.LeftOut:
 		return "memory (" + bytesText(s.Memory.Size) + "), volumes"
 	case s.Memory != nil:
@@ -250,6 +270,9 @@ func (a *app) describe(s snapshotJSON) error {
 	}
 	line("message", s.Message)
 	line("parent", s.Parent)
+	if w := s.Warm; w != nil {
+		line("warm", fmt.Sprintf("environments of %s begin with it; last used %s", w.Owner, ago(w.Used)))
+	}
 	line("release", s.Release)
 	if s.Generation > 0 {
 		line("generation", strconv.FormatInt(s.Generation, 10))

@@ -53,11 +53,18 @@ func (a *app) status(e *islev1.Environment) error {
 		fmt.Fprintf(w, "  release   %s\n", shortDigest(e.GetRelease()))
 	}
 	if e.GetParent() != "" {
-		fmt.Fprintf(w, "  copy of   %s", e.GetParentName())
+		what := "copy of   "
+		if e.GetWarm() {
+			what = "warm from "
+		}
+		fmt.Fprintf(w, "  %s%s", what, e.GetParentName())
 		if e.GetOrigin() != "" {
 			fmt.Fprintf(w, ", snapshot %s", shortDigest(e.GetOrigin()))
 		}
 		fmt.Fprintln(w)
+	}
+	if e.GetKept() != "" {
+		fmt.Fprintf(w, "  ready     %s\n", cleanLine(e.GetKept()))
 	}
 	switch {
 	case e.GetTrouble() != "":

@@ -22,7 +22,7 @@ type upOptions struct {
 	name, stage, ttl, mirror string
 	release                  string
 	locked, noWait, watch    bool
-	noFork                   bool
+	noFork, cold             bool
 }
 
 func newUp(a *app) *cobra.Command {
@@ -39,6 +39,9 @@ unless that is the default one. One of a new branch begins as a copy of the runn
 environment of the branch that it was created from (else the default one), data
 included, where they differ in copied files alone; else, and with --no-fork, it is
 made from the file, without data.
+
+Where the file says warm: true, one that is not there yet begins with the ready state
+that an earlier one of exactly the same left, in place of a start; with --cold it is started.
 
 With --release it is made what was released, as it is: no file is read, and it is called
 by --name, else after the project.`,
@@ -59,6 +62,7 @@ by --name, else after the project.`,
 	f.BoolVar(&o.locked, "locked", false, "fail if the lock would change")
 	f.BoolVar(&o.noWait, "no-wait", false, "do not wait for health")
 	f.BoolVar(&o.noFork, "no-fork", false, "do not begin a new branch's environment as a copy of its parent's")
+	f.BoolVar(&o.cold, "cold", false, "start services, where the environment could begin with a ready state (warm: true)")
 	f.StringVar(&o.release, "release", "", "launch this release in place of a file: a digest, or PROJECT@STAGE")
 	f.BoolVar(&o.watch, "watch", false, "do it again whenever a file changes, until Ctrl-C")
 	return cmd
@@ -79,6 +83,14 @@ type upJSON struct {
 	LockChanged bool            `json:"lock_changed"`
 	Forked      string          `json:"forked,omitempty"`
 	NotForked   string          `json:"not_forked,omitempty"`
+	Warm        *warmStartJSON  `json:"warm_start,omitempty"`
+	NotWarm     string          `json:"not_warm,omitempty"`
+}
+
+// A warmStartJSON says which ready state an environment began with.
+type warmStartJSON struct {
+	Snapshot string  `json:"snapshot"`
+	Took     float64 `json:"took"` // seconds
 }
 
 func (a *app) up(ctx context.Context, o upOptions, arg string) error {
@@ -141,7 +153,7 @@ func (a *app) upRelease(ctx context.Context, o upOptions, req *islev1.UpRequest,
 
 // request is what the flags say.
 func (o upOptions) request() (*islev1.UpRequest, error) {
-	req := &islev1.UpRequest{Name: o.name, Stage: o.stage, Locked: o.locked, NoWait: o.noWait, Mirror: o.mirror}
+	req := &islev1.UpRequest{Name: o.name, Stage: o.stage, Locked: o.locked, NoWait: o.noWait, Mirror: o.mirror, Cold: o.cold}
 	if o.name != "" && !isle.ValidName(o.name) {
 		return nil, usagef("--name %q: want lower-case letters, digits and dashes, at most 40, beginning with a letter", o.name).WithHint("try --name %s", isle.Slug(o.name))
 	}
@@ -243,7 +255,13 @@ func upOnce(ctx context.Context, c *api.Client, req *islev1.UpRequest, show *pro
 func (a *app) showUp(res *islev1.UpResult) error {
 	e := res.GetEnvironment()
 	if a.output == "json" {
-		out := upJSON{environmentView(e), res.GetChanged(), res.GetReplaced(), len(res.GetLock()) > 0, res.GetForked(), res.GetNotForked()}
+		out := upJSON{
+			Environment: environmentView(e), Changed: res.GetChanged(), Replaced: res.GetReplaced(), LockChanged: len(res.GetLock()) > 0,
+			Forked: res.GetForked(), NotForked: res.GetNotForked(), NotWarm: res.GetNotWarm(),
+		}
+		if res.GetWarm() != "" {
+			out.Warm = &warmStartJSON{res.GetWarm(), res.GetWarmTook().AsDuration().Seconds()}
+		}
 		if out.Replaced == nil {
 			out.Replaced = []string{}
 		}
@@ -255,6 +273,12 @@ func (a *app) showUp(res *islev1.UpResult) error {
 		fmt.Fprintf(w, "forked %s, with its data: only copied files differ\n", clean(res.GetForked()))
 	case res.GetNotForked() != "":
 		fmt.Fprintf(w, "made anew, without data: %s\n", cleanLine(res.GetNotForked()))
+	}
+	switch {
+	case res.GetWarm() != "":
+		fmt.Fprintf(w, "warm start from %s (%.1fs)\n", shortDigest(res.GetWarm()), res.GetWarmTook().AsDuration().Seconds())
+	case res.GetNotWarm() != "":
+		fmt.Fprintf(w, "cold start: %s\n", cleanLine(res.GetNotWarm()))
 	}
 	for _, r := range res.GetReplaced() {
 		fmt.Fprintln(w, clean(changeText(r)))

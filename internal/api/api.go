@@ -149,6 +149,7 @@ const (
 // Collected says what was freed.
 type Collected struct {
 	Layers, Blobs, Volumes int
+	Warm                   int   // snapshots of ready states
 	Freed                  int64 // bytes
 }
 

@@ -31,6 +31,7 @@ func environmentMessage(e environment.Environment) *islev1.Environment {
 		m.Parent, m.ParentName, m.Origin = string(e.Parent), e.ParentRef.String(), string(e.Origin)
 	}
 	m.Generation, m.Opening, m.Trouble = e.Generation, string(e.Opening), e.Trouble
+	m.Warm, m.Kept = e.Warm, e.Kept
 	// In the order of the file: the first one is what exec means.
 	place := map[string]int{}
 	for i, s := range e.Spec.Services {

@@ -41,7 +41,7 @@ func (s *host) Collect(ctx context.Context, req *connect.Request[islev1.CollectR
 	res := &islev1.CollectResponse{}
 	collect := func() error {
 		c, err := s.Host.Collect(ctx, req.Msg.GetDryRun())
-		res.Layers, res.Blobs, res.Volumes, res.Freed = int32(c.Layers), int32(c.Blobs), int32(c.Volumes), c.Freed
+		res.Layers, res.Blobs, res.Volumes, res.Warm, res.Freed = int32(c.Layers), int32(c.Blobs), int32(c.Volumes), int32(c.Warm), c.Freed
 		return err
 	}
 	var err error

@@ -302,6 +302,9 @@ func snapshotMessage(s snapshot.Snapshot) *islev1.Snapshot {
 	if s.Broken != nil {
 		out.Broken = Flatten(s.Broken).Message
 	}
+	if w := s.Warm; w != nil {
+		out.Warm = &islev1.SnapshotWarm{Key: string(w.Key), Owner: ownerText(w.Owner), Used: timestamppb.New(w.Used)}
+	}
 	if m.Memory != nil {
 		out.Memory, out.Runtime = true, string(m.Memory.Runtime)
 		for _, f := range m.Memory.Files {

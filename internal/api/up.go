@@ -9,6 +9,7 @@ import (
 	"unicode"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"isle"
 	islev1 "isle/internal/api/isle/v1"
@@ -69,7 +70,7 @@ func (s *environments) Up(ctx context.Context, req *connect.Request[islev1.UpReq
 	}
 	up := environment.UpRequest{
 		Ref: ref, Project: r.file.Name, Spec: r.file, Images: b.result.Images, Reasons: b.result.Reasons,
-		OneShot: m.GetOneShot(), NoWait: m.GetNoWait(),
+		OneShot: m.GetOneShot(), NoWait: m.GetNoWait(), Cold: m.GetCold(),
 		Branch: m.GetBranch(), Commit: m.GetCommit(), Repository: m.GetRepository(),
 		// A lock that changes here is not the commit's.
 		Dirty: m.GetDirty() || m.GetCommit() != "" && len(b.changed) > 0,
@@ -92,14 +93,23 @@ func (s *environments) Up(ctx context.Context, req *connect.Request[islev1.UpReq
 		return err
 	}
 	release()
-	err = stream.Send(&islev1.UpEvent{Event: &islev1.UpEvent_Result{Result: &islev1.UpResult{
-		Environment: environmentMessage(res.Environment), Lock: b.changed, Changed: res.Changed, Replaced: res.Replaced,
-		Forked: forked, NotForked: why,
-	}}})
+	out := upMessage(res)
+	out.Lock, out.Forked, out.NotForked = b.changed, forked, why
+	err = stream.Send(&islev1.UpEvent{Event: &islev1.UpEvent_Result{Result: out}})
 	if err == nil && up.OneShot {
 		<-ctx.Done() // the client hung up, or the server ends
 	}
 	return err
+}
+
+func upMessage(res environment.UpResult) *islev1.UpResult {
+	out := &islev1.UpResult{
+		Environment: environmentMessage(res.Environment), Changed: res.Changed, Replaced: res.Replaced, Warm: string(res.Warm), NotWarm: res.NotWarm,
+	}
+	if res.Warm != "" {
+		out.WarmTook = durationpb.New(res.Took)
+	}
+	return out
 }
 
 // forkParent makes what is asked for a copy of the environment of the branch

@@ -45,7 +45,7 @@ func (s *environments) upRelease(ctx context.Context, m *islev1.UpRequest, strea
 		return err
 	}
 	up := environment.UpRequest{
-		Ref: ref, Project: project, Spec: file, Images: images, NoWait: m.GetNoWait(), Release: rel.Digest,
+		Ref: ref, Project: project, Spec: file, Images: images, NoWait: m.GetNoWait(), Cold: m.GetCold(), Release: rel.Digest,
 		Branch: rel.Source.Branch, Commit: rel.Source.Commit, Dirty: rel.Source.Dirty, Repository: rel.Source.Repository,
 	}
 	if m.GetTtl() != nil {
@@ -60,9 +60,7 @@ func (s *environments) upRelease(ctx context.Context, m *islev1.UpRequest, strea
 	if err != nil {
 		return err
 	}
-	return stream.Send(&islev1.UpEvent{Event: &islev1.UpEvent_Result{Result: &islev1.UpResult{
-		Environment: environmentMessage(res.Environment), Changed: res.Changed, Replaced: res.Replaced,
-	}}})
+	return stream.Send(&islev1.UpEvent{Event: &islev1.UpEvent_Result{Result: upMessage(res)}})
 }
 
 // allowedRelease is allowed where what is launched is a release.

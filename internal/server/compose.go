@@ -23,6 +23,7 @@ import (
 	"isle/internal/build"
 	"isle/internal/build/debian"
 	"isle/internal/driver/local"
+	"isle/internal/driver/local/checkpoint"
 	"isle/internal/environment"
 	"isle/internal/gateway"
 	httpdoor "isle/internal/gateway/http"
@@ -54,6 +55,7 @@ type rooms struct {
 	machines  *identity.Registry
 	issuer    *identity.Issuer
 	images    *image.Store
+	builds    checkpoint.Builds // of isle-init
 	builder   *build.Builder
 	driver    *local.Driver
 	sessions  *session.Sessions
@@ -147,7 +149,7 @@ func compose(s *Server) (r *rooms, err error) {
 	}
 	r.manager = environment.New(environment.Config{
 		Store: r.store, Ports: r.store, Driver: r.driver, Network: r.airlocks, Volumes: r.driver.Volumes(), Lines: r.home,
-		Images: r.images, Snapshots: r.snapshots, Policy: r, Trust: r.inspector.Trust, Waiting: r.gateway.Waiting,
+		Images: r.images, Snapshots: r.snapshots, Warm: r.snapshots, Sealed: r.sealed, Policy: r, Trust: r.inspector.Trust, Waiting: r.gateway.Waiting,
 		Init: cfg.Init, Logs: at("logs"), Forks: at("forks"), HTTP: names, Log: s.log,
 		Spares: cfg.Spares,
 		Fault:  cfg.fault(),
@@ -354,6 +356,10 @@ const (
 // Collect implements api.Host: it frees layers and blobs that neither an
 // environment nor a project's last build names, and volumes without a record.
 func (r *rooms) Collect(ctx context.Context, dryRun bool) (api.Collected, error) {
+	warm, err := r.collectWarm(ctx, dryRun)
+	if err != nil {
+		return api.Collected{}, err
+	}
 	images, volumes := r.manager.InUse(ctx)
 	used := map[isle.Digest]bool{}
 	for _, m := range images {
@@ -371,7 +377,7 @@ func (r *rooms) Collect(ctx context.Context, dryRun bool) (api.Collected, error)
 	if err != nil {
 		return api.Collected{}, err
 	}
-	out := api.Collected{Layers: c.Layers, Blobs: c.Blobs, Freed: c.Bytes}
+	out := api.Collected{Layers: c.Layers, Blobs: c.Blobs, Freed: c.Bytes + warm.Bytes, Warm: warm.Count}
 	if !dryRun {
 		r.builder.Prune()
 	}

@@ -74,6 +74,16 @@ type Config struct {
 	// some 30 MiB each. Default: none.
 	Spares map[string]int
 
+	// WarmKeep is how long a ready state is kept that no environment has begun
+	// with, until the next `isle gc`. Default 14 days.
+	WarmKeep time.Duration
+
+	// WarmMax is how many bytes the ready states of one owner's project may have
+	// together, and WarmCount how many there may be; those used the longest ago
+	// make room. Default 4 GiB and 4.
+	WarmMax   int64
+	WarmCount int
+
 	// Cgroup is the control group below which every environment's is made.
 	// Default: one named for the state folder, below the root.
 	Cgroup string
@@ -173,6 +183,9 @@ type Config struct {
 	Fault string
 }
 
+// defaultWarmKeep is the default of Config.WarmKeep.
+const defaultWarmKeep = 14 * 24 * time.Hour
+
 // Bounds of the process.
 const (
 	// graceful is how long calls in progress may go on when the server ends.
@@ -216,6 +229,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Checkpoints == "" {
 		c.Checkpoints = DefaultCheckpoints
+	}
+	if c.WarmKeep <= 0 {
+		c.WarmKeep = defaultWarmKeep
 	}
 	if c.SecretFiles == nil {
 		c.SecretFiles = []string{DefaultSecretFiles}

@@ -31,7 +31,8 @@ func (r *rooms) openSnapshots(ctx context.Context) (err error) {
 		clear(seed)
 	}
 	r.snapshots, err = snapshot.Open(ctx, snapshot.Config{
-		Dir: SnapshotsPath(cfg.State), Volumes: files, Store: r.store, Key: key, InUse: r.cameOf, Now: cfg.Now, Slog: r.server.log, Fault: cfg.fault(),
+		Dir: SnapshotsPath(cfg.State), Volumes: files, Store: r.store, Key: key, InUse: r.cameOf,
+		WarmCount: cfg.WarmCount, WarmBytes: cfg.WarmMax, Now: cfg.Now, Slog: r.server.log, Fault: cfg.fault(),
 	})
 	return err
 }

@@ -36,6 +36,7 @@ func (r *rooms) serveWorkload(instance, launch isle.ID, conn net.Conn) {
 
 // issuing records that a document of a workload's identity is about to be given.
 func (r *rooms) issuing(ctx context.Context, c api.WorkloadCaller, kind string, audience []string) error {
+	r.manager.Received(c.Instance, "an identity ("+kind+")")
 	return r.issues.add(ctx, string(c.Instance)+" "+c.ID.String(), kind, audience, func(summary string) audit.Entry {
 		return r.ofWorkload(c, isle.Allow, summary)
 	})

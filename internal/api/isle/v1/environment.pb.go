@@ -269,6 +269,7 @@ type UpRequest struct {
 	// Launch what was released, in place of a source: a digest, or at least six
 	// hexadecimal characters that begin it.
 	Release       string `protobuf:"bytes,15,opt,name=release,proto3" json:"release,omitempty"`
+	Cold          bool   `protobuf:"varint,30,opt,name=cold,proto3" json:"cold,omitempty"` // start services, although there may be a ready state to begin with
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -406,6 +407,13 @@ func (x *UpRequest) GetRelease() string {
 		return x.Release
 	}
 	return ""
+}
+
+func (x *UpRequest) GetCold() bool {
+	if x != nil {
+		return x.Cold
+	}
+	return false
 }
 
 type UpEvent struct {
@@ -560,13 +568,18 @@ func (x *Need) GetRegistries() []string {
 }
 
 type UpResult struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Environment   *Environment           `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
-	Lock          []byte                 `protobuf:"bytes,2,opt,name=lock,proto3" json:"lock,omitempty"`                            // the lock as it should be written; empty if unchanged
-	Changed       bool                   `protobuf:"varint,3,opt,name=changed,proto3" json:"changed,omitempty"`                     // false: there was nothing to do
-	Replaced      []string               `protobuf:"bytes,4,rep,name=replaced,proto3" json:"replaced,omitempty"`                    // "web: app/shop.py changed"
-	Forked        string                 `protobuf:"bytes,5,opt,name=forked,proto3" json:"forked,omitempty"`                        // NAME[@STAGE] of what it began as a copy of, empty if of nothing
-	NotForked     string                 `protobuf:"bytes,6,opt,name=not_forked,json=notForked,proto3" json:"not_forked,omitempty"` // why it did not begin as a copy of a parent branch's, for people
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Environment *Environment           `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
+	Lock        []byte                 `protobuf:"bytes,2,opt,name=lock,proto3" json:"lock,omitempty"`                            // the lock as it should be written; empty if unchanged
+	Changed     bool                   `protobuf:"varint,3,opt,name=changed,proto3" json:"changed,omitempty"`                     // false: there was nothing to do
+	Replaced    []string               `protobuf:"bytes,4,rep,name=replaced,proto3" json:"replaced,omitempty"`                    // "web: app/shop.py changed"
+	Forked      string                 `protobuf:"bytes,5,opt,name=forked,proto3" json:"forked,omitempty"`                        // NAME[@STAGE] of what it began as a copy of, empty if of nothing
+	NotForked   string                 `protobuf:"bytes,6,opt,name=not_forked,json=notForked,proto3" json:"not_forked,omitempty"` // why it did not begin as a copy of a parent branch's, for people
+	// The snapshot of a ready state that it began with, and how long that took; or
+	// why not, for people, although there was one.
+	Warm          string               `protobuf:"bytes,30,opt,name=warm,proto3" json:"warm,omitempty"`
+	WarmTook      *durationpb.Duration `protobuf:"bytes,31,opt,name=warm_took,json=warmTook,proto3" json:"warm_took,omitempty"`
+	NotWarm       string               `protobuf:"bytes,32,opt,name=not_warm,json=notWarm,proto3" json:"not_warm,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -639,6 +652,27 @@ func (x *UpResult) GetForked() string {
 func (x *UpResult) GetNotForked() string {
 	if x != nil {
 		return x.NotForked
+	}
+	return ""
+}
+
+func (x *UpResult) GetWarm() string {
+	if x != nil {
+		return x.Warm
+	}
+	return ""
+}
+
+func (x *UpResult) GetWarmTook() *durationpb.Duration {
+	if x != nil {
+		return x.WarmTook
+	}
+	return nil
+}
+
+func (x *UpResult) GetNotWarm() string {
+	if x != nil {
+		return x.NotWarm
 	}
 	return ""
 }
@@ -757,6 +791,8 @@ type Environment struct {
 	Dirty         bool   `protobuf:"varint,22,opt,name=dirty,proto3" json:"dirty,omitempty"`    // it was not known to be that commit's files
 	Repository    string `protobuf:"bytes,23,opt,name=repository,proto3" json:"repository,omitempty"`
 	Release       string `protobuf:"bytes,24,opt,name=release,proto3" json:"release,omitempty"` // digest of the release that it was last brought up from; empty: of none
+	Warm          bool   `protobuf:"varint,40,opt,name=warm,proto3" json:"warm,omitempty"`      // it began with a ready state, the snapshot in origin
+	Kept          string `protobuf:"bytes,41,opt,name=kept,proto3" json:"kept,omitempty"`       // what became of keeping its ready state, for people; empty: it was not to be kept
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -955,6 +991,20 @@ func (x *Environment) GetRepository() string {
 func (x *Environment) GetRelease() string {
 	if x != nil {
 		return x.Release
+	}
+	return ""
+}
+
+func (x *Environment) GetWarm() bool {
+	if x != nil {
+		return x.Warm
+	}
+	return false
+}
+
+func (x *Environment) GetKept() string {
+	if x != nil {
+		return x.Kept
 	}
 	return ""
 }
@@ -3272,7 +3322,7 @@ const file_isle_v1_environment_proto_rawDesc = "" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x12\n" +
 	"\x04from\x18\x02 \x01(\tR\x04from\x12\x0e\n" +
 	"\x02to\x18\x03 \x01(\tR\x02to\x12\x16\n" +
-	"\x06digest\x18\x04 \x01(\tR\x06digest\"\xbb\x03\n" +
+	"\x06digest\x18\x04 \x01(\tR\x06digest\"\xcf\x03\n" +
 	"\tUpRequest\x12'\n" +
 	"\x06source\x18\x01 \x01(\v2\x0f.isle.v1.SourceR\x06source\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -3291,7 +3341,8 @@ const file_isle_v1_environment_proto_rawDesc = "" +
 	"repository\x18\r \x01(\tR\n" +
 	"repository\x12'\n" +
 	"\x0fparent_branches\x18\x0e \x03(\tR\x0eparentBranches\x12\x18\n" +
-	"\arelease\x18\x0f \x01(\tR\arelease\"\x9a\x01\n" +
+	"\arelease\x18\x0f \x01(\tR\arelease\x12\x12\n" +
+	"\x04cold\x18\x1e \x01(\bR\x04cold\"\x9a\x01\n" +
 	"\aUpEvent\x124\n" +
 	"\bprogress\x18\x01 \x01(\v2\x16.isle.v1.ProgressEventH\x00R\bprogress\x12#\n" +
 	"\x04need\x18\x02 \x01(\v2\r.isle.v1.NeedH\x00R\x04need\x12+\n" +
@@ -3301,7 +3352,7 @@ const file_isle_v1_environment_proto_rawDesc = "" +
 	"\adigests\x18\x01 \x03(\tR\adigests\x12\x1e\n" +
 	"\n" +
 	"registries\x18\x02 \x03(\tR\n" +
-	"registries\"\xc3\x01\n" +
+	"registries\"\xaa\x02\n" +
 	"\bUpResult\x126\n" +
 	"\venvironment\x18\x01 \x01(\v2\x14.isle.v1.EnvironmentR\venvironment\x12\x12\n" +
 	"\x04lock\x18\x02 \x01(\fR\x04lock\x12\x18\n" +
@@ -3309,14 +3360,17 @@ const file_isle_v1_environment_proto_rawDesc = "" +
 	"\breplaced\x18\x04 \x03(\tR\breplaced\x12\x16\n" +
 	"\x06forked\x18\x05 \x01(\tR\x06forked\x12\x1d\n" +
 	"\n" +
-	"not_forked\x18\x06 \x01(\tR\tnotForked\"\x97\x01\n" +
+	"not_forked\x18\x06 \x01(\tR\tnotForked\x12\x12\n" +
+	"\x04warm\x18\x1e \x01(\tR\x04warm\x126\n" +
+	"\twarm_took\x18\x1f \x01(\v2\x19.google.protobuf.DurationR\bwarmTook\x12\x19\n" +
+	"\bnot_warm\x18  \x01(\tR\anotWarm\"\x97\x01\n" +
 	"\rProgressEvent\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x12\n" +
 	"\x04step\x18\x02 \x01(\tR\x04step\x12\x14\n" +
 	"\x05state\x18\x03 \x01(\tR\x05state\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x12\x12\n" +
 	"\x04done\x18\x05 \x01(\x03R\x04done\x12\x14\n" +
-	"\x05total\x18\x06 \x01(\x03R\x05total\"\xf0\x05\n" +
+	"\x05total\x18\x06 \x01(\x03R\x05total\"\x98\x06\n" +
 	"\vEnvironment\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -3347,7 +3401,9 @@ const file_isle_v1_environment_proto_rawDesc = "" +
 	"\n" +
 	"repository\x18\x17 \x01(\tR\n" +
 	"repository\x12\x18\n" +
-	"\arelease\x18\x18 \x01(\tR\arelease\"\xa4\x02\n" +
+	"\arelease\x18\x18 \x01(\tR\arelease\x12\x12\n" +
+	"\x04warm\x18( \x01(\bR\x04warm\x12\x12\n" +
+	"\x04kept\x18) \x01(\tR\x04kept\"\xa4\x02\n" +
 	"\aService\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06launch\x18\x02 \x01(\tR\x06launch\x12\x16\n" +
@@ -3591,65 +3647,66 @@ var file_isle_v1_environment_proto_depIdxs = []int32{
 	5,  // 5: isle.v1.UpEvent.need:type_name -> isle.v1.Need
 	6,  // 6: isle.v1.UpEvent.result:type_name -> isle.v1.UpResult
 	8,  // 7: isle.v1.UpResult.environment:type_name -> isle.v1.Environment
-	46, // 8: isle.v1.Environment.created:type_name -> google.protobuf.Timestamp
-	46, // 9: isle.v1.Environment.expires:type_name -> google.protobuf.Timestamp
-	9,  // 10: isle.v1.Environment.services:type_name -> isle.v1.Service
-	11, // 11: isle.v1.Environment.usage:type_name -> isle.v1.Usage
-	12, // 12: isle.v1.Environment.limits:type_name -> isle.v1.Limits
-	13, // 13: isle.v1.Environment.volumes:type_name -> isle.v1.Volume
-	46, // 14: isle.v1.Service.started:type_name -> google.protobuf.Timestamp
-	10, // 15: isle.v1.Service.ports:type_name -> isle.v1.Port
-	45, // 16: isle.v1.Usage.cpu:type_name -> google.protobuf.Duration
-	46, // 17: isle.v1.Volume.delete_after:type_name -> google.protobuf.Timestamp
-	8,  // 18: isle.v1.ListResponse.environments:type_name -> isle.v1.Environment
-	8,  // 19: isle.v1.GetResponse.environment:type_name -> isle.v1.Environment
-	45, // 20: isle.v1.ExtendRequest.by:type_name -> google.protobuf.Duration
-	46, // 21: isle.v1.ExtendResponse.expires:type_name -> google.protobuf.Timestamp
-	22, // 22: isle.v1.ExecInput.start:type_name -> isle.v1.ExecStart
-	23, // 23: isle.v1.ExecInput.size:type_name -> isle.v1.TerminalSize
-	44, // 24: isle.v1.ExecStart.env:type_name -> isle.v1.ExecStart.EnvEntry
-	23, // 25: isle.v1.ExecStart.size:type_name -> isle.v1.TerminalSize
-	25, // 26: isle.v1.ExecOutput.exit:type_name -> isle.v1.ExecExit
-	46, // 27: isle.v1.LogLine.time:type_name -> google.protobuf.Timestamp
-	29, // 28: isle.v1.CopyInRequest.start:type_name -> isle.v1.CopyInStart
-	35, // 29: isle.v1.ListFilesResponse.files:type_name -> isle.v1.File
-	46, // 30: isle.v1.File.time:type_name -> google.protobuf.Timestamp
-	38, // 31: isle.v1.DiffResponse.changes:type_name -> isle.v1.Change
-	40, // 32: isle.v1.PortInput.start:type_name -> isle.v1.PortStart
-	43, // 33: isle.v1.DoorsResponse.doors:type_name -> isle.v1.Door
-	46, // 34: isle.v1.Door.first:type_name -> google.protobuf.Timestamp
-	46, // 35: isle.v1.Door.last:type_name -> google.protobuf.Timestamp
-	3,  // 36: isle.v1.EnvironmentService.Up:input_type -> isle.v1.UpRequest
-	14, // 37: isle.v1.EnvironmentService.Down:input_type -> isle.v1.DownRequest
-	15, // 38: isle.v1.EnvironmentService.List:input_type -> isle.v1.ListRequest
-	17, // 39: isle.v1.EnvironmentService.Get:input_type -> isle.v1.GetRequest
-	19, // 40: isle.v1.EnvironmentService.Extend:input_type -> isle.v1.ExtendRequest
-	21, // 41: isle.v1.EnvironmentService.Exec:input_type -> isle.v1.ExecInput
-	26, // 42: isle.v1.EnvironmentService.Logs:input_type -> isle.v1.LogsRequest
-	28, // 43: isle.v1.EnvironmentService.CopyIn:input_type -> isle.v1.CopyInRequest
-	31, // 44: isle.v1.EnvironmentService.CopyOut:input_type -> isle.v1.CopyOutRequest
-	33, // 45: isle.v1.EnvironmentService.ListFiles:input_type -> isle.v1.ListFilesRequest
-	36, // 46: isle.v1.EnvironmentService.Diff:input_type -> isle.v1.DiffRequest
-	39, // 47: isle.v1.EnvironmentService.PortForward:input_type -> isle.v1.PortInput
-	41, // 48: isle.v1.EnvironmentService.Doors:input_type -> isle.v1.DoorsRequest
-	4,  // 49: isle.v1.EnvironmentService.Up:output_type -> isle.v1.UpEvent
-	7,  // 50: isle.v1.EnvironmentService.Down:output_type -> isle.v1.ProgressEvent
-	16, // 51: isle.v1.EnvironmentService.List:output_type -> isle.v1.ListResponse
-	18, // 52: isle.v1.EnvironmentService.Get:output_type -> isle.v1.GetResponse
-	20, // 53: isle.v1.EnvironmentService.Extend:output_type -> isle.v1.ExtendResponse
-	24, // 54: isle.v1.EnvironmentService.Exec:output_type -> isle.v1.ExecOutput
-	27, // 55: isle.v1.EnvironmentService.Logs:output_type -> isle.v1.LogLine
-	30, // 56: isle.v1.EnvironmentService.CopyIn:output_type -> isle.v1.CopyInResponse
-	32, // 57: isle.v1.EnvironmentService.CopyOut:output_type -> isle.v1.Chunk
-	34, // 58: isle.v1.EnvironmentService.ListFiles:output_type -> isle.v1.ListFilesResponse
-	37, // 59: isle.v1.EnvironmentService.Diff:output_type -> isle.v1.DiffResponse
-	32, // 60: isle.v1.EnvironmentService.PortForward:output_type -> isle.v1.Chunk
-	42, // 61: isle.v1.EnvironmentService.Doors:output_type -> isle.v1.DoorsResponse
-	49, // [49:62] is the sub-list for method output_type
-	36, // [36:49] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	45, // 8: isle.v1.UpResult.warm_took:type_name -> google.protobuf.Duration
+	46, // 9: isle.v1.Environment.created:type_name -> google.protobuf.Timestamp
+	46, // 10: isle.v1.Environment.expires:type_name -> google.protobuf.Timestamp
+	9,  // 11: isle.v1.Environment.services:type_name -> isle.v1.Service
+	11, // 12: isle.v1.Environment.usage:type_name -> isle.v1.Usage
+	12, // 13: isle.v1.Environment.limits:type_name -> isle.v1.Limits
+	13, // 14: isle.v1.Environment.volumes:type_name -> isle.v1.Volume
+	46, // 15: isle.v1.Service.started:type_name -> google.protobuf.Timestamp
+	10, // 16: isle.v1.Service.ports:type_name -> isle.v1.Port
+	45, // 17: isle.v1.Usage.cpu:type_name -> google.protobuf.Duration
+	46, // 18: isle.v1.Volume.delete_after:type_name -> google.protobuf.Timestamp
+	8,  // 19: isle.v1.ListResponse.environments:type_name -> isle.v1.Environment
+	8,  // 20: isle.v1.GetResponse.environment:type_name -> isle.v1.Environment
+	45, // 21: isle.v1.ExtendRequest.by:type_name -> google.protobuf.Duration
+	46, // 22: isle.v1.ExtendResponse.expires:type_name -> google.protobuf.Timestamp
+	22, // 23: isle.v1.ExecInput.start:type_name -> isle.v1.ExecStart
+	23, // 24: isle.v1.ExecInput.size:type_name -> isle.v1.TerminalSize
+	44, // 25: isle.v1.ExecStart.env:type_name -> isle.v1.ExecStart.EnvEntry
+	23, // 26: isle.v1.ExecStart.size:type_name -> isle.v1.TerminalSize
+	25, // 27: isle.v1.ExecOutput.exit:type_name -> isle.v1.ExecExit
+	46, // 28: isle.v1.LogLine.time:type_name -> google.protobuf.Timestamp
+	29, // 29: isle.v1.CopyInRequest.start:type_name -> isle.v1.CopyInStart
+	35, // 30: isle.v1.ListFilesResponse.files:type_name -> isle.v1.File
+	46, // 31: isle.v1.File.time:type_name -> google.protobuf.Timestamp
+	38, // 32: isle.v1.DiffResponse.changes:type_name -> isle.v1.Change
+	40, // 33: isle.v1.PortInput.start:type_name -> isle.v1.PortStart
+	43, // 34: isle.v1.DoorsResponse.doors:type_name -> isle.v1.Door
+	46, // 35: isle.v1.Door.first:type_name -> google.protobuf.Timestamp
+	46, // 36: isle.v1.Door.last:type_name -> google.protobuf.Timestamp
+	3,  // 37: isle.v1.EnvironmentService.Up:input_type -> isle.v1.UpRequest
+	14, // 38: isle.v1.EnvironmentService.Down:input_type -> isle.v1.DownRequest
+	15, // 39: isle.v1.EnvironmentService.List:input_type -> isle.v1.ListRequest
+	17, // 40: isle.v1.EnvironmentService.Get:input_type -> isle.v1.GetRequest
+	19, // 41: isle.v1.EnvironmentService.Extend:input_type -> isle.v1.ExtendRequest
+	21, // 42: isle.v1.EnvironmentService.Exec:input_type -> isle.v1.ExecInput
+	26, // 43: isle.v1.EnvironmentService.Logs:input_type -> isle.v1.LogsRequest
+	28, // 44: isle.v1.EnvironmentService.CopyIn:input_type -> isle.v1.CopyInRequest
+	31, // 45: isle.v1.EnvironmentService.CopyOut:input_type -> isle.v1.CopyOutRequest
+	33, // 46: isle.v1.EnvironmentService.ListFiles:input_type -> isle.v1.ListFilesRequest
+	36, // 47: isle.v1.EnvironmentService.Diff:input_type -> isle.v1.DiffRequest
+	39, // 48: isle.v1.EnvironmentService.PortForward:input_type -> isle.v1.PortInput
+	41, // 49: isle.v1.EnvironmentService.Doors:input_type -> isle.v1.DoorsRequest
+	4,  // 50: isle.v1.EnvironmentService.Up:output_type -> isle.v1.UpEvent
+	7,  // 51: isle.v1.EnvironmentService.Down:output_type -> isle.v1.ProgressEvent
+	16, // 52: isle.v1.EnvironmentService.List:output_type -> isle.v1.ListResponse
+	18, // 53: isle.v1.EnvironmentService.Get:output_type -> isle.v1.GetResponse
+	20, // 54: isle.v1.EnvironmentService.Extend:output_type -> isle.v1.ExtendResponse
+	24, // 55: isle.v1.EnvironmentService.Exec:output_type -> isle.v1.ExecOutput
+	27, // 56: isle.v1.EnvironmentService.Logs:output_type -> isle.v1.LogLine
+	30, // 57: isle.v1.EnvironmentService.CopyIn:output_type -> isle.v1.CopyInResponse
+	32, // 58: isle.v1.EnvironmentService.CopyOut:output_type -> isle.v1.Chunk
+	34, // 59: isle.v1.EnvironmentService.ListFiles:output_type -> isle.v1.ListFilesResponse
+	37, // 60: isle.v1.EnvironmentService.Diff:output_type -> isle.v1.DiffResponse
+	32, // 61: isle.v1.EnvironmentService.PortForward:output_type -> isle.v1.Chunk
+	42, // 62: isle.v1.EnvironmentService.Doors:output_type -> isle.v1.DoorsResponse
+	50, // [50:63] is the sub-list for method output_type
+	37, // [37:50] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_isle_v1_environment_proto_init() }

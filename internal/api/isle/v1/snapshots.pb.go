@@ -48,6 +48,7 @@ type Snapshot struct {
 	Imported      bool                   `protobuf:"varint,22,opt,name=imported,proto3" json:"imported,omitempty"`                 // its volumes were written anew from their files
 	NoMemory      bool                   `protobuf:"varint,23,opt,name=no_memory,json=noMemory,proto3" json:"no_memory,omitempty"` // its memory was left out, being of nobody who is trusted
 	Broken        string                 `protobuf:"bytes,24,opt,name=broken,proto3" json:"broken,omitempty"`                      // why it cannot be used; empty if nothing is known to be wrong
+	Warm          *SnapshotWarm          `protobuf:"bytes,40,opt,name=warm,proto3" json:"warm,omitempty"`                          // of a ready state that the server kept by itself
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -250,6 +251,73 @@ func (x *Snapshot) GetBroken() string {
 	return ""
 }
 
+func (x *Snapshot) GetWarm() *SnapshotWarm {
+	if x != nil {
+		return x.Warm
+	}
+	return nil
+}
+
+type SnapshotWarm struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`     // digest of what it is the ready state of
+	Owner         string                 `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"` // of the environment that was captured: nobody else's begin with it
+	Used          *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=used,proto3" json:"used,omitempty"`   // when an environment last began with it, or it was made
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotWarm) Reset() {
+	*x = SnapshotWarm{}
+	mi := &file_isle_v1_snapshots_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotWarm) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotWarm) ProtoMessage() {}
+
+func (x *SnapshotWarm) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_snapshots_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotWarm.ProtoReflect.Descriptor instead.
+func (*SnapshotWarm) Descriptor() ([]byte, []int) {
+	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *SnapshotWarm) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *SnapshotWarm) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *SnapshotWarm) GetUsed() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Used
+	}
+	return nil
+}
+
 type SnapshotVolume struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Service       string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
@@ -263,7 +331,7 @@ type SnapshotVolume struct {
 
 func (x *SnapshotVolume) Reset() {
 	*x = SnapshotVolume{}
-	mi := &file_isle_v1_snapshots_proto_msgTypes[1]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -275,7 +343,7 @@ func (x *SnapshotVolume) String() string {
 func (*SnapshotVolume) ProtoMessage() {}
 
 func (x *SnapshotVolume) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_snapshots_proto_msgTypes[1]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -288,7 +356,7 @@ func (x *SnapshotVolume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotVolume.ProtoReflect.Descriptor instead.
 func (*SnapshotVolume) Descriptor() ([]byte, []int) {
-	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{1}
+	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *SnapshotVolume) GetService() string {
@@ -337,7 +405,7 @@ type SnapshotImage struct {
 
 func (x *SnapshotImage) Reset() {
 	*x = SnapshotImage{}
-	mi := &file_isle_v1_snapshots_proto_msgTypes[2]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -349,7 +417,7 @@ func (x *SnapshotImage) String() string {
 func (*SnapshotImage) ProtoMessage() {}
 
 func (x *SnapshotImage) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_snapshots_proto_msgTypes[2]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -362,7 +430,7 @@ func (x *SnapshotImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotImage.ProtoReflect.Descriptor instead.
 func (*SnapshotImage) Descriptor() ([]byte, []int) {
-	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{2}
+	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *SnapshotImage) GetService() string {
@@ -398,7 +466,7 @@ type CreateSnapshotRequest struct {
 
 func (x *CreateSnapshotRequest) Reset() {
 	*x = CreateSnapshotRequest{}
-	mi := &file_isle_v1_snapshots_proto_msgTypes[3]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -410,7 +478,7 @@ func (x *CreateSnapshotRequest) String() string {
 func (*CreateSnapshotRequest) ProtoMessage() {}
 
 func (x *CreateSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_snapshots_proto_msgTypes[3]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -423,7 +491,7 @@ func (x *CreateSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*CreateSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{3}
+	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *CreateSnapshotRequest) GetEnvironment() string {
@@ -463,7 +531,7 @@ type CreateSnapshotEvent struct {
 
 func (x *CreateSnapshotEvent) Reset() {
 	*x = CreateSnapshotEvent{}
-	mi := &file_isle_v1_snapshots_proto_msgTypes[4]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -475,7 +543,7 @@ func (x *CreateSnapshotEvent) String() string {
 func (*CreateSnapshotEvent) ProtoMessage() {}
 
 func (x *CreateSnapshotEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_snapshots_proto_msgTypes[4]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -488,7 +556,7 @@ func (x *CreateSnapshotEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSnapshotEvent.ProtoReflect.Descriptor instead.
 func (*CreateSnapshotEvent) Descriptor() ([]byte, []int) {
-	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{4}
+	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *CreateSnapshotEvent) GetSnapshot() *Snapshot {
@@ -507,7 +575,7 @@ type ListSnapshotsRequest struct {
 
 func (x *ListSnapshotsRequest) Reset() {
 	*x = ListSnapshotsRequest{}
-	mi := &file_isle_v1_snapshots_proto_msgTypes[5]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -519,7 +587,7 @@ func (x *ListSnapshotsRequest) String() string {
 func (*ListSnapshotsRequest) ProtoMessage() {}
 
 func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_snapshots_proto_msgTypes[5]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -532,7 +600,7 @@ func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{5}
+	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ListSnapshotsRequest) GetEnvironment() string {
@@ -551,7 +619,7 @@ type ListSnapshotsResponse struct {
 
 func (x *ListSnapshotsResponse) Reset() {
 	*x = ListSnapshotsResponse{}
-	mi := &file_isle_v1_snapshots_proto_msgTypes[6]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -563,7 +631,7 @@ func (x *ListSnapshotsResponse) String() string {
 func (*ListSnapshotsResponse) ProtoMessage() {}
 
 func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_snapshots_proto_msgTypes[6]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -576,7 +644,7 @@ func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{6}
+	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ListSnapshotsResponse) GetSnapshots() []*Snapshot {
@@ -595,7 +663,7 @@ type GetSnapshotRequest struct {
 
 func (x *GetSnapshotRequest) Reset() {
 	*x = GetSnapshotRequest{}
-	mi := &file_isle_v1_snapshots_proto_msgTypes[7]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -607,7 +675,7 @@ func (x *GetSnapshotRequest) String() string {
 func (*GetSnapshotRequest) ProtoMessage() {}
 
 func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_snapshots_proto_msgTypes[7]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -620,7 +688,7 @@ func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*GetSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{7}
+	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *GetSnapshotRequest) GetSnapshot() string {
@@ -639,7 +707,7 @@ type GetSnapshotResponse struct {
 
 func (x *GetSnapshotResponse) Reset() {
 	*x = GetSnapshotResponse{}
-	mi := &file_isle_v1_snapshots_proto_msgTypes[8]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -651,7 +719,7 @@ func (x *GetSnapshotResponse) String() string {
 func (*GetSnapshotResponse) ProtoMessage() {}
 
 func (x *GetSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_snapshots_proto_msgTypes[8]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -664,7 +732,7 @@ func (x *GetSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*GetSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{8}
+	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *GetSnapshotResponse) GetSnapshot() *Snapshot {
@@ -685,7 +753,7 @@ type TagSnapshotRequest struct {
 
 func (x *TagSnapshotRequest) Reset() {
 	*x = TagSnapshotRequest{}
-	mi := &file_isle_v1_snapshots_proto_msgTypes[9]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -697,7 +765,7 @@ func (x *TagSnapshotRequest) String() string {
 func (*TagSnapshotRequest) ProtoMessage() {}
 
 func (x *TagSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_snapshots_proto_msgTypes[9]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -710,7 +778,7 @@ func (x *TagSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*TagSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{9}
+	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *TagSnapshotRequest) GetSnapshot() string {
@@ -743,7 +811,7 @@ type TagSnapshotResponse struct {
 
 func (x *TagSnapshotResponse) Reset() {
 	*x = TagSnapshotResponse{}
-	mi := &file_isle_v1_snapshots_proto_msgTypes[10]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -755,7 +823,7 @@ func (x *TagSnapshotResponse) String() string {
 func (*TagSnapshotResponse) ProtoMessage() {}
 
 func (x *TagSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_snapshots_proto_msgTypes[10]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -768,7 +836,7 @@ func (x *TagSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*TagSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{10}
+	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *TagSnapshotResponse) GetSnapshot() *Snapshot {
@@ -787,7 +855,7 @@ type UntagSnapshotRequest struct {
 
 func (x *UntagSnapshotRequest) Reset() {
 	*x = UntagSnapshotRequest{}
-	mi := &file_isle_v1_snapshots_proto_msgTypes[11]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -799,7 +867,7 @@ func (x *UntagSnapshotRequest) String() string {
 func (*UntagSnapshotRequest) ProtoMessage() {}
 
 func (x *UntagSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_snapshots_proto_msgTypes[11]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -812,7 +880,7 @@ func (x *UntagSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UntagSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*UntagSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{11}
+	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *UntagSnapshotRequest) GetTag() string {
@@ -830,7 +898,7 @@ type UntagSnapshotResponse struct {
 
 func (x *UntagSnapshotResponse) Reset() {
 	*x = UntagSnapshotResponse{}
-	mi := &file_isle_v1_snapshots_proto_msgTypes[12]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -842,7 +910,7 @@ func (x *UntagSnapshotResponse) String() string {
 func (*UntagSnapshotResponse) ProtoMessage() {}
 
 func (x *UntagSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_snapshots_proto_msgTypes[12]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -855,7 +923,7 @@ func (x *UntagSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UntagSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*UntagSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{12}
+	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{13}
 }
 
 type RemoveSnapshotRequest struct {
@@ -868,7 +936,7 @@ type RemoveSnapshotRequest struct {
 
 func (x *RemoveSnapshotRequest) Reset() {
 	*x = RemoveSnapshotRequest{}
-	mi := &file_isle_v1_snapshots_proto_msgTypes[13]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -880,7 +948,7 @@ func (x *RemoveSnapshotRequest) String() string {
 func (*RemoveSnapshotRequest) ProtoMessage() {}
 
 func (x *RemoveSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_snapshots_proto_msgTypes[13]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -893,7 +961,7 @@ func (x *RemoveSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*RemoveSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{13}
+	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RemoveSnapshotRequest) GetSnapshot() string {
@@ -919,7 +987,7 @@ type RemoveSnapshotResponse struct {
 
 func (x *RemoveSnapshotResponse) Reset() {
 	*x = RemoveSnapshotResponse{}
-	mi := &file_isle_v1_snapshots_proto_msgTypes[14]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -931,7 +999,7 @@ func (x *RemoveSnapshotResponse) String() string {
 func (*RemoveSnapshotResponse) ProtoMessage() {}
 
 func (x *RemoveSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_snapshots_proto_msgTypes[14]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -944,7 +1012,7 @@ func (x *RemoveSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*RemoveSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{14}
+	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RemoveSnapshotResponse) GetDigest() string {
@@ -963,7 +1031,7 @@ type VerifySnapshotRequest struct {
 
 func (x *VerifySnapshotRequest) Reset() {
 	*x = VerifySnapshotRequest{}
-	mi := &file_isle_v1_snapshots_proto_msgTypes[15]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -975,7 +1043,7 @@ func (x *VerifySnapshotRequest) String() string {
 func (*VerifySnapshotRequest) ProtoMessage() {}
 
 func (x *VerifySnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_snapshots_proto_msgTypes[15]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -988,7 +1056,7 @@ func (x *VerifySnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifySnapshotRequest.ProtoReflect.Descriptor instead.
 func (*VerifySnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{15}
+	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *VerifySnapshotRequest) GetSnapshot() string {
@@ -1010,7 +1078,7 @@ type VerifySnapshotEvent struct {
 
 func (x *VerifySnapshotEvent) Reset() {
 	*x = VerifySnapshotEvent{}
-	mi := &file_isle_v1_snapshots_proto_msgTypes[16]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1022,7 +1090,7 @@ func (x *VerifySnapshotEvent) String() string {
 func (*VerifySnapshotEvent) ProtoMessage() {}
 
 func (x *VerifySnapshotEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_snapshots_proto_msgTypes[16]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1035,7 +1103,7 @@ func (x *VerifySnapshotEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifySnapshotEvent.ProtoReflect.Descriptor instead.
 func (*VerifySnapshotEvent) Descriptor() ([]byte, []int) {
-	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{16}
+	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *VerifySnapshotEvent) GetSnapshot() *Snapshot {
@@ -1075,7 +1143,7 @@ type ExportSnapshotRequest struct {
 
 func (x *ExportSnapshotRequest) Reset() {
 	*x = ExportSnapshotRequest{}
-	mi := &file_isle_v1_snapshots_proto_msgTypes[17]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1087,7 +1155,7 @@ func (x *ExportSnapshotRequest) String() string {
 func (*ExportSnapshotRequest) ProtoMessage() {}
 
 func (x *ExportSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_snapshots_proto_msgTypes[17]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1100,7 +1168,7 @@ func (x *ExportSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*ExportSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{17}
+	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ExportSnapshotRequest) GetSnapshot() string {
@@ -1119,7 +1187,7 @@ type ImportSnapshotResponse struct {
 
 func (x *ImportSnapshotResponse) Reset() {
 	*x = ImportSnapshotResponse{}
-	mi := &file_isle_v1_snapshots_proto_msgTypes[18]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1131,7 +1199,7 @@ func (x *ImportSnapshotResponse) String() string {
 func (*ImportSnapshotResponse) ProtoMessage() {}
 
 func (x *ImportSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_snapshots_proto_msgTypes[18]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1144,7 +1212,7 @@ func (x *ImportSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*ImportSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{18}
+	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ImportSnapshotResponse) GetSnapshot() *Snapshot {
@@ -1165,7 +1233,7 @@ type CompareRequest struct {
 
 func (x *CompareRequest) Reset() {
 	*x = CompareRequest{}
-	mi := &file_isle_v1_snapshots_proto_msgTypes[19]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1177,7 +1245,7 @@ func (x *CompareRequest) String() string {
 func (*CompareRequest) ProtoMessage() {}
 
 func (x *CompareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_snapshots_proto_msgTypes[19]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1190,7 +1258,7 @@ func (x *CompareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompareRequest.ProtoReflect.Descriptor instead.
 func (*CompareRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{19}
+	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CompareRequest) GetFrom() string {
@@ -1225,7 +1293,7 @@ type CompareEvent struct {
 
 func (x *CompareEvent) Reset() {
 	*x = CompareEvent{}
-	mi := &file_isle_v1_snapshots_proto_msgTypes[20]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1237,7 +1305,7 @@ func (x *CompareEvent) String() string {
 func (*CompareEvent) ProtoMessage() {}
 
 func (x *CompareEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_snapshots_proto_msgTypes[20]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1250,7 +1318,7 @@ func (x *CompareEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompareEvent.ProtoReflect.Descriptor instead.
 func (*CompareEvent) Descriptor() ([]byte, []int) {
-	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{20}
+	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CompareEvent) GetFiles() []*Change {
@@ -1286,7 +1354,7 @@ type PackageChange struct {
 
 func (x *PackageChange) Reset() {
 	*x = PackageChange{}
-	mi := &file_isle_v1_snapshots_proto_msgTypes[21]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1298,7 +1366,7 @@ func (x *PackageChange) String() string {
 func (*PackageChange) ProtoMessage() {}
 
 func (x *PackageChange) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_snapshots_proto_msgTypes[21]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1311,7 +1379,7 @@ func (x *PackageChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PackageChange.ProtoReflect.Descriptor instead.
 func (*PackageChange) Descriptor() ([]byte, []int) {
-	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{21}
+	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PackageChange) GetService() string {
@@ -1353,7 +1421,7 @@ type SettingChange struct {
 
 func (x *SettingChange) Reset() {
 	*x = SettingChange{}
-	mi := &file_isle_v1_snapshots_proto_msgTypes[22]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1365,7 +1433,7 @@ func (x *SettingChange) String() string {
 func (*SettingChange) ProtoMessage() {}
 
 func (x *SettingChange) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_snapshots_proto_msgTypes[22]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1378,7 +1446,7 @@ func (x *SettingChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SettingChange.ProtoReflect.Descriptor instead.
 func (*SettingChange) Descriptor() ([]byte, []int) {
-	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{22}
+	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SettingChange) GetKey() string {
@@ -1413,7 +1481,7 @@ type SnapshotKey struct {
 
 func (x *SnapshotKey) Reset() {
 	*x = SnapshotKey{}
-	mi := &file_isle_v1_snapshots_proto_msgTypes[23]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1425,7 +1493,7 @@ func (x *SnapshotKey) String() string {
 func (*SnapshotKey) ProtoMessage() {}
 
 func (x *SnapshotKey) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_snapshots_proto_msgTypes[23]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1438,7 +1506,7 @@ func (x *SnapshotKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotKey.ProtoReflect.Descriptor instead.
 func (*SnapshotKey) Descriptor() ([]byte, []int) {
-	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{23}
+	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SnapshotKey) GetName() string {
@@ -1470,7 +1538,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_isle_v1_snapshots_proto_msgTypes[24]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1482,7 +1550,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_snapshots_proto_msgTypes[24]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1495,7 +1563,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{24}
+	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{25}
 }
 
 type ListKeysResponse struct {
@@ -1507,7 +1575,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_isle_v1_snapshots_proto_msgTypes[25]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1519,7 +1587,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_snapshots_proto_msgTypes[25]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1532,7 +1600,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{25}
+	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ListKeysResponse) GetKeys() []*SnapshotKey {
@@ -1552,7 +1620,7 @@ type TrustKeyRequest struct {
 
 func (x *TrustKeyRequest) Reset() {
 	*x = TrustKeyRequest{}
-	mi := &file_isle_v1_snapshots_proto_msgTypes[26]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1564,7 +1632,7 @@ func (x *TrustKeyRequest) String() string {
 func (*TrustKeyRequest) ProtoMessage() {}
 
 func (x *TrustKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_snapshots_proto_msgTypes[26]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1577,7 +1645,7 @@ func (x *TrustKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustKeyRequest.ProtoReflect.Descriptor instead.
 func (*TrustKeyRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{26}
+	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *TrustKeyRequest) GetKey() string {
@@ -1603,7 +1671,7 @@ type TrustKeyResponse struct {
 
 func (x *TrustKeyResponse) Reset() {
 	*x = TrustKeyResponse{}
-	mi := &file_isle_v1_snapshots_proto_msgTypes[27]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1615,7 +1683,7 @@ func (x *TrustKeyResponse) String() string {
 func (*TrustKeyResponse) ProtoMessage() {}
 
 func (x *TrustKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_snapshots_proto_msgTypes[27]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1628,7 +1696,7 @@ func (x *TrustKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustKeyResponse.ProtoReflect.Descriptor instead.
 func (*TrustKeyResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{27}
+	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *TrustKeyResponse) GetKey() *SnapshotKey {
@@ -1642,7 +1710,7 @@ var File_isle_v1_snapshots_proto protoreflect.FileDescriptor
 
 const file_isle_v1_snapshots_proto_rawDesc = "" +
 	"\n" +
-	"\x17isle/v1/snapshots.proto\x12\aisle.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19isle/v1/environment.proto\"\xcb\x05\n" +
+	"\x17isle/v1/snapshots.proto\x12\aisle.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19isle/v1/environment.proto\"\xf6\x05\n" +
 	"\bSnapshot\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x12\n" +
 	"\x04tags\x18\x02 \x03(\tR\x04tags\x12 \n" +
@@ -1670,7 +1738,12 @@ const file_isle_v1_snapshots_proto_rawDesc = "" +
 	"\atrusted\x18\x15 \x01(\bR\atrusted\x12\x1a\n" +
 	"\bimported\x18\x16 \x01(\bR\bimported\x12\x1b\n" +
 	"\tno_memory\x18\x17 \x01(\bR\bnoMemory\x12\x16\n" +
-	"\x06broken\x18\x18 \x01(\tR\x06broken\"\x80\x01\n" +
+	"\x06broken\x18\x18 \x01(\tR\x06broken\x12)\n" +
+	"\x04warm\x18( \x01(\v2\x15.isle.v1.SnapshotWarmR\x04warm\"f\n" +
+	"\fSnapshotWarm\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05owner\x18\x02 \x01(\tR\x05owner\x12.\n" +
+	"\x04used\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04used\"\x80\x01\n" +
 	"\x0eSnapshotVolume\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n" +
@@ -1776,84 +1849,87 @@ func file_isle_v1_snapshots_proto_rawDescGZIP() []byte {
 	return file_isle_v1_snapshots_proto_rawDescData
 }
 
-var file_isle_v1_snapshots_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_isle_v1_snapshots_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_isle_v1_snapshots_proto_goTypes = []any{
 	(*Snapshot)(nil),               // 0: isle.v1.Snapshot
-	(*SnapshotVolume)(nil),         // 1: isle.v1.SnapshotVolume
-	(*SnapshotImage)(nil),          // 2: isle.v1.SnapshotImage
-	(*CreateSnapshotRequest)(nil),  // 3: isle.v1.CreateSnapshotRequest
-	(*CreateSnapshotEvent)(nil),    // 4: isle.v1.CreateSnapshotEvent
-	(*ListSnapshotsRequest)(nil),   // 5: isle.v1.ListSnapshotsRequest
-	(*ListSnapshotsResponse)(nil),  // 6: isle.v1.ListSnapshotsResponse
-	(*GetSnapshotRequest)(nil),     // 7: isle.v1.GetSnapshotRequest
-	(*GetSnapshotResponse)(nil),    // 8: isle.v1.GetSnapshotResponse
-	(*TagSnapshotRequest)(nil),     // 9: isle.v1.TagSnapshotRequest
-	(*TagSnapshotResponse)(nil),    // 10: isle.v1.TagSnapshotResponse
-	(*UntagSnapshotRequest)(nil),   // 11: isle.v1.UntagSnapshotRequest
-	(*UntagSnapshotResponse)(nil),  // 12: isle.v1.UntagSnapshotResponse
-	(*RemoveSnapshotRequest)(nil),  // 13: isle.v1.RemoveSnapshotRequest
-	(*RemoveSnapshotResponse)(nil), // 14: isle.v1.RemoveSnapshotResponse
-	(*VerifySnapshotRequest)(nil),  // 15: isle.v1.VerifySnapshotRequest
-	(*VerifySnapshotEvent)(nil),    // 16: isle.v1.VerifySnapshotEvent
-	(*ExportSnapshotRequest)(nil),  // 17: isle.v1.ExportSnapshotRequest
-	(*ImportSnapshotResponse)(nil), // 18: isle.v1.ImportSnapshotResponse
-	(*CompareRequest)(nil),         // 19: isle.v1.CompareRequest
-	(*CompareEvent)(nil),           // 20: isle.v1.CompareEvent
-	(*PackageChange)(nil),          // 21: isle.v1.PackageChange
-	(*SettingChange)(nil),          // 22: isle.v1.SettingChange
-	(*SnapshotKey)(nil),            // 23: isle.v1.SnapshotKey
-	(*ListKeysRequest)(nil),        // 24: isle.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),       // 25: isle.v1.ListKeysResponse
-	(*TrustKeyRequest)(nil),        // 26: isle.v1.TrustKeyRequest
-	(*TrustKeyResponse)(nil),       // 27: isle.v1.TrustKeyResponse
-	(*timestamppb.Timestamp)(nil),  // 28: google.protobuf.Timestamp
-	(*Change)(nil),                 // 29: isle.v1.Change
-	(*Chunk)(nil),                  // 30: isle.v1.Chunk
+	(*SnapshotWarm)(nil),           // 1: isle.v1.SnapshotWarm
+	(*SnapshotVolume)(nil),         // 2: isle.v1.SnapshotVolume
+	(*SnapshotImage)(nil),          // 3: isle.v1.SnapshotImage
+	(*CreateSnapshotRequest)(nil),  // 4: isle.v1.CreateSnapshotRequest
+	(*CreateSnapshotEvent)(nil),    // 5: isle.v1.CreateSnapshotEvent
+	(*ListSnapshotsRequest)(nil),   // 6: isle.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),  // 7: isle.v1.ListSnapshotsResponse
+	(*GetSnapshotRequest)(nil),     // 8: isle.v1.GetSnapshotRequest
+	(*GetSnapshotResponse)(nil),    // 9: isle.v1.GetSnapshotResponse
+	(*TagSnapshotRequest)(nil),     // 10: isle.v1.TagSnapshotRequest
+	(*TagSnapshotResponse)(nil),    // 11: isle.v1.TagSnapshotResponse
+	(*UntagSnapshotRequest)(nil),   // 12: isle.v1.UntagSnapshotRequest
+	(*UntagSnapshotResponse)(nil),  // 13: isle.v1.UntagSnapshotResponse
+	(*RemoveSnapshotRequest)(nil),  // 14: isle.v1.RemoveSnapshotRequest
+	(*RemoveSnapshotResponse)(nil), // 15: isle.v1.RemoveSnapshotResponse
+	(*VerifySnapshotRequest)(nil),  // 16: isle.v1.VerifySnapshotRequest
+	(*VerifySnapshotEvent)(nil),    // 17: isle.v1.VerifySnapshotEvent
+	(*ExportSnapshotRequest)(nil),  // 18: isle.v1.ExportSnapshotRequest
+	(*ImportSnapshotResponse)(nil), // 19: isle.v1.ImportSnapshotResponse
+	(*CompareRequest)(nil),         // 20: isle.v1.CompareRequest
+	(*CompareEvent)(nil),           // 21: isle.v1.CompareEvent
+	(*PackageChange)(nil),          // 22: isle.v1.PackageChange
+	(*SettingChange)(nil),          // 23: isle.v1.SettingChange
+	(*SnapshotKey)(nil),            // 24: isle.v1.SnapshotKey
+	(*ListKeysRequest)(nil),        // 25: isle.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),       // 26: isle.v1.ListKeysResponse
+	(*TrustKeyRequest)(nil),        // 27: isle.v1.TrustKeyRequest
+	(*TrustKeyResponse)(nil),       // 28: isle.v1.TrustKeyResponse
+	(*timestamppb.Timestamp)(nil),  // 29: google.protobuf.Timestamp
+	(*Change)(nil),                 // 30: isle.v1.Change
+	(*Chunk)(nil),                  // 31: isle.v1.Chunk
 }
 var file_isle_v1_snapshots_proto_depIdxs = []int32{
-	28, // 0: isle.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
-	1,  // 1: isle.v1.Snapshot.volumes:type_name -> isle.v1.SnapshotVolume
-	2,  // 2: isle.v1.Snapshot.images:type_name -> isle.v1.SnapshotImage
-	0,  // 3: isle.v1.CreateSnapshotEvent.snapshot:type_name -> isle.v1.Snapshot
-	0,  // 4: isle.v1.ListSnapshotsResponse.snapshots:type_name -> isle.v1.Snapshot
-	0,  // 5: isle.v1.GetSnapshotResponse.snapshot:type_name -> isle.v1.Snapshot
-	0,  // 6: isle.v1.TagSnapshotResponse.snapshot:type_name -> isle.v1.Snapshot
-	0,  // 7: isle.v1.VerifySnapshotEvent.snapshot:type_name -> isle.v1.Snapshot
-	0,  // 8: isle.v1.ImportSnapshotResponse.snapshot:type_name -> isle.v1.Snapshot
-	29, // 9: isle.v1.CompareEvent.files:type_name -> isle.v1.Change
-	21, // 10: isle.v1.CompareEvent.packages:type_name -> isle.v1.PackageChange
-	22, // 11: isle.v1.CompareEvent.configuration:type_name -> isle.v1.SettingChange
-	23, // 12: isle.v1.ListKeysResponse.keys:type_name -> isle.v1.SnapshotKey
-	23, // 13: isle.v1.TrustKeyResponse.key:type_name -> isle.v1.SnapshotKey
-	3,  // 14: isle.v1.SnapshotService.CreateSnapshot:input_type -> isle.v1.CreateSnapshotRequest
-	5,  // 15: isle.v1.SnapshotService.ListSnapshots:input_type -> isle.v1.ListSnapshotsRequest
-	7,  // 16: isle.v1.SnapshotService.GetSnapshot:input_type -> isle.v1.GetSnapshotRequest
-	9,  // 17: isle.v1.SnapshotService.TagSnapshot:input_type -> isle.v1.TagSnapshotRequest
-	11, // 18: isle.v1.SnapshotService.UntagSnapshot:input_type -> isle.v1.UntagSnapshotRequest
-	13, // 19: isle.v1.SnapshotService.RemoveSnapshot:input_type -> isle.v1.RemoveSnapshotRequest
-	15, // 20: isle.v1.SnapshotService.VerifySnapshot:input_type -> isle.v1.VerifySnapshotRequest
-	17, // 21: isle.v1.SnapshotService.ExportSnapshot:input_type -> isle.v1.ExportSnapshotRequest
-	30, // 22: isle.v1.SnapshotService.ImportSnapshot:input_type -> isle.v1.Chunk
-	19, // 23: isle.v1.SnapshotService.Compare:input_type -> isle.v1.CompareRequest
-	24, // 24: isle.v1.SnapshotService.ListKeys:input_type -> isle.v1.ListKeysRequest
-	26, // 25: isle.v1.SnapshotService.TrustKey:input_type -> isle.v1.TrustKeyRequest
-	4,  // 26: isle.v1.SnapshotService.CreateSnapshot:output_type -> isle.v1.CreateSnapshotEvent
-	6,  // 27: isle.v1.SnapshotService.ListSnapshots:output_type -> isle.v1.ListSnapshotsResponse
-	8,  // 28: isle.v1.SnapshotService.GetSnapshot:output_type -> isle.v1.GetSnapshotResponse
-	10, // 29: isle.v1.SnapshotService.TagSnapshot:output_type -> isle.v1.TagSnapshotResponse
-	12, // 30: isle.v1.SnapshotService.UntagSnapshot:output_type -> isle.v1.UntagSnapshotResponse
-	14, // 31: isle.v1.SnapshotService.RemoveSnapshot:output_type -> isle.v1.RemoveSnapshotResponse
-	16, // 32: isle.v1.SnapshotService.VerifySnapshot:output_type -> isle.v1.VerifySnapshotEvent
-	30, // 33: isle.v1.SnapshotService.ExportSnapshot:output_type -> isle.v1.Chunk
-	18, // 34: isle.v1.SnapshotService.ImportSnapshot:output_type -> isle.v1.ImportSnapshotResponse
-	20, // 35: isle.v1.SnapshotService.Compare:output_type -> isle.v1.CompareEvent
-	25, // 36: isle.v1.SnapshotService.ListKeys:output_type -> isle.v1.ListKeysResponse
-	27, // 37: isle.v1.SnapshotService.TrustKey:output_type -> isle.v1.TrustKeyResponse
-	26, // [26:38] is the sub-list for method output_type
-	14, // [14:26] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	29, // 0: isle.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
+	2,  // 1: isle.v1.Snapshot.volumes:type_name -> isle.v1.SnapshotVolume
+	3,  // 2: isle.v1.Snapshot.images:type_name -> isle.v1.SnapshotImage
+	1,  // 3: isle.v1.Snapshot.warm:type_name -> isle.v1.SnapshotWarm
+	29, // 4: isle.v1.SnapshotWarm.used:type_name -> google.protobuf.Timestamp
+	0,  // 5: isle.v1.CreateSnapshotEvent.snapshot:type_name -> isle.v1.Snapshot
+	0,  // 6: isle.v1.ListSnapshotsResponse.snapshots:type_name -> isle.v1.Snapshot
+	0,  // 7: isle.v1.GetSnapshotResponse.snapshot:type_name -> isle.v1.Snapshot
+	0,  // 8: isle.v1.TagSnapshotResponse.snapshot:type_name -> isle.v1.Snapshot
+	0,  // 9: isle.v1.VerifySnapshotEvent.snapshot:type_name -> isle.v1.Snapshot
+	0,  // 10: isle.v1.ImportSnapshotResponse.snapshot:type_name -> isle.v1.Snapshot
+	30, // 11: isle.v1.CompareEvent.files:type_name -> isle.v1.Change
+	22, // 12: isle.v1.CompareEvent.packages:type_name -> isle.v1.PackageChange
+	23, // 13: isle.v1.CompareEvent.configuration:type_name -> isle.v1.SettingChange
+	24, // 14: isle.v1.ListKeysResponse.keys:type_name -> isle.v1.SnapshotKey
+	24, // 15: isle.v1.TrustKeyResponse.key:type_name -> isle.v1.SnapshotKey
+	4,  // 16: isle.v1.SnapshotService.CreateSnapshot:input_type -> isle.v1.CreateSnapshotRequest
+	6,  // 17: isle.v1.SnapshotService.ListSnapshots:input_type -> isle.v1.ListSnapshotsRequest
+	8,  // 18: isle.v1.SnapshotService.GetSnapshot:input_type -> isle.v1.GetSnapshotRequest
+	10, // 19: isle.v1.SnapshotService.TagSnapshot:input_type -> isle.v1.TagSnapshotRequest
+	12, // 20: isle.v1.SnapshotService.UntagSnapshot:input_type -> isle.v1.UntagSnapshotRequest
+	14, // 21: isle.v1.SnapshotService.RemoveSnapshot:input_type -> isle.v1.RemoveSnapshotRequest
+	16, // 22: isle.v1.SnapshotService.VerifySnapshot:input_type -> isle.v1.VerifySnapshotRequest
+	18, // 23: isle.v1.SnapshotService.ExportSnapshot:input_type -> isle.v1.ExportSnapshotRequest
+	31, // 24: isle.v1.SnapshotService.ImportSnapshot:input_type -> isle.v1.Chunk
+	20, // 25: isle.v1.SnapshotService.Compare:input_type -> isle.v1.CompareRequest
+	25, // 26: isle.v1.SnapshotService.ListKeys:input_type -> isle.v1.ListKeysRequest
+	27, // 27: isle.v1.SnapshotService.TrustKey:input_type -> isle.v1.TrustKeyRequest
+	5,  // 28: isle.v1.SnapshotService.CreateSnapshot:output_type -> isle.v1.CreateSnapshotEvent
+	7,  // 29: isle.v1.SnapshotService.ListSnapshots:output_type -> isle.v1.ListSnapshotsResponse
+	9,  // 30: isle.v1.SnapshotService.GetSnapshot:output_type -> isle.v1.GetSnapshotResponse
+	11, // 31: isle.v1.SnapshotService.TagSnapshot:output_type -> isle.v1.TagSnapshotResponse
+	13, // 32: isle.v1.SnapshotService.UntagSnapshot:output_type -> isle.v1.UntagSnapshotResponse
+	15, // 33: isle.v1.SnapshotService.RemoveSnapshot:output_type -> isle.v1.RemoveSnapshotResponse
+	17, // 34: isle.v1.SnapshotService.VerifySnapshot:output_type -> isle.v1.VerifySnapshotEvent
+	31, // 35: isle.v1.SnapshotService.ExportSnapshot:output_type -> isle.v1.Chunk
+	19, // 36: isle.v1.SnapshotService.ImportSnapshot:output_type -> isle.v1.ImportSnapshotResponse
+	21, // 37: isle.v1.SnapshotService.Compare:output_type -> isle.v1.CompareEvent
+	26, // 38: isle.v1.SnapshotService.ListKeys:output_type -> isle.v1.ListKeysResponse
+	28, // 39: isle.v1.SnapshotService.TrustKey:output_type -> isle.v1.TrustKeyResponse
+	28, // [28:40] is the sub-list for method output_type
+	16, // [16:28] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_isle_v1_snapshots_proto_init() }
@@ -1868,7 +1944,7 @@ func file_isle_v1_snapshots_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isle_v1_snapshots_proto_rawDesc), len(file_isle_v1_snapshots_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   28,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
