@@ -60,7 +60,7 @@ func copies() []story {
 
 // wakes are the stories of what goes on from memory, which a sandbox has.
 func wakes() []story {
-	return []story{
+	return append(warms(), []story{
 		{
 			name:   "wake",
 			points: []string{"capture.cloned", "fork.captured", "fork.waking", "launch.mounts", "launch.running", "fork.restored", "fork.woken", "fork.on_fork"},
@@ -82,7 +82,7 @@ func wakes() []story {
 			act:   func(w *world) error { _, err := w.isle("restore", w.name, "--at", "good"); return err },
 			after: restored,
 		},
-	}
+	}...)
 }
 
 // restored looks which state is there: the one of before the swap, or of after it.
