@@ -186,6 +186,9 @@ func (r *run) Started() error {
 // Health implements Events.
 func (r *run) Health(healthy bool, detail string) error {
 	detail = oneLine(detail)
+	if rec := r.s.l.snapshot(); rec.keepsQuiet() {
+		detail = untold + rec.ParentRef.Stage
+	}
 	r.s.mu.Lock()
 	checked := r.s.svc.Healthcheck != nil
 	r.s.mu.Unlock()

@@ -246,7 +246,7 @@ func TestDataLeavesItsStageOnlyThroughOnFork(t *testing.T) {
 	wantCode(t, err, isle.Refused, "no on_fork")
 	mustUp(t, m, reseeds("shop", "refuse"))
 	_, err = m.Fork(t.Context(), root, req, nil)
-	wantCode(t, err, isle.Failed, "taken away", "no seed")
+	wantCode(t, err, isle.Failed, "taken away", "stays in stage testing")
 	w.checkRunning(t, m, 1)
 	if len(w.files) != 1 || len(w.volumes) != 1 {
 		t.Error("its volume is left")

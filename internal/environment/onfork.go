@@ -38,12 +38,20 @@ func (l *live) open() error {
 // succeeded: what it masks is not masked before that.
 func (l *live) keptFrom() error {
 	rec := l.snapshot()
-	if rec.Opening == Open || !rec.Crossed {
+	if !rec.keepsQuiet() {
 		return nil
 	}
 	return isle.Errorf(isle.Conflict, "environment %s is a fork of stage %s, and nobody enters it before on_fork has succeeded", l.ref, rec.ParentRef.Stage).
 		WithHint("wait for isle fork, or take it away: isle down %s", l.ref)
 }
+
+// keepsQuiet says that what its services write, and how their checks fail, is
+// of another stage and is told to nobody: on_fork has not made it fit for this
+// one. Errors and entries are read by more people than logs.
+func (e *Environment) keepsQuiet() bool { return e.Crossed && e.Opening != Open }
+
+// untold stands in place of the last words of what keeps quiet.
+const untold = "what it wrote stays in stage "
 
 // openFork runs on_fork in every service where it has not succeeded yet, in
 // start order, and opens the fork. What it gets done is durable step by step:
@@ -112,6 +120,10 @@ func (m *Manager) runOnFork(ctx context.Context, l *live, svc spec.Service) erro
 	defer cancel()
 	fail := func(what string, said []byte) error {
 		text := fmt.Sprintf("fork %s stays shut: on_fork of service %s %s", l.ref, svc.Name, what)
+		if rec := l.snapshot(); rec.keepsQuiet() {
+			return isle.Errorf(isle.Failed, "%s; %s%s", text, untold, rec.ParentRef.Stage).
+				WithHint("a fork that keeps its stage shows what on_fork says there: isle fork %s", rec.ParentRef)
+		}
 		if lines := lastOf(said); len(lines) > 0 {
 			text += "\nits last lines:\n  " + strings.Join(lines, "\n  ")
 		}

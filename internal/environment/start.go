@@ -331,6 +331,10 @@ func (l *live) failure(known ...string) error {
 	if others := slices.DeleteFunc(failed, func(n string) bool { return n == first.Name }); len(others) > 0 {
 		text += "; so did " + strings.Join(others, ", ")
 	}
+	if rec.keepsQuiet() {
+		return isle.Errorf(isle.Failed, "%s; %s%s", text, untold, rec.ParentRef.Stage).
+			WithHint("a fork that keeps its stage shows it: isle fork %s", rec.ParentRef)
+	}
 	lines := l.lastLines(first.Name, 10)
 	if len(lines) > 0 {
 		text += "\nits last lines:\n  " + strings.Join(lines, "\n  ")
