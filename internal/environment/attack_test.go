@@ -1,6 +1,7 @@
 package environment
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -59,5 +60,64 @@ func TestWhatAForkOfAnotherStageSaysIsToldToNobody(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestNobodyGetsTheUidsOfWhatHasNotEnded(t *testing.T) {
+	w := newWorld(t)
+	m := w.serve(spares(1))
+	free := func(instance isle.ID, base uint32) bool {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return m.pickUIDs(instance) == base
+	}
+	stuck := func(err error) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.stuck = err
+	}
+	ready(t, m, spec.Container, 1)
+	w.mu.Lock()
+	spare := w.stocks[0]
+	w.full, w.stuck = errors.New("no space left"), errors.New("a process does not end")
+	w.mu.Unlock()
+	if _, err := m.Up(t.Context(), root, shop("shop"), nil); err == nil {
+		t.Fatal("an environment came up that could not be recorded")
+	}
+	if free(spare.Shared.Instance, spare.UIDBase) {
+		t.Error("the uids of a spare that could not be removed are free")
+	}
+	w.fullLog(nil)
+	stuck(nil)
+	before := mustUp(t, m, shop("shop")).Environment
+	mustSnapshot(t, m, before.Ref, SnapshotRequest{Tag: "good"})
+	stuck(errors.New("a process does not end"))
+	after, err := m.RestoreTo(t.Context(), root, before.Ref, RestoreRequest{At: "good"}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if free(before.Instance, before.UIDBase) {
+		t.Error("the uids of what a restore took the place of are free, and it has not ended")
+	}
+	stuck(nil)
+	if _, err := m.RestoreTo(t.Context(), root, before.Ref, RestoreRequest{At: "good"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if e := after.Environment; !free(e.Instance, e.UIDBase) {
+		t.Error("the uids of what has ended are taken still")
+	}
+	// A replacement that does not come up.
+	bad := shop("bad")
+	bad.Spec.Services[0].Command = []string{"fail"}
+	m.Up(t.Context(), root, bad, nil)
+	mustSnapshot(t, m, bad.Ref, SnapshotRequest{Tag: "bad"})
+	stuck(errors.New("a process does not end"))
+	if _, err := m.RestoreTo(t.Context(), root, before.Ref, RestoreRequest{At: "bad"}, nil); err == nil {
+		t.Fatal("it came up")
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.leaving) != 2 {
+		t.Errorf("the uids of %v are taken", m.leaving)
 	}
 }

@@ -59,6 +59,7 @@ type world struct {
 	build     isle.Digest // of the runtime
 	woken     []string    // services, in order
 	broken    error       // of memory that is to be brought back
+	stuck     error       // of instances that are to be removed
 	stocks    []Stock     // in order
 	// unstockable is why nothing can be prepared; nil: it can.
 	unstockable error
@@ -412,6 +413,10 @@ func (d *fakeDriver) Remove(ctx context.Context, instance isle.ID) error {
 		if s.instance == instance {
 			all = append(all, id)
 		}
+	}
+	if l.stuck != nil {
+		l.mu.Unlock()
+		return l.stuck
 	}
 	delete(l.prepared, instance)
 	l.mu.Unlock()

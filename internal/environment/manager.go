@@ -123,6 +123,9 @@ type Manager struct {
 	envs    map[isle.Ref]*live
 	staged  map[isle.ID]*live // replacements that do not serve yet, by instance
 	volumes map[isle.ID]Volume
+	// leaving are the uids of instances that are neither in envs nor staged any
+	// more, and of which processes may be left: nobody else gets them.
+	leaving map[isle.ID]uint32
 	// generation is the last that was given to a copy.
 	generation int64
 	// futile are keys of ready states with which no warm start comes to anything.
@@ -161,7 +164,8 @@ func New(cfg Config) *Manager {
 		cfg.Boot = strings.TrimSpace(string(b))
 	}
 	m := &Manager{
-		cfg: cfg, envs: map[isle.Ref]*live{}, staged: map[isle.ID]*live{}, volumes: map[isle.ID]Volume{}, pool: newPool(), futile: map[isle.Digest]bool{},
+		cfg: cfg, envs: map[isle.Ref]*live{}, staged: map[isle.ID]*live{}, volumes: map[isle.ID]Volume{}, leaving: map[isle.ID]uint32{},
+		pool: newPool(), futile: map[isle.Digest]bool{},
 		launches: make(chan struct{}, max(4, 2*runtime.NumCPU())),
 		subuids:  readSubuids("/etc/subuid", "/etc/subgid"),
 	}

@@ -275,6 +275,7 @@ func (m *Manager) take(ctx context.Context, actor isle.Actor, old *live, f *fork
 	m.envs[l.ref] = l
 	if old != nil {
 		old.gone = true
+		m.leaving[old.instance] = old.uids // until leave has ended it
 	}
 	return nil
 }
@@ -308,6 +309,8 @@ func (m *Manager) leave(old *live, f *fork, say func(Progress)) {
 		old.update(func(e *Environment) { e.Desired = WantDown }) // who waits for it looks again
 		if err := m.dismantle(ctx, old, before, func(Progress) {}); err != nil {
 			m.cfg.Log.Error("what a restore took the place of could not be ended whole; the next start goes on", "instance", old.instance, "error", err)
+		} else {
+			m.left(old.instance)
 		}
 		m.forgetFiles(old)
 	}
@@ -329,8 +332,13 @@ func (m *Manager) forgetFiles(l *live) {
 func (m *Manager) unstage(f *fork, cause error) {
 	f.leaveMemory()
 	ctx := context.WithoutCancel(m.ctx)
+	m.mu.Lock()
+	m.leaving[f.l.instance] = f.l.uids
+	m.mu.Unlock()
 	if err := m.dismantle(ctx, f.l, f.l.snapshot(), func(Progress) {}); err != nil {
 		m.cfg.Log.Error("a replacement could not be ended whole; the next start goes on", "instance", f.l.instance, "error", err)
+	} else {
+		m.left(f.l.instance)
 	}
 	c := Mutation{Entries: []audit.Entry{f.intent.Outcome(cause)}}
 	for _, v := range slices.Concat(f.volumes, f.fresh) {

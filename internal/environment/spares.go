@@ -239,6 +239,13 @@ func (m *Manager) stock(stocker Stocker, class string) (err error) {
 // keepSpare leaves a spare's uids to the live that has them now; m.mu is held.
 func (m *Manager) keepSpare(s spare) { delete(m.pool.uids, s.instance) }
 
+// returnSpare takes a spare's uids back from a live that came to nothing.
+func (m *Manager) returnSpare(s spare) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.pool.uids[s.instance] = s.uids
+}
+
 // discardSpare removes a spare that nobody uses.
 func (m *Manager) discardSpare(s spare) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.ctx), discardLimit)

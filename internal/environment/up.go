@@ -296,11 +296,12 @@ func (m *Manager) create(ctx context.Context, actor isle.Actor, req UpRequest, s
 	m.warm(l)
 	err = l.save(ctx, Mutation{PutVolumes: vols, Entries: append([]audit.Entry{intent}, volumesMade(actor, l, vols, now)...)})
 	if err != nil {
-		m.forget(l)
-		ports.release()
 		if prepared {
+			m.returnSpare(s)
 			err = errors.Join(err, m.discardSpare(s))
 		}
+		m.forget(l)
+		ports.release()
 		return UpResult{}, err
 	}
 	m.fault("up.recorded")
@@ -465,7 +466,7 @@ func readSubuids(paths ...string) (out []uidRange) {
 	return out
 }
 
-// pickUIDs chooses a range that no live environment has; m.mu is held. It
+// pickUIDs chooses a range that nothing alive has; m.mu is held. It
 // begins at a place that the instance's random ID gives, so that servers with
 // other state folders on the same machine hardly ever choose the same.
 func (m *Manager) pickUIDs(instance isle.ID) uint32 {
@@ -474,6 +475,9 @@ func (m *Manager) pickUIDs(instance isle.ID) uint32 {
 		used[l.uids] = true
 	}
 	for _, base := range m.pool.uids {
+		used[base] = true
+	}
+	for _, base := range m.leaving {
 		used[base] = true
 	}
 	h := fnv.New32a()
@@ -487,6 +491,13 @@ func (m *Manager) pickUIDs(instance isle.ID) uint32 {
 		}
 	}
 	return firstUID // 61,440 live environments do not fit one machine
+}
+
+// left says that nothing is left of an instance: its uids are free.
+func (m *Manager) left(instance isle.ID) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.leaving, instance)
 }
 
 func sortedNames[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
