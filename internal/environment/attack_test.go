@@ -121,3 +121,23 @@ func TestNobodyGetsTheUidsOfWhatHasNotEnded(t *testing.T) {
 		t.Errorf("the uids of %v are taken", m.leaving)
 	}
 }
+
+// What is in memory without its volume could not go on.
+func TestAServiceWhoseSetupEndsDuringACaptureIsStartedAnew(t *testing.T) {
+	w := newWorld(t)
+	m := w.serve(nil)
+	e := mustUp(t, m, strong(shop("shop"))).Environment
+	v, _ := m.volume(e.Ref, "db", "/data")
+	v.Ready = false
+	m.remember([]Volume{v}, nil)
+	o, err := m.origin(t.Context(), forkOf("shop"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.release()
+	v.Ready = true
+	m.remember([]Volume{v}, nil)
+	if why := m.restless(o); why != "setup of service db has not ended" {
+		t.Errorf("its memory is gone on from without its volume: %q", why)
+	}
+}

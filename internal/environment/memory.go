@@ -101,8 +101,9 @@ func (m *Manager) restless(o *origin) (why string) {
 			continue
 		}
 		runs = true
-		for _, v := range m.volumesFor(o.rec) {
-			if v.Service == s.Name && !v.Ready {
+		svc, _ := o.rec.specOf(s.Name)
+		for _, want := range svc.Volumes { // those that are copied, which were ready when it was held
+			if _, ok := findVolume(o.volumes, s.Name, want.Path); !ok {
 				return "setup of service " + s.Name + " has not ended"
 			}
 		}
