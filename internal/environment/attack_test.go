@@ -122,6 +122,27 @@ func TestNobodyGetsTheUidsOfWhatHasNotEnded(t *testing.T) {
 	}
 }
 
+// The kernel of a sandbox may be in the hands of whoever is inside: one that does
+// not answer has its launch fail, and nobody else waits for it.
+func TestASandboxThatDoesNotAnswerKeepsNobodysTurn(t *testing.T) {
+	w := newWorld(t)
+	m := w.serve(nil)
+	m.patience = 50 * time.Millisecond
+	req := shop("shop")
+	req.Spec.Services[0].Command = []string{"mute sandbox"}
+	_, err := m.Up(t.Context(), root, req, nil)
+	wantCode(t, err, isle.Failed, "service web could not be launched", "did not answer within 50ms")
+	req = strong(shop("other"))
+	req.Spec.Services[0].Command = []string{"stuck"}
+	mustUp(t, m, req)
+	_, err = m.Fork(t.Context(), root, forkOf("other"), nil)
+	wantCode(t, err, isle.Failed, "was taken away", "did not answer within 50ms")
+	w.noMemory(t)
+	if len(m.launches) > 0 {
+		t.Errorf("%d turns are taken", len(m.launches))
+	}
+}
+
 // What is in memory without its volume could not go on.
 func TestAServiceWhoseSetupEndsDuringACaptureIsStartedAnew(t *testing.T) {
 	w := newWorld(t)

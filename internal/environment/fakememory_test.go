@@ -56,7 +56,7 @@ func (d *fakeDriver) CanRestore(build isle.Digest) error {
 	return nil
 }
 
-func (d *fakeDriver) Restore(_ context.Context, r Restore) error {
+func (d *fakeDriver) Restore(ctx context.Context, r Restore) error {
 	l := (*life)(d)
 	if err := l.begin(); err != nil {
 		return err
@@ -86,6 +86,12 @@ func (d *fakeDriver) Restore(_ context.Context, r Restore) error {
 		i := slices.IndexFunc(all, func(f frozen) bool { return f.Service == x.Service })
 		if i < 0 || len(x.Boot) > 0 {
 			return errors.New("not as it was captured")
+		}
+		if c := all[i].Boot.Command; len(c) > 0 && c[0] == "stuck" {
+			l.mu.Unlock()
+			<-ctx.Done()
+			l.mu.Lock()
+			return context.Cause(ctx)
 		}
 		s := &sandbox{w: l.world, instance: x.Instance, service: x.Service, boot: all[i].Boot, asleep: true,
 			stop: make(chan struct{}), killed: make(chan struct{}), exited: []func(){x.Exited}}

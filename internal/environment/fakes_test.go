@@ -349,7 +349,7 @@ func (l *life) fits(x Launch) error {
 	return nil
 }
 
-func (d *fakeDriver) Launch(_ context.Context, x Launch) error {
+func (d *fakeDriver) Launch(ctx context.Context, x Launch) error {
 	l := (*life)(d)
 	if err := l.begin(); err != nil {
 		return err
@@ -364,6 +364,12 @@ func (d *fakeDriver) Launch(_ context.Context, x Launch) error {
 	}
 	if len(s.boot.Command) > 0 && s.boot.Command[0] == "unlaunchable" {
 		return errors.New("exec format error")
+	}
+	if len(s.boot.Command) > 0 && s.boot.Command[0] == "mute sandbox" {
+		l.mu.Unlock()
+		<-ctx.Done()
+		l.mu.Lock()
+		return context.Cause(ctx)
 	}
 	l.sandboxes[x.ID] = s
 	l.launched = append(l.launched, x.Service)

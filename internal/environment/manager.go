@@ -96,6 +96,10 @@ type Images interface {
 const (
 	homeLimit  = 60 * time.Second // for isle-init to call home
 	setupLimit = 15 * time.Minute // for setup to end
+	// launchLimit is how long the driver may take over a launch, or over bringing
+	// memory back: it takes one of a few turns that all environments share, and
+	// whoever broke into a sandbox's kernel can have that never answer.
+	launchLimit = 5 * time.Minute
 	// lingerLimit is how long isle-init may take to end after what it ran did.
 	lingerLimit = 10 * time.Second
 	// keepVolumes is how long volumes are kept after a ttl ended.
@@ -117,6 +121,7 @@ type Manager struct {
 	work     sync.WaitGroup // every goroutine that outlives a call
 	locks    locks
 	launches chan struct{} // bounds how many sandboxes are made at a time
+	patience time.Duration // with the driver, for each of them: launchLimit
 	subuids  []uidRange    // given to others by the machine
 
 	mu      sync.Mutex
@@ -166,8 +171,8 @@ func New(cfg Config) *Manager {
 	m := &Manager{
 		cfg: cfg, envs: map[isle.Ref]*live{}, staged: map[isle.ID]*live{}, volumes: map[isle.ID]Volume{}, leaving: map[isle.ID]uint32{},
 		pool: newPool(), futile: map[isle.Digest]bool{},
-		launches: make(chan struct{}, max(4, 2*runtime.NumCPU())),
-		subuids:  readSubuids("/etc/subuid", "/etc/subgid"),
+		launches: make(chan struct{}, max(4, 2*runtime.NumCPU())), patience: launchLimit,
+		subuids: readSubuids("/etc/subuid", "/etc/subgid"),
 	}
 	m.locks.refs = map[isle.Ref]*refLock{}
 	m.ctx, m.cancel = context.WithCancel(context.Background())

@@ -45,12 +45,19 @@ func (m *Manager) launch(ctx context.Context, s *supervisor, r *run, secret []by
 	x.Volumes, x.Exited = mounts, r.initGone
 	m.cfg.Lines.Expect(rec.Instance, r.launch, svcRec.SecretHash, r)
 	m.fault("up.launching")
+	ctx, cancel := m.bounded(ctx)
+	defer cancel()
 	if err := m.cfg.Driver.Launch(ctx, x); err != nil {
 		m.cfg.Lines.Forget(r.launch)
 		return err
 	}
 	m.fault("up.launched")
 	return nil
+}
+
+// bounded is the context of a driver's work for one launch.
+func (m *Manager) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, m.patience, isle.Errorf(isle.Failed, "its sandbox did not answer within %v", m.patience))
 }
 
 // trust are the authorities that the services of an environment trust for its

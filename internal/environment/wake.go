@@ -128,6 +128,8 @@ func (m *Manager) bringBackMemory(ctx context.Context, rec Environment, y *memor
 		return context.Cause(ctx)
 	}
 	defer func() { <-m.launches }()
+	ctx, done := m.bounded(ctx)
+	defer done()
 	shared := Shared{Instance: rec.Instance, Isolation: rec.Spec.Isolation, Limits: rec.Spec.Limits}
 	return driver.Restore(ctx, Restore{Shared: shared, Launches: launches, Memory: y.dir, Runtime: y.runtime})
 }
