@@ -201,6 +201,11 @@ func (i *importer) manifest() error {
 	if err := i.m.Spec.Check(); err != nil {
 		return isle.Errorf(isle.Invalid, "the environment's file in the snapshot: %w", err)
 	}
+	// Who looks at the snapshot is shown the one and asked about it, and what is
+	// made of it is of the other.
+	if f := i.m.Spec; i.m.Project != f.Name || i.m.Isolation != f.Isolation {
+		return isle.Errorf(isle.Invalid, "the snapshot says to be of project %s and class %s, and its environment's file is of %s and %s", i.m.Project, i.m.Isolation, f.Name, f.Isolation)
+	}
 	// Copies get higher ones than it has, and all that come after them: no snapshot
 	// could be made of those.
 	if i.m.Generation > i.s.cfg.Now().AddDate(1, 0, 0).UnixNano() {

@@ -20,6 +20,7 @@ import (
 
 	"isle"
 	"isle/internal/seal"
+	"isle/internal/spec"
 )
 
 // database makes a snapshot of a volume with files in it.
@@ -298,6 +299,16 @@ func TestAHostileFileOfASnapshotIsRefusedWhole(t *testing.T) {
 			m := made.Manifest
 			m.Spec.Services = slices.Clone(m.Spec.Services)
 			m.Spec.Services[0].Caps = []string{"CAP_SYS_ADMIN"}
+			return resign(p, m)
+		}},
+		"a class that its file is not of": {isle.Invalid, func(p []part) []part {
+			m := made.Manifest
+			m.Spec.Isolation = spec.Container
+			return resign(p, m)
+		}},
+		"a project that its file is not of": {isle.Invalid, func(p []part) []part {
+			m := made.Manifest
+			m.Project = "other"
 			return resign(p, m)
 		}},
 		"the last generation of all": {isle.Invalid, func(p []part) []part {
