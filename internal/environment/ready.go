@@ -114,10 +114,10 @@ func (m *Manager) captureReady(held *op, r *readyState, release func()) (isle.Di
 		return "", err
 	}
 	o := &origin{rec: r.l.snapshot(), live: r.l, op: held}
+	m.volumesIn(o)
 	if why := m.unready(o); why != "" {
 		return "", isle.Errorf(isle.Conflict, "%s", why)
 	}
-	m.volumesIn(o)
 	d, err := m.cfg.Snapshots.Draft()
 	if err != nil {
 		return "", err
