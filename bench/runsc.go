@@ -197,7 +197,7 @@ func (p *plainRunsc) records() string { return filepath.Join(p.dir, "records") }
 func (p *plainRunsc) forked(ctx context.Context, t *table) error {
 	image := filepath.Join(p.dir, "image")
 	began := time.Now()
-	if err := p.run(ctx, "/run/"+p.b.group()+".gvisor", "checkpoint", "--leave-running", "--compression=none", "--image-path", image, p.instance); err != nil {
+	if err := p.save(ctx, image); err != nil {
 		return err
 	}
 	saved := time.Now()
@@ -206,13 +206,7 @@ func (p *plainRunsc) forked(ctx context.Context, t *table) error {
 		return err
 	}
 	t.add(standing, "runsc checkpoint", gap)
-	restoring := time.Now()
-	for _, bundle := range p.bundles { // one after the other, as runsc wants it
-		if err := p.run(ctx, p.records(), "restore", "--detach", "--background", "--image-path", image, "--bundle", filepath.Join(p.dir, bundle), p.id(bundle)); err != nil {
-			return err
-		}
-	}
-	took, err := firstAnswer(restoring, 8080, &http.Transport{DialContext: p.dial})
+	took, err := p.restored(ctx, image)
 	if err != nil {
 		return err
 	}
@@ -220,6 +214,22 @@ func (p *plainRunsc) forked(ctx context.Context, t *table) error {
 	t.add(whole, "runsc checkpoint and restore", saved.Sub(began)+took)
 	p.remove()
 	return os.RemoveAll(image)
+}
+
+// save checkpoints the sandbox that runs, which goes on.
+func (p *plainRunsc) save(ctx context.Context, image string) error {
+	return p.run(ctx, "/run/"+p.b.group()+".gvisor", "checkpoint", "--leave-running", "--compression=none", "--image-path", image, p.instance)
+}
+
+// restored restores what was saved, until its first answer.
+func (p *plainRunsc) restored(ctx context.Context, image string) (time.Duration, error) {
+	restoring := time.Now()
+	for _, bundle := range p.bundles { // one after the other, as runsc wants it
+		if err := p.run(ctx, p.records(), "restore", "--detach", "--background", "--image-path", image, "--bundle", filepath.Join(p.dir, bundle), p.id(bundle)); err != nil {
+			return 0, err
+		}
+	}
+	return firstAnswer(restoring, 8080, &http.Transport{DialContext: p.dial})
 }
 
 // remove ends the copy.

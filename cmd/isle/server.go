@@ -50,6 +50,9 @@ Authorization: Bearer.`,
 			if a.address != "" {
 				cfg.Socket = a.address
 			}
+			if cfg.WarmCount < 0 {
+				return usagef("--warm-count %d: want at least 1", cfg.WarmCount)
+			}
 			if err := cfg.LogLevel.UnmarshalText([]byte(level)); err != nil {
 				return usagef("--log-level %q: want debug, info, warn or error", level)
 			}
@@ -75,8 +78,8 @@ Authorization: Bearer.`,
 	f.StringVar(&cfg.Cgroup, "cgroup", "", "control group to make environments' below (default: one named for the state folder)")
 	f.Var(&sparesFlag{&cfg.Spares}, "prepare", "how many sandboxes to keep ready for launches, by isolation, such as container=2,gvisor=1 (ISLE_PREPARE; default: none)")
 	f.Var(durationFlag{&cfg.WarmKeep}, "warm-keep", "how long a ready state is kept that nothing begins with, until the next isle gc (default 14d)")
-	f.Var(sizeFlag{&cfg.WarmMax}, "warm-max", "bytes that the ready states of one owner's project may have together (default 4GiB)")
-	f.IntVar(&cfg.WarmCount, "warm-count", 0, "how many ready states one owner's project may have (default 4)")
+	f.Var(sizeFlag{&cfg.WarmMax}, "warm-max", "bytes that the ready states of one owner may have together (default 4GiB)")
+	f.IntVar(&cfg.WarmCount, "warm-count", 0, "how many ready states one owner may have (default 8)")
 	f.StringVar(&cfg.Log, "log", "", "file to log to, rotated (default: standard error)")
 	f.StringVar(&cfg.Group, "group", "", "group whose members may connect (default: isle, if there is one)")
 	f.BoolVar(&cfg.DefaultPolicy, "default-policy", false, "replace the policy by the default one: the way back in for who is locked out")

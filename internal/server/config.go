@@ -78,9 +78,9 @@ type Config struct {
 	// with, until the next `isle gc`. Default 14 days.
 	WarmKeep time.Duration
 
-	// WarmMax is how many bytes the ready states of one owner's project may have
-	// together, and WarmCount how many there may be; those used the longest ago
-	// make room. Default 4 GiB and 4.
+	// WarmMax is how many bytes the ready states of one owner's environments may
+	// have together, and WarmCount how many there may be; those used the longest
+	// ago make room. Default 4 GiB and 8.
 	WarmMax   int64
 	WarmCount int
 

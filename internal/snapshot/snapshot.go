@@ -16,8 +16,8 @@
 //
 // A Warm snapshot is one that the server took by itself, of an environment that
 // had just become ready: others that ask for the very same begin with it. There is
-// one for each key at most, and so many of each owner's project. Those that nobody
-// begins with go.
+// one for each key at most, and so many of each owner. Those that nobody begins
+// with go.
 package snapshot
 
 import (
@@ -148,8 +148,8 @@ type Config struct {
 	// InUse says what stands on a snapshot: the environments that were forked
 	// from it or restored to it. nil: nothing.
 	InUse func(isle.Digest) []string
-	// WarmCount and WarmBytes bound the warm snapshots of one owner's project: how
-	// many there are, and how much content they have together. Default 4 and 4 GiB.
+	// WarmCount and WarmBytes bound the warm snapshots of one owner: how many there
+	// are, and how much content they have together. Default 8 and 4 GiB.
 	WarmCount int
 	WarmBytes int64
 	Now       func() time.Time // default time.Now

@@ -15,7 +15,7 @@ import (
 
 // Defaults of Config.
 const (
-	DefaultWarmCount = 4
+	DefaultWarmCount = 8
 	DefaultWarmBytes = 4 << 30
 )
 
@@ -42,8 +42,8 @@ func (w *Warm) clone() *Warm {
 }
 
 // SealWarm is Seal of a ready state. It fails with Conflict where its key has one
-// by now, and with Exhausted where it alone is more than an owner's project may
-// have; those of the same that were used the longest ago make room for it.
+// by now, and with Exhausted where it alone is more than its owner may have;
+// those of the same that were used the longest ago make room for it.
 func (d *Draft) SealWarm(ctx context.Context, actor isle.Actor, m Manifest, w Warm) (Snapshot, error) {
 	d.warm = &Warm{Key: w.Key, Owner: w.Owner}
 	snap, err := d.Seal(ctx, actor, m)
@@ -57,7 +57,7 @@ func (d *Draft) SealWarm(ctx context.Context, actor isle.Actor, m Manifest, w Wa
 // checkSize refuses a ready state that alone is more than there may be.
 func (d *Draft) checkSize(m Manifest) error {
 	if n, most := m.Bytes(), d.s.cfg.WarmBytes; d.warm != nil && n > most {
-		return isle.Errorf(isle.Exhausted, "the ready state has %d bytes, and the warm snapshots of one owner's project may have %d together", n, most).
+		return isle.Errorf(isle.Exhausted, "the ready state has %d bytes, and the warm snapshots of one owner may have %d together", n, most).
 			WithHint("isle server --warm-max allows more")
 	}
 	return nil
@@ -161,7 +161,7 @@ func (s *Snapshots) Collect(ctx context.Context, actor isle.Actor, since time.Ti
 	return out, nil
 }
 
-// trim removes those of the same owner's project that were used the longest ago,
+// trim removes those of the same owner that were used the longest ago,
 // until all are within the bounds. What is in use now, or has a tag, stays.
 func (s *Snapshots) trim(ctx context.Context, actor isle.Actor, newest Snapshot) {
 	type kept struct {
@@ -172,7 +172,7 @@ func (s *Snapshots) trim(ctx context.Context, actor isle.Actor, newest Snapshot)
 	var all []kept
 	s.mu.RLock()
 	for d, r := range s.known {
-		if d != newest.Digest && s.spareable(d) && r.Warm.Owner == newest.Warm.Owner && r.Project == newest.Manifest.Project {
+		if d != newest.Digest && s.spareable(d) && r.Warm.Owner == newest.Warm.Owner {
 			all = append(all, kept{d: d, used: s.lastUsed(d, r)})
 		}
 	}
