@@ -134,6 +134,21 @@ func (m *Manager) use(ctx context.Context, from isle.Ref, at string) (*origin, e
 	return o, nil
 }
 
+// haveImages fails where an image of a snapshot is not there any more, before
+// anything is made of it.
+func (m *Manager) haveImages(ctx context.Context, o *origin) error {
+	if o.live != nil {
+		return nil
+	}
+	for _, s := range o.rec.Services {
+		if _, err := m.cfg.Images.Verify(ctx, s.Image); err != nil {
+			return isle.Errorf(isle.CodeOf(err), "snapshot %s: the image %s of service %s: %w", o.digest.Short(), s.Digest.Short(), s.Name, err).
+				WithHint("isle build makes it, in the project's folder with the isle.lock of then")
+		}
+	}
+	return nil
+}
+
 func errNoSnapshots() error { return isle.Errorf(isle.Unavailable, "this server keeps no snapshots") }
 
 // hold waits for the work that is done on an environment, and keeps it.

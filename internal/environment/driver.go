@@ -165,6 +165,9 @@ type Restorer interface {
 	// CanRestore says why memory that a build of the runtime wrote can't be
 	// brought back: isle.Conflict where it is another than the one that is here.
 	CanRestore(runtime isle.Digest) error
+	// RuntimeOf is the build that an instance runs in, and that a capture of it
+	// would need.
+	RuntimeOf(instance isle.ID) (isle.Digest, error)
 }
 
 // A Restore is what a Restorer is to bring back.

@@ -45,7 +45,7 @@ func (l *life) freeze(c Capture, out Captured) (Captured, error) {
 	if err == nil {
 		err = os.WriteFile(filepath.Join(c.Memory, frozenFile), b, 0o600)
 	}
-	out.Memory, out.Runtime = int64(len(b)), l.build
+	out.Memory, out.Runtime = int64(len(b)), l.builtOf
 	return out, err
 }
 
@@ -55,6 +55,8 @@ func (d *fakeDriver) CanRestore(build isle.Digest) error {
 	}
 	return nil
 }
+
+func (d *fakeDriver) RuntimeOf(isle.ID) (isle.Digest, error) { return d.builtOf, nil }
 
 func (d *fakeDriver) Restore(ctx context.Context, r Restore) error {
 	l := (*life)(d)

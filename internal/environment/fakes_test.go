@@ -56,11 +56,13 @@ type world struct {
 	launches  map[isle.ID]Launch
 	inside    func(port int) (io.ReadWriteCloser, error)
 	tree      spec.Tree
-	build     isle.Digest // of the runtime
-	woken     []string    // services, in order
-	broken    error       // of memory that is to be brought back
-	stuck     error       // of instances that are to be removed
-	stocks    []Stock     // in order
+	build     isle.Digest          // of the runtime
+	builtOf   isle.Digest          // that of what runs
+	imageless map[isle.Digest]bool // images that are not in the store
+	woken     []string             // services, in order
+	broken    error                // of memory that is to be brought back
+	stuck     error                // of instances that are to be removed
+	stocks    []Stock              // in order
 	// unstockable is why nothing can be prepared; nil: it can.
 	unstockable error
 }
@@ -102,7 +104,7 @@ func newWorld(t *testing.T) *world {
 		t: t, logs: t.TempDir(), sandboxes: map[isle.ID]*sandbox{}, prepared: map[isle.ID]spec.Limits{},
 		networks: map[isle.ID]Grants{}, files: map[isle.ID]int{}, envs: map[isle.ID]Environment{},
 		volumes: map[isle.ID]Volume{}, launches: map[isle.ID]Launch{}, ports: map[string]int{},
-		build: isle.DigestOf([]byte("isle-runsc")),
+		build: isle.DigestOf([]byte("isle-runsc")), builtOf: isle.DigestOf([]byte("isle-runsc")),
 	}
 	w.volumeDir, w.ledger = filepath.Join(w.logs, "volumes"), ledgertest.New()
 	if err := os.Mkdir(w.volumeDir, 0o700); err != nil {
@@ -319,7 +321,14 @@ func (l *life) ForgetPorts(_ context.Context, ref isle.Ref) error {
 	return nil
 }
 
-func (l *life) Verify(context.Context, image.Image) ([]string, error) { return []string{"/layer"}, nil }
+func (l *life) Verify(_ context.Context, img image.Image) ([]string, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.imageless[img.Digest()] {
+		return nil, isle.Errorf(isle.NotFound, "a layer is not in the store")
+	}
+	return []string{"/layer"}, nil
+}
 
 type fakeDriver life
 

@@ -103,6 +103,9 @@ func (m *Manager) Fork(ctx context.Context, actor isle.Actor, req ForkRequest, p
 	if err := o.mayCross(req); err != nil {
 		return nil, err
 	}
+	if err := m.haveImages(ctx, o); err != nil {
+		return nil, err
+	}
 	why, err := m.memoryFor(o, req.Stage, req.Cold)
 	if err != nil {
 		return nil, err

@@ -393,3 +393,23 @@ func TestWhoForksIsAskedAboutWhatIsReallyCopied(t *testing.T) {
 	wantCode(t, err, isle.Refused)
 	w.checkRunning(t, m, 2)
 }
+
+func TestNothingIsMadeOfASnapshotWhoseImagesAreGone(t *testing.T) {
+	w := newWorld(t)
+	m := w.serve(nil)
+	src := mustUp(t, m, shop("shop")).Environment
+	mustSnapshot(t, m, src.Ref, SnapshotRequest{Tag: "good"})
+	mustDown(t, m, src.Ref, true)
+	w.imageless = map[isle.Digest]bool{img("db").Digest(): true}
+	before := len(w.entries)
+	_, err := m.Fork(t.Context(), root, ForkRequest{At: "good", Name: "copy"}, nil)
+	wantCode(t, err, isle.NotFound, "the image "+img("db").Digest().Short()+" of service db")
+	_, err = m.RestoreTo(t.Context(), root, src.Ref, RestoreRequest{At: "good"}, nil)
+	wantCode(t, err, isle.NotFound, "of service db")
+	if len(w.entries) != before {
+		t.Error("something was recorded")
+	}
+	w.checkEmpty(t)
+	w.imageless = nil
+	mustFork(t, m, ForkRequest{At: "good", Name: "copy"}) // the name is free
+}

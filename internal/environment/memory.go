@@ -81,6 +81,14 @@ func (m *Manager) memoryFor(o *origin, stage string, cold bool) (why string, err
 	if why := m.restless(o); why != "" {
 		return why, nil
 	}
+	// Nothing is stopped for what could not be brought back.
+	runtime, err := driver.RuntimeOf(o.rec.Instance)
+	if err == nil {
+		err = driver.CanRestore(runtime)
+	}
+	if err != nil {
+		return "", err
+	}
 	dir := filepath.Join(m.cfg.Forks, string(isle.NewID()))
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", isle.Errorf(isle.Unavailable, "memory cannot be kept: %w", err)

@@ -270,8 +270,12 @@ func TestASnapshotBringsBackWhatRan(t *testing.T) {
 	wantCode(t, err, isle.Conflict, "another build")
 	_, err = m.RestoreTo(t.Context(), root, src.Ref, RestoreRequest{At: "good"}, nil)
 	wantCode(t, err, isle.Conflict, "another build")
-	if len(w.entries) != before {
-		t.Error("something was recorded")
+	captures := w.captures
+	_, err = m.Fork(t.Context(), root, forkOf("shop"), nil) // what runs is of the build of before
+	wantCode(t, err, isle.Conflict, "another build")
+	if len(w.entries) != before || w.captures != captures {
+		t.Errorf("something was recorded, or captured: %d entries, %d captures", len(w.entries)-before, w.captures-captures)
 	}
+	w.noMemory(t)
 	w.checkRunning(t, m, 3)
 }

@@ -37,6 +37,9 @@ func (m *Manager) RestoreTo(ctx context.Context, actor isle.Actor, ref isle.Ref,
 	say, mute := gate(progress)
 	defer mute()
 	why, err := m.memoryFor(o, ref.Stage, req.Cold)
+	if err == nil {
+		err = m.haveImages(ctx, o)
+	}
 	if err != nil {
 		o.release()
 		return UpResult{}, err

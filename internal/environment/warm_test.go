@@ -271,7 +271,7 @@ func TestAWarmStartThatComesToNothingIsAColdOne(t *testing.T) {
 		again bool // another ready state is kept
 	}{
 		"it cannot be brought back": {"it does not fit", func(w *world) { w.broken = errors.New("it does not fit") }, true},
-		"another build":             {"captured with another build", func(w *world) { w.build = isle.DigestOf([]byte("newer")) }, true},
+		"another build":             {"captured with another build", func(w *world) { w.build = isle.DigestOf([]byte("newer")); w.builtOf = w.build }, true},
 		"no space":                  {"no space left", func(w *world) { w.noSpace = isle.Errorf(isle.Exhausted, "no space left") }, false},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -37,14 +37,8 @@ func (d *Driver) captureMemory(ctx context.Context, c environment.Capture) (out 
 			d.empty(c.Memory)
 		}
 	}()
-	pid := d.pid(c.Instance, sandboxName)
-	if pid == 0 {
-		return out, isle.Errorf(isle.Unavailable, "capture: no service of environment %s runs, so there is no memory", c.Instance).
-			WithHint("isle status and isle logs tell why")
-	}
-	// Of the program that runs: at its path there may be a newer one by now.
-	if out.Runtime, err = d.builds.Of(fmt.Sprintf("/proc/%d/exe", pid)); err != nil {
-		return out, isle.Errorf(isle.Unavailable, "capture: %w", err)
+	if out.Runtime, err = d.RuntimeOf(c.Instance); err != nil {
+		return out, err
 	}
 	h, err := d.hold(ctx, c.Instance, c.Volumes)
 	if err != nil {
@@ -81,6 +75,21 @@ func (d *Driver) captureMemory(ctx context.Context, c environment.Capture) (out 
 	}
 	out.Paused, out.Memory = done.Paused, done.Bytes
 	return out, nil
+}
+
+// RuntimeOf is the build of isle-runsc that an instance's sandbox is of: that of the
+// program that runs, since at its path there may be a newer one by now.
+func (d *Driver) RuntimeOf(instance isle.ID) (isle.Digest, error) {
+	pid := d.pid(instance, sandboxName)
+	if pid == 0 {
+		return "", isle.Errorf(isle.Unavailable, "capture: no service of environment %s runs, so there is no memory", instance).
+			WithHint("isle status and isle logs tell why")
+	}
+	build, err := d.builds.Of(fmt.Sprintf("/proc/%d/exe", pid))
+	if err != nil {
+		return "", isle.Errorf(isle.Unavailable, "capture: %w", err)
+	}
+	return build, nil
 }
 
 // inMemory are the launches that a capture of the sandbox has in it. A container
