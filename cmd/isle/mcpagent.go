@@ -58,7 +58,7 @@ func (g *agent) begin(ctx context.Context) (c *api.Client, calls context.Context
 
 // Up implements mcp.Projects.
 func (g *agent) Up(ctx context.Context, up mcp.Up, tell mcp.Tell) (*islev1.UpResult, error) {
-	o := upOptions{name: up.Name, stage: up.Stage, ttl: up.TTL, locked: up.Locked, noWait: up.NoWait}
+	o := upOptions{name: up.Name, stage: up.Stage, ttl: up.TTL, locked: up.Locked, noWait: up.NoWait, cold: up.Cold}
 	if o.stage == "" {
 		o.stage = isle.DefaultStage
 	}

@@ -156,6 +156,7 @@ type upIn struct {
 	TTL     string  `json:"ttl,omitempty" jsonschema:"end by itself after this long, for example 8h or 2d, or never; left out, it is what the file says"`
 	Locked  bool    `json:"locked,omitempty" jsonschema:"fail if isle.lock would change"`
 	NoWait  bool    `json:"no_wait,omitempty" jsonschema:"do not wait until it is healthy"`
+	Cold    bool    `json:"cold,omitempty" jsonschema:"start services, where the environment could begin with a ready state"`
 	Timeout float64 `json:"timeout,omitempty" jsonschema:"seconds after which to give up; left out, it is 1800"`
 }
 
@@ -164,12 +165,20 @@ type upOut struct {
 	Changed     bool        `json:"changed" jsonschema:"false: there was nothing to do"`
 	Replaced    []string    `json:"replaced" jsonschema:"which services were replaced, and why"`
 	LockChanged bool        `json:"lock_changed" jsonschema:"isle.lock was written"`
+	Warm        string      `json:"warm,omitempty" jsonschema:"the snapshot of a ready state that it began with, in place of a start"`
+	NotWarm     string      `json:"not_warm,omitempty" jsonschema:"why it was started although there was a ready state"`
 }
 
 func (v upOut) text() string {
 	var b strings.Builder
 	for _, r := range v.Replaced {
 		fmt.Fprintf(&b, "replaced %s\n", oneLine(r))
+	}
+	switch {
+	case v.Warm != "":
+		fmt.Fprintf(&b, "warm start from snapshot %s\n", v.Warm)
+	case v.NotWarm != "":
+		fmt.Fprintf(&b, "cold start: %s\n", oneLine(v.NotWarm))
 	}
 	if !v.Changed {
 		b.WriteString("nothing to do: ")
@@ -185,11 +194,14 @@ func (s *Server) up(ctx context.Context, c *call, in upIn) (upOut, error) {
 	}
 	defer cancel()
 	c.say("reading the project")
-	res, err := s.cfg.Projects.Up(ctx, Up{Path: in.Path, Name: in.Name, Stage: in.Stage, TTL: in.TTL, Locked: in.Locked, NoWait: in.NoWait}, c.event)
+	res, err := s.cfg.Projects.Up(ctx, Up{Path: in.Path, Name: in.Name, Stage: in.Stage, TTL: in.TTL, Locked: in.Locked, NoWait: in.NoWait, Cold: in.Cold}, c.event)
 	if err != nil {
 		return upOut{}, err
 	}
-	out := upOut{environmentOf(res.GetEnvironment()), res.GetChanged(), []string{}, len(res.GetLock()) > 0}
+	out := upOut{
+		Environment: environmentOf(res.GetEnvironment()), Changed: res.GetChanged(), Replaced: []string{}, LockChanged: len(res.GetLock()) > 0,
+		Warm: res.GetWarm(), NotWarm: clip(res.GetNotWarm(), 500),
+	}
 	for _, r := range res.GetReplaced() {
 		out.Replaced = append(out.Replaced, clip(r, 500))
 	}

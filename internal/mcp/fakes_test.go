@@ -33,6 +33,7 @@ type world struct {
 	decide   chan struct{}
 	down     [][]string
 	captured []*islev1.Snapshot
+	without  []string // tools that were called to do without memory
 }
 
 func newWorld() *world {
@@ -59,6 +60,10 @@ func (w *world) Up(ctx context.Context, up Up, tell Tell) (*islev1.UpResult, err
 		tell(&islev1.ProgressEvent{Service: "web", Step: "packages", State: "progress", Message: "python3", Done: 1, Total: 2})
 		<-ctx.Done()
 		return nil, ctx.Err()
+	}
+	if up.Path == "warm" {
+		w.note("up", up.Cold)
+		return &islev1.UpResult{Environment: shop(), Changed: true, Warm: "sha256:1"}, nil
 	}
 	return &islev1.UpResult{Environment: shop(), Changed: true, Replaced: []string{"web: app/shop.py changed"}, Lock: []byte("lock")}, nil
 }
@@ -185,7 +190,17 @@ func (w *world) CopyIn(_ context.Context, start *islev1.CopyInStart, in io.Reade
 	return err
 }
 
+// note remembers what was asked to do without memory.
+func (w *world) note(what string, without bool) {
+	if without {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.without = append(w.without, what)
+	}
+}
+
 func (w *world) Fork(_ context.Context, req *islev1.ForkRequest, _ Tell) (out []*islev1.Environment, err error) {
+	w.note("fork", req.GetCold())
 	for i := range req.GetCount() {
 		e := shop()
 		e.Name, e.ParentName = fmt.Sprintf("%s-%d", req.GetName(), i+1), req.GetFrom()
@@ -195,6 +210,7 @@ func (w *world) Fork(_ context.Context, req *islev1.ForkRequest, _ Tell) (out []
 }
 
 func (w *world) Snapshot(_ context.Context, req *islev1.CreateSnapshotRequest) (*islev1.Snapshot, error) {
+	w.note("snapshot", req.GetNoMemory())
 	if req.GetEnvironment() != "shop" {
 		return nil, isle.Errorf(isle.NotFound, "environment %s is not up", req.GetEnvironment())
 	}
@@ -218,6 +234,7 @@ func (w *world) Snapshots(context.Context, string) ([]*islev1.Snapshot, error) {
 }
 
 func (w *world) Restore(_ context.Context, req *islev1.RestoreRequest, _ Tell) (*islev1.Environment, error) {
+	w.note("restore", req.GetCold())
 	if req.GetAt() != "good" {
 		return nil, isle.Errorf(isle.NotFound, "there is no snapshot %s", req.GetAt())
 	}

@@ -35,6 +35,7 @@ type forkIn struct {
 	At      string  `json:"at,omitempty" jsonschema:"copy this snapshot of the environment, by its digest or a tag, instead of what runs"`
 	Name    string  `json:"name,omitempty" jsonschema:"of the copy; of several, NAME-1, NAME-2 and so on; left out, names that are free"`
 	Count   int     `json:"count,omitempty" jsonschema:"how many copies, 64 at most; left out, it is 1"`
+	Cold    bool    `json:"cold,omitempty" jsonschema:"start services anew on the volumes, where the copies could go on from memory"`
 	Minutes float64 `json:"minutes,omitempty" jsonschema:"end the copies by themselves after so long; left out, it is what the file says"`
 	Timeout float64 `json:"timeout,omitempty" jsonschema:"seconds after which to give up; left out, it is 1800"`
 }
@@ -68,7 +69,7 @@ func (s *Server) fork(ctx context.Context, c *call, in forkIn) (forkOut, error) 
 		return forkOut{}, err
 	}
 	defer cancel()
-	req := &islev1.ForkRequest{From: in.From, At: in.At, Name: in.Name, Count: int32(in.Count)}
+	req := &islev1.ForkRequest{From: in.From, At: in.At, Name: in.Name, Count: int32(in.Count), Cold: in.Cold}
 	if in.Minutes > 0 {
 		req.Ttl = durationpb.New(time.Duration(in.Minutes * float64(time.Minute)))
 	}
@@ -87,6 +88,7 @@ func (s *Server) fork(ctx context.Context, c *call, in forkIn) (forkOut, error) 
 type restoreIn struct {
 	Environment string  `json:"environment" jsonschema:"NAME or NAME@STAGE"`
 	At          string  `json:"at" jsonschema:"a snapshot: its digest or a tag"`
+	Cold        bool    `json:"cold,omitempty" jsonschema:"start services anew on the volumes, where the snapshot has memory"`
 	Timeout     float64 `json:"timeout,omitempty" jsonschema:"seconds after which to give up; left out, it is 1800"`
 }
 
@@ -96,7 +98,7 @@ func (s *Server) restore(ctx context.Context, c *call, in restoreIn) (environmen
 		return environment{}, err
 	}
 	defer cancel()
-	e, err := s.cfg.Forks.Restore(ctx, &islev1.RestoreRequest{Environment: in.Environment, At: in.At}, c.event)
+	e, err := s.cfg.Forks.Restore(ctx, &islev1.RestoreRequest{Environment: in.Environment, At: in.At, Cold: in.Cold}, c.event)
 	if err != nil {
 		return environment{}, err
 	}

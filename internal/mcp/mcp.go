@@ -47,6 +47,7 @@ type Up struct {
 	Stage          string // "": the default
 	TTL            string // as isle.yaml writes it, or never; "": the file's
 	Locked, NoWait bool
+	Cold           bool // started, although there may be a ready state to begin with
 }
 
 // A Run is what the tool run takes to Projects.

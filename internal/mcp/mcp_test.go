@@ -435,3 +435,29 @@ func TestWhatIsShownOfEnvironmentsIsShort(t *testing.T) {
 		t.Errorf("%q", text)
 	}
 }
+
+func TestWhatIsToDoWithoutMemoryIsPassedOn(t *testing.T) {
+	w := newWorld()
+	s := agentOf(t, w, nil)
+	for _, c := range []struct {
+		tool, flag string
+		arguments  map[string]any
+	}{
+		{"up", "cold", map[string]any{"path": "warm"}},
+		{"fork", "cold", map[string]any{"from": "shop"}},
+		{"restore", "cold", map[string]any{"environment": "shop", "at": "good"}},
+		{"snapshot", "no_memory", map[string]any{"environment": "shop"}},
+	} {
+		for _, without := range []bool{false, true} {
+			w.without = nil
+			c.arguments[c.flag] = without
+			text, _, failed := use(t, s, c.tool, c.arguments)
+			if failed || slices.Contains(w.without, c.tool) != without {
+				t.Errorf("%s, %s %v: %v, %q", c.tool, c.flag, without, w.without, text)
+			}
+			if c.tool == "up" && !strings.HasPrefix(text, "warm start from snapshot sha256:1\nshop is running") {
+				t.Errorf("%q", text)
+			}
+		}
+	}
+}

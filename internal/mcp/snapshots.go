@@ -24,6 +24,7 @@ type snapshotIn struct {
 	Environment string  `json:"environment" jsonschema:"NAME or NAME@STAGE"`
 	Message     string  `json:"message,omitempty" jsonschema:"what to remember of it"`
 	Tag         string  `json:"tag,omitempty" jsonschema:"a name for it, which no other snapshot has"`
+	NoMemory    bool    `json:"no_memory,omitempty" jsonschema:"volumes only, also where processes could be captured: nothing that only a process holds is kept"`
 	Timeout     float64 `json:"timeout,omitempty" jsonschema:"seconds after which to give up; left out, it is 1800"`
 }
 
@@ -85,7 +86,7 @@ func (s *Server) snapshot(ctx context.Context, c *call, in snapshotIn) (captured
 	}
 	defer cancel()
 	c.say("capturing %s", clip(oneLine(in.Environment), 80))
-	v, err := s.cfg.Forks.Snapshot(ctx, &islev1.CreateSnapshotRequest{Environment: in.Environment, Message: in.Message, Tag: in.Tag})
+	v, err := s.cfg.Forks.Snapshot(ctx, &islev1.CreateSnapshotRequest{Environment: in.Environment, Message: in.Message, Tag: in.Tag, NoMemory: in.NoMemory})
 	if err != nil {
 		return captured{}, err
 	}
