@@ -20,6 +20,9 @@ const (
 	ackTimeout = 30 * time.Second
 	// Attempts to reach home are this far apart.
 	firstPause, lastPause = 50 * time.Millisecond, 2 * time.Second
+	// steady is how long a connection must have lasted to be sought again at once
+	// when it ends. One that is shorter may be ended by home each time.
+	steady = time.Second
 )
 
 // A call is a connection home, and how it began.
@@ -32,10 +35,26 @@ type call struct {
 // dial calls home until it answers and knows us.
 func (s *service) dial(kind initproto.Kind) *call {
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
+		another := s.self.another()
 		if c, err := s.dialOnce(kind); err == nil {
 			return c
 		}
-		time.Sleep(pause)
+		if rest(pause, another) {
+			pause = firstPause / 2
+		}
+	}
+}
+
+// rest waits, and no longer than until this isle-init is another, whom home may
+// know: then it reports true.
+func rest(pause time.Duration, another <-chan struct{}) bool {
+	t := time.NewTimer(pause)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return false
+	case <-another:
+		return true
 	}
 }
 
@@ -65,6 +84,7 @@ func (s *service) dialOnce(kind initproto.Kind) (*call, error) {
 func (s *service) callHome() {
 	for {
 		c := s.dial(initproto.KindEvents)
+		began, another := time.Now(), s.self.another()
 		s.outbox.connected()
 		var acks sync.WaitGroup
 		acks.Go(func() {
@@ -75,7 +95,9 @@ func (s *service) callHome() {
 		s.sendEvents(c)
 		c.Close()
 		acks.Wait()
-		time.Sleep(firstPause) // in case it is home that ends it each time
+		if time.Since(began) < steady {
+			rest(firstPause, another)
+		}
 	}
 }
 
@@ -141,10 +163,13 @@ func (s *service) takeAcks(c *call) {
 func (s *service) waitForWork() {
 	for {
 		c := s.dial(initproto.KindWork).Conn
+		began, another := time.Now(), s.self.another()
 		b, err := c.Expect(initproto.FrameRequest)
 		if err != nil {
 			c.Close()
-			time.Sleep(firstPause)
+			if time.Since(began) < steady {
+				rest(firstPause, another)
+			}
 			continue
 		}
 		select {

@@ -20,6 +20,7 @@ type self struct {
 	generation int64  // of the last Become
 	hostname   string
 	trust      []byte
+	changed    chan struct{} // closed when it becomes another; nil while nobody asks
 }
 
 // who returns the launch and a copy of its secret, which is the caller's to
@@ -35,6 +36,16 @@ func (i *self) host() string {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	return i.hostname
+}
+
+// another returns a channel that is closed when this is somebody else.
+func (i *self) another() <-chan struct{} {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.changed == nil {
+		i.changed = make(chan struct{})
+	}
+	return i.changed
 }
 
 // trusted are the authorities that the service trusts beside those of its image.
@@ -57,6 +68,10 @@ func (i *self) become(b initproto.Become) error {
 	copy(i.secret, b.Secret)
 	if len(b.Trust) > 0 {
 		i.trust = b.Trust
+	}
+	if i.changed != nil {
+		close(i.changed)
+		i.changed = nil
 	}
 	return nil
 }
