@@ -3,11 +3,14 @@ package environment
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"isle"
+	"isle/internal/audit"
 	"isle/internal/spec"
 )
 
@@ -161,4 +164,43 @@ func TestAServiceWhoseSetupEndsDuringACaptureIsStartedAnew(t *testing.T) {
 	if why := m.restless(o); why != "setup of service db has not ended" {
 		t.Errorf("its memory is gone on from without its volume: %q", why)
 	}
+}
+
+func TestTheLogSaysWhatWasCopiedFromWhereAndWhatItReplaced(t *testing.T) {
+	w := newWorld(t)
+	m := w.serve(nil)
+	src := mustUp(t, m, strong(reseeds("shop", "reseed"))).Environment
+	made := mustSnapshot(t, m, src.Ref, SnapshotRequest{Tag: "good"})
+	entry := func(action isle.Action) audit.Entry {
+		t.Helper()
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		for _, e := range slices.Backward(w.entries) {
+			if e.Action == action && e.Kind != audit.Outcome && e.Actor == root {
+				return e
+			}
+		}
+		t.Fatalf("no entry of %s", action)
+		return audit.Entry{}
+	}
+	has := func(action isle.Action, details map[string]string) {
+		t.Helper()
+		if e := entry(action); !maps.Equal(e.Details, details) {
+			t.Errorf("%s: %v, not %v", action, e.Details, details)
+		}
+	}
+	fork := mustFork(t, m, forkOf("shop"))[0].Environment
+	has(isle.ActionEnvironmentFork, map[string]string{"to": "shop-f1", "memory": "true"})
+	far := forkOf("shop")
+	far.Stage = "staging"
+	mustFork(t, m, far)
+	has(isle.ActionEnvironmentFork, map[string]string{"to": "shop-f1@staging"})
+	has(isle.ActionVolumeCross, map[string]string{"to": "shop-f1@staging"})
+	if e := entry(isle.ActionVolumeCross); e.Resource != resource(src.Ref) || e.Instance != src.Instance {
+		t.Errorf("%+v", e)
+	}
+	if _, err := m.RestoreTo(t.Context(), root, fork.Ref, RestoreRequest{At: "good"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	has(isle.ActionEnvironmentRestore, map[string]string{"snapshot": string(made.Digest), "memory": "true", "of": "shop", "replaces": string(fork.Instance)})
 }

@@ -323,9 +323,7 @@ func (m *Manager) drop(f *fork) {
 // left.
 func (m *Manager) copyInto(ctx context.Context, actor isle.Actor, o *origin, forks []*fork, say func(Progress)) error {
 	intent := audit.NewIntent(actor, isle.ActionEnvironmentFork, resource(o.rec.Ref), "").In(o.rec.Ref, o.rec.Instance).Explained(ctx)
-	if o.digest != "" {
-		intent = intent.With("snapshot", string(o.digest))
-	}
+	intent = o.detail(intent)
 	var names []string
 	c := Mutation{}
 	now := m.cfg.Now().UTC()
@@ -348,7 +346,12 @@ func (m *Manager) copyInto(ctx context.Context, actor isle.Actor, o *origin, for
 		m.warm(f.l)
 	}
 	intent = intent.With("to", strings.Join(names, " "))
-	c.Entries = append([]audit.Entry{intent}, c.Entries...)
+	first := []audit.Entry{intent}
+	if stage := forks[0].l.ref.Stage; stage != o.rec.Ref.Stage {
+		first = append(first, audit.NewEvent(actor, isle.ActionVolumeCross, resource(o.rec.Ref), isle.Allow, "its volumes are taken into stage "+stage).
+			In(o.rec.Ref, o.rec.Instance).Explained(ctx).With("to", strings.Join(names, " ")))
+	}
+	c.Entries = append(first, c.Entries...)
 	if err := m.saveAll(ctx, livesOf(forks), func(*Environment) {}, c); err != nil {
 		for _, f := range forks {
 			m.drop(f)
@@ -375,6 +378,17 @@ func (m *Manager) copyInto(ctx context.Context, actor isle.Actor, o *origin, for
 	m.fault("fork.copied")
 	say(Progress{Service: o.rec.Ref.String(), Step: "capture", State: "done", Message: how})
 	return nil
+}
+
+// detail says in an entry what copies are made of.
+func (o *origin) detail(e audit.Entry) audit.Entry {
+	if o.digest != "" {
+		e = e.With("snapshot", string(o.digest))
+	}
+	if o.memory != nil {
+		e = e.With("memory", "true")
+	}
+	return e
 }
 
 func livesOf(forks []*fork) (all []*live) {

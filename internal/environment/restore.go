@@ -181,7 +181,14 @@ func (m *Manager) stage(ctx context.Context, actor isle.Actor, ref isle.Ref, old
 	f.l.rec.UIDBase = f.l.uids
 	m.staged[e.Instance] = f.l
 	m.mu.Unlock()
-	f.intent = audit.NewIntent(actor, isle.ActionEnvironmentRestore, resource(ref), "").In(ref, e.Instance).Explained(ctx).With("snapshot", string(o.digest))
+	f.intent = audit.NewIntent(actor, isle.ActionEnvironmentRestore, resource(ref), "").In(ref, e.Instance).Explained(ctx)
+	f.intent = o.detail(f.intent)
+	if o.rec.Ref != ref {
+		f.intent = f.intent.With("of", o.rec.Ref.String())
+	}
+	if old != nil {
+		f.intent = f.intent.With("replaces", string(old.instance))
+	}
 	if err := m.saveAll(ctx, []*live{f.l}, func(*Environment) {}, Mutation{
 		PutVolumes: put, Entries: append([]audit.Entry{f.intent}, volumesMade(actor, f.l, put, now)...),
 	}); err != nil {
