@@ -101,7 +101,8 @@ func (m *Manager) memoryFor(o *origin, stage string, cold bool) (why string, err
 	return "", nil
 }
 
-// restless says why what runs has no memory that could be gone on from.
+// restless says why what runs has no memory that could be gone on from, of an
+// origin whose volumes are chosen.
 func (m *Manager) restless(o *origin) (why string) {
 	runs := false
 	for _, s := range o.rec.Services {
