@@ -347,7 +347,7 @@ func (c *copying) item(ctx context.Context, w work, from source, it item, over *
 		return c.file(over, it, open(it.files[0]))
 	}
 	// at maps each folder of the source to where it really is.
-	to, err := c.top(over, it)
+	to, err := c.top(over)
 	if err != nil {
 		return err
 	}
@@ -400,23 +400,17 @@ func (c *copying) change(h *tar.Header) {
 	}
 }
 
-// top makes the folder that another's content goes into. It is as it was, if it
-// was there, and otherwise as the other is.
-func (c *copying) top(over *overlay, it item) (string, error) {
+// top makes the folder that another's content goes into, root's or the owner's
+// that is asked for, unless it is there.
+func (c *copying) top(over *overlay) (string, error) {
 	to, err := over.resolve(c.op.To)
 	if err != nil {
 		return "", err
 	}
-	if e, err := over.look(to); err == nil && e.Mode.IsDir() || it.parents || to == "/" {
-		return to, c.parents(over, to+"/x")
-	} else if err == nil {
+	if e, err := over.look(to); err == nil && !e.Mode.IsDir() {
 		return "", isle.Errorf(isle.Invalid, "a folder is copied to %s, where there is a %s", c.op.To, kind(e.Mode))
 	}
-	e := image.Entry{Mode: fs.ModeDir | 0o755}
-	if len(it.files) > 0 && it.files[0].rel == "" {
-		e = it.files[0].entry
-	}
-	return c.folder(over, to, e)
+	return to, c.parents(over, path.Join(to, "x"))
 }
 
 // file writes a file to the destination, or into it where that is a folder.
