@@ -26,7 +26,7 @@ services:
     tmpfs: [/run/postgresql]
     setup: [/usr/lib/postgresql/15/bin/initdb, -D, /data, --auth=trust, --no-sync]
     command: [/usr/lib/postgresql/15/bin/postgres, -D, /data, -c, shared_buffers=16MB]
-    healthcheck: {tcp: 5432}
+    healthcheck: {command: [/usr/lib/postgresql/15/bin/pg_isready, -h, localhost]} # it listens sooner than it answers
   web:
     packages: [python3, python3-psycopg2]
     copy: [{from: app.py, to: /app.py}]
