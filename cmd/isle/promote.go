@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"isle"
+	"isle/internal/api"
 	islev1 "isle/internal/api/isle/v1"
 	"isle/internal/release"
 )
@@ -34,9 +35,13 @@ given one with --release. What changes is shown: images, packages, settings and 
 the values of the stage. Those are in values.STAGE.yaml beside the isle.yaml of the project,
 or in the file that --values names; without a file the stage keeps its own.
 
+Where a release runs in the stage, as PROJECT@STAGE, it is switched: the other one starts
+beside it, becomes healthy, and takes over its ports without a failed request; what served
+before is kept for a time, frozen. If it does not become healthy nothing changes. Where
+none runs, isle up --release PROJECT@STAGE launches it.
+
 No stage is passed over, but in an emergency with --break-glass and a reason, where policy
-grants it. Of two people who promote at once one is told that the other was first.
-What runs stays as it is until it is launched: isle up --release PROJECT@STAGE.`,
+grants it. Of two people who promote at once one is told that the other was first.`,
 		Example: `  isle promote shop --to testing --release 3fa9c1
   isle promote shop --to staging --dry-run
   isle promote shop --to staging`,
@@ -65,6 +70,7 @@ type promoteJSON struct {
 	Images     []string            `json:"images"`
 	Packages   []packageChangeJSON `json:"packages"`
 	Settings   []settingChangeJSON `json:"configuration"`
+	Switch     *switchJSON         `json:"switch,omitempty"`
 }
 
 func (a *app) promote(ctx context.Context, project string, o promoteOptions) error {
@@ -79,21 +85,22 @@ func (a *app) promote(ctx context.Context, project string, o promoteOptions) err
 	if err != nil {
 		return err
 	}
-	plan, err := c.Releases.Promote(ctx, connect.NewRequest(req))
+	plan, err := promoteOnce(ctx, c, req, nil)
 	if err != nil {
 		return err
 	}
-	res := plan.Msg
+	res := plan
 	if !o.dryRun { // exactly what was shown
 		if a.output != "json" {
 			a.showPlan(project, o.to, res)
 		}
 		req.DryRun, req.Release, req.Seen = false, res.GetRelease().GetDigest(), res.GetBefore()
-		done, err := c.Releases.Promote(ctx, connect.NewRequest(req))
+		show := a.newProgress()
+		res, err = promoteOnce(ctx, c, req, show)
+		show.close()
 		if err != nil {
 			return err
 		}
-		res = done.Msg
 	}
 	if a.output == "json" {
 		return a.json(promotion(project, o, res))
@@ -108,8 +115,22 @@ func (a *app) promote(ctx context.Context, project string, o promoteOptions) err
 	} else {
 		fmt.Fprintf(a.stdout, "stage %s of %s points at release %s\n", o.to, clean(project), shortDigest(res.GetRelease().GetDigest()))
 	}
+	if s := res.GetSwitch(); s != nil {
+		a.showSwitch(s)
+		return nil
+	}
 	_, err = fmt.Fprintf(a.stdout, "  next: isle up --release %s@%s\n", clean(project), o.to)
 	return err
+}
+
+// promoteOnce makes one call.
+func promoteOnce(ctx context.Context, c *api.Client, req *islev1.PromoteRequest, show *progress) (*islev1.PromoteResponse, error) {
+	stream, err := c.Releases.Promote(ctx, connect.NewRequest(req))
+	if err != nil {
+		return nil, err
+	}
+	m, err := conclusion(stream, false, show)
+	return m.GetResult(), err
 }
 
 // readValues finds the file of the stage's values.
@@ -148,6 +169,7 @@ func promotion(project string, o promoteOptions, res *islev1.PromoteResponse) pr
 	out := promoteJSON{
 		Project: project, Stage: o.to, From: res.GetFrom(), Release: res.GetRelease().GetDigest(), Before: res.GetBefore(), Changed: res.GetChanged(), DryRun: o.dryRun,
 		PassedOver: res.GetPassedOver(), Values: res.GetValues(), Images: res.GetImages(), Packages: []packageChangeJSON{}, Settings: []settingChangeJSON{},
+		Switch: switchView(res.GetSwitch()),
 	}
 	if out.Values == nil {
 		out.Values = []string{}

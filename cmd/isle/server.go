@@ -80,6 +80,8 @@ Authorization: Bearer.`,
 	f.Var(durationFlag{&cfg.WarmKeep}, "warm-keep", "how long a ready state is kept that nothing begins with, until the next isle gc (default 14d)")
 	f.Var(sizeFlag{&cfg.WarmMax}, "warm-max", "bytes that the ready states of one owner may have together (default 4GiB)")
 	f.IntVar(&cfg.WarmCount, "warm-count", 0, "how many ready states one owner may have (default 8)")
+	f.Var(durationFlag{&cfg.Drain}, "drain", "how long what an instance was asked may take once another release has taken its place (default 30s)")
+	f.Var(durationFlag{&cfg.KeepBefore}, "keep-before", "how long an instance is kept, frozen, after another release has taken its place (default 1h)")
 	f.StringVar(&cfg.Log, "log", "", "file to log to, rotated (default: standard error)")
 	f.StringVar(&cfg.Group, "group", "", "group whose members may connect (default: isle, if there is one)")
 	f.BoolVar(&cfg.DefaultPolicy, "default-policy", false, "replace the policy by the default one: the way back in for who is locked out")

@@ -277,14 +277,26 @@ func (g *guard) check(ctx context.Context, procedure string, msg any) ([]policy.
 		return nil, isle.Errorf(isle.Refused, "%s has no rule that says what it does", procedure)
 	}
 	queries := queriesOf(who, r(ctx, msg)...)
-	if up, ok := msg.(*islev1.UpRequest); ok && up.GetRelease() != "" {
-		ofRelease(queries) // the handler launches nothing else
+	if launchesRelease(msg) {
+		ofRelease(queries)
 	}
 	answers, err := g.stands(ctx, who, queries, "")
 	if err != nil {
 		return nil, err
 	}
 	return queries, g.recordReads(ctx, queries, answers)
+}
+
+// launchesRelease says of a request that its handler launches what was released,
+// and nothing else.
+func launchesRelease(msg any) bool {
+	switch m := msg.(type) {
+	case *islev1.UpRequest:
+		return m.GetRelease() != ""
+	case *islev1.PromoteRequest:
+		return true
+	}
+	return false
 }
 
 // recordReads writes what is read, before it is, with the answer that let it be.

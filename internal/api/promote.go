@@ -14,7 +14,7 @@ import (
 
 // asksOfPromote is the promotion to the stage; to look at what it would change
 // takes no more than to see the release.
-func (cfg Config) asksOfPromote(_ context.Context, msg any) []ask {
+func (cfg Config) asksOfPromote(ctx context.Context, msg any) []ask {
 	m := msg.(*islev1.PromoteRequest)
 	project := clipped(m.GetProject())
 	if m.GetDryRun() {
@@ -22,6 +22,9 @@ func (cfg Config) asksOfPromote(_ context.Context, msg any) []ask {
 	}
 	stage := isle.Resource{Kind: "release", Name: project, Stage: clipped(m.GetStage())}
 	out := []ask{{isle.ActionReleasePromote, stage, project}}
+	if _, ok := cfg.runsRelease(ctx, project, stage.Stage); ok { // it is launched there
+		out = append(out, launchOf(isle.Ref{Name: project, Stage: stage.Stage}, project))
+	}
 	if m.GetBreakGlass() != "" {
 		out = append(out, ask{isle.ActionReleaseSkip, stage, project})
 	}
@@ -32,12 +35,47 @@ func (cfg Config) asksOfPromote(_ context.Context, msg any) []ask {
 const maxReason = 500
 
 // Promote implements the RPC.
-func (s *releases) Promote(ctx context.Context, req *connect.Request[islev1.PromoteRequest]) (*connect.Response[islev1.PromoteResponse], error) {
+func (s *releases) Promote(ctx context.Context, req *connect.Request[islev1.PromoteRequest], stream *connect.ServerStream[islev1.PromoteEvent]) error {
 	m := req.Msg
-	if len(m.GetBreakGlass()) > maxReason {
-		return nil, isle.Errorf(isle.Invalid, "the reason has %d bytes, at most %d", len(m.GetBreakGlass()), maxReason)
+	p, err := s.promotion(m)
+	if err != nil {
+		return err
 	}
-	p := release.Promotion{
+	defer s.Blobs.Hold()()
+	plan, err := s.Releases.Plan(ctx, p)
+	if err != nil {
+		return err
+	}
+	res := &islev1.PromoteResponse{
+		Release: s.message(plan.Release), From: plan.From, Before: string(plan.Before.Release), Changed: !plan.Same, PassedOver: plan.Skips, Values: plan.Values.Lines(),
+	}
+	if err := s.difference(ctx, plan, res); err != nil {
+		return err
+	}
+	if !m.GetDryRun() {
+		seen := isle.Digest(m.GetSeen())
+		if err := plan.Stale(seen); err != nil { // before anything is launched for nothing
+			return err
+		}
+		res.Switch, err = s.carry(ctx, carried{plan.Release, plan.Values, p.To, false}, func(e *islev1.ProgressEvent) error {
+			return stream.Send(&islev1.PromoteEvent{Event: &islev1.PromoteEvent_Progress{Progress: e}})
+		}, func(ctx context.Context) error {
+			_, err := s.Releases.Promote(ctx, actorOf(ctx), p, seen)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return stream.Send(&islev1.PromoteEvent{Event: &islev1.PromoteEvent_Result{Result: res}})
+}
+
+// promotion is what a request asks for.
+func (s *releases) promotion(m *islev1.PromoteRequest) (p release.Promotion, err error) {
+	if len(m.GetBreakGlass()) > maxReason {
+		return p, isle.Errorf(isle.Invalid, "the reason has %d bytes, at most %d", len(m.GetBreakGlass()), maxReason)
+	}
+	p = release.Promotion{
 		Project: m.GetProject(), To: m.GetStage(), Order: s.Policy.State().Set.Stages(), Release: m.GetRelease(), BreakGlass: m.GetBreakGlass(),
 	}
 	switch {
@@ -51,25 +89,11 @@ func (s *releases) Promote(ctx context.Context, req *connect.Request[islev1.Prom
 		}
 		v, err := release.ParseValues(name, m.GetValues())
 		if err != nil {
-			return nil, err
+			return p, err
 		}
 		p.Values = &v
 	}
-	do := s.Releases.Plan
-	if !m.GetDryRun() {
-		do = func(ctx context.Context, p release.Promotion) (release.Plan, error) {
-			return s.Releases.Promote(ctx, actorOf(ctx), p, isle.Digest(m.GetSeen()))
-		}
-	}
-	defer s.Blobs.Hold()()
-	plan, err := do(ctx, p)
-	if err != nil {
-		return nil, err
-	}
-	res := &islev1.PromoteResponse{
-		Release: s.message(plan.Release), From: plan.From, Before: string(plan.Before.Release), Changed: !plan.Same, PassedOver: plan.Skips, Values: plan.Values.Lines(),
-	}
-	return connect.NewResponse(res), s.difference(ctx, plan, res)
+	return p, nil
 }
 
 // difference says what the release of a plan has that the one before does not.

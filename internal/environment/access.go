@@ -179,6 +179,12 @@ type entered struct {
 	once    sync.Once
 }
 
+// lasts has the work end when its instance serves no more.
+func (w *entered) lasts(end func()) {
+	stop, leave := w.l.whileServing(end), w.leave
+	w.leave = func() { stop(); leave() }
+}
+
 // exit records the outcome. It does not wait for the disk: what was done is
 // done.
 func (w *entered) exit(err error) {
@@ -208,6 +214,7 @@ func (m *Manager) Exec(ctx context.Context, actor isle.Actor, ref isle.Ref, serv
 		w.exit(err)
 		return nil, err
 	}
+	w.lasts(func() { p.Close() })
 	return &execution{Process: p, w: w}, nil
 }
 
@@ -262,6 +269,7 @@ func (m *Manager) Reach(ctx context.Context, actor isle.Actor, ref isle.Ref, ser
 		w.exit(err)
 		return nil, err
 	}
+	w.lasts(func() { c.Close() })
 	return &forwarded{ReadWriteCloser: c, w: w}, nil
 }
 

@@ -250,7 +250,7 @@ func crashAt(t *testing.T, s story, point, second string) {
 
 func TestEveryFaultPointIsPassedBySomeStory(t *testing.T) {
 	known := []string{"spare.network", "spare.stocked", "expire.recorded", "exit.recorded", "reconcile.read", "reconcile.swept", "reconcile.adopted"}
-	for _, s := range stories() {
+	for _, s := range slices.Concat(stories(), switches()) {
 		known = append(known, s.points...)
 	}
 	for _, p := range FaultPoints() {

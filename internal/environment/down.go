@@ -68,6 +68,7 @@ func (m *Manager) takeDown(ctx context.Context, actor isle.Actor, l *live, volum
 	}
 	m.fault("down.recorded")
 	say(Progress{Step: "down", State: "start"})
+	m.dropAsides(ctx, l.ref, nil)
 	if err := m.dismantle(ctx, l, before, say); err != nil {
 		err = isle.Errorf(isle.CodeOf(err), "environment %s could not be torn down whole: %w", l.ref, err).
 			WithHint("isle down %s tries again", l.ref)

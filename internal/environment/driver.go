@@ -110,6 +110,17 @@ type Warmer interface {
 	Warm(uidBase uint32)
 }
 
+// A Freezer is a Driver that can hold what runs still, for as long as it is
+// wanted. Both methods are idempotent. What is frozen when this process dies may
+// go on with the next one.
+type Freezer interface {
+	// Freeze stops every process of an instance where it stands; their memory,
+	// files and connections stay.
+	Freeze(ctx context.Context, instance isle.ID) error
+	// Thaw lets them go on.
+	Thaw(ctx context.Context, instance isle.ID) error
+}
+
 // A Stocker is a Driver that makes what launches begin with before anybody has
 // asked for one.
 type Stocker interface {

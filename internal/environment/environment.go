@@ -17,6 +17,11 @@
 // are from then on. A warm start is an environment that begins as a copy of the
 // ready state of exactly its release, which an earlier one left in a snapshot.
 //
+// What was released is switched and not replaced: another instance of it starts
+// beside the one that serves, and takes its published ports once it is healthy.
+// The one before answers what it was asked, and is put aside: frozen, so that it
+// can go on as it was, until its time is over.
+//
 // A Manager does the work. The room declares what it needs (Store, Ports,
 // Driver, Network, Volumes, Lines, Images) and the server wires it.
 package environment
@@ -90,14 +95,28 @@ type Environment struct {
 	Opening    Opening `json:"opening,omitempty"`
 	// Staged says that it is to take the place of whoever has its Ref, who serves
 	// until then. Nobody finds it by name.
-	Staged  bool   `json:"staged,omitempty"`
-	Trouble string `json:"trouble,omitempty"` // why it is not open, for people
+	Staged bool `json:"staged,omitempty"`
+	// Aside says that another instance has taken its place: it is Staged, and
+	// frozen, until that time. nil: it serves.
+	Aside *Aside `json:"aside,omitempty"`
+	// Yielding says that its services are ended so that another instance can have
+	// its volumes; what a crash leaves is started again.
+	Yielding bool    `json:"yielding,omitempty"`
+	Saved    []Saved `json:"saved,omitempty"`   // its volumes as releases before had left them, the oldest first
+	Trouble  string  `json:"trouble,omitempty"` // why it is not open, for people
 	// Kept says, for people, what became of keeping its ready state; "" where it
 	// was not to be.
 	Kept string `json:"kept,omitempty"`
 	// Boot is the boot ID of the machine that it was last started under:
 	// after another boot everything desired is started again.
 	Boot string `json:"boot,omitempty"`
+}
+
+// An Aside is why and how long an instance is kept that serves no more.
+type Aside struct {
+	For   isle.ID   `json:"for"` // the instance that took its place
+	Since time.Time `json:"since"`
+	Until time.Time `json:"until"` // when it is removed
 }
 
 // An Opening is how far a fork is from being open. While it is not, its airlock

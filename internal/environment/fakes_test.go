@@ -63,6 +63,7 @@ type world struct {
 	broken    error                // of memory that is to be brought back
 	stuck     error                // of instances that are to be removed
 	stocks    []Stock              // in order
+	frozen    map[isle.ID]bool
 	// unstockable is why nothing can be prepared; nil: it can.
 	unstockable error
 }
@@ -104,7 +105,7 @@ func newWorld(t *testing.T) *world {
 		t: t, logs: t.TempDir(), sandboxes: map[isle.ID]*sandbox{}, prepared: map[isle.ID]spec.Limits{},
 		networks: map[isle.ID]Grants{}, files: map[isle.ID]int{}, envs: map[isle.ID]Environment{},
 		volumes: map[isle.ID]Volume{}, launches: map[isle.ID]Launch{}, ports: map[string]int{},
-		build: isle.DigestOf([]byte("isle-runsc")), builtOf: isle.DigestOf([]byte("isle-runsc")),
+		build: isle.DigestOf([]byte("isle-runsc")), builtOf: isle.DigestOf([]byte("isle-runsc")), frozen: map[isle.ID]bool{},
 	}
 	w.volumeDir, w.ledger = filepath.Join(w.logs, "volumes"), ledgertest.New()
 	if err := os.Mkdir(w.volumeDir, 0o700); err != nil {
@@ -216,8 +217,10 @@ func (l *life) Update(ctx context.Context, c Mutation) error {
 	if l.full != nil {
 		return l.full
 	}
-	for _, e := range c.PutEnvironments {
-		for _, other := range l.envs {
+	after := maps.Clone(l.envs)
+	for _, e := range c.PutEnvironments { // one after the other
+		after[e.Instance] = e
+		for _, other := range after {
 			if other.Ref == e.Ref && other.Instance != e.Instance && !other.Staged && !e.Staged && !slices.Contains(c.RemoveEnvironments, other.Instance) {
 				return isle.Errorf(isle.Conflict, "another environment is named %s", e.Ref)
 			}

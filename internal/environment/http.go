@@ -113,29 +113,56 @@ func (m *Manager) route(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "isle: want http://PORT.NAME.localhost or http://PORT.NAME.STAGE.localhost\n", http.StatusNotFound)
 		return
 	}
-	l := m.find(ref)
-	if l == nil {
+	l, done, err := m.enterByName(r.Context(), ref)
+	switch {
+	case err != nil && isle.CodeOf(err) == isle.NotFound:
 		http.Error(w, fmt.Sprintf("isle: there is no environment %s; isle ls shows what there is\n", ref), http.StatusNotFound)
 		return
+	case err != nil:
+		http.Error(w, "isle: "+err.Error()+"\n", http.StatusServiceUnavailable)
+		return
 	}
+	defer done()
 	rec := l.snapshot()
 	for _, s := range rec.Services {
 		for _, p := range s.Ports {
-			if p.Name != port {
-				continue
-			}
-			select {
-			case l.connections <- struct{}{}:
-				defer func() { <-l.connections }()
-			default:
-				http.Error(w, fmt.Sprintf("isle: environment %s has %d connections open, which is the most it may\n", ref, maxConnections), http.StatusServiceUnavailable)
+			if p.Name == port {
+				ctx, cancel := context.WithCancel(r.Context())
+				defer cancel()
+				defer l.whileServing(cancel)()
+				l.proxy(s.Name, p.Number).ServeHTTP(w, r.WithContext(ctx))
 				return
 			}
-			l.proxy(s.Name, p.Number).ServeHTTP(w, r)
-			return
 		}
 	}
 	http.Error(w, fmt.Sprintf("isle: environment %s publishes no port %s\n", ref, port), http.StatusNotFound)
+}
+
+// enterByName counts a request in, at whoever serves once requests are not held
+// any more. done counts it out.
+func (m *Manager) enterByName(ctx context.Context, ref isle.Ref) (l *live, done func(), err error) {
+	for {
+		if l, err = m.get(ref); err != nil {
+			return nil, nil, err
+		}
+		if held := l.holds(); held != nil {
+			select {
+			case <-held:
+				continue
+			case <-ctx.Done():
+				return nil, nil, context.Cause(ctx)
+			}
+		}
+		select {
+		case l.connections <- struct{}{}:
+		default:
+			return nil, nil, isle.Errorf(isle.Exhausted, "environment %s has %d connections open, which is the most it may", ref, maxConnections)
+		}
+		if m.find(ref) == l && l.holds() == nil {
+			return l, func() { <-l.connections }, nil
+		}
+		<-l.connections
+	}
 }
 
 // parseHost reads PORT.NAME[.STAGE].localhost[:NUMBER]. No other name is

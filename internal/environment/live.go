@@ -52,18 +52,40 @@ type live struct {
 	still   chan struct{} // closed when what is to come in may; nil: it may
 
 	connections chan struct{} // bounds connections to published ports
+	through     map[*passage]struct{}
+	held        chan struct{} // closed when requests that are held go on; nil: none is
+	serving     context.Context
+	cutOff      context.CancelFunc // ends serving: what goes on inside is cut
 	transport   *http.Transport
+	aside       *aside // nil: it was not put aside
 }
 
 func (m *Manager) newLive(e Environment) *live {
 	l := &live{
 		m: m, ref: e.Ref, instance: e.Instance, uids: e.UIDBase, rec: e, changed: make(chan struct{}),
 		supervisors: map[string]*supervisor{}, published: map[portKey]*publisher{}, logs: map[string]*serviceLog{}, told: map[string]bool{},
-		idleSince: m.cfg.Now(), connections: make(chan struct{}, maxConnections),
+		idleSince: m.cfg.Now(), connections: make(chan struct{}, maxConnections), through: map[*passage]struct{}{},
 	}
+	l.serve()
 	l.specJSON = encodeSpec(e.Spec)
 	l.transport = l.newTransport()
 	return l
+}
+
+// serve makes what is begun from now on last until cutOff.
+func (l *live) serve() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.serving, l.cutOff = context.WithCancel(context.Background())
+}
+
+// whileServing calls f when the instance serves no more; the returned function
+// says that it need not.
+func (l *live) whileServing(f func()) (stop func() bool) {
+	l.mu.Lock()
+	ctx := l.serving
+	l.mu.Unlock()
+	return context.AfterFunc(ctx, f)
 }
 
 func encodeSpec(f spec.File) []byte {

@@ -66,6 +66,10 @@ type Config struct {
 	// Grace is how long a service may take to end before it is killed; default
 	// 10 s.
 	Grace time.Duration
+	// Drain is how long what an instance was asked may take to end once another
+	// one has taken its place; default 30 s. KeepAside is how long that instance is
+	// kept, frozen; default 1 hour.
+	Drain, KeepAside time.Duration
 	// OnFork is how long an on_fork may take; default 5 minutes.
 	OnFork time.Duration
 	// Spares is how many instances are kept ready for the next launches, by
@@ -157,6 +161,12 @@ func New(cfg Config) *Manager {
 	}
 	if cfg.Grace <= 0 {
 		cfg.Grace = 10 * time.Second
+	}
+	if cfg.Drain <= 0 {
+		cfg.Drain = defaultDrain
+	}
+	if cfg.KeepAside <= 0 {
+		cfg.KeepAside = defaultKeepAside
 	}
 	if cfg.OnFork <= 0 {
 		cfg.OnFork = 5 * time.Minute

@@ -28,16 +28,33 @@ const (
 type portKey struct{ service, name string }
 
 // A publisher is one published port: a listener whose connections go to a port
-// inside. Its goroutines end when it is closed.
+// inside. It outlives the instance that it leads to: another one that takes its
+// place is given it. Its goroutines end when it is closed.
 type publisher struct {
-	l      *live
-	key    portKey
-	ln     net.Listener
-	host   int
-	number int // under l.mu: it can be changed in place
+	m    *Manager
+	key  portKey
+	ln   net.Listener
+	host int
+	done chan struct{} // closed when it accepts no more
+
 	mu     sync.Mutex
-	conns  map[net.Conn]struct{} // nil once closed
-	done   chan struct{}         // closed when it accepts no more
+	to     *live // that connections go to
+	number int
+	conns  map[*passage]struct{} // nil once closed
+}
+
+// leads says where connections go now.
+func (p *publisher) leads() (l *live, number int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.to, p.number
+}
+
+// lead has connections go to a port of an instance from now on.
+func (p *publisher) lead(l *live, number int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.to, p.number = l, number
 }
 
 // A portPlan is the listeners of an environment to be: those that are there
@@ -193,7 +210,7 @@ func (l *live) publish(plan *portPlan) {
 	var closing []*publisher
 	for key, p := range l.published {
 		if number, ok := keep[key]; ok {
-			p.number = number
+			p.lead(l, number)
 			continue
 		}
 		closing = append(closing, p)
@@ -201,7 +218,7 @@ func (l *live) publish(plan *portPlan) {
 	}
 	var started []*publisher
 	for key, ln := range plan.opened {
-		p := &publisher{l: l, key: key, ln: ln, host: ln.Addr().(*net.TCPAddr).Port, number: keep[key], conns: map[net.Conn]struct{}{}, done: make(chan struct{})}
+		p := &publisher{m: l.m, to: l, key: key, ln: ln, host: ln.Addr().(*net.TCPAddr).Port, number: keep[key], conns: map[*passage]struct{}{}, done: make(chan struct{})}
 		l.published[key] = p
 		started = append(started, p)
 	}
@@ -235,22 +252,23 @@ func (p *publisher) close() {
 	p.conns = nil
 	p.mu.Unlock()
 	for c := range conns {
-		c.Close()
+		c.cut()
 	}
 }
 
-// track notes a connection so that close ends it; false if it is too late.
-func (p *publisher) track(c net.Conn) bool {
+// track notes a connection so that close ends it; false if it is too late, or
+// there are as many as may be.
+func (p *publisher) track(c *passage) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.conns == nil {
+	if p.conns == nil || len(p.conns) >= maxConnections {
 		return false
 	}
 	p.conns[c] = struct{}{}
 	return true
 }
 
-func (p *publisher) untrack(c net.Conn) {
+func (p *publisher) untrack(c *passage) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.conns, c)
@@ -259,46 +277,29 @@ func (p *publisher) untrack(c net.Conn) {
 func (p *publisher) accept() {
 	defer close(p.done)
 	for {
-		c, err := p.ln.Accept()
+		client, err := p.ln.Accept()
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
 		if err != nil { // out of file descriptors: let others end first
-			if !sleep(p.l.m.ctx, 50*time.Millisecond) {
+			if !sleep(p.m.ctx, 50*time.Millisecond) {
 				return
 			}
 			continue
 		}
-		select {
-		case p.l.connections <- struct{}{}:
-		default:
-			c.Close() // one environment does not take what belongs to all
+		c := newPassage(p, client)
+		if !p.track(c) { // one environment does not take what belongs to all
+			c.cut()
 			continue
 		}
-		if !p.track(c) || !p.l.m.spawn(func() {
-			defer func() { <-p.l.connections }()
+		if !p.m.spawn(func() {
 			defer p.untrack(c)
-			p.serve(c)
+			c.serve()
 		}) {
-			c.Close()
-			<-p.l.connections
+			p.untrack(c)
+			c.cut()
 		}
 	}
-}
-
-func (p *publisher) serve(c net.Conn) {
-	defer c.Close()
-	p.l.mu.Lock()
-	number := p.number
-	p.l.mu.Unlock()
-	inside, err := p.l.dial(p.l.m.ctx, p.key.service, number)
-	if err != nil {
-		if t, ok := c.(*net.TCPConn); ok {
-			t.SetLinger(0) // a reset says it more truly than an end
-		}
-		return
-	}
-	splice(c, inside)
 }
 
 // dial opens a connection to a port inside a service, which may be starting.
@@ -316,23 +317,4 @@ func (l *live) dial(ctx context.Context, service string, port int) (io.ReadWrite
 		return nil, err
 	}
 	return line.Forward(ctx, port)
-}
-
-// splice copies both ways until both have ended, passing on each one's end.
-func splice(a, b io.ReadWriteCloser) {
-	defer a.Close()
-	defer b.Close()
-	var wg sync.WaitGroup
-	one := func(to, from io.ReadWriteCloser) {
-		_, err := io.Copy(to, from)
-		if half, ok := to.(interface{ CloseWrite() error }); ok && err == nil {
-			half.CloseWrite()
-			return
-		}
-		to.Close()
-		from.Close()
-	}
-	wg.Go(func() { one(a, b) })
-	one(b, a)
-	wg.Wait()
 }

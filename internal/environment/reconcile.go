@@ -78,7 +78,11 @@ func (m *Manager) Reconcile(ctx context.Context) error {
 	m.mu.Lock()
 	for _, e := range envs {
 		l := m.newLive(e)
-		m.envs[e.Ref] = l
+		if e.Aside == nil {
+			m.envs[e.Ref] = l
+		} else {
+			m.staged[e.Instance] = l
+		}
 		all = append(all, l)
 	}
 	m.mu.Unlock()
@@ -198,6 +202,10 @@ func (m *Manager) adoptAll(ctx context.Context, all []*live, f *found) {
 		wg.Go(func() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
+			if l.snapshot().Aside != nil {
+				m.adoptAside(ctx, l, f)
+				return
+			}
 			o := m.locks.try(m.ctx, l.ref)
 			if o == nil {
 				return // cannot be: nothing else runs yet
@@ -281,13 +289,20 @@ func (m *Manager) relaunches(ctx context.Context, l *live, f *found) (map[string
 	var entries []audit.Entry
 	for _, name := range spec.StartOrder(rec.Spec) {
 		s, ok := rec.service(name)
-		if !ok || f.alive(l.instance, s.Launch) {
+		if !ok || !rec.Yielding && f.alive(l.instance, s.Launch) {
 			continue
+		}
+		if rec.Yielding { // some have ended, and some are about to
+			if err := m.cfg.Driver.Kill(ctx, l.instance, s.Launch); err != nil {
+				return nil, err
+			}
 		}
 		svc, _ := rec.specOf(name)
 		n := *s
 		summary := ""
 		switch {
+		case rec.Yielding:
+			summary = "its place was not taken"
 		case rebooted:
 			summary = "the machine was started anew"
 		case s.Phase == Exited || s.Phase == Broken:
@@ -311,11 +326,11 @@ func (m *Manager) relaunches(ctx context.Context, l *live, f *found) (map[string
 		next[name] = n
 		entries = append(entries, audit.NewEvent(system("reconcile"), isle.ActionServiceStart, serviceResource(l.ref, name), isle.Allow, summary).In(l.ref, l.instance))
 	}
-	if len(next) == 0 && !rebooted {
+	if len(next) == 0 && !rebooted && !rec.Yielding {
 		return secrets, nil
 	}
 	err := l.change(ctx, func(e *Environment) {
-		e.Boot = m.cfg.Boot
+		e.Boot, e.Yielding = m.cfg.Boot, false
 		for i, s := range e.Services {
 			if n, ok := next[s.Name]; ok {
 				e.Services[i] = n

@@ -367,14 +367,16 @@ func (m *Manager) unstage(f *fork, cause error) {
 // what runs of it is then what no record names. It returns the other records.
 func (m *Manager) unstageAll(ctx context.Context, envs []Environment, volumes []Volume) ([]Environment, []Volume, error) {
 	var c Mutation
+	asides := map[isle.ID]bool{}
 	for _, e := range envs {
-		if e.Staged {
+		asides[e.Instance] = e.Aside != nil
+		if e.halfStaged() {
 			c.RemoveEnvironments = append(c.RemoveEnvironments, e.Instance)
 		}
 		m.generation = max(m.generation, e.Generation)
 	}
 	for _, v := range volumes {
-		if v.For != "" {
+		if v.For != "" && !asides[v.For] {
 			c.RemoveVolumes = append(c.RemoveVolumes, v.ID)
 		}
 	}
@@ -383,6 +385,10 @@ func (m *Manager) unstageAll(ctx context.Context, envs []Environment, volumes []
 			return nil, nil, err
 		}
 	}
-	envs = slices.DeleteFunc(envs, func(e Environment) bool { return e.Staged })
-	return envs, slices.DeleteFunc(volumes, func(v Volume) bool { return v.For != "" }), nil
+	envs = slices.DeleteFunc(envs, func(e Environment) bool { return e.halfStaged() })
+	return envs, slices.DeleteFunc(volumes, func(v Volume) bool { return v.For != "" && !asides[v.For] }), nil
 }
+
+// halfStaged says that the record is of a replacement that has not taken the
+// place it was made for.
+func (e *Environment) halfStaged() bool { return e.Staged && e.Aside == nil }

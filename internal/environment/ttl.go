@@ -29,9 +29,13 @@ func (m *Manager) expireLoop() {
 // go, and volumes past their date are deleted. What is busy waits for the next
 // time.
 func (m *Manager) expire() {
+	m.expireAsides()
 	now := m.cfg.Now()
 	for _, l := range m.all() {
 		rec := l.snapshot()
+		if rec.Staged {
+			continue
+		}
 		l.mu.Lock()
 		idle := rec.OneShot && rec.Desired == WantRunning && l.sessions == 0 && now.Sub(l.idleSince) > idleOneShot
 		l.mu.Unlock()

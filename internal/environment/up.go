@@ -36,7 +36,16 @@ type UpRequest struct {
 
 	Branch, Commit, Repository string // as in Environment
 	Dirty                      bool
-	Release                    isle.Digest // that the file and the images are of; "": of none
+	// Release is what the file and the images are of; "": of none. What runs is
+	// switched to it, and not replaced in place.
+	Release isle.Digest
+	// Back has an instance of the release that was put aside go on, where there
+	// is one that is what is asked for.
+	Back bool
+	// Last is called by a switch when all that can fail has been done, and before
+	// another instance serves: if it fails, nothing changes. nil: there is nothing
+	// to do then.
+	Last func(context.Context) error
 }
 
 // An UpResult is what Up came to.
@@ -44,6 +53,7 @@ type UpResult struct {
 	Environment Environment
 	Changed     bool     // false: it was so already
 	Replaced    []string // what was replaced or applied in place, and why: "web: app/ changed"
+	Switch      *Switch  // nil: nothing was switched
 	// Warm is the snapshot of a ready state that it began with, and Took how long
 	// that was until it was open; "": it was started, and NotWarm says, for
 	// people, why although there was one.
@@ -196,6 +206,9 @@ func (m *Manager) up(ctx context.Context, actor isle.Actor, req UpRequest, specJ
 		if p := l.snapshot().Project; p != req.Project {
 			return UpResult{}, isle.Errorf(isle.Conflict, "the name %s is taken by an environment of project %s", req.Ref, p).
 				WithHint("choose another with --name, or isle down %s", req.Ref)
+		}
+		if req.Release != "" && l.snapshot().Opening == Open {
+			return m.switchOver(ctx, actor, l, req, say)
 		}
 		return m.replace(ctx, actor, l, req, say, started)
 	}

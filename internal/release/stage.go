@@ -85,6 +85,7 @@ type Promotion struct {
 
 // A Plan is what a promotion does.
 type Plan struct {
+	To      string
 	From    string // the stage before; "" of the first one
 	Release Release
 	Before  Stage // Release is "" where it points at nothing yet
@@ -100,6 +101,7 @@ func (r *Releases) Plan(ctx context.Context, p Promotion) (plan Plan, err error)
 	if r.shelf.Err() != nil {
 		return plan, r.shelf.Err()
 	}
+	plan.To = p.To
 	i := slices.Index(p.Order, p.To)
 	if i < 0 {
 		return plan, isle.Errorf(isle.Invalid, "there is no stage %q to promote to", clip(p.To)).WithHint("the stages are %s; the policy orders them with `stages:`", strings.Join(p.Order, ", "))
@@ -149,6 +151,17 @@ func (r *Releases) Plan(ctx context.Context, p Promotion) (plan Plan, err error)
 	return plan, nil
 }
 
+// Stale fails with Conflict where the stage points at another release than whoever
+// promotes has seen, and there is something to do.
+func (p Plan) Stale(seen isle.Digest) error {
+	b := p.Before
+	if p.Same || b.Release == seen {
+		return nil
+	}
+	return isle.Errorf(isle.Conflict, "stage %s of %s points at %s by now, promoted by %s: nothing was changed", p.To, p.Release.Manifest.Project, short(b.Release), b.By.Name).
+		WithHint("look at what would change now: isle promote %s --to %s --dry-run", p.Release.Manifest.Project, p.To)
+}
+
 // resourceAt is a stage of a project as what an action is done to.
 func resourceAt(project, stage string) isle.Resource {
 	return isle.Resource{Kind: "release", Name: project, Stage: stage}
@@ -167,9 +180,8 @@ func (r *Releases) Promote(ctx context.Context, actor isle.Actor, p Promotion, s
 	if plan.Same {
 		return plan, nil
 	}
-	if b := plan.Before; b.Release != seen {
-		return plan, isle.Errorf(isle.Conflict, "stage %s of %s points at %s by now, promoted by %s: nothing was changed", p.To, p.Project, short(b.Release), b.By.Name).
-			WithHint("look at what would change now: isle promote %s --to %s --dry-run", p.Project, p.To)
+	if err := plan.Stale(seen); err != nil {
+		return plan, err
 	}
 	r.mu.RLock()
 	n := len(r.stages)

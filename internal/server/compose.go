@@ -151,8 +151,8 @@ func compose(s *Server) (r *rooms, err error) {
 		Store: r.store, Ports: r.store, Driver: r.driver, Network: r.airlocks, Volumes: r.driver.Volumes(), Lines: r.home,
 		Images: r.images, Snapshots: r.snapshots, Warm: r.snapshots, Sealed: r.sealed, Policy: r, Trust: r.inspector.Trust, Waiting: r.gateway.Waiting,
 		Init: cfg.Init, Logs: at("logs"), Forks: at("forks"), HTTP: names, Log: s.log,
-		Spares: cfg.Spares,
-		Fault:  cfg.fault(),
+		Spares: cfg.Spares, Drain: cfg.Drain, KeepAside: cfg.KeepBefore,
+		Fault: cfg.fault(),
 		Listen: func(key, network, address string) (net.Listener, error) {
 			return s.handover.Listen(key, func() (net.Listener, error) { return net.Listen(network, address) })
 		},

@@ -84,6 +84,11 @@ type Config struct {
 	WarmMax   int64
 	WarmCount int
 
+	// Drain is how long what an instance was asked may take to end once another
+	// one has taken its place, and KeepBefore how long it is kept after that,
+	// frozen, so that a stage can go back to it at once. Default: 30 s and 1 hour.
+	Drain, KeepBefore time.Duration
+
 	// Cgroup is the control group below which every environment's is made.
 	// Default: one named for the state folder, below the root.
 	Cgroup string

@@ -2,12 +2,17 @@ package crash
 
 import (
 	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 )
 
 // releases are the stories of what is sealed, and of the stages that point at it.
 func releases() []story {
-	var first, second string // digests
+	var first, old, next, good, bad, light, lighter string // digests, of each story its own
 	return []story{
 		{
 			name: "release", points: []string{"release.written", "release.renamed", "release.recorded"},
@@ -34,39 +39,150 @@ func releases() []story {
 			},
 		},
 		{
-			name: "promote", points: []string{"promote.checked", "promote.recorded"},
+			name: "promote", points: []string{
+				"promote.checked", "promote.recorded", "switch.recorded", "handover.recorded", "handover.stopped", "handover.copied", "switch.up", "switch.committed", "switch.taken",
+				"handover.saved", "aside.removed",
+			},
 			before: func(t *testing.T, w *world) {
-				second, first = w.release(t, 2), w.release(t, 1)
-				w.must(t, "promote", w.name, "--to", "testing", "--release", first)
+				next, old = w.release(t, 2), w.release(t, 1)
+				w.must(t, "promote", w.name, "--to", "testing", "--release", old)
 				w.must(t, "up", "--release", w.name+"@testing")
 				w.running(t, 1)
+				w.must(t, "exec", w.name, "-s", "db", "--", "sh", "-c", "echo precious > /data/token; sync")
 			},
 			act: func(w *world) error {
-				_, err := w.isle("promote", w.name, "--to", "testing", "--release", second)
+				_, err := w.isle("promote", w.name, "--to", "testing", "--release", next)
 				return err
 			},
 			after: func(t *testing.T, w *world, point string) {
-				w.running(t, 1) // a promotion launches nothing
-				want := first
-				if point == "promote.recorded" {
-					want = second
+				serves, points := 1, old
+				if slices.Contains([]string{"promote.recorded", "switch.committed", "switch.taken", "handover.saved", "aside.removed"}, point) {
+					points = next
 				}
-				if got := w.pointsAt(t); got != want {
-					t.Errorf("the stage points at %s, not at %s", got, want)
+				if slices.Contains([]string{"switch.taken", "handover.saved", "aside.removed"}, point) {
+					serves = 2
 				}
-				w.must(t, "promote", w.name, "--to", "testing", "--release", second)
-				w.must(t, "up", "--release", w.name+"@testing")
+				w.running(t, serves)
+				if got := w.pointsAt(t); got != points {
+					t.Errorf("the stage points at %s, not at %s", got, points)
+				}
+				w.must(t, "promote", w.name, "--to", "testing", "--release", next)
 				w.running(t, 2)
+				if got := token(t, w); got != "precious" {
+					t.Errorf("the data is %q", got)
+				}
+				var kept []struct{ Digest, Message string }
+				eventually(t, "what the one before had written is kept", func() error {
+					if err := json.Unmarshal([]byte(w.must(t, "snapshot", "ls", w.name, "-o", "json")), &kept); err != nil || len(kept) != 1 || kept[0].Message != "as release "+old[7:19]+" left it" {
+						return fmt.Errorf("%+v, %v", kept, err)
+					}
+					if all, err := os.ReadDir(filepath.Join(w.State, "airlocks")); err != nil || len(all) != 1 {
+						return fmt.Errorf("what had written it is there still: %v, %v", all, err)
+					}
+					return nil
+				})
+				w.must(t, "snapshot", "rm", kept[0].Digest)
+				w.must(t, "audit", "verify")
+			},
+		},
+		{
+			name: "promote in vain", points: []string{"handover.resumed"},
+			before: func(t *testing.T, w *world) {
+				bad, good = w.release(t, -1), w.release(t, 1)
+				w.must(t, "promote", w.name, "--to", "testing", "--release", good)
+				w.must(t, "up", "--release", w.name+"@testing")
+			},
+			act: func(w *world) error {
+				_, err := w.isle("promote", w.name, "--to", "testing", "--release", bad)
+				return err
+			},
+			after: func(t *testing.T, w *world, _ string) {
+				w.running(t, 1)
+				if out, err := w.isle("promote", w.name, "--to", "testing", "--release", bad); err == nil {
+					t.Errorf("it was promoted: %s", out)
+				}
+				w.running(t, 1)
+				if got := w.pointsAt(t); got != good {
+					t.Errorf("the stage points at %s, not at %s", got, good)
+				}
+			},
+		},
+		{
+			name: "switch", points: []string{"switch.recorded", "switch.up", "switch.committed", "switch.taken", "switch.drained", "switch.frozen"},
+			before: func(t *testing.T, w *world) {
+				lighter, light = w.lightRelease(t, 2), w.lightRelease(t, 1)
+				w.must(t, "promote", w.name, "--to", "testing", "--release", light)
+				w.must(t, "up", "--release", w.name+"@testing")
+			},
+			act: func(w *world) error {
+				_, err := w.isle("promote", w.name, "--to", "testing", "--release", lighter)
+				return err
+			},
+			after: func(t *testing.T, w *world, point string) {
+				serves, points := 1, light
+				if point != "switch.recorded" && point != "switch.up" {
+					points = lighter
+				}
+				if points == lighter && point != "switch.committed" {
+					serves = 2
+				}
+				w.serves(t, serves)
+				if got := w.pointsAt(t); got != points {
+					t.Errorf("the stage points at %s, not at %s", got, points)
+				}
+				w.must(t, "promote", w.name, "--to", "testing", "--release", lighter)
+				w.serves(t, 2)
 				w.must(t, "audit", "verify")
 			},
 		},
 	}
 }
 
+// lightRelease seals a generation of the project without its data.
+func (w *world) lightRelease(t *testing.T, n int) string {
+	t.Helper()
+	w.generation(t, n)
+	path := filepath.Join(w.dir, "isle.yaml")
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, rest, _ := strings.Cut(string(b), "  db:\n")
+	_, web, _ := strings.Cut(rest, "  web:\n")
+	light := before + "  web:\n" + strings.Replace(web, "    depends_on: [db]\n", "", 1)
+	if err := os.WriteFile(path, []byte(light), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return w.seal(t)
+}
+
+// serves waits until the project's port answers with a generation.
+func (w *world) serves(t *testing.T, generation int) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("generation %d serves", generation), func() error {
+		out, err := w.isle("status", w.name, "-o", "json")
+		if err != nil {
+			return err
+		}
+		e, err := decode(out)
+		if err != nil {
+			return err
+		}
+		w.note(e.Instance)
+		return get(e.Port("web"), fmt.Sprintf("hello %d", generation))
+	})
+}
+
 // release seals a generation of the project and returns its digest.
 func (w *world) release(t *testing.T, n int) string {
 	t.Helper()
 	w.generation(t, n)
+	return w.seal(t)
+}
+
+// seal makes a release of what the project is.
+func (w *world) seal(t *testing.T) string {
+	t.Helper()
 	w.must(t, "lock", w.dir)
 	var out struct {
 		Release struct {

@@ -64,7 +64,7 @@ services:
   web:
     packages: [busybox]
     depends_on: [db]
-    command: ["sh", "-c", "mkdir /tmp/www; echo hello $GENERATION > /tmp/www/index.html; exec busybox httpd -f -p 8080 -h /tmp/www"]
+    command: ["sh", "-c", "[ $GENERATION -gt 0 ] || exit 1; mkdir /tmp/www; echo hello $GENERATION > /tmp/www/index.html; exec busybox httpd -f -p 8080 -h /tmp/www"]
     env: {GENERATION: "1"}
     healthcheck: {tcp: 8080, interval: 100ms}
     ports: {web: 8080}

@@ -93,6 +93,7 @@ var (
 	_ environment.Watcher  = (*Driver)(nil)
 	_ environment.Warmer   = (*Driver)(nil)
 	_ environment.Capturer = (*Driver)(nil)
+	_ environment.Freezer  = (*Driver)(nil)
 	_ environment.Volumes  = (*Volumes)(nil)
 )
 

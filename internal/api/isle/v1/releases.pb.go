@@ -9,6 +9,7 @@ package islev1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -1198,7 +1199,8 @@ type PromoteResponse struct {
 	Values        []string               `protobuf:"bytes,6,rep,name=values,proto3" json:"values,omitempty"` // KEY=VALUE, of the stage
 	Packages      []*PackageChange       `protobuf:"bytes,7,rep,name=packages,proto3" json:"packages,omitempty"`
 	Configuration []*SettingChange       `protobuf:"bytes,8,rep,name=configuration,proto3" json:"configuration,omitempty"`
-	Images        []string               `protobuf:"bytes,9,rep,name=images,proto3" json:"images,omitempty"` // services whose image is another one
+	Images        []string               `protobuf:"bytes,9,rep,name=images,proto3" json:"images,omitempty"`  // services whose image is another one
+	Switch        *Switch                `protobuf:"bytes,10,opt,name=switch,proto3" json:"switch,omitempty"` // of what runs; unset: nothing of a release did
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1296,6 +1298,196 @@ func (x *PromoteResponse) GetImages() []string {
 	return nil
 }
 
+func (x *PromoteResponse) GetSwitch() *Switch {
+	if x != nil {
+		return x.Switch
+	}
+	return nil
+}
+
+type PromoteEvent struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Event:
+	//
+	//	*PromoteEvent_Progress
+	//	*PromoteEvent_Result
+	Event         isPromoteEvent_Event `protobuf_oneof:"event"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PromoteEvent) Reset() {
+	*x = PromoteEvent{}
+	mi := &file_isle_v1_releases_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PromoteEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PromoteEvent) ProtoMessage() {}
+
+func (x *PromoteEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_releases_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PromoteEvent.ProtoReflect.Descriptor instead.
+func (*PromoteEvent) Descriptor() ([]byte, []int) {
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *PromoteEvent) GetEvent() isPromoteEvent_Event {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+func (x *PromoteEvent) GetProgress() *ProgressEvent {
+	if x != nil {
+		if x, ok := x.Event.(*PromoteEvent_Progress); ok {
+			return x.Progress
+		}
+	}
+	return nil
+}
+
+func (x *PromoteEvent) GetResult() *PromoteResponse {
+	if x != nil {
+		if x, ok := x.Event.(*PromoteEvent_Result); ok {
+			return x.Result
+		}
+	}
+	return nil
+}
+
+type isPromoteEvent_Event interface {
+	isPromoteEvent_Event()
+}
+
+type PromoteEvent_Progress struct {
+	Progress *ProgressEvent `protobuf:"bytes,1,opt,name=progress,proto3,oneof"`
+}
+
+type PromoteEvent_Result struct {
+	Result *PromoteResponse `protobuf:"bytes,2,opt,name=result,proto3,oneof"`
+}
+
+func (*PromoteEvent_Progress) isPromoteEvent_Event() {}
+
+func (*PromoteEvent_Result) isPromoteEvent_Event() {}
+
+// A Switch is how an instance took the place of another.
+type Switch struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Environment   string                 `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
+	Instance      string                 `protobuf:"bytes,2,opt,name=instance,proto3" json:"instance,omitempty"` // that serves now
+	Before        string                 `protobuf:"bytes,3,opt,name=before,proto3" json:"before,omitempty"`     // instance that served until then
+	Took          *durationpb.Duration   `protobuf:"bytes,4,opt,name=took,proto3" json:"took,omitempty"`
+	Pause         *durationpb.Duration   `protobuf:"bytes,5,opt,name=pause,proto3" json:"pause,omitempty"`       // how long requests were held; 0: they were not
+	Kept          bool                   `protobuf:"varint,6,opt,name=kept,proto3" json:"kept,omitempty"`        // it had been kept, and went on as it was
+	Until         *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=until,proto3" json:"until,omitempty"`       // the one before is kept until then; unset: it is not
+	Snapshot      string                 `protobuf:"bytes,8,opt,name=snapshot,proto3" json:"snapshot,omitempty"` // of the volumes as they were before; empty: there are none
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Switch) Reset() {
+	*x = Switch{}
+	mi := &file_isle_v1_releases_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Switch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Switch) ProtoMessage() {}
+
+func (x *Switch) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_releases_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Switch.ProtoReflect.Descriptor instead.
+func (*Switch) Descriptor() ([]byte, []int) {
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *Switch) GetEnvironment() string {
+	if x != nil {
+		return x.Environment
+	}
+	return ""
+}
+
+func (x *Switch) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
+}
+
+func (x *Switch) GetBefore() string {
+	if x != nil {
+		return x.Before
+	}
+	return ""
+}
+
+func (x *Switch) GetTook() *durationpb.Duration {
+	if x != nil {
+		return x.Took
+	}
+	return nil
+}
+
+func (x *Switch) GetPause() *durationpb.Duration {
+	if x != nil {
+		return x.Pause
+	}
+	return nil
+}
+
+func (x *Switch) GetKept() bool {
+	if x != nil {
+		return x.Kept
+	}
+	return false
+}
+
+func (x *Switch) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+func (x *Switch) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
+}
+
 type Stage struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Project       string                 `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"`
@@ -1312,7 +1504,7 @@ type Stage struct {
 
 func (x *Stage) Reset() {
 	*x = Stage{}
-	mi := &file_isle_v1_releases_proto_msgTypes[19]
+	mi := &file_isle_v1_releases_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1324,7 +1516,7 @@ func (x *Stage) String() string {
 func (*Stage) ProtoMessage() {}
 
 func (x *Stage) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[19]
+	mi := &file_isle_v1_releases_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1337,7 +1529,7 @@ func (x *Stage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stage.ProtoReflect.Descriptor instead.
 func (*Stage) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{19}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Stage) GetProject() string {
@@ -1405,7 +1597,7 @@ type ListStagesRequest struct {
 
 func (x *ListStagesRequest) Reset() {
 	*x = ListStagesRequest{}
-	mi := &file_isle_v1_releases_proto_msgTypes[20]
+	mi := &file_isle_v1_releases_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1417,7 +1609,7 @@ func (x *ListStagesRequest) String() string {
 func (*ListStagesRequest) ProtoMessage() {}
 
 func (x *ListStagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[20]
+	mi := &file_isle_v1_releases_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1430,7 +1622,7 @@ func (x *ListStagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStagesRequest.ProtoReflect.Descriptor instead.
 func (*ListStagesRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{20}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListStagesRequest) GetProject() string {
@@ -1450,7 +1642,7 @@ type ListStagesResponse struct {
 
 func (x *ListStagesResponse) Reset() {
 	*x = ListStagesResponse{}
-	mi := &file_isle_v1_releases_proto_msgTypes[21]
+	mi := &file_isle_v1_releases_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1462,7 +1654,7 @@ func (x *ListStagesResponse) String() string {
 func (*ListStagesResponse) ProtoMessage() {}
 
 func (x *ListStagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[21]
+	mi := &file_isle_v1_releases_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1475,7 +1667,7 @@ func (x *ListStagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStagesResponse.ProtoReflect.Descriptor instead.
 func (*ListStagesResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{21}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListStagesResponse) GetStages() []*Stage {
@@ -1503,7 +1695,7 @@ type ReleaseKey struct {
 
 func (x *ReleaseKey) Reset() {
 	*x = ReleaseKey{}
-	mi := &file_isle_v1_releases_proto_msgTypes[22]
+	mi := &file_isle_v1_releases_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1515,7 +1707,7 @@ func (x *ReleaseKey) String() string {
 func (*ReleaseKey) ProtoMessage() {}
 
 func (x *ReleaseKey) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[22]
+	mi := &file_isle_v1_releases_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1528,7 +1720,7 @@ func (x *ReleaseKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseKey.ProtoReflect.Descriptor instead.
 func (*ReleaseKey) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{22}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ReleaseKey) GetName() string {
@@ -1560,7 +1752,7 @@ type ListReleaseKeysRequest struct {
 
 func (x *ListReleaseKeysRequest) Reset() {
 	*x = ListReleaseKeysRequest{}
-	mi := &file_isle_v1_releases_proto_msgTypes[23]
+	mi := &file_isle_v1_releases_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1572,7 +1764,7 @@ func (x *ListReleaseKeysRequest) String() string {
 func (*ListReleaseKeysRequest) ProtoMessage() {}
 
 func (x *ListReleaseKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[23]
+	mi := &file_isle_v1_releases_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1585,7 +1777,7 @@ func (x *ListReleaseKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReleaseKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListReleaseKeysRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{23}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{25}
 }
 
 type ListReleaseKeysResponse struct {
@@ -1597,7 +1789,7 @@ type ListReleaseKeysResponse struct {
 
 func (x *ListReleaseKeysResponse) Reset() {
 	*x = ListReleaseKeysResponse{}
-	mi := &file_isle_v1_releases_proto_msgTypes[24]
+	mi := &file_isle_v1_releases_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1609,7 +1801,7 @@ func (x *ListReleaseKeysResponse) String() string {
 func (*ListReleaseKeysResponse) ProtoMessage() {}
 
 func (x *ListReleaseKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[24]
+	mi := &file_isle_v1_releases_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1622,7 +1814,7 @@ func (x *ListReleaseKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReleaseKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListReleaseKeysResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{24}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ListReleaseKeysResponse) GetKeys() []*ReleaseKey {
@@ -1642,7 +1834,7 @@ type TrustReleaseKeyRequest struct {
 
 func (x *TrustReleaseKeyRequest) Reset() {
 	*x = TrustReleaseKeyRequest{}
-	mi := &file_isle_v1_releases_proto_msgTypes[25]
+	mi := &file_isle_v1_releases_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1654,7 +1846,7 @@ func (x *TrustReleaseKeyRequest) String() string {
 func (*TrustReleaseKeyRequest) ProtoMessage() {}
 
 func (x *TrustReleaseKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[25]
+	mi := &file_isle_v1_releases_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1667,7 +1859,7 @@ func (x *TrustReleaseKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustReleaseKeyRequest.ProtoReflect.Descriptor instead.
 func (*TrustReleaseKeyRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{25}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *TrustReleaseKeyRequest) GetKey() string {
@@ -1693,7 +1885,7 @@ type TrustReleaseKeyResponse struct {
 
 func (x *TrustReleaseKeyResponse) Reset() {
 	*x = TrustReleaseKeyResponse{}
-	mi := &file_isle_v1_releases_proto_msgTypes[26]
+	mi := &file_isle_v1_releases_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1705,7 +1897,7 @@ func (x *TrustReleaseKeyResponse) String() string {
 func (*TrustReleaseKeyResponse) ProtoMessage() {}
 
 func (x *TrustReleaseKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[26]
+	mi := &file_isle_v1_releases_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1718,7 +1910,7 @@ func (x *TrustReleaseKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustReleaseKeyResponse.ProtoReflect.Descriptor instead.
 func (*TrustReleaseKeyResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{26}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *TrustReleaseKeyResponse) GetKey() *ReleaseKey {
@@ -1732,7 +1924,7 @@ var File_isle_v1_releases_proto protoreflect.FileDescriptor
 
 const file_isle_v1_releases_proto_rawDesc = "" +
 	"\n" +
-	"\x16isle/v1/releases.proto\x12\aisle.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19isle/v1/environment.proto\x1a\x17isle/v1/snapshots.proto\"\x86\x04\n" +
+	"\x16isle/v1/releases.proto\x12\aisle.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19isle/v1/environment.proto\x1a\x17isle/v1/snapshots.proto\"\x86\x04\n" +
 	"\aRelease\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x18\n" +
 	"\aproject\x18\x02 \x01(\tR\aproject\x124\n" +
@@ -1817,7 +2009,7 @@ const file_isle_v1_releases_proto_rawDesc = "" +
 	"\adry_run\x18\a \x01(\bR\x06dryRun\x12\x12\n" +
 	"\x04seen\x18\b \x01(\tR\x04seen\x12\x1f\n" +
 	"\vvalues_name\x18\t \x01(\tR\n" +
-	"valuesName\"\xc6\x02\n" +
+	"valuesName\"\xef\x02\n" +
 	"\x0fPromoteResponse\x12*\n" +
 	"\arelease\x18\x01 \x01(\v2\x10.isle.v1.ReleaseR\arelease\x12\x12\n" +
 	"\x04from\x18\x02 \x01(\tR\x04from\x12\x16\n" +
@@ -1828,7 +2020,22 @@ const file_isle_v1_releases_proto_rawDesc = "" +
 	"\x06values\x18\x06 \x03(\tR\x06values\x122\n" +
 	"\bpackages\x18\a \x03(\v2\x16.isle.v1.PackageChangeR\bpackages\x12<\n" +
 	"\rconfiguration\x18\b \x03(\v2\x16.isle.v1.SettingChangeR\rconfiguration\x12\x16\n" +
-	"\x06images\x18\t \x03(\tR\x06images\"\xd9\x01\n" +
+	"\x06images\x18\t \x03(\tR\x06images\x12'\n" +
+	"\x06switch\x18\n" +
+	" \x01(\v2\x0f.isle.v1.SwitchR\x06switch\"\x81\x01\n" +
+	"\fPromoteEvent\x124\n" +
+	"\bprogress\x18\x01 \x01(\v2\x16.isle.v1.ProgressEventH\x00R\bprogress\x122\n" +
+	"\x06result\x18\x02 \x01(\v2\x18.isle.v1.PromoteResponseH\x00R\x06resultB\a\n" +
+	"\x05event\"\xa0\x02\n" +
+	"\x06Switch\x12 \n" +
+	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x1a\n" +
+	"\binstance\x18\x02 \x01(\tR\binstance\x12\x16\n" +
+	"\x06before\x18\x03 \x01(\tR\x06before\x12-\n" +
+	"\x04took\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x04took\x12/\n" +
+	"\x05pause\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x05pause\x12\x12\n" +
+	"\x04kept\x18\x06 \x01(\bR\x04kept\x120\n" +
+	"\x05until\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x1a\n" +
+	"\bsnapshot\x18\b \x01(\tR\bsnapshot\"\xd9\x01\n" +
 	"\x05Stage\x12\x18\n" +
 	"\aproject\x18\x01 \x01(\tR\aproject\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -1855,7 +2062,7 @@ const file_isle_v1_releases_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x16\n" +
 	"\x06remove\x18\x02 \x01(\bR\x06remove\"@\n" +
 	"\x17TrustReleaseKeyResponse\x12%\n" +
-	"\x03key\x18\x01 \x01(\v2\x13.isle.v1.ReleaseKeyR\x03key2\x8c\a\n" +
+	"\x03key\x18\x01 \x01(\v2\x13.isle.v1.ReleaseKeyR\x03key2\x8b\a\n" +
 	"\x0eReleaseService\x12M\n" +
 	"\rCreateRelease\x12\x1d.isle.v1.CreateReleaseRequest\x1a\x1b.isle.v1.CreateReleaseEvent0\x01\x12K\n" +
 	"\fListReleases\x12\x1c.isle.v1.ListReleasesRequest\x1a\x1d.isle.v1.ListReleasesResponse\x12E\n" +
@@ -1865,8 +2072,8 @@ const file_isle_v1_releases_proto_rawDesc = "" +
 	"\rRemoveRelease\x12\x1d.isle.v1.RemoveReleaseRequest\x1a\x1e.isle.v1.RemoveReleaseResponse\x12B\n" +
 	"\x0eGetAttestation\x12\x1e.isle.v1.GetAttestationRequest\x1a\x0e.isle.v1.Chunk0\x01\x12@\n" +
 	"\rExportRelease\x12\x1d.isle.v1.ExportReleaseRequest\x1a\x0e.isle.v1.Chunk0\x01\x12A\n" +
-	"\rImportRelease\x12\x0e.isle.v1.Chunk\x1a\x1e.isle.v1.ImportReleaseResponse(\x01\x12<\n" +
-	"\aPromote\x12\x17.isle.v1.PromoteRequest\x1a\x18.isle.v1.PromoteResponse\x12E\n" +
+	"\rImportRelease\x12\x0e.isle.v1.Chunk\x1a\x1e.isle.v1.ImportReleaseResponse(\x01\x12;\n" +
+	"\aPromote\x12\x17.isle.v1.PromoteRequest\x1a\x15.isle.v1.PromoteEvent0\x01\x12E\n" +
 	"\n" +
 	"ListStages\x12\x1a.isle.v1.ListStagesRequest\x1a\x1b.isle.v1.ListStagesResponse\x12T\n" +
 	"\x0fListReleaseKeys\x12\x1f.isle.v1.ListReleaseKeysRequest\x1a .isle.v1.ListReleaseKeysResponse\x12T\n" +
@@ -1884,7 +2091,7 @@ func file_isle_v1_releases_proto_rawDescGZIP() []byte {
 	return file_isle_v1_releases_proto_rawDescData
 }
 
-var file_isle_v1_releases_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_isle_v1_releases_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_isle_v1_releases_proto_goTypes = []any{
 	(*Release)(nil),                 // 0: isle.v1.Release
 	(*ReleaseImage)(nil),            // 1: isle.v1.ReleaseImage
@@ -1905,30 +2112,33 @@ var file_isle_v1_releases_proto_goTypes = []any{
 	(*ImportReleaseResponse)(nil),   // 16: isle.v1.ImportReleaseResponse
 	(*PromoteRequest)(nil),          // 17: isle.v1.PromoteRequest
 	(*PromoteResponse)(nil),         // 18: isle.v1.PromoteResponse
-	(*Stage)(nil),                   // 19: isle.v1.Stage
-	(*ListStagesRequest)(nil),       // 20: isle.v1.ListStagesRequest
-	(*ListStagesResponse)(nil),      // 21: isle.v1.ListStagesResponse
-	(*ReleaseKey)(nil),              // 22: isle.v1.ReleaseKey
-	(*ListReleaseKeysRequest)(nil),  // 23: isle.v1.ListReleaseKeysRequest
-	(*ListReleaseKeysResponse)(nil), // 24: isle.v1.ListReleaseKeysResponse
-	(*TrustReleaseKeyRequest)(nil),  // 25: isle.v1.TrustReleaseKeyRequest
-	(*TrustReleaseKeyResponse)(nil), // 26: isle.v1.TrustReleaseKeyResponse
-	(*timestamppb.Timestamp)(nil),   // 27: google.protobuf.Timestamp
-	(*Source)(nil),                  // 28: isle.v1.Source
-	(*ProgressEvent)(nil),           // 29: isle.v1.ProgressEvent
-	(*Need)(nil),                    // 30: isle.v1.Need
-	(*PackageChange)(nil),           // 31: isle.v1.PackageChange
-	(*SettingChange)(nil),           // 32: isle.v1.SettingChange
-	(*Chunk)(nil),                   // 33: isle.v1.Chunk
+	(*PromoteEvent)(nil),            // 19: isle.v1.PromoteEvent
+	(*Switch)(nil),                  // 20: isle.v1.Switch
+	(*Stage)(nil),                   // 21: isle.v1.Stage
+	(*ListStagesRequest)(nil),       // 22: isle.v1.ListStagesRequest
+	(*ListStagesResponse)(nil),      // 23: isle.v1.ListStagesResponse
+	(*ReleaseKey)(nil),              // 24: isle.v1.ReleaseKey
+	(*ListReleaseKeysRequest)(nil),  // 25: isle.v1.ListReleaseKeysRequest
+	(*ListReleaseKeysResponse)(nil), // 26: isle.v1.ListReleaseKeysResponse
+	(*TrustReleaseKeyRequest)(nil),  // 27: isle.v1.TrustReleaseKeyRequest
+	(*TrustReleaseKeyResponse)(nil), // 28: isle.v1.TrustReleaseKeyResponse
+	(*timestamppb.Timestamp)(nil),   // 29: google.protobuf.Timestamp
+	(*Source)(nil),                  // 30: isle.v1.Source
+	(*ProgressEvent)(nil),           // 31: isle.v1.ProgressEvent
+	(*Need)(nil),                    // 32: isle.v1.Need
+	(*PackageChange)(nil),           // 33: isle.v1.PackageChange
+	(*SettingChange)(nil),           // 34: isle.v1.SettingChange
+	(*durationpb.Duration)(nil),     // 35: google.protobuf.Duration
+	(*Chunk)(nil),                   // 36: isle.v1.Chunk
 }
 var file_isle_v1_releases_proto_depIdxs = []int32{
-	27, // 0: isle.v1.Release.created:type_name -> google.protobuf.Timestamp
+	29, // 0: isle.v1.Release.created:type_name -> google.protobuf.Timestamp
 	1,  // 1: isle.v1.Release.images:type_name -> isle.v1.ReleaseImage
 	2,  // 2: isle.v1.Release.attestations:type_name -> isle.v1.Attestation
-	27, // 3: isle.v1.Attestation.added:type_name -> google.protobuf.Timestamp
-	28, // 4: isle.v1.CreateReleaseRequest.source:type_name -> isle.v1.Source
-	29, // 5: isle.v1.CreateReleaseEvent.progress:type_name -> isle.v1.ProgressEvent
-	30, // 6: isle.v1.CreateReleaseEvent.need:type_name -> isle.v1.Need
+	29, // 3: isle.v1.Attestation.added:type_name -> google.protobuf.Timestamp
+	30, // 4: isle.v1.CreateReleaseRequest.source:type_name -> isle.v1.Source
+	31, // 5: isle.v1.CreateReleaseEvent.progress:type_name -> isle.v1.ProgressEvent
+	32, // 6: isle.v1.CreateReleaseEvent.need:type_name -> isle.v1.Need
 	5,  // 7: isle.v1.CreateReleaseEvent.result:type_name -> isle.v1.CreateReleaseResult
 	0,  // 8: isle.v1.CreateReleaseResult.release:type_name -> isle.v1.Release
 	0,  // 9: isle.v1.ListReleasesResponse.releases:type_name -> isle.v1.Release
@@ -1936,41 +2146,47 @@ var file_isle_v1_releases_proto_depIdxs = []int32{
 	0,  // 11: isle.v1.VerifyReleaseEvent.release:type_name -> isle.v1.Release
 	0,  // 12: isle.v1.ImportReleaseResponse.release:type_name -> isle.v1.Release
 	0,  // 13: isle.v1.PromoteResponse.release:type_name -> isle.v1.Release
-	31, // 14: isle.v1.PromoteResponse.packages:type_name -> isle.v1.PackageChange
-	32, // 15: isle.v1.PromoteResponse.configuration:type_name -> isle.v1.SettingChange
-	27, // 16: isle.v1.Stage.since:type_name -> google.protobuf.Timestamp
-	19, // 17: isle.v1.ListStagesResponse.stages:type_name -> isle.v1.Stage
-	22, // 18: isle.v1.ListReleaseKeysResponse.keys:type_name -> isle.v1.ReleaseKey
-	22, // 19: isle.v1.TrustReleaseKeyResponse.key:type_name -> isle.v1.ReleaseKey
-	3,  // 20: isle.v1.ReleaseService.CreateRelease:input_type -> isle.v1.CreateReleaseRequest
-	6,  // 21: isle.v1.ReleaseService.ListReleases:input_type -> isle.v1.ListReleasesRequest
-	8,  // 22: isle.v1.ReleaseService.GetRelease:input_type -> isle.v1.GetReleaseRequest
-	10, // 23: isle.v1.ReleaseService.VerifyRelease:input_type -> isle.v1.VerifyReleaseRequest
-	12, // 24: isle.v1.ReleaseService.RemoveRelease:input_type -> isle.v1.RemoveReleaseRequest
-	14, // 25: isle.v1.ReleaseService.GetAttestation:input_type -> isle.v1.GetAttestationRequest
-	15, // 26: isle.v1.ReleaseService.ExportRelease:input_type -> isle.v1.ExportReleaseRequest
-	33, // 27: isle.v1.ReleaseService.ImportRelease:input_type -> isle.v1.Chunk
-	17, // 28: isle.v1.ReleaseService.Promote:input_type -> isle.v1.PromoteRequest
-	20, // 29: isle.v1.ReleaseService.ListStages:input_type -> isle.v1.ListStagesRequest
-	23, // 30: isle.v1.ReleaseService.ListReleaseKeys:input_type -> isle.v1.ListReleaseKeysRequest
-	25, // 31: isle.v1.ReleaseService.TrustReleaseKey:input_type -> isle.v1.TrustReleaseKeyRequest
-	4,  // 32: isle.v1.ReleaseService.CreateRelease:output_type -> isle.v1.CreateReleaseEvent
-	7,  // 33: isle.v1.ReleaseService.ListReleases:output_type -> isle.v1.ListReleasesResponse
-	9,  // 34: isle.v1.ReleaseService.GetRelease:output_type -> isle.v1.GetReleaseResponse
-	11, // 35: isle.v1.ReleaseService.VerifyRelease:output_type -> isle.v1.VerifyReleaseEvent
-	13, // 36: isle.v1.ReleaseService.RemoveRelease:output_type -> isle.v1.RemoveReleaseResponse
-	33, // 37: isle.v1.ReleaseService.GetAttestation:output_type -> isle.v1.Chunk
-	33, // 38: isle.v1.ReleaseService.ExportRelease:output_type -> isle.v1.Chunk
-	16, // 39: isle.v1.ReleaseService.ImportRelease:output_type -> isle.v1.ImportReleaseResponse
-	18, // 40: isle.v1.ReleaseService.Promote:output_type -> isle.v1.PromoteResponse
-	21, // 41: isle.v1.ReleaseService.ListStages:output_type -> isle.v1.ListStagesResponse
-	24, // 42: isle.v1.ReleaseService.ListReleaseKeys:output_type -> isle.v1.ListReleaseKeysResponse
-	26, // 43: isle.v1.ReleaseService.TrustReleaseKey:output_type -> isle.v1.TrustReleaseKeyResponse
-	32, // [32:44] is the sub-list for method output_type
-	20, // [20:32] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	33, // 14: isle.v1.PromoteResponse.packages:type_name -> isle.v1.PackageChange
+	34, // 15: isle.v1.PromoteResponse.configuration:type_name -> isle.v1.SettingChange
+	20, // 16: isle.v1.PromoteResponse.switch:type_name -> isle.v1.Switch
+	31, // 17: isle.v1.PromoteEvent.progress:type_name -> isle.v1.ProgressEvent
+	18, // 18: isle.v1.PromoteEvent.result:type_name -> isle.v1.PromoteResponse
+	35, // 19: isle.v1.Switch.took:type_name -> google.protobuf.Duration
+	35, // 20: isle.v1.Switch.pause:type_name -> google.protobuf.Duration
+	29, // 21: isle.v1.Switch.until:type_name -> google.protobuf.Timestamp
+	29, // 22: isle.v1.Stage.since:type_name -> google.protobuf.Timestamp
+	21, // 23: isle.v1.ListStagesResponse.stages:type_name -> isle.v1.Stage
+	24, // 24: isle.v1.ListReleaseKeysResponse.keys:type_name -> isle.v1.ReleaseKey
+	24, // 25: isle.v1.TrustReleaseKeyResponse.key:type_name -> isle.v1.ReleaseKey
+	3,  // 26: isle.v1.ReleaseService.CreateRelease:input_type -> isle.v1.CreateReleaseRequest
+	6,  // 27: isle.v1.ReleaseService.ListReleases:input_type -> isle.v1.ListReleasesRequest
+	8,  // 28: isle.v1.ReleaseService.GetRelease:input_type -> isle.v1.GetReleaseRequest
+	10, // 29: isle.v1.ReleaseService.VerifyRelease:input_type -> isle.v1.VerifyReleaseRequest
+	12, // 30: isle.v1.ReleaseService.RemoveRelease:input_type -> isle.v1.RemoveReleaseRequest
+	14, // 31: isle.v1.ReleaseService.GetAttestation:input_type -> isle.v1.GetAttestationRequest
+	15, // 32: isle.v1.ReleaseService.ExportRelease:input_type -> isle.v1.ExportReleaseRequest
+	36, // 33: isle.v1.ReleaseService.ImportRelease:input_type -> isle.v1.Chunk
+	17, // 34: isle.v1.ReleaseService.Promote:input_type -> isle.v1.PromoteRequest
+	22, // 35: isle.v1.ReleaseService.ListStages:input_type -> isle.v1.ListStagesRequest
+	25, // 36: isle.v1.ReleaseService.ListReleaseKeys:input_type -> isle.v1.ListReleaseKeysRequest
+	27, // 37: isle.v1.ReleaseService.TrustReleaseKey:input_type -> isle.v1.TrustReleaseKeyRequest
+	4,  // 38: isle.v1.ReleaseService.CreateRelease:output_type -> isle.v1.CreateReleaseEvent
+	7,  // 39: isle.v1.ReleaseService.ListReleases:output_type -> isle.v1.ListReleasesResponse
+	9,  // 40: isle.v1.ReleaseService.GetRelease:output_type -> isle.v1.GetReleaseResponse
+	11, // 41: isle.v1.ReleaseService.VerifyRelease:output_type -> isle.v1.VerifyReleaseEvent
+	13, // 42: isle.v1.ReleaseService.RemoveRelease:output_type -> isle.v1.RemoveReleaseResponse
+	36, // 43: isle.v1.ReleaseService.GetAttestation:output_type -> isle.v1.Chunk
+	36, // 44: isle.v1.ReleaseService.ExportRelease:output_type -> isle.v1.Chunk
+	16, // 45: isle.v1.ReleaseService.ImportRelease:output_type -> isle.v1.ImportReleaseResponse
+	19, // 46: isle.v1.ReleaseService.Promote:output_type -> isle.v1.PromoteEvent
+	23, // 47: isle.v1.ReleaseService.ListStages:output_type -> isle.v1.ListStagesResponse
+	26, // 48: isle.v1.ReleaseService.ListReleaseKeys:output_type -> isle.v1.ListReleaseKeysResponse
+	28, // 49: isle.v1.ReleaseService.TrustReleaseKey:output_type -> isle.v1.TrustReleaseKeyResponse
+	38, // [38:50] is the sub-list for method output_type
+	26, // [26:38] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_isle_v1_releases_proto_init() }
@@ -1985,13 +2201,17 @@ func file_isle_v1_releases_proto_init() {
 		(*CreateReleaseEvent_Need)(nil),
 		(*CreateReleaseEvent_Result)(nil),
 	}
+	file_isle_v1_releases_proto_msgTypes[19].OneofWrappers = []any{
+		(*PromoteEvent_Progress)(nil),
+		(*PromoteEvent_Result)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isle_v1_releases_proto_rawDesc), len(file_isle_v1_releases_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   27,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -90,9 +90,10 @@ type ReleaseServiceClient interface {
 	ExportRelease(context.Context, *connect.Request[v1.ExportReleaseRequest]) (*connect.ServerStreamForClient[v1.Chunk], error)
 	// ImportRelease reads such a file, if a trusted key has signed what is in it.
 	ImportRelease(context.Context) *connect.ClientStreamForClient[v1.Chunk, v1.ImportReleaseResponse]
-	// Promote points a stage at the release of the stage before it, or says what
-	// that would change.
-	Promote(context.Context, *connect.Request[v1.PromoteRequest]) (*connect.Response[v1.PromoteResponse], error)
+	// Promote points a stage at the release of the stage before it, and switches
+	// the project's environment there, where a release runs in it; or says what that
+	// would change.
+	Promote(context.Context, *connect.Request[v1.PromoteRequest]) (*connect.ServerStreamForClient[v1.PromoteEvent], error)
 	// ListStages says which releases the stages of projects point at, of those
 	// that the caller may see.
 	ListStages(context.Context, *connect.Request[v1.ListStagesRequest]) (*connect.Response[v1.ListStagesResponse], error)
@@ -162,7 +163,7 @@ func NewReleaseServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(releaseServiceMethods.ByName("ImportRelease")),
 			connect.WithClientOptions(opts...),
 		),
-		promote: connect.NewClient[v1.PromoteRequest, v1.PromoteResponse](
+		promote: connect.NewClient[v1.PromoteRequest, v1.PromoteEvent](
 			httpClient,
 			baseURL+ReleaseServicePromoteProcedure,
 			connect.WithSchema(releaseServiceMethods.ByName("Promote")),
@@ -199,7 +200,7 @@ type releaseServiceClient struct {
 	getAttestation  *connect.Client[v1.GetAttestationRequest, v1.Chunk]
 	exportRelease   *connect.Client[v1.ExportReleaseRequest, v1.Chunk]
 	importRelease   *connect.Client[v1.Chunk, v1.ImportReleaseResponse]
-	promote         *connect.Client[v1.PromoteRequest, v1.PromoteResponse]
+	promote         *connect.Client[v1.PromoteRequest, v1.PromoteEvent]
 	listStages      *connect.Client[v1.ListStagesRequest, v1.ListStagesResponse]
 	listReleaseKeys *connect.Client[v1.ListReleaseKeysRequest, v1.ListReleaseKeysResponse]
 	trustReleaseKey *connect.Client[v1.TrustReleaseKeyRequest, v1.TrustReleaseKeyResponse]
@@ -246,8 +247,8 @@ func (c *releaseServiceClient) ImportRelease(ctx context.Context) *connect.Clien
 }
 
 // Promote calls isle.v1.ReleaseService.Promote.
-func (c *releaseServiceClient) Promote(ctx context.Context, req *connect.Request[v1.PromoteRequest]) (*connect.Response[v1.PromoteResponse], error) {
-	return c.promote.CallUnary(ctx, req)
+func (c *releaseServiceClient) Promote(ctx context.Context, req *connect.Request[v1.PromoteRequest]) (*connect.ServerStreamForClient[v1.PromoteEvent], error) {
+	return c.promote.CallServerStream(ctx, req)
 }
 
 // ListStages calls isle.v1.ReleaseService.ListStages.
@@ -285,9 +286,10 @@ type ReleaseServiceHandler interface {
 	ExportRelease(context.Context, *connect.Request[v1.ExportReleaseRequest], *connect.ServerStream[v1.Chunk]) error
 	// ImportRelease reads such a file, if a trusted key has signed what is in it.
 	ImportRelease(context.Context, *connect.ClientStream[v1.Chunk]) (*connect.Response[v1.ImportReleaseResponse], error)
-	// Promote points a stage at the release of the stage before it, or says what
-	// that would change.
-	Promote(context.Context, *connect.Request[v1.PromoteRequest]) (*connect.Response[v1.PromoteResponse], error)
+	// Promote points a stage at the release of the stage before it, and switches
+	// the project's environment there, where a release runs in it; or says what that
+	// would change.
+	Promote(context.Context, *connect.Request[v1.PromoteRequest], *connect.ServerStream[v1.PromoteEvent]) error
 	// ListStages says which releases the stages of projects point at, of those
 	// that the caller may see.
 	ListStages(context.Context, *connect.Request[v1.ListStagesRequest]) (*connect.Response[v1.ListStagesResponse], error)
@@ -353,7 +355,7 @@ func NewReleaseServiceHandler(svc ReleaseServiceHandler, opts ...connect.Handler
 		connect.WithSchema(releaseServiceMethods.ByName("ImportRelease")),
 		connect.WithHandlerOptions(opts...),
 	)
-	releaseServicePromoteHandler := connect.NewUnaryHandler(
+	releaseServicePromoteHandler := connect.NewServerStreamHandler(
 		ReleaseServicePromoteProcedure,
 		svc.Promote,
 		connect.WithSchema(releaseServiceMethods.ByName("Promote")),
@@ -444,8 +446,8 @@ func (UnimplementedReleaseServiceHandler) ImportRelease(context.Context, *connec
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("isle.v1.ReleaseService.ImportRelease is not implemented"))
 }
 
-func (UnimplementedReleaseServiceHandler) Promote(context.Context, *connect.Request[v1.PromoteRequest]) (*connect.Response[v1.PromoteResponse], error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("isle.v1.ReleaseService.Promote is not implemented"))
+func (UnimplementedReleaseServiceHandler) Promote(context.Context, *connect.Request[v1.PromoteRequest], *connect.ServerStream[v1.PromoteEvent]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("isle.v1.ReleaseService.Promote is not implemented"))
 }
 
 func (UnimplementedReleaseServiceHandler) ListStages(context.Context, *connect.Request[v1.ListStagesRequest]) (*connect.Response[v1.ListStagesResponse], error) {

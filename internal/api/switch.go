@@ -1,0 +1,89 @@
+package api
+
+import (
+	"context"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"isle"
+	islev1 "isle/internal/api/isle/v1"
+	"isle/internal/environment"
+	"isle/internal/release"
+)
+
+// runsRelease returns the environment of a project in a stage, if a release runs
+// in it. What was launched of a file there is somebody's who works on it.
+func (cfg Config) runsRelease(ctx context.Context, project, stage string) (environment.Environment, bool) {
+	if cfg.Environments == nil {
+		return environment.Environment{}, false
+	}
+	e, err := cfg.Environments.Get(ctx, isle.Ref{Name: project, Stage: stage})
+	return e, err == nil && e.Project == project && e.Release != "" && e.Desired == environment.WantRunning
+}
+
+// A carried release is what a stage is to run.
+type carried struct {
+	release release.Release
+	values  release.Values
+	stage   string
+	back    bool // by an instance of it that was kept, where there is one
+}
+
+// carry switches what runs in a stage, if a release does, and calls point, once,
+// before the other instance serves: the stage points at it then.
+func (s *releases) carry(ctx context.Context, c carried, send func(*islev1.ProgressEvent) error, point func(context.Context) error) (*islev1.Switch, error) {
+	project := c.release.Manifest.Project
+	e, ok := s.runsRelease(ctx, project, c.stage)
+	if !ok {
+		return nil, point(ctx)
+	}
+	if err := s.allowedRelease(ctx, launchOf(e.Ref, project)); err != nil { // it may be there since a moment ago
+		return nil, err
+	}
+	rel, images, err := s.Releases.Launch(ctx, string(c.release.Digest))
+	if err != nil {
+		return nil, err
+	}
+	file, err := c.values.Apply(rel.Manifest.Spec)
+	if err != nil {
+		return nil, err
+	}
+	pointed := false
+	up := environment.UpRequest{
+		Ref: e.Ref, Project: project, Spec: file, Images: images, Release: rel.Digest, Back: c.back,
+		Branch: rel.Source.Branch, Commit: rel.Source.Commit, Dirty: rel.Source.Dirty, Repository: rel.Source.Repository,
+		Last: func(last context.Context) error {
+			if err := last.Err(); err != nil {
+				return err
+			}
+			pointed = true
+			return point(ctx)
+		},
+	}
+	launch, launching := s.newTeller(ctx, isle.ActionEnvironmentLaunch, isle.Resource{}, send)
+	defer launch.cancel(nil)
+	res, err := s.Environments.Up(launching, actorOf(ctx), up, func(p environment.Progress) { launch.event(progressMessage(p)) })
+	if err == nil && !pointed { // there was nothing to switch
+		err = point(ctx)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return switchMessage(res), nil
+}
+
+func switchMessage(res environment.UpResult) *islev1.Switch {
+	x := res.Switch
+	if x == nil {
+		return nil
+	}
+	out := &islev1.Switch{
+		Environment: res.Environment.Ref.String(), Instance: string(res.Environment.Instance), Before: string(x.Before), Took: durationpb.New(x.Took),
+		Pause: durationpb.New(x.Pause), Kept: x.Kept, Snapshot: string(x.Snapshot),
+	}
+	if !x.Until.IsZero() {
+		out.Until = timestamppb.New(x.Until)
+	}
+	return out
+}

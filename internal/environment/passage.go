@@ -1,0 +1,226 @@
+package environment
+
+import (
+	"context"
+	"io"
+	"net"
+	"sync"
+)
+
+// A passage is one client's connection to a published port, and the connection
+// inside that it leads to. Between two turns of HTTP it can be led to another
+// instance, and the client sees nothing of it.
+type passage struct {
+	p      *publisher
+	client net.Conn
+	ctx    context.Context // ends with cut and with the Manager
+	cancel context.CancelFunc
+	pumps  sync.WaitGroup // what copies answers
+
+	mu     sync.Mutex
+	to     *live              // that it leads to; nil: to none now
+	inside io.ReadWriteCloser // nil: to is
+	turns  turns
+}
+
+func newPassage(p *publisher, client net.Conn) *passage {
+	c := &passage{p: p, client: client}
+	c.ctx, c.cancel = context.WithCancel(p.m.ctx)
+	return c
+}
+
+// cut ends it at once.
+func (c *passage) cut() {
+	c.cancel()
+	c.client.Close()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.leave()
+}
+
+// leave lets go of the connection inside; c.mu is held.
+func (c *passage) leave() {
+	if c.inside == nil {
+		return
+	}
+	c.inside.Close()
+	c.to.letGo(c)
+	c.to, c.inside = nil, nil
+}
+
+// moveOn lets go of the connection inside where no turn is under way.
+func (c *passage) moveOn() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.turns.between() {
+		c.leave()
+	}
+}
+
+// serve copies until both sides have ended.
+func (c *passage) serve() {
+	defer c.cut()
+	if !c.attach() {
+		if t, ok := c.client.(*net.TCPConn); ok {
+			t.SetLinger(0) // a reset says it more truly than an end
+		}
+		return
+	}
+	b := make([]byte, 32<<10)
+	for {
+		n, err := c.client.Read(b)
+		if n > 0 && !c.send(b[:n]) {
+			break
+		}
+		if err == nil {
+			continue
+		}
+		c.mu.Lock()
+		inside := c.inside
+		c.mu.Unlock()
+		half, ok := inside.(interface{ CloseWrite() error })
+		if err != io.EOF || !ok || half.CloseWrite() != nil {
+			c.cut()
+		}
+		break
+	}
+	c.pumps.Wait()
+}
+
+// send passes on what the client sent, between two turns to whoever serves now.
+func (c *passage) send(b []byte) bool {
+	c.mu.Lock()
+	now, _ := c.p.leads()
+	if c.inside != nil && (c.to != now || c.to.holds() != nil) && c.turns.between() {
+		c.leave()
+	}
+	if c.inside == nil {
+		c.mu.Unlock()
+		if !c.attach() {
+			return false
+		}
+		c.mu.Lock()
+	}
+	inside := c.inside
+	c.turns.sent(b)
+	c.mu.Unlock()
+	if inside == nil { // cut meanwhile
+		return false
+	}
+	if _, err := inside.Write(b); err != nil {
+		c.cut()
+		return false
+	}
+	return true
+}
+
+// attach opens a connection inside, at whoever serves once requests are not held
+// any more.
+func (c *passage) attach() bool {
+	for {
+		l, number := c.p.leads()
+		if held := l.holds(); held != nil {
+			select {
+			case <-held:
+				continue
+			case <-c.ctx.Done():
+				return false
+			}
+		}
+		if !l.admit(c) {
+			return false
+		}
+		// Counted in, it is waited for before the instance is frozen: unless that
+		// was looked at before.
+		if now, _ := c.p.leads(); now != l || l.holds() != nil {
+			l.letGo(c)
+			continue
+		}
+		inside, err := l.dial(c.ctx, c.p.key.service, number)
+		if now, _ := c.p.leads(); err != nil && now != l && c.ctx.Err() == nil {
+			l.letGo(c)
+			continue // another one serves by now
+		}
+		if err != nil {
+			l.letGo(c)
+			return false
+		}
+		c.mu.Lock()
+		if c.ctx.Err() != nil {
+			c.mu.Unlock()
+			inside.Close()
+			l.letGo(c)
+			return false
+		}
+		c.to, c.inside = l, inside
+		c.pumps.Go(func() { c.pump(inside) })
+		c.mu.Unlock()
+		return true
+	}
+}
+
+// pump copies what one instance answers, until the client is led to another one.
+func (c *passage) pump(inside io.ReadWriteCloser) {
+	b := make([]byte, 32<<10)
+	for {
+		n, err := inside.Read(b)
+		if n > 0 {
+			if _, err := c.client.Write(b[:n]); err != nil {
+				c.cut()
+				return
+			}
+		}
+		c.mu.Lock()
+		here := c.inside == inside
+		if here {
+			c.turns.answered(b[:n])
+		}
+		c.mu.Unlock()
+		switch {
+		case !here:
+			return
+		case err == io.EOF:
+			if half, ok := c.client.(interface{ CloseWrite() error }); ok {
+				half.CloseWrite()
+				return
+			}
+			c.cut()
+			return
+		case err != nil:
+			c.cut()
+			return
+		}
+	}
+}
+
+// admit counts a connection in; false: there are as many as may be.
+func (l *live) admit(c *passage) bool {
+	select {
+	case l.connections <- struct{}{}:
+	default:
+		return false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.through[c] = struct{}{}
+	return true
+}
+
+// letGo counts it out.
+func (l *live) letGo(c *passage) {
+	l.mu.Lock()
+	_, in := l.through[c]
+	delete(l.through, c)
+	l.mu.Unlock()
+	if in {
+		<-l.connections
+	}
+}
+
+// holds returns what is closed when requests that are held now go on; nil: none
+// is.
+func (l *live) holds() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.held
+}
