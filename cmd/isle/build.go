@@ -29,11 +29,13 @@ type layerJSON struct {
 
 func newBuild(a *app) *cobra.Command {
 	req := &islev1.BuildRequest{}
+	var explain bool
 	cmd := &cobra.Command{
 		Use:   "build [DIR|FILE]",
 		Short: "Build the images of a file without launching them",
 		Long: `Build the images of a file. The same lock gives the same digests, on any machine:
---verify builds again without the cache and names the first path that differs.`,
+--verify builds again without the cache and names the first path that differs.
+--explain tells of each step whether it was found or made, and which input changed.`,
 		Args: args(0, 1, "at most one folder or file"),
 		RunE: func(cmd *cobra.Command, given []string) error {
 			p, err := readProject(first(given))
@@ -45,16 +47,22 @@ func newBuild(a *app) *cobra.Command {
 				return err
 			}
 			show := a.newProgress()
+			x := &explanation{}
+			show.also = x.take
 			res, err := buildProject(cmd.Context(), c, p, req, show)
 			show.close()
 			if err != nil {
 				return err
+			}
+			if explain {
+				return a.showExplanation(x)
 			}
 			return a.showBuild(res, req.Verify)
 		},
 	}
 	f := cmd.Flags()
 	f.BoolVar(&req.Verify, "verify", false, "build again without the cache and compare")
+	f.BoolVar(&explain, "explain", false, "tell of each step whether it was found in the cache, and why not")
 	f.BoolVar(&req.NoCache, "no-cache", false, "build every step again")
 	f.BoolVar(&req.Locked, "locked", false, "fail if the lock would change")
 	f.StringVar(&req.Mirror, "mirror", "", "base URL of the Debian mirror (default: the server's)")

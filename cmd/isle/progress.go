@@ -23,6 +23,7 @@ import (
 type progress struct {
 	w     io.Writer
 	tell  func(*islev1.ProgressEvent) // instead of showing it
+	also  func(*islev1.ProgressEvent) // besides showing it; nil: nothing
 	style progressStyle
 	width int
 
@@ -122,6 +123,9 @@ func (p *progress) close() {
 
 // event takes in what the server says.
 func (p *progress) event(e *islev1.ProgressEvent) {
+	if p.also != nil {
+		p.also(e)
+	}
 	if p.tell != nil {
 		p.tell(e)
 		return

@@ -52,6 +52,7 @@ func (x *stages) copyStep(ctx context.Context, op *dockerfile.Copy) (step, error
 		}
 		in.Tree, in.Context = digestOf(c.items, x.context), x.lock.Tree
 	} else {
+		in.From = "--from=" + x.sourceName(op.From) + " " + in.From
 		if layers, err = x.source(ctx, op.From); err != nil {
 			return step{}, err
 		}

@@ -3,10 +3,12 @@ package build
 import (
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 
 	"isle"
+	"isle/internal/build/dockerfile"
 	"isle/internal/spec"
 )
 
@@ -104,6 +106,8 @@ func (b *Builder) difference(was, is inputs) string {
 		return fmt.Sprintf("architecture %s -> %s", was.Architecture, is.Architecture)
 	case !slices.Equal(was.Packages, is.Packages):
 		return packagesChange(was.Packages, is.Packages)
+	case !slices.Equal(was.Paths, is.Paths) && is.Kind == "folder":
+		return "folder " + strings.Join(is.Paths, " ")
 	case !slices.Equal(was.Paths, is.Paths):
 		return "volumes, tmpfs or workdir: " + listDifference(was.Paths, is.Paths)
 	case is.Kind == "image" && was.From != is.From:
@@ -112,16 +116,89 @@ func (b *Builder) difference(was, is inputs) string {
 		return fmt.Sprintf("image %s changed", is.From)
 	case was.From != is.From:
 		return fmt.Sprintf("copy %s became copy %s", was.From, is.From)
+	case was.Tree != is.Tree && is.Context != "":
+		return b.contextChange(was, is)
 	case was.Tree != is.Tree:
 		return b.treeChange(was, is)
 	case was.To != is.To:
 		return fmt.Sprintf("copy %s goes to %s, was %s", is.From, is.To, was.To)
-	case !slices.Equal(was.Command, is.Command):
+	case !slices.Equal(was.Command, is.Command) || was.Script != is.Script:
 		return "command changed: " + stepTitle(is)
 	case !maps.Equal(was.Env, is.Env):
-		return "the build environment changed"
+		return "the build environment changed" + changedVariables(was.Env, is.Env)
+	case was.User != is.User:
+		return fmt.Sprintf("user %q became %q", was.User, is.User)
+	case was.Dir != is.Dir:
+		return fmt.Sprintf("workdir %s became %s", was.Dir, is.Dir)
+	case !reflect.DeepEqual(was.Copy, is.Copy):
+		return "flags changed: " + stepTitle(is)
+	case !slices.Equal(was.Materials, is.Materials):
+		return "what is copied from changed: " + stepTitle(is)
+	case !reflect.DeepEqual(was.Mounts, is.Mounts):
+		return "what is mounted changed: " + stepTitle(is)
 	}
 	return ""
+}
+
+// changedVariables names at most three variables.
+func changedVariables(was, is map[string]string) string {
+	all := maps.Clone(is)
+	maps.Copy(all, was)
+	var names []string
+	for _, k := range slices.Sorted(maps.Keys(all)) {
+		a, had := was[k]
+		if b, has := is[k]; had != has || a != b {
+			names = append(names, k)
+		}
+	}
+	if len(names) > 3 {
+		names = append(names[:3], fmt.Sprintf("and %d more", len(names)-3))
+	}
+	return ": " + strings.Join(names, ", ")
+}
+
+// contextChange names the first file of what a COPY takes that differs, if the
+// context of before is still known.
+func (b *Builder) contextChange(was, is inputs) string {
+	taken := func(in inputs) (map[string]string, bool) {
+		t, err := b.tree(in.Context)
+		if err != nil || in.Copy == nil {
+			return nil, false
+		}
+		from := newTreeSource(b.Images, t)
+		items, err := choose(from, &dockerfile.Copy{Sources: in.Copy.Sources, Inline: in.Copy.Inline, Exclude: in.Copy.Exclude, Parents: in.Copy.Parents})
+		if err != nil {
+			return nil, false
+		}
+		out := map[string]string{}
+		for _, it := range items {
+			for _, p := range it.files {
+				e := from.entries[p.entry.Path]
+				out[e.Path] = fmt.Sprint(e.Type, e.Exec, e.Digest, e.Target)
+			}
+		}
+		return out, true
+	}
+	old, ok1 := taken(was)
+	now, ok2 := taken(is)
+	if !ok1 || !ok2 {
+		return is.From + " changed"
+	}
+	all := maps.Clone(now)
+	maps.Copy(all, old)
+	for _, k := range slices.Sorted(maps.Keys(all)) {
+		a, had := old[k]
+		c, has := now[k]
+		switch {
+		case !had:
+			return k + " is new"
+		case !has:
+			return k + " is gone"
+		case a != c:
+			return k + " changed"
+		}
+	}
+	return is.From + " changed"
 }
 
 func stepTitle(in inputs) string {
@@ -138,6 +215,8 @@ func stepTitle(in inputs) string {
 		return "run " + title(cmd)
 	case "paths":
 		return "volumes, tmpfs or workdir"
+	case "folder":
+		return "workdir " + strings.Join(in.Paths, " ")
 	}
 	return in.Kind
 }

@@ -213,3 +213,10 @@ func (x *stages) source(ctx context.Context, s dockerfile.Source) (image.Image, 
 	from, err := x.image(ctx, s.Image)
 	return from.image, err
 }
+
+func (x *stages) sourceName(s dockerfile.Source) string {
+	if s.Kind == dockerfile.FromStage {
+		return x.plan.Stages[s.Stage].Name
+	}
+	return s.Image
+}
