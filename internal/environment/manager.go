@@ -137,11 +137,12 @@ type Manager struct {
 	leaving map[isle.ID]uint32
 	// generation is the last that was given to a copy.
 	generation int64
-	// futile are keys of ready states with which no warm start comes to anything.
-	futile map[isle.Digest]bool
-	closed bool
-	pool   pool
-	web    *webServer
+	// futile are keys of ready states with which no warm start comes to anything,
+	// and keeping those of states that are being captured.
+	futile, keeping map[isle.Digest]bool
+	closed          bool
+	pool            pool
+	web             *webServer
 }
 
 // New returns a Manager that knows nothing yet: call Reconcile before anything
@@ -180,7 +181,7 @@ func New(cfg Config) *Manager {
 	}
 	m := &Manager{
 		cfg: cfg, envs: map[isle.Ref]*live{}, staged: map[isle.ID]*live{}, volumes: map[isle.ID]Volume{}, leaving: map[isle.ID]uint32{},
-		pool: newPool(), futile: map[isle.Digest]bool{},
+		pool: newPool(), futile: map[isle.Digest]bool{}, keeping: map[isle.Digest]bool{},
 		launches: make(chan struct{}, max(4, 2*runtime.NumCPU())), patience: launchLimit,
 		subuids: readSubuids("/etc/subuid", "/etc/subgid"),
 	}

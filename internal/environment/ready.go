@@ -59,8 +59,18 @@ func (m *Manager) Received(instance isle.ID, what string) {
 }
 
 // standStill has whatever comes in from outside wait from now on. nil: something
-// has come in, and the state is kept by nobody.
+// has come in, or what began with a state of that key has failed, since this server
+// runs, or another one of that key is being captured.
 func (m *Manager) standStill(l *live, key isle.Digest) *readyState {
+	m.mu.Lock()
+	taken := m.futile[key] || m.keeping[key]
+	if !taken {
+		m.keeping[key] = true
+	}
+	m.mu.Unlock()
+	if taken {
+		return nil
+	}
 	l.mu.Lock()
 	touched := l.touched
 	still := make(chan struct{})
@@ -69,6 +79,7 @@ func (m *Manager) standStill(l *live, key isle.Digest) *readyState {
 	}
 	l.mu.Unlock()
 	if touched != "" {
+		m.letKeep(key)
 		m.noteKept(l, "not kept: "+touched+" came in before it was ready")
 		return nil
 	}
@@ -80,6 +91,13 @@ func (m *Manager) standStill(l *live, key isle.Digest) *readyState {
 	})}
 }
 
+// letKeep lets the next one of that key be captured.
+func (m *Manager) letKeep(key isle.Digest) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.keeping, key)
+}
+
 // keepReady keeps the ready state of an environment for others of the same
 // release. It holds the ref by op, which release lets go of, until the state is
 // captured; whoever wants the environment meanwhile comes first, and then nothing
@@ -88,6 +106,7 @@ func (m *Manager) keepReady(held *op, r *readyState, release func()) {
 	defer r.open()
 	held.abandon()
 	d, err := m.captureReady(held, r, release)
+	m.letKeep(r.key)
 	note := "kept in snapshot " + d.Short()
 	if err != nil {
 		note = "not kept: " + firstLine(err)

@@ -73,7 +73,7 @@ func (m *Manager) beginWarm(ctx context.Context, actor isle.Actor, req UpRequest
 	}
 	res, err := m.create(ctx, actor, req, say, started)
 	res.NotWarm = why
-	if err == nil && !found && !req.OneShot && !m.isFutile(key) {
+	if err == nil && !found && !req.OneShot {
 		res.ready = m.standStill(res.live, key)
 	}
 	return res, err
@@ -103,14 +103,6 @@ func (m *Manager) cool(d, key isle.Digest, cold *coldError) {
 	if err := m.cfg.Warm.Cool(context.WithoutCancel(m.ctx), system("warm"), d); err != nil {
 		m.cfg.Log.Error("a ready state that nothing can begin with could not be dropped; the next start tries it again", "snapshot", d, "error", err)
 	}
-}
-
-// isFutile says whether what began with a ready state of that key has failed, since
-// this server runs: it is not kept again.
-func (m *Manager) isFutile(key isle.Digest) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.futile[key]
 }
 
 // fromReady makes the environment of a request as a copy of a ready state. It is

@@ -4,8 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -222,6 +224,10 @@ func TestWhatComesInWaitsForTheCaptureOfTheReadyState(t *testing.T) {
 	e := mustUp(t, m, strong(shop("shop"))).Environment
 	l := m.find(e.Ref)
 	r := m.standStill(l, "key")
+	if other := m.standStill(l, "key"); other != nil {
+		t.Error("two of one key are captured at a time")
+	}
+	m.letKeep("key")
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := l.comeIn(ctx, "a caller that leaves"); !errors.Is(err, context.Canceled) {
@@ -236,6 +242,27 @@ func TestWhatComesInWaitsForTheCaptureOfTheReadyState(t *testing.T) {
 	}
 	if m.standStill(l, "key") != nil {
 		t.Error("something has come in")
+	}
+}
+
+// Of many that begin at once one leaves its ready state.
+func TestManyThatBeginAtOnceLeaveOneReadyState(t *testing.T) {
+	w := newWorld(t)
+	m := w.serve(nil)
+	var all sync.WaitGroup
+	for i := range 8 {
+		all.Go(func() {
+			if _, err := m.Up(t.Context(), root, warm(fmt.Sprintf("shop-%d", i)), nil); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	waitFor(t, "one is kept", func() bool { list, _ := w.life.taken.List(); return len(list) == 1 })
+	w.checkRunning(t, m, 8)
+	m.Close()
+	if list, _ := w.life.taken.List(); len(list) != 1 {
+		t.Errorf("%d ready states", len(list))
 	}
 }
 
