@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"sync"
@@ -242,6 +243,42 @@ func TestWhatComesInWaitsForTheCaptureOfTheReadyState(t *testing.T) {
 	}
 	if m.standStill(l, "key") != nil {
 		t.Error("something has come in")
+	}
+}
+
+// Whatever leads into an environment notes that something has come in.
+func TestNothingComesInUnnoted(t *testing.T) {
+	for name, enter := range map[string]func(m *Manager, l *live) error{
+		"exec": func(m *Manager, l *live) error {
+			_, err := m.Exec(t.Context(), root, l.ref, "db", Exec{Command: []string{"reseed"}})
+			return err
+		},
+		"cp": func(m *Manager, l *live) error {
+			return m.CopyIn(t.Context(), root, l.ref, "db", "/data", false, strings.NewReader(""))
+		},
+		"list": func(m *Manager, l *live) error {
+			_, err := m.Folder(t.Context(), root, l.ref, "db", "/data")
+			return err
+		},
+		"diff":           func(m *Manager, l *live) error { _, err := m.Diff(t.Context(), root, l.ref, "db"); return err },
+		"port-forward":   func(m *Manager, l *live) error { _, err := m.Forward(t.Context(), root, l.ref, "db", 5432); return err },
+		"published port": func(_ *Manager, l *live) error { _, err := l.dial(t.Context(), "db", 5432); return err },
+		"name": func(_ *Manager, l *live) error {
+			_, err := l.transport.DialContext(t.Context(), "tcp", "db:5432")
+			return err
+		},
+	} {
+		w := newWorld(t)
+		w.inside = func(int) (io.ReadWriteCloser, error) { return nil, nil }
+		m := w.serve(nil)
+		e := mustUp(t, m, strong(shop("shop"))).Environment
+		l := m.find(e.Ref)
+		if l.touched != "" {
+			t.Errorf("%s: %q has come in before", name, l.touched)
+		}
+		if err := enter(m, l); err != nil || l.touched == "" {
+			t.Errorf("%s: %v, noted as %q", name, err, l.touched)
+		}
 	}
 }
 
