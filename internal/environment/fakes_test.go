@@ -164,7 +164,7 @@ func (w *world) serve(change func(*Config)) *Manager {
 	lf.taken = lf.snapshots()
 	cfg := Config{
 		Store: lf, Ports: lf, Driver: (*fakeDriver)(lf), Network: (*fakeNetwork)(lf), Volumes: (*fakeVolumes)(lf), Lines: (*fakeLines)(lf),
-		Images: lf, Snapshots: lf.taken, Warm: lf.taken, Sealed: sealed, Init: "/init", Logs: w.logs, Forks: filepath.Join(w.logs, "forks"), Grace: time.Second, Settle: time.Millisecond, Boot: "boot-1", Log: slog.New(slog.DiscardHandler),
+		Images: lf, Snapshots: lf.taken, Warm: lf.taken, Sealed: sealed, Init: "/init", Logs: w.logs, Forks: filepath.Join(w.logs, "forks"), Grace: time.Second, Settle: 100 * time.Millisecond, Boot: "boot-1", Log: slog.New(slog.DiscardHandler),
 	}
 	if change != nil {
 		change(&cfg)
