@@ -122,7 +122,7 @@ func (s *forks) Fork(ctx context.Context, r *connect.Request[islev1.ForkRequest]
 	tell, work := s.newTeller(ctx, isle.ActionEnvironmentFork, isle.Resource{}, func(e *islev1.ProgressEvent) error {
 		return stream.Send(&islev1.ForkEvent{Event: &islev1.ForkEvent_Progress{Progress: e}})
 	})
-	defer tell.cancel(nil)
+	defer tell.done()
 	results, err := s.Environments.Fork(work, actorOf(ctx), req, func(p environment.Progress) { tell.event(progressMessage(p)) })
 	if err != nil {
 		return err
@@ -131,6 +131,7 @@ func (s *forks) Fork(ctx context.Context, r *connect.Request[islev1.ForkRequest]
 	for _, res := range results {
 		out.Environments = append(out.Environments, environmentMessage(res.Environment))
 	}
+	tell.done()
 	err = stream.Send(&islev1.ForkEvent{Event: &islev1.ForkEvent_Result{Result: out}})
 	if err == nil && req.OneShot {
 		<-ctx.Done() // the client hung up, or the server ends
@@ -184,12 +185,13 @@ func (s *forks) Restore(ctx context.Context, r *connect.Request[islev1.RestoreRe
 	tell, work := s.newTeller(ctx, isle.ActionEnvironmentRestore, isle.Resource{}, func(e *islev1.ProgressEvent) error {
 		return stream.Send(&islev1.RestoreEvent{Event: &islev1.RestoreEvent_Progress{Progress: e}})
 	})
-	defer tell.cancel(nil)
+	defer tell.done()
 	req := environment.RestoreRequest{At: string(plan.Snapshot), Cold: r.Msg.GetCold()}
 	res, err := s.Environments.RestoreTo(work, actorOf(ctx), ref, req, func(p environment.Progress) { tell.event(progressMessage(p)) })
 	if err != nil {
 		return err
 	}
+	tell.done()
 	return stream.Send(&islev1.RestoreEvent{Event: &islev1.RestoreEvent_Result{Result: environmentMessage(res.Environment)}})
 }
 

@@ -29,6 +29,7 @@ func (s *images) Lock(ctx context.Context, req *connect.Request[islev1.LockReque
 	tell, work := s.newTeller(ctx, isle.ActionImageLock, isle.Resource{Kind: "image", Name: r.file.Name}, func(e *islev1.ProgressEvent) error {
 		return stream.Send(&islev1.LockEvent{Event: &islev1.LockEvent_Progress{Progress: e}})
 	})
+	defer tell.done()
 	o := build.LockOptions{Update: req.Msg.GetUpdate(), Mirror: req.Msg.GetMirror()}
 	if o.Mirror == "" {
 		o.Mirror = s.Mirror
@@ -56,6 +57,7 @@ func (s *images) Build(ctx context.Context, req *connect.Request[islev1.BuildReq
 	tell, work := s.newTeller(ctx, isle.ActionImageBuild, isle.Resource{Kind: "image", Name: r.file.Name}, func(e *islev1.ProgressEvent) error {
 		return stream.Send(&islev1.BuildEvent{Event: &islev1.BuildEvent_Progress{Progress: e}})
 	})
+	defer tell.done()
 	defer s.Blobs.Hold()()
 	b, err := s.prepare(work, r, prepareOptions{
 		lock: build.LockOptions{Mirror: m.GetMirror(), Locked: m.GetLocked()}, build: build.Options{NoCache: m.GetNoCache()}, verify: m.GetVerify(),

@@ -153,7 +153,7 @@ func (s *named) makeImage(ctx context.Context, intent audit.Entry, have build.Cr
 	tell, work := s.newTeller(ctx, intent.Action, intent.Resource, func(e *islev1.ProgressEvent) error {
 		return stream.Send(&islev1.ImageEvent{Event: &islev1.ImageEvent_Progress{Progress: e}})
 	})
-	defer tell.cancel(nil)
+	defer tell.done()
 	if err := s.Audit.Append(ctx, intent); err != nil {
 		return err
 	}
@@ -167,6 +167,7 @@ func (s *named) makeImage(ctx context.Context, intent audit.Entry, have build.Cr
 	if aerr := s.Audit.Append(context.WithoutCancel(ctx), outcome); aerr != nil {
 		s.Log.Error("an outcome could not be recorded; recovery will close it as unknown", "action", intent.Action, "err", aerr)
 	}
+	tell.done()
 	if err != nil {
 		if need := wantsLogin(err, have); need != nil {
 			return stream.Send(&islev1.ImageEvent{Event: &islev1.ImageEvent_Need{Need: need}})

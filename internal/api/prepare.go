@@ -5,6 +5,7 @@ import (
 	"errors"
 	"path"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"isle"
@@ -102,26 +103,71 @@ func (cfg Config) mayPull(ctx context.Context) func(registry.Reference) error {
 // are thinned out to ten a second for each step; an audit intent is made
 // durable before the first step that does work, so that a request with nothing
 // to do writes nothing.
+//
+// Whoever works on an environment is not kept waiting: it holds what others want,
+// and a client can have it that nothing can be sent to it (a window of 0, RFC 9113,
+// section 6.9). One that is too far behind has its work cut short. A build waits.
 type teller struct {
 	cfg    Config
 	ctx    context.Context // of the call
 	cancel context.CancelCauseFunc
 	send   func(*islev1.ProgressEvent) error
 	intent audit.Entry
+	queue  chan *islev1.ProgressEvent // to the goroutine that sends
+	finish func()                     // closes it, once
 
-	mu     sync.Mutex
-	begun  bool // the intent is written
-	last   map[string]time.Time
-	failed bool // nobody reads any more
+	mu    sync.Mutex
+	begun bool // the intent is written
+	last  map[string]time.Time
+	over  bool // queue is closed
+
+	failed atomic.Bool // nobody reads any more
 }
 
+// tellAhead is how many events a client may be behind.
+const tellAhead = 4096
+
 // newTeller returns a teller and the context to work under: it ends when the
-// stream breaks or the intent cannot be recorded.
+// stream breaks or the intent cannot be recorded, and with done, which has to be
+// called before anything else is sent, and before the call returns.
 func (cfg Config) newTeller(ctx context.Context, action isle.Action, r isle.Resource, send func(*islev1.ProgressEvent) error) (*teller, context.Context) {
 	work, cancel := context.WithCancelCause(ctx)
-	return &teller{
+	t := &teller{
 		cfg: cfg, ctx: ctx, cancel: cancel, send: send, intent: audit.NewIntent(actorOf(ctx), action, r, ""), last: map[string]time.Time{},
-	}, work
+		queue: make(chan *islev1.ProgressEvent, tellAhead),
+	}
+	sent := make(chan struct{})
+	go func() { // ends with done
+		defer close(sent)
+		for e := range t.queue {
+			if !t.failed.Load() {
+				if err := t.send(e); err != nil {
+					t.fail(err)
+				}
+			}
+		}
+	}()
+	t.finish = sync.OnceFunc(func() {
+		t.mu.Lock()
+		t.over = true
+		close(t.queue)
+		t.mu.Unlock()
+		<-sent
+	})
+	return t, work
+}
+
+// done returns when all that was told is sent; nothing is told any more. The work
+// is over, and may hold nothing: this takes as long as the client likes.
+func (t *teller) done() {
+	t.finish()
+	t.cancel(nil)
+}
+
+// fail gives the work up: nobody reads of it.
+func (t *teller) fail(err error) {
+	t.failed.Store(true)
+	t.cancel(err)
 }
 
 // build is a build.Progress.
@@ -141,19 +187,19 @@ func (t *teller) build(e build.Event) {
 			return
 		}
 	}
-	t.tell(&islev1.ProgressEvent{Service: e.Service, Step: e.Step, State: e.State, Message: e.Message, Done: e.Done, Total: e.Total})
+	t.tell(&islev1.ProgressEvent{Service: e.Service, Step: e.Step, State: e.State, Message: e.Message, Done: e.Done, Total: e.Total}, true)
 }
 
 // event passes an event on that is no build's.
 func (t *teller) event(e *islev1.ProgressEvent) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.tell(e)
+	t.tell(e, false)
 }
 
-// tell sends; t.mu is held.
-func (t *teller) tell(e *islev1.ProgressEvent) {
-	if t.failed {
+// tell has an event sent, and waits until it can be if that is said; t.mu is held.
+func (t *teller) tell(e *islev1.ProgressEvent, wait bool) {
+	if t.failed.Load() || t.over {
 		return
 	}
 	if e.State == "progress" {
@@ -163,9 +209,19 @@ func (t *teller) tell(e *islev1.ProgressEvent) {
 		}
 		t.last[key] = now
 	}
-	if err := t.send(e); err != nil {
-		t.failed = true
-		t.cancel(err)
+	if wait {
+		select {
+		case t.queue <- e:
+		case <-t.ctx.Done():
+		}
+		return
+	}
+	select {
+	case t.queue <- e:
+	default:
+		if e.State != "progress" { // of those the next one says more
+			t.fail(isle.Errorf(isle.Unavailable, "the client does not read what it is told: it is %d events behind", tellAhead))
+		}
 	}
 }
 
@@ -174,7 +230,7 @@ func (t *teller) end(ctx context.Context, err error) error {
 	if err != nil && ctx.Err() != nil && t.ctx.Err() == nil {
 		err = context.Cause(ctx)
 	}
-	t.cancel(nil)
+	defer t.done()
 	t.mu.Lock()
 	begun := t.begun
 	t.mu.Unlock()

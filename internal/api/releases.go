@@ -139,6 +139,7 @@ func (s *releases) CreateRelease(ctx context.Context, req *connect.Request[islev
 	tell, work := s.newTeller(ctx, isle.ActionImageBuild, isle.Resource{Kind: "image", Name: r.file.Name}, func(e *islev1.ProgressEvent) error {
 		return stream.Send(&islev1.CreateReleaseEvent{Event: &islev1.CreateReleaseEvent_Progress{Progress: e}})
 	})
+	defer tell.done()
 	defer s.Blobs.Hold()() // what is built has no name before it is released
 	b, err := s.prepare(work, r, prepareOptions{lock: build.LockOptions{Mirror: m.GetMirror(), Locked: true}}, tell.build)
 	if err = tell.end(work, err); err != nil {

@@ -62,7 +62,7 @@ func (s *releases) carry(ctx context.Context, c carried, send func(*islev1.Progr
 		},
 	}
 	launch, launching := s.newTeller(ctx, isle.ActionEnvironmentLaunch, isle.Resource{}, send)
-	defer launch.cancel(nil)
+	defer launch.done()
 	res, err := s.Environments.Up(launching, actorOf(ctx), up, func(p environment.Progress) { launch.event(progressMessage(p)) })
 	if err == nil && !pointed { // there was nothing to switch
 		err = point(ctx)

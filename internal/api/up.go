@@ -56,6 +56,7 @@ func (s *environments) Up(ctx context.Context, req *connect.Request[islev1.UpReq
 	tell, work := s.newTeller(ctx, isle.ActionImageBuild, isle.Resource{Kind: "image", Name: r.file.Name}, func(e *islev1.ProgressEvent) error {
 		return stream.Send(&islev1.UpEvent{Event: &islev1.UpEvent_Progress{Progress: e}})
 	})
+	defer tell.done()
 	release := s.Blobs.Hold() // what is built has no name before it is launched
 	defer release()
 	b, err := s.prepare(work, r, prepareOptions{lock: build.LockOptions{Mirror: m.GetMirror(), Locked: m.GetLocked()}}, tell.build)
@@ -83,7 +84,7 @@ func (s *environments) Up(ctx context.Context, req *connect.Request[islev1.UpReq
 		defer s.endOneShot(ctx, ref)
 	}
 	launch, launching := s.newTeller(ctx, isle.ActionEnvironmentLaunch, isle.Resource{}, tell.send)
-	defer launch.cancel(nil)
+	defer launch.done()
 	forked, why, err := s.forkParent(launching, &up, m.GetParentBranches(), func(p environment.Progress) { launch.event(progressMessage(p)) })
 	if err != nil {
 		return err
@@ -95,6 +96,7 @@ func (s *environments) Up(ctx context.Context, req *connect.Request[islev1.UpReq
 	release()
 	out := upMessage(res)
 	out.Lock, out.Forked, out.NotForked = b.changed, forked, why
+	launch.done()
 	err = stream.Send(&islev1.UpEvent{Event: &islev1.UpEvent_Result{Result: out}})
 	if err == nil && up.OneShot {
 		<-ctx.Done() // the client hung up, or the server ends
@@ -268,7 +270,7 @@ func (s *environments) Down(ctx context.Context, req *connect.Request[islev1.Dow
 		return isle.Errorf(isle.Invalid, "no environment is named").WithHint("name some, or set all")
 	}
 	tell, work := s.newTeller(ctx, isle.ActionEnvironmentDown, isle.Resource{}, stream.Send)
-	defer tell.cancel(nil)
+	defer tell.done()
 	return eachAtOnce(refs, func(ref isle.Ref) error {
 		label := ref.String()
 		tell.event(&islev1.ProgressEvent{Service: label, Step: "down", State: "start"})

@@ -55,11 +55,12 @@ func (s *environments) upRelease(ctx context.Context, m *islev1.UpRequest, strea
 	launch, launching := s.newTeller(ctx, isle.ActionEnvironmentLaunch, isle.Resource{}, func(e *islev1.ProgressEvent) error {
 		return stream.Send(&islev1.UpEvent{Event: &islev1.UpEvent_Progress{Progress: e}})
 	})
-	defer launch.cancel(nil)
+	defer launch.done()
 	res, err := s.Environments.Up(launching, actorOf(ctx), up, func(p environment.Progress) { launch.event(progressMessage(p)) })
 	if err != nil {
 		return err
 	}
+	launch.done()
 	return stream.Send(&islev1.UpEvent{Event: &islev1.UpEvent_Result{Result: upMessage(res)}})
 }
 
