@@ -508,4 +508,4 @@ func (o *overlay) look(name string) (image.Entry, error) {
 }
 
 // resolve follows every link on a path, of this layer too.
-func (o *overlay) resolve(name string) (string, error) { return resolve(name, o.look) }
+func (o *overlay) resolve(name string) (string, error) { return image.Resolve(name, o.look) }

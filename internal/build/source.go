@@ -71,7 +71,7 @@ func (s *treeSource) Lookup(name string) (image.Entry, error) {
 }
 
 // Resolve implements source.
-func (s *treeSource) Resolve(name string) (string, error) { return resolve(name, s.Lookup) }
+func (s *treeSource) Resolve(name string) (string, error) { return image.Resolve(name, s.Lookup) }
 
 // Names implements source.
 func (s *treeSource) Names(dir string) ([]string, error) { return s.names[dir], nil }
@@ -84,40 +84,6 @@ func (s *treeSource) Open(name string) (io.ReadCloser, error) {
 // opener opens a file later.
 func (s *treeSource) opener(name string) contentFunc {
 	return func() (io.ReadCloser, error) { return s.Open(name) }
-}
-
-// resolve follows every link on a path inside a root.
-func resolve(name string, lookup func(string) (image.Entry, error)) (string, error) {
-	todo := strings.Split(strings.Trim(path.Clean("/"+name), "/"), "/")
-	at := "/"
-	for links := 0; len(todo) > 0; {
-		part := todo[0]
-		todo = todo[1:]
-		switch part {
-		case "", ".":
-			continue
-		case "..":
-			at = path.Dir(at)
-			continue
-		}
-		next := path.Join(at, part)
-		e, err := lookup(next)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return "", err
-		}
-		if err != nil || e.Mode&fs.ModeSymlink == 0 {
-			at = next
-			continue
-		}
-		if links++; links > 40 || len(todo) > 4096 {
-			return "", isle.Errorf(isle.Invalid, "%.100q leads through too many symbolic links", name)
-		}
-		if path.IsAbs(e.Target) {
-			at = "/"
-		}
-		todo = append(strings.Split(e.Target, "/"), todo...)
-	}
-	return at, nil
 }
 
 // An item is one thing that COPY takes: a path, once its pattern is a name.

@@ -178,7 +178,18 @@ func lookupIn(layers []fs.FS, at string) (entry Entry, through []fs.FS, err erro
 // Resolve returns the path that name leads to once every symbolic link on the
 // way, the last one too, is followed inside the root. What is not there stays
 // as it is written.
-func (s *Stack) Resolve(name string) (string, error) {
+func (s *Stack) Resolve(name string) (string, error) { return Resolve(name, s.Lookup) }
+
+// maxLinks and maxParts bound what is followed to find where a path leads.
+const (
+	maxLinks = 40
+	maxParts = 4096
+)
+
+// Resolve follows every symbolic link on a path, the last one too, inside the root
+// that lookup looks into: no link leads above it. Where lookup finds nothing
+// (fs.ErrNotExist) the path stays as it is written.
+func Resolve(name string, lookup func(string) (Entry, error)) (string, error) {
 	todo := strings.Split(strings.Trim(path.Clean("/"+name), "/"), "/")
 	at := "/"
 	for links := 0; len(todo) > 0; {
@@ -192,7 +203,7 @@ func (s *Stack) Resolve(name string) (string, error) {
 			continue
 		}
 		next := path.Join(at, part)
-		e, err := s.Lookup(next)
+		e, err := lookup(next)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return "", err
 		}
@@ -200,8 +211,8 @@ func (s *Stack) Resolve(name string) (string, error) {
 			at = next
 			continue
 		}
-		if links++; links > 40 {
-			return "", isle.Errorf(isle.Invalid, "%s leads through too many symbolic links", name)
+		if links++; links > maxLinks || len(todo) > maxParts {
+			return "", isle.Errorf(isle.Invalid, "%.100q leads through too many symbolic links", name)
 		}
 		if path.IsAbs(e.Target) {
 			at = "/"

@@ -385,34 +385,12 @@ func (u *unpacker) resolve(dir string) (string, error) {
 		}
 		return u.real, nil
 	}
-	todo := strings.Split(strings.Trim(dir, "/"), "/")
-	at := "/"
-	for links := 0; len(todo) > 0; {
-		part := todo[0]
-		todo = todo[1:]
-		switch part {
-		case "", ".":
-			continue
-		case "..":
-			at = path.Dir(at)
-			continue
-		}
-		next := path.Join(at, part)
-		e, _, err := u.look(next)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return "", err
-		}
-		if err != nil || e.Mode&fs.ModeSymlink == 0 {
-			at = next
-			continue
-		}
-		if links++; links > 40 || len(todo) > 4096 {
-			return "", isle.Errorf(isle.Invalid, "the directory %q leads through too many symbolic links", clip(dir))
-		}
-		if path.IsAbs(e.Target) {
-			at = "/"
-		}
-		todo = append(strings.Split(e.Target, "/"), todo...)
+	at, err := image.Resolve(dir, func(name string) (image.Entry, error) {
+		e, _, err := u.look(name)
+		return e, err
+	})
+	if err != nil {
+		return "", err
 	}
 	u.dir, u.real = dir, at
 	return at, nil
