@@ -29,6 +29,7 @@ const maxNameConnections = 1024
 type webServer struct {
 	server   *http.Server
 	listener net.Listener
+	ended    chan struct{} // closed when no connection is taken any more, and all that were are noted
 
 	mu   sync.Mutex
 	busy map[net.Conn]time.Time // new connections, since when, and those with a request: the zero time
@@ -45,7 +46,7 @@ func (m *Manager) serveHTTP() {
 		m.cfg.Log.Warn("published ports cannot be reached by name; by number they can", "address", m.cfg.HTTP, "error", err)
 		return
 	}
-	w := &webServer{busy: map[net.Conn]time.Time{}, listener: netutil.LimitListener(ln, maxNameConnections)}
+	w := &webServer{busy: map[net.Conn]time.Time{}, listener: netutil.LimitListener(ln, maxNameConnections), ended: make(chan struct{})}
 	w.server = &http.Server{
 		Handler:           http.HandlerFunc(m.route),
 		ReadHeaderTimeout: 10 * time.Second,
@@ -58,11 +59,13 @@ func (m *Manager) serveHTTP() {
 	m.web = w
 	m.mu.Unlock()
 	if !m.spawn(func() {
+		defer close(w.ended)
 		if err := w.server.Serve(w.listener); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 			m.cfg.Log.Error("the listener for names ended", "error", err)
 		}
 	}) {
 		ln.Close()
+		close(w.ended)
 	}
 }
 
@@ -91,6 +94,7 @@ const silence = time.Second
 func (w *webServer) drain(ctx context.Context) {
 	w.server.SetKeepAlivesEnabled(false)
 	w.listener.Close()
+	<-w.ended // one that was just taken may not be noted yet
 	waiting := func() bool {
 		w.mu.Lock()
 		defer w.mu.Unlock()
