@@ -67,6 +67,7 @@ type serviceJSON struct {
 	ExitCode *int32     `json:"exit_code,omitempty"`
 	Message  string     `json:"message,omitempty"`
 	Started  *time.Time `json:"started,omitempty"`
+	Writable int64      `json:"writable,omitempty"` // bytes that it may write to its root
 	Ports    []portJSON `json:"ports"`
 }
 
@@ -110,7 +111,7 @@ func environmentView(e *islev1.Environment) environmentJSON {
 	}
 	for _, s := range e.GetServices() {
 		sv := serviceJSON{
-			Name: s.GetName(), Launch: s.GetLaunch(), Digest: s.GetDigest(), Phase: s.GetPhase(), Restarts: s.GetRestarts(),
+			Name: s.GetName(), Launch: s.GetLaunch(), Digest: s.GetDigest(), Phase: s.GetPhase(), Restarts: s.GetRestarts(), Writable: s.GetWritable(),
 			ExitCode: s.ExitCode, Message: s.GetMessage(), Started: at(s.GetStarted()), Ports: []portJSON{},
 		}
 		for _, p := range s.GetPorts() {

@@ -113,6 +113,18 @@ func (a *app) status(e *islev1.Environment) error {
 		}
 	}
 	rows = nil
+	for _, s := range e.GetServices() {
+		if s.GetWritable() > 0 {
+			rows = append(rows, []string{s.GetName(), bytesText(s.GetWritable()) + " in memory, until it ends"})
+		}
+	}
+	if rows != nil {
+		fmt.Fprintln(w)
+		if err := table(w, "service\twritable root", rows); err != nil {
+			return err
+		}
+	}
+	rows = nil
 	for _, v := range e.GetVolumes() {
 		rows = append(rows, []string{v.GetService(), v.GetPath(), bytesText(v.GetUsed()) + " of " + bytesText(v.GetSize())})
 	}

@@ -39,7 +39,11 @@ func environmentMessage(e environment.Environment) *islev1.Environment {
 	}
 	m.Services = make([]*islev1.Service, 0, len(e.Services))
 	for _, s := range e.Services {
-		m.Services = append(m.Services, serviceMessage(s))
+		sm := serviceMessage(s)
+		if svc, ok := e.Spec.Service(s.Name); ok {
+			sm.Writable = svc.Writable
+		}
+		m.Services = append(m.Services, sm)
 	}
 	slices.SortStableFunc(m.Services, func(a, b *islev1.Service) int { return cmp.Compare(place[a.Name], place[b.Name]) })
 	return m

@@ -60,6 +60,7 @@ type Launch struct {
 	Network    string // path of the network namespace to join; "" makes an empty one (build steps)
 	Volumes    []Mount
 	Tmpfs      []string
+	Writable   int64 // bytes that can be written to the root, in memory; 0: none
 	Caps       []string
 	Limits     spec.Limits
 	// Init is the path of the isle-init binary, and Boot what it reads, once,

@@ -118,6 +118,9 @@ func firstToLaunch(f spec.File) (first string) {
 			continue
 		}
 		s := f.Services[i]
+		if s.Writable > 0 {
+			continue
+		}
 		if len(s.Caps) == 0 && (f.Isolation != spec.Gvisor || len(s.Volumes)+len(s.Tmpfs) == 0) {
 			return name
 		}

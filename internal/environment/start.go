@@ -88,7 +88,7 @@ func (m *Manager) launchOf(ctx context.Context, l *live, rec Environment, svc sp
 		Instance: rec.Instance, ID: s.Launch, Isolation: rec.Spec.Isolation, Service: svc.Name, Hostname: rec.hostname(svc.Name), Hosts: hosts,
 		MachineID: machineID(rec.Instance, svc.Name), Generation: rec.Generation,
 		Image: s.Image, Layers: layers, UIDBase: rec.UIDBase, Network: netns,
-		Tmpfs: svc.Tmpfs, Caps: svc.Caps, Limits: rec.Spec.Limits, Init: m.cfg.Init,
+		Tmpfs: svc.Tmpfs, Writable: svc.Writable, Caps: svc.Caps, Limits: rec.Spec.Limits, Init: m.cfg.Init,
 	}, nil
 }
 

@@ -27,6 +27,9 @@ func (r *reader) check(f *File) {
 		r.checkCopies(s)
 		r.checkTwice(s)
 		r.checkBegin(s)
+		if s.Writable > f.Limits.Memory && f.Limits.Memory > 0 {
+			r.problemFor(document.Path("services", s.Name, "writable"), "%s is more than limits.memory, %s, which it counts as; lower it, or raise the limit", FormatSize(s.Writable), FormatSize(f.Limits.Memory))
+		}
 		if len(s.Setup) > 0 && len(s.Volumes) == 0 {
 			r.problemFor(document.Path("services", s.Name, "setup"), "runs once while the volumes are empty, and there are no volumes; add one, or do it in `run` or `command`")
 		}

@@ -25,13 +25,16 @@ const (
 	maxUses     = 64
 
 	minVolume = 8 << 20
-	maxVolume = 16 << 40
-	minMemory = 8 << 20
-	maxMemory = 4 << 40
-	minCPUs   = 0.05
-	maxCPUs   = 1024
-	minPIDs   = 16
-	maxPIDs   = 1 << 20
+	// A writable root is in memory.
+	minWritable = 1 << 20
+	maxWritable = 1 << 40
+	maxVolume   = 16 << 40
+	minMemory   = 8 << 20
+	maxMemory   = 4 << 40
+	minCPUs     = 0.05
+	maxCPUs     = 1024
+	minPIDs     = 16
+	maxPIDs     = 1 << 20
 )
 
 // shell is what runs a command that is written as one string.
@@ -153,6 +156,8 @@ func serviceShape() shape[Service] {
 			func(s *Service) *[]Volume { return &s.Volumes }),
 		key("tmpfs", "", "Folders in memory that can be written and do not outlive a launch. /tmp, /run and /dev/shm are there already.",
 			list("a list of paths", maxTmpfs, text("a path", absolutePattern, parseMountPath)), func(s *Service) *[]string { return &s.Tmpfs }),
+		key("writable", "", "How much the service may write to its root, for images that can't do without: what it writes is in memory, counts as memory, and is gone with the launch. Without it the root is read-only. Name volumes and tmpfs where you can; `isle status` shows which services have it.",
+			sizeShape(minWritable, maxWritable), func(s *Service) *int64 { return &s.Writable }),
 		key("setup", "", "A command run once, before `command`, while the volumes are empty, as `user`. A string is run with /bin/sh -c.",
 			commandShape(), func(s *Service) *[]string { return &s.Setup }),
 		key("command", "", "What the service runs. A list is a program and its arguments; a string is run with /bin/sh -c. Without it, the service idles and waits for `isle exec`.",

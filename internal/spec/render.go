@@ -76,6 +76,9 @@ func (s Service) node() *yaml.Node {
 		ports.number(p.Name, int64(p.Number))
 	}
 	m.add("env", env.some()).add("volumes", volumes.some()).texts("tmpfs", s.Tmpfs)
+	if s.Writable != 0 {
+		m.number("writable", s.Writable)
+	}
 	m.texts("setup", s.Setup).texts("command", s.Command).texts("on_fork", s.OnFork)
 	if h := s.Healthcheck; h != nil {
 		check := newMapping()

@@ -17,7 +17,7 @@ func whole() File {
 		Services: []Service{{
 			Name: "db", Suite: "trixie", Packages: []string{"postgresql-15"}, Copy: []Copy{{"app/", "/app"}}, Run: []string{"make\nall: \"x\""},
 			User: "70:70", Workdir: "/app", Env: map[string]string{"A": "null", "B": "1", "C": "", "D": "two\nlines\t \u00e9 \x01"},
-			Volumes: []Volume{{"/data", 2 << 30}, {"/a b", 9 << 20}}, Tmpfs: []string{"/run/x"}, Setup: []string{"true"}, Command: []string{"/bin/sh", "-c", "~"},
+			Volumes: []Volume{{"/data", 2 << 30}, {"/a b", 9 << 20}}, Tmpfs: []string{"/run/x"}, Writable: 5 << 20, Setup: []string{"true"}, Command: []string{"/bin/sh", "-c", "~"},
 			OnFork: []string{"reseed"}, Healthcheck: &Healthcheck{TCP: 5432, Interval: time.Second, Timeout: 1500 * time.Millisecond, Start: time.Hour, Retries: 7},
 			DependsOn: []string{"web"}, Ports: []Port{{"pg", 5432}}, Restart: "always", Caps: []string{"CAP_CHOWN"},
 		}, {

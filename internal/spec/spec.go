@@ -50,10 +50,11 @@ type Service struct {
 	Workdir     string            `json:"workdir,omitempty"`
 	Env         map[string]string `json:"env,omitempty"`
 	Volumes     []Volume          `json:"volumes,omitempty"`
-	Tmpfs       []string          `json:"tmpfs,omitempty"`   // absolute paths, besides /tmp, /run and /dev/shm
-	Setup       []string          `json:"setup,omitempty"`   // once, on empty volumes, before Command
-	Command     []string          `json:"command,omitempty"` // none: the service idles until down
-	OnFork      []string          `json:"on_fork,omitempty"` // in a fork, before its airlock opens
+	Writable    int64             `json:"writable,omitempty"` // bytes that can be written to the root, until the launch ends; 0: none
+	Tmpfs       []string          `json:"tmpfs,omitempty"`    // absolute paths, besides /tmp, /run and /dev/shm
+	Setup       []string          `json:"setup,omitempty"`    // once, on empty volumes, before Command
+	Command     []string          `json:"command,omitempty"`  // none: the service idles until down
+	OnFork      []string          `json:"on_fork,omitempty"`  // in a fork, before its airlock opens
 	Healthcheck *Healthcheck      `json:"healthcheck,omitempty"`
 	DependsOn   []string          `json:"depends_on,omitempty"`
 	Ports       []Port            `json:"ports,omitempty"`

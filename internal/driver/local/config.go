@@ -74,7 +74,7 @@ func (d *Driver) config(c *container) (*specs.Spec, error) {
 	s := &specs.Spec{
 		Version:  "1.0.2",
 		Hostname: c.hostname,
-		Root:     &specs.Root{Path: d.private + "/root", Readonly: c.upper == ""},
+		Root:     &specs.Root{Path: d.private + "/root", Readonly: c.upper == "" && c.writable == 0},
 		Process: &specs.Process{
 			Args: c.command, Env: c.env, Cwd: c.folder(), User: c.user(),
 			NoNewPrivileges: true,
@@ -111,6 +111,9 @@ func (d *Driver) config(c *container) (*specs.Spec, error) {
 			name = c.called
 		}
 		gvisor.Container(s, string(c.instance), name)
+		if c.writable > 0 {
+			gvisor.Writable(s, c.writable)
+		}
 		return s, nil
 	}
 	if filter := d.sealed.known(); filter != "" && d.crun() {

@@ -54,6 +54,7 @@ type container struct {
 	network  string
 	volumes  []environment.Mount
 	tmpfs    []string
+	writable int64 // bytes of what can be written to the root; 0: none
 	caps     []string
 	limits   spec.Limits
 	init     string // "" in a build step

@@ -302,7 +302,7 @@ func containerOf(ctx context.Context, l environment.Launch) *container {
 	c := &container{
 		ctx: ctx, instance: l.Instance, id: l.ID, service: l.Service, hostname: l.Hostname, hosts: l.Hosts,
 		machine: l.MachineID, forked: l.Generation,
-		layers: l.Layers, uidBase: l.UIDBase, network: l.Network, volumes: l.Volumes, tmpfs: l.Tmpfs,
+		layers: l.Layers, uidBase: l.UIDBase, network: l.Network, volumes: l.Volumes, tmpfs: l.Tmpfs, writable: l.Writable,
 		caps: l.Caps, limits: l.Limits, init: l.Init, command: []string{initPath}, env: []string{"PATH=" + defaultPath},
 		class: classContainer,
 	}

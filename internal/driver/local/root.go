@@ -57,6 +57,13 @@ func (d *Driver) assemble(c *container) error {
 	flags, data := uintptr(unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV), ""
 	if c.upper == "" {
 		lower = append([]string{"top"}, lower...)
+		if c.writable > 0 && c.class != classGvisor {
+			var err error
+			if data, err = c.scratch(); err != nil {
+				return err
+			}
+			flags &^= unix.MS_RDONLY
+		}
 	} else {
 		var err error
 		if data, err = c.attachUpper(); err != nil {
@@ -267,6 +274,24 @@ func (c *container) attachUpper() (string, error) {
 		return "", err
 	}
 	return fmt.Sprintf("upperdir=u/%s,workdir=u/%s,", filepath.Base(c.upper), filepath.Base(c.work)), nil
+}
+
+// scratch mounts the memory that takes what a service writes to its root, and
+// returns the overlay's options. In a sandbox its kernel has it.
+func (c *container) scratch() (string, error) {
+	if err := os.Mkdir("scratch", 0o755); err != nil {
+		return "", err
+	}
+	options := fmt.Sprintf("mode=755,size=%d,nr_inodes=%d", c.writable, max(c.writable/bytesPerInode, 256))
+	if err := unix.Mount("tmpfs", "scratch", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
+		return "", fmt.Errorf("mount memory for a writable root: %w", err)
+	}
+	for _, dir := range []string{"scratch/upper", "scratch/work"} {
+		if err := ownedDir(dir, int(c.uidBase)); err != nil {
+			return "", err
+		}
+	}
+	return "upperdir=scratch/upper,workdir=scratch/work,", nil
 }
 
 // asOwner runs fn with the environment's root as the owner of new files, and

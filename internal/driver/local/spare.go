@@ -182,7 +182,7 @@ func (d *Driver) launchSpare(s *spare, c *container, boot []byte) (bool, error) 
 	defer s.close()
 	err := errUnfit
 	switch {
-	case len(c.caps) > 0:
+	case len(c.caps) > 0 || c.writable > 0:
 	case c.class == classGvisor:
 		err = d.furnishSandboxed(s, c)
 	default:

@@ -1020,6 +1020,7 @@ type Service struct {
 	Message       string                 `protobuf:"bytes,7,opt,name=message,proto3" json:"message,omitempty"`
 	Started       *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=started,proto3" json:"started,omitempty"`
 	Ports         []*Port                `protobuf:"bytes,9,rep,name=ports,proto3" json:"ports,omitempty"`
+	Writable      int64                  `protobuf:"varint,10,opt,name=writable,proto3" json:"writable,omitempty"` // bytes that it can write to its root, gone when its launch ends; 0: none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1115,6 +1116,13 @@ func (x *Service) GetPorts() []*Port {
 		return x.Ports
 	}
 	return nil
+}
+
+func (x *Service) GetWritable() int64 {
+	if x != nil {
+		return x.Writable
+	}
+	return 0
 }
 
 type Port struct {
@@ -3403,7 +3411,7 @@ const file_isle_v1_environment_proto_rawDesc = "" +
 	"repository\x12\x18\n" +
 	"\arelease\x18\x18 \x01(\tR\arelease\x12\x12\n" +
 	"\x04warm\x18( \x01(\bR\x04warm\x12\x12\n" +
-	"\x04kept\x18) \x01(\tR\x04kept\"\xa4\x02\n" +
+	"\x04kept\x18) \x01(\tR\x04kept\"\xc0\x02\n" +
 	"\aService\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06launch\x18\x02 \x01(\tR\x06launch\x12\x16\n" +
@@ -3413,7 +3421,9 @@ const file_isle_v1_environment_proto_rawDesc = "" +
 	"\texit_code\x18\x06 \x01(\x05H\x00R\bexitCode\x88\x01\x01\x12\x18\n" +
 	"\amessage\x18\a \x01(\tR\amessage\x124\n" +
 	"\astarted\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\astarted\x12#\n" +
-	"\x05ports\x18\t \x03(\v2\r.isle.v1.PortR\x05portsB\f\n" +
+	"\x05ports\x18\t \x03(\v2\r.isle.v1.PortR\x05ports\x12\x1a\n" +
+	"\bwritable\x18\n" +
+	" \x01(\x03R\bwritableB\f\n" +
 	"\n" +
 	"_exit_code\"X\n" +
 	"\x04Port\x12\x12\n" +

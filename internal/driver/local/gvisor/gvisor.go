@@ -19,6 +19,7 @@ package gvisor
 import (
 	"path/filepath"
 	"slices"
+	"strconv"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -115,6 +116,14 @@ func Sandbox(s *specs.Spec, id string) {
 func Container(s *specs.Spec, sandbox, name string) {
 	s.Annotations = map[string]string{typeKey: "container", sandboxKey: sandbox, nameKey: name}
 	plain(s)
+}
+
+// Writable lets a container write so many bytes over its root: the sandbox's own
+// kernel keeps them, in the sandbox's memory.
+func Writable(s *specs.Spec, size int64) {
+	const root = "dev.gvisor.spec.rootfs."
+	s.Annotations[root+"source"], s.Annotations[root+"type"] = s.Root.Path, "bind"
+	s.Annotations[root+"overlay"], s.Annotations[root+"options"] = "memory", "size="+strconv.FormatInt(size, 10)
 }
 
 // plain takes from s what gVisor has no use for: the namespaces of a container
