@@ -308,6 +308,15 @@ func TestAStageThatFailsEndsTheOthersAndIsNamed(t *testing.T) {
 	}
 }
 
+func TestTooManyLayersAreRefused(t *testing.T) {
+	b := newBench(t)
+	b.mustDocker("FROM scratch\n"+strings.Repeat("COPY a /\n", maxLayers), map[string]string{"a": "1"})
+	_, err := b.docker(dockered(spec.Build{}), "FROM scratch\n"+strings.Repeat("COPY a /\n", maxLayers+1), map[string]string{"a": "1"})
+	if isle.CodeOf(err) != isle.Exhausted {
+		t.Error(err)
+	}
+}
+
 func TestModesAreReadAsChmodReadsThem(t *testing.T) {
 	for s, want := range map[string][2]fs.FileMode{ // of a file 0644, and a folder 0755
 		"":            {0o644, 0o755},

@@ -14,6 +14,10 @@ import (
 	"isle/internal/spec"
 )
 
+// maxLayers is how many layers a stage can have: the kernel stacks no more than
+// 500, and copies and steps of the file come on top.
+const maxLayers = 256
+
 // parallelSteps is how many steps of one Dockerfile are done at once.
 const parallelSteps = 2
 
@@ -173,6 +177,9 @@ func (x *stages) do(ctx context.Context, s dockerfile.Stage, r *stage, op docker
 	}
 	if err != nil {
 		return err
+	}
+	if len(r.image.Layers)+len(layers) > maxLayers {
+		return stepError(st, isle.Errorf(isle.Exhausted, "the image has more than %d layers", maxLayers).WithHint("join RUN instructions, or copy what they made into another stage"))
 	}
 	for _, l := range layers {
 		l.Title = title(op.Place().Text) // it may have been made for another instruction that comes to the same

@@ -52,6 +52,13 @@ func materials(l *spec.Lock) []material {
 			}
 			add(d, material{name: i.Request, image: true})
 		}
+		if b := l.Services[service].Build; b != nil {
+			add(b.File, material{name: b.Build.File()})
+			add(b.Tree, material{name: "the context of " + b.Build.File()})
+			for _, i := range b.Images {
+				add(i.Digest, material{name: i.Request, image: true})
+			}
+		}
 		for _, c := range l.Services[service].Copy {
 			add(c.Tree, material{name: c.From})
 		}
@@ -150,7 +157,7 @@ func (r *Releases) bill(about subject) (any, string) {
 			p.Version = m.debian.Version
 			p.References = []external{{"PACKAGE-MANAGER", "purl", m.purl()}}
 		} else if m.image {
-			p.Purpose, p.Comment = "CONTAINER", "the image that services begin with"
+			p.Purpose, p.Comment = "CONTAINER", "an image that services or stages begin with, copy from or mount"
 		} else {
 			p.Purpose, p.Comment = "SOURCE", "copied files; the checksum is that of their listing"
 		}
