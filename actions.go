@@ -72,7 +72,7 @@ func Actions() []ActionInfo {
 		{Action: ActionSecretCheck, Resource: "secret", Does: "see whether a secret's value can be had: isle secret check"},
 		{Action: ActionSecretDelete, Resource: "secret", Does: "remove a secret: isle secret rm"},
 		{Action: ActionServerRead, Resource: "server", Does: "see the server and what the machine lacks: isle version, isle doctor"},
-		{Action: ActionServerCollect, Resource: "server", Does: "free what nothing names: isle gc"},
+		{Action: ActionServerCollect, Resource: "server", Does: "free what nothing names: isle gc, isle cache prune"},
 		{Action: ActionServerStop, Resource: "server", Does: "end the server; environments go on: isle server stop"},
 		{Action: ActionConnectionOpen, Resource: "connection", Does: "open a session of a connection; an environment asks for it with uses in its file, others with isle connect", Inside: true},
 		{Action: ActionPostgresSelect, Resource: "connection", Does: "read from a PostgreSQL database", Inside: true},

@@ -78,6 +78,9 @@ type Builder interface {
 	Build(ctx context.Context, f spec.File, lock *spec.Lock, o build.Options, p build.Progress) (build.Result, error)
 	Verify(ctx context.Context, f spec.File, lock *spec.Lock, o build.Options, p build.Progress) (build.Result, error)
 	Export(ctx context.Context, lock *spec.Lock, w io.Writer) error
+	Caches(project string) ([]build.CacheMount, int, error)
+	PruneCaches(project string, unused time.Duration) ([]build.CacheMount, error)
+	ForgetSteps() (int, error)
 	Import(ctx context.Context, r io.Reader) (packages int, size int64, err error)
 }
 

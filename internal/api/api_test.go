@@ -166,6 +166,12 @@ func (r *rooms) Lock(_ context.Context, _ spec.File, old *spec.Lock, _ []build.C
 	r.reach("Lock")
 	return &spec.Lock{}, nil, nil
 }
+func (r *rooms) Caches(string) ([]build.CacheMount, int, error) { return nil, 0, nil }
+
+func (r *rooms) PruneCaches(string, time.Duration) ([]build.CacheMount, error) { return nil, nil }
+
+func (r *rooms) ForgetSteps() (int, error) { return 0, nil }
+
 func (r *rooms) LockNeeds(spec.File, []build.Copied) []isle.Digest { return nil }
 
 func (r *rooms) Needs(*spec.Lock) []isle.Digest { return nil }

@@ -97,6 +97,9 @@ func (cfg Config) rules() map[string]rule {
 		islev1connect.BuildServiceExportProcedure:  images(isle.ActionImageExport),
 		islev1connect.BuildServiceImportProcedure:  images(isle.ActionImageImport),
 
+		islev1connect.BuildServiceListCachesProcedure:  images(isle.ActionImageRead),
+		islev1connect.BuildServicePruneCachesProcedure: server(isle.ActionServerCollect),
+
 		islev1connect.ServerServiceInfoProcedure:    server(isle.ActionServerRead),
 		islev1connect.ServerServiceDoctorProcedure:  server(isle.ActionServerRead),
 		islev1connect.ServerServiceCollectProcedure: server(isle.ActionServerCollect),

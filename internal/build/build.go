@@ -111,6 +111,7 @@ type Builder struct {
 	Config
 	unpack  unpackFunc
 	flights flights
+	caches  sync.RWMutex // held shared by steps that have a cache mounted
 }
 
 // New makes a Builder and its cache folder, and removes what a process that

@@ -12,8 +12,6 @@ import (
 	"slices"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"isle"
 	"isle/internal/build/dockerfile"
 	"isle/internal/image"
@@ -79,6 +77,10 @@ func (x *stages) runMake(ctx context.Context, w work, op *dockerfile.Run, in inp
 	stubs := map[string]bool{}
 	if op.Script != nil {
 		st.Mounts = append(st.Mounts, Mount{Target: dockerfile.ScriptPath, ReadOnly: true, Content: op.Script, Mode: 0o755})
+	}
+	mounts, err = inLockOrder(mounts)
+	if err != nil {
+		return nil, err
 	}
 	for _, m := range mounts {
 		mount, ok, leave, err := m.open(ctx, w, stack, &st)
@@ -317,57 +319,26 @@ func (m mounting) openBind(ctx context.Context, w work, out *Mount) error {
 	return err
 }
 
-// openCache is the folder of a cache mount: of the project, found by its id. What
-// a step leaves in it the next one finds.
-func (b *Builder) openCache(ctx context.Context, project string, op dockerfile.Mount) (string, func(), error) {
-	id := isle.DigestOf([]byte("cache mount " + op.ID))
-	dir := b.projectPath(project, "caches", id.Hex()[:32])
-	data, leave, err := "data", func() {}, error(nil)
-	switch op.Sharing {
-	case "locked":
-		leave, err = b.flights.enter(ctx, isle.DigestOf([]byte(dir)))
-	case "private": // one more for each step that runs at the same time
-		for n := 2; ; n++ {
-			var free bool
-			if leave, free = b.flights.try(isle.DigestOf([]byte(dir + "/" + data))); free {
-				break
-			}
-			data = fmt.Sprintf("data-%d", n)
+// inLockOrder puts locked caches first, by their ids: two steps that wait for one
+// another's would wait for ever.
+func inLockOrder(mounts []mounting) ([]mounting, error) {
+	locked := func(m mounting) bool { return m.op.Type == "cache" && m.op.Sharing == "locked" }
+	mounts = slices.Clone(mounts)
+	slices.SortStableFunc(mounts, func(a, b mounting) int {
+		switch {
+		case locked(a) && locked(b):
+			return strings.Compare(a.op.ID, b.op.ID)
+		case locked(a):
+			return -1
+		case locked(b):
+			return 1
+		}
+		return 0
+	})
+	for i, m := range mounts {
+		if i > 0 && locked(m) && m.op.ID == mounts[i-1].op.ID {
+			return nil, isle.Errorf(isle.Invalid, "--mount=type=cache,id=%s is locked twice by one step", m.op.ID).WithHint("mount it once")
 		}
 	}
-	if err != nil {
-		return "", func() {}, err
-	}
-	if err := makeCache(dir, data, op); err != nil {
-		leave()
-		return "", func() {}, err
-	}
-	return filepath.Join(dir, data), leave, nil
-}
-
-// makeCache makes the folder of a cache mount, unless it is there: whole or not
-// at all, for another step may make it too.
-func makeCache(dir, name string, op dockerfile.Mount) error {
-	data := filepath.Join(dir, name)
-	if _, err := os.Lstat(data); err == nil {
-		return nil
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return diskError("make a cache", err)
-	}
-	draft, err := os.MkdirTemp(dir, "draft-")
-	if err != nil {
-		return diskError("make a cache", err)
-	}
-	err = errors.Join(os.Chown(draft, int(op.UID), int(op.GID)), os.Chmod(draft, op.Mode))
-	if err == nil {
-		err = unix.Renameat2(unix.AT_FDCWD, draft, unix.AT_FDCWD, data, unix.RENAME_NOREPLACE)
-	}
-	if err != nil {
-		os.RemoveAll(draft)
-	}
-	if _, there := os.Lstat(data); there == nil {
-		return nil // another's, then
-	}
-	return diskError("make a cache", err)
+	return mounts, nil
 }

@@ -9,6 +9,8 @@ package islev1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -21,6 +23,282 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type ListCachesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Project       string                 `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"` // empty: of all
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListCachesRequest) Reset() {
+	*x = ListCachesRequest{}
+	mi := &file_isle_v1_build_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListCachesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListCachesRequest) ProtoMessage() {}
+
+func (x *ListCachesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_build_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListCachesRequest.ProtoReflect.Descriptor instead.
+func (*ListCachesRequest) Descriptor() ([]byte, []int) {
+	return file_isle_v1_build_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *ListCachesRequest) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
+}
+
+type ListCachesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Mounts        []*CacheMount          `protobuf:"bytes,1,rep,name=mounts,proto3" json:"mounts,omitempty"`
+	Steps         int32                  `protobuf:"varint,2,opt,name=steps,proto3" json:"steps,omitempty"` // how many steps' results are known, of all projects
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListCachesResponse) Reset() {
+	*x = ListCachesResponse{}
+	mi := &file_isle_v1_build_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListCachesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListCachesResponse) ProtoMessage() {}
+
+func (x *ListCachesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_build_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListCachesResponse.ProtoReflect.Descriptor instead.
+func (*ListCachesResponse) Descriptor() ([]byte, []int) {
+	return file_isle_v1_build_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ListCachesResponse) GetMounts() []*CacheMount {
+	if x != nil {
+		return x.Mounts
+	}
+	return nil
+}
+
+func (x *ListCachesResponse) GetSteps() int32 {
+	if x != nil {
+		return x.Steps
+	}
+	return 0
+}
+
+type CacheMount struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Project       string                 `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"`
+	Id            string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`      // as the Dockerfile has it
+	Size          int64                  `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"` // bytes on disk
+	Used          *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=used,proto3" json:"used,omitempty"`  // when a step began with it last
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CacheMount) Reset() {
+	*x = CacheMount{}
+	mi := &file_isle_v1_build_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CacheMount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CacheMount) ProtoMessage() {}
+
+func (x *CacheMount) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_build_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CacheMount.ProtoReflect.Descriptor instead.
+func (*CacheMount) Descriptor() ([]byte, []int) {
+	return file_isle_v1_build_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *CacheMount) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
+}
+
+func (x *CacheMount) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *CacheMount) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *CacheMount) GetUsed() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Used
+	}
+	return nil
+}
+
+type PruneCachesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Project       string                 `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"` // empty: of all
+	Unused        *durationpb.Duration   `protobuf:"bytes,2,opt,name=unused,proto3" json:"unused,omitempty"`   // only those that no step used for so long
+	Steps         bool                   `protobuf:"varint,3,opt,name=steps,proto3" json:"steps,omitempty"`    // instead: forget what steps made, so that all are made again; of all projects
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PruneCachesRequest) Reset() {
+	*x = PruneCachesRequest{}
+	mi := &file_isle_v1_build_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PruneCachesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PruneCachesRequest) ProtoMessage() {}
+
+func (x *PruneCachesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_build_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PruneCachesRequest.ProtoReflect.Descriptor instead.
+func (*PruneCachesRequest) Descriptor() ([]byte, []int) {
+	return file_isle_v1_build_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *PruneCachesRequest) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
+}
+
+func (x *PruneCachesRequest) GetUnused() *durationpb.Duration {
+	if x != nil {
+		return x.Unused
+	}
+	return nil
+}
+
+func (x *PruneCachesRequest) GetSteps() bool {
+	if x != nil {
+		return x.Steps
+	}
+	return false
+}
+
+type PruneCachesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Mounts        []*CacheMount          `protobuf:"bytes,1,rep,name=mounts,proto3" json:"mounts,omitempty"` // what was removed
+	Steps         int32                  `protobuf:"varint,2,opt,name=steps,proto3" json:"steps,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PruneCachesResponse) Reset() {
+	*x = PruneCachesResponse{}
+	mi := &file_isle_v1_build_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PruneCachesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PruneCachesResponse) ProtoMessage() {}
+
+func (x *PruneCachesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_build_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PruneCachesResponse.ProtoReflect.Descriptor instead.
+func (*PruneCachesResponse) Descriptor() ([]byte, []int) {
+	return file_isle_v1_build_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *PruneCachesResponse) GetMounts() []*CacheMount {
+	if x != nil {
+		return x.Mounts
+	}
+	return nil
+}
+
+func (x *PruneCachesResponse) GetSteps() int32 {
+	if x != nil {
+		return x.Steps
+	}
+	return 0
+}
+
 type LockRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Source        *Source                `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
@@ -32,7 +310,7 @@ type LockRequest struct {
 
 func (x *LockRequest) Reset() {
 	*x = LockRequest{}
-	mi := &file_isle_v1_build_proto_msgTypes[0]
+	mi := &file_isle_v1_build_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -44,7 +322,7 @@ func (x *LockRequest) String() string {
 func (*LockRequest) ProtoMessage() {}
 
 func (x *LockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_build_proto_msgTypes[0]
+	mi := &file_isle_v1_build_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -57,7 +335,7 @@ func (x *LockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LockRequest.ProtoReflect.Descriptor instead.
 func (*LockRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_build_proto_rawDescGZIP(), []int{0}
+	return file_isle_v1_build_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *LockRequest) GetSource() *Source {
@@ -95,7 +373,7 @@ type LockEvent struct {
 
 func (x *LockEvent) Reset() {
 	*x = LockEvent{}
-	mi := &file_isle_v1_build_proto_msgTypes[1]
+	mi := &file_isle_v1_build_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -107,7 +385,7 @@ func (x *LockEvent) String() string {
 func (*LockEvent) ProtoMessage() {}
 
 func (x *LockEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_build_proto_msgTypes[1]
+	mi := &file_isle_v1_build_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -120,7 +398,7 @@ func (x *LockEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LockEvent.ProtoReflect.Descriptor instead.
 func (*LockEvent) Descriptor() ([]byte, []int) {
-	return file_isle_v1_build_proto_rawDescGZIP(), []int{1}
+	return file_isle_v1_build_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *LockEvent) GetEvent() isLockEvent_Event {
@@ -190,7 +468,7 @@ type LockResult struct {
 
 func (x *LockResult) Reset() {
 	*x = LockResult{}
-	mi := &file_isle_v1_build_proto_msgTypes[2]
+	mi := &file_isle_v1_build_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -202,7 +480,7 @@ func (x *LockResult) String() string {
 func (*LockResult) ProtoMessage() {}
 
 func (x *LockResult) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_build_proto_msgTypes[2]
+	mi := &file_isle_v1_build_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -215,7 +493,7 @@ func (x *LockResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LockResult.ProtoReflect.Descriptor instead.
 func (*LockResult) Descriptor() ([]byte, []int) {
-	return file_isle_v1_build_proto_rawDescGZIP(), []int{2}
+	return file_isle_v1_build_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *LockResult) GetLock() []byte {
@@ -252,7 +530,7 @@ type BuildRequest struct {
 
 func (x *BuildRequest) Reset() {
 	*x = BuildRequest{}
-	mi := &file_isle_v1_build_proto_msgTypes[3]
+	mi := &file_isle_v1_build_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -264,7 +542,7 @@ func (x *BuildRequest) String() string {
 func (*BuildRequest) ProtoMessage() {}
 
 func (x *BuildRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_build_proto_msgTypes[3]
+	mi := &file_isle_v1_build_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -277,7 +555,7 @@ func (x *BuildRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildRequest.ProtoReflect.Descriptor instead.
 func (*BuildRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_build_proto_rawDescGZIP(), []int{3}
+	return file_isle_v1_build_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *BuildRequest) GetSource() *Source {
@@ -329,7 +607,7 @@ type BuildEvent struct {
 
 func (x *BuildEvent) Reset() {
 	*x = BuildEvent{}
-	mi := &file_isle_v1_build_proto_msgTypes[4]
+	mi := &file_isle_v1_build_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -341,7 +619,7 @@ func (x *BuildEvent) String() string {
 func (*BuildEvent) ProtoMessage() {}
 
 func (x *BuildEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_build_proto_msgTypes[4]
+	mi := &file_isle_v1_build_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -354,7 +632,7 @@ func (x *BuildEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildEvent.ProtoReflect.Descriptor instead.
 func (*BuildEvent) Descriptor() ([]byte, []int) {
-	return file_isle_v1_build_proto_rawDescGZIP(), []int{4}
+	return file_isle_v1_build_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *BuildEvent) GetEvent() isBuildEvent_Event {
@@ -423,7 +701,7 @@ type BuildResult struct {
 
 func (x *BuildResult) Reset() {
 	*x = BuildResult{}
-	mi := &file_isle_v1_build_proto_msgTypes[5]
+	mi := &file_isle_v1_build_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -435,7 +713,7 @@ func (x *BuildResult) String() string {
 func (*BuildResult) ProtoMessage() {}
 
 func (x *BuildResult) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_build_proto_msgTypes[5]
+	mi := &file_isle_v1_build_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -448,7 +726,7 @@ func (x *BuildResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildResult.ProtoReflect.Descriptor instead.
 func (*BuildResult) Descriptor() ([]byte, []int) {
-	return file_isle_v1_build_proto_rawDescGZIP(), []int{5}
+	return file_isle_v1_build_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *BuildResult) GetImages() []*BuiltImage {
@@ -477,7 +755,7 @@ type BuiltImage struct {
 
 func (x *BuiltImage) Reset() {
 	*x = BuiltImage{}
-	mi := &file_isle_v1_build_proto_msgTypes[6]
+	mi := &file_isle_v1_build_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -489,7 +767,7 @@ func (x *BuiltImage) String() string {
 func (*BuiltImage) ProtoMessage() {}
 
 func (x *BuiltImage) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_build_proto_msgTypes[6]
+	mi := &file_isle_v1_build_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -502,7 +780,7 @@ func (x *BuiltImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuiltImage.ProtoReflect.Descriptor instead.
 func (*BuiltImage) Descriptor() ([]byte, []int) {
-	return file_isle_v1_build_proto_rawDescGZIP(), []int{6}
+	return file_isle_v1_build_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *BuiltImage) GetService() string {
@@ -545,7 +823,7 @@ type Layer struct {
 
 func (x *Layer) Reset() {
 	*x = Layer{}
-	mi := &file_isle_v1_build_proto_msgTypes[7]
+	mi := &file_isle_v1_build_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -557,7 +835,7 @@ func (x *Layer) String() string {
 func (*Layer) ProtoMessage() {}
 
 func (x *Layer) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_build_proto_msgTypes[7]
+	mi := &file_isle_v1_build_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -570,7 +848,7 @@ func (x *Layer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Layer.ProtoReflect.Descriptor instead.
 func (*Layer) Descriptor() ([]byte, []int) {
-	return file_isle_v1_build_proto_rawDescGZIP(), []int{7}
+	return file_isle_v1_build_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Layer) GetDigest() string {
@@ -610,7 +888,7 @@ type MissingRequest struct {
 
 func (x *MissingRequest) Reset() {
 	*x = MissingRequest{}
-	mi := &file_isle_v1_build_proto_msgTypes[8]
+	mi := &file_isle_v1_build_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -622,7 +900,7 @@ func (x *MissingRequest) String() string {
 func (*MissingRequest) ProtoMessage() {}
 
 func (x *MissingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_build_proto_msgTypes[8]
+	mi := &file_isle_v1_build_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -635,7 +913,7 @@ func (x *MissingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MissingRequest.ProtoReflect.Descriptor instead.
 func (*MissingRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_build_proto_rawDescGZIP(), []int{8}
+	return file_isle_v1_build_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *MissingRequest) GetDigests() []string {
@@ -654,7 +932,7 @@ type MissingResponse struct {
 
 func (x *MissingResponse) Reset() {
 	*x = MissingResponse{}
-	mi := &file_isle_v1_build_proto_msgTypes[9]
+	mi := &file_isle_v1_build_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -666,7 +944,7 @@ func (x *MissingResponse) String() string {
 func (*MissingResponse) ProtoMessage() {}
 
 func (x *MissingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_build_proto_msgTypes[9]
+	mi := &file_isle_v1_build_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -679,7 +957,7 @@ func (x *MissingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MissingResponse.ProtoReflect.Descriptor instead.
 func (*MissingResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_build_proto_rawDescGZIP(), []int{9}
+	return file_isle_v1_build_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *MissingResponse) GetDigests() []string {
@@ -699,7 +977,7 @@ type PutRequest struct {
 
 func (x *PutRequest) Reset() {
 	*x = PutRequest{}
-	mi := &file_isle_v1_build_proto_msgTypes[10]
+	mi := &file_isle_v1_build_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -711,7 +989,7 @@ func (x *PutRequest) String() string {
 func (*PutRequest) ProtoMessage() {}
 
 func (x *PutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_build_proto_msgTypes[10]
+	mi := &file_isle_v1_build_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -724,7 +1002,7 @@ func (x *PutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRequest.ProtoReflect.Descriptor instead.
 func (*PutRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_build_proto_rawDescGZIP(), []int{10}
+	return file_isle_v1_build_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PutRequest) GetDigest() string {
@@ -750,7 +1028,7 @@ type PutResponse struct {
 
 func (x *PutResponse) Reset() {
 	*x = PutResponse{}
-	mi := &file_isle_v1_build_proto_msgTypes[11]
+	mi := &file_isle_v1_build_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -762,7 +1040,7 @@ func (x *PutResponse) String() string {
 func (*PutResponse) ProtoMessage() {}
 
 func (x *PutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_build_proto_msgTypes[11]
+	mi := &file_isle_v1_build_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -775,7 +1053,7 @@ func (x *PutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutResponse.ProtoReflect.Descriptor instead.
 func (*PutResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_build_proto_rawDescGZIP(), []int{11}
+	return file_isle_v1_build_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PutResponse) GetBlobs() int32 {
@@ -794,7 +1072,7 @@ type ExportRequest struct {
 
 func (x *ExportRequest) Reset() {
 	*x = ExportRequest{}
-	mi := &file_isle_v1_build_proto_msgTypes[12]
+	mi := &file_isle_v1_build_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -806,7 +1084,7 @@ func (x *ExportRequest) String() string {
 func (*ExportRequest) ProtoMessage() {}
 
 func (x *ExportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_build_proto_msgTypes[12]
+	mi := &file_isle_v1_build_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -819,7 +1097,7 @@ func (x *ExportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRequest.ProtoReflect.Descriptor instead.
 func (*ExportRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_build_proto_rawDescGZIP(), []int{12}
+	return file_isle_v1_build_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ExportRequest) GetLock() []byte {
@@ -839,7 +1117,7 @@ type ImportResponse struct {
 
 func (x *ImportResponse) Reset() {
 	*x = ImportResponse{}
-	mi := &file_isle_v1_build_proto_msgTypes[13]
+	mi := &file_isle_v1_build_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -851,7 +1129,7 @@ func (x *ImportResponse) String() string {
 func (*ImportResponse) ProtoMessage() {}
 
 func (x *ImportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_build_proto_msgTypes[13]
+	mi := &file_isle_v1_build_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -864,7 +1142,7 @@ func (x *ImportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportResponse.ProtoReflect.Descriptor instead.
 func (*ImportResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_build_proto_rawDescGZIP(), []int{13}
+	return file_isle_v1_build_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ImportResponse) GetPackages() int32 {
@@ -885,7 +1163,25 @@ var File_isle_v1_build_proto protoreflect.FileDescriptor
 
 const file_isle_v1_build_proto_rawDesc = "" +
 	"\n" +
-	"\x13isle/v1/build.proto\x12\aisle.v1\x1a\x19isle/v1/environment.proto\"f\n" +
+	"\x13isle/v1/build.proto\x12\aisle.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19isle/v1/environment.proto\"-\n" +
+	"\x11ListCachesRequest\x12\x18\n" +
+	"\aproject\x18\x01 \x01(\tR\aproject\"W\n" +
+	"\x12ListCachesResponse\x12+\n" +
+	"\x06mounts\x18\x01 \x03(\v2\x13.isle.v1.CacheMountR\x06mounts\x12\x14\n" +
+	"\x05steps\x18\x02 \x01(\x05R\x05steps\"z\n" +
+	"\n" +
+	"CacheMount\x12\x18\n" +
+	"\aproject\x18\x01 \x01(\tR\aproject\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x12\n" +
+	"\x04size\x18\x03 \x01(\x03R\x04size\x12.\n" +
+	"\x04used\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x04used\"w\n" +
+	"\x12PruneCachesRequest\x12\x18\n" +
+	"\aproject\x18\x01 \x01(\tR\aproject\x121\n" +
+	"\x06unused\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x06unused\x12\x14\n" +
+	"\x05steps\x18\x03 \x01(\bR\x05steps\"X\n" +
+	"\x13PruneCachesResponse\x12+\n" +
+	"\x06mounts\x18\x01 \x03(\v2\x13.isle.v1.CacheMountR\x06mounts\x12\x14\n" +
+	"\x05steps\x18\x02 \x01(\x05R\x05steps\"f\n" +
 	"\vLockRequest\x12'\n" +
 	"\x06source\x18\x01 \x01(\v2\x0f.isle.v1.SourceR\x06source\x12\x16\n" +
 	"\x06update\x18\x02 \x01(\bR\x06update\x12\x16\n" +
@@ -940,14 +1236,17 @@ const file_isle_v1_build_proto_rawDesc = "" +
 	"\x04lock\x18\x01 \x01(\fR\x04lock\"@\n" +
 	"\x0eImportResponse\x12\x1a\n" +
 	"\bpackages\x18\x01 \x01(\x05R\bpackages\x12\x12\n" +
-	"\x04size\x18\x02 \x01(\x03R\x04size2\xd4\x02\n" +
+	"\x04size\x18\x02 \x01(\x03R\x04size2\xe5\x03\n" +
 	"\fBuildService\x122\n" +
 	"\x04Lock\x12\x14.isle.v1.LockRequest\x1a\x12.isle.v1.LockEvent0\x01\x125\n" +
 	"\x05Build\x12\x15.isle.v1.BuildRequest\x1a\x13.isle.v1.BuildEvent0\x01\x12<\n" +
 	"\aMissing\x12\x17.isle.v1.MissingRequest\x1a\x18.isle.v1.MissingResponse\x122\n" +
 	"\x03Put\x12\x13.isle.v1.PutRequest\x1a\x14.isle.v1.PutResponse(\x01\x122\n" +
 	"\x06Export\x12\x16.isle.v1.ExportRequest\x1a\x0e.isle.v1.Chunk0\x01\x123\n" +
-	"\x06Import\x12\x0e.isle.v1.Chunk\x1a\x17.isle.v1.ImportResponse(\x01B\"Z isle/internal/api/isle/v1;islev1b\x06proto3"
+	"\x06Import\x12\x0e.isle.v1.Chunk\x1a\x17.isle.v1.ImportResponse(\x01\x12E\n" +
+	"\n" +
+	"ListCaches\x12\x1a.isle.v1.ListCachesRequest\x1a\x1b.isle.v1.ListCachesResponse\x12H\n" +
+	"\vPruneCaches\x12\x1b.isle.v1.PruneCachesRequest\x1a\x1c.isle.v1.PruneCachesResponseB\"Z isle/internal/api/isle/v1;islev1b\x06proto3"
 
 var (
 	file_isle_v1_build_proto_rawDescOnce sync.Once
@@ -961,55 +1260,70 @@ func file_isle_v1_build_proto_rawDescGZIP() []byte {
 	return file_isle_v1_build_proto_rawDescData
 }
 
-var file_isle_v1_build_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_isle_v1_build_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_isle_v1_build_proto_goTypes = []any{
-	(*LockRequest)(nil),     // 0: isle.v1.LockRequest
-	(*LockEvent)(nil),       // 1: isle.v1.LockEvent
-	(*LockResult)(nil),      // 2: isle.v1.LockResult
-	(*BuildRequest)(nil),    // 3: isle.v1.BuildRequest
-	(*BuildEvent)(nil),      // 4: isle.v1.BuildEvent
-	(*BuildResult)(nil),     // 5: isle.v1.BuildResult
-	(*BuiltImage)(nil),      // 6: isle.v1.BuiltImage
-	(*Layer)(nil),           // 7: isle.v1.Layer
-	(*MissingRequest)(nil),  // 8: isle.v1.MissingRequest
-	(*MissingResponse)(nil), // 9: isle.v1.MissingResponse
-	(*PutRequest)(nil),      // 10: isle.v1.PutRequest
-	(*PutResponse)(nil),     // 11: isle.v1.PutResponse
-	(*ExportRequest)(nil),   // 12: isle.v1.ExportRequest
-	(*ImportResponse)(nil),  // 13: isle.v1.ImportResponse
-	(*Source)(nil),          // 14: isle.v1.Source
-	(*ProgressEvent)(nil),   // 15: isle.v1.ProgressEvent
-	(*Need)(nil),            // 16: isle.v1.Need
-	(*Chunk)(nil),           // 17: isle.v1.Chunk
+	(*ListCachesRequest)(nil),     // 0: isle.v1.ListCachesRequest
+	(*ListCachesResponse)(nil),    // 1: isle.v1.ListCachesResponse
+	(*CacheMount)(nil),            // 2: isle.v1.CacheMount
+	(*PruneCachesRequest)(nil),    // 3: isle.v1.PruneCachesRequest
+	(*PruneCachesResponse)(nil),   // 4: isle.v1.PruneCachesResponse
+	(*LockRequest)(nil),           // 5: isle.v1.LockRequest
+	(*LockEvent)(nil),             // 6: isle.v1.LockEvent
+	(*LockResult)(nil),            // 7: isle.v1.LockResult
+	(*BuildRequest)(nil),          // 8: isle.v1.BuildRequest
+	(*BuildEvent)(nil),            // 9: isle.v1.BuildEvent
+	(*BuildResult)(nil),           // 10: isle.v1.BuildResult
+	(*BuiltImage)(nil),            // 11: isle.v1.BuiltImage
+	(*Layer)(nil),                 // 12: isle.v1.Layer
+	(*MissingRequest)(nil),        // 13: isle.v1.MissingRequest
+	(*MissingResponse)(nil),       // 14: isle.v1.MissingResponse
+	(*PutRequest)(nil),            // 15: isle.v1.PutRequest
+	(*PutResponse)(nil),           // 16: isle.v1.PutResponse
+	(*ExportRequest)(nil),         // 17: isle.v1.ExportRequest
+	(*ImportResponse)(nil),        // 18: isle.v1.ImportResponse
+	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 20: google.protobuf.Duration
+	(*Source)(nil),                // 21: isle.v1.Source
+	(*ProgressEvent)(nil),         // 22: isle.v1.ProgressEvent
+	(*Need)(nil),                  // 23: isle.v1.Need
+	(*Chunk)(nil),                 // 24: isle.v1.Chunk
 }
 var file_isle_v1_build_proto_depIdxs = []int32{
-	14, // 0: isle.v1.LockRequest.source:type_name -> isle.v1.Source
-	15, // 1: isle.v1.LockEvent.progress:type_name -> isle.v1.ProgressEvent
-	2,  // 2: isle.v1.LockEvent.result:type_name -> isle.v1.LockResult
-	16, // 3: isle.v1.LockEvent.need:type_name -> isle.v1.Need
-	14, // 4: isle.v1.BuildRequest.source:type_name -> isle.v1.Source
-	15, // 5: isle.v1.BuildEvent.progress:type_name -> isle.v1.ProgressEvent
-	16, // 6: isle.v1.BuildEvent.need:type_name -> isle.v1.Need
-	5,  // 7: isle.v1.BuildEvent.result:type_name -> isle.v1.BuildResult
-	6,  // 8: isle.v1.BuildResult.images:type_name -> isle.v1.BuiltImage
-	7,  // 9: isle.v1.BuiltImage.layers:type_name -> isle.v1.Layer
-	0,  // 10: isle.v1.BuildService.Lock:input_type -> isle.v1.LockRequest
-	3,  // 11: isle.v1.BuildService.Build:input_type -> isle.v1.BuildRequest
-	8,  // 12: isle.v1.BuildService.Missing:input_type -> isle.v1.MissingRequest
-	10, // 13: isle.v1.BuildService.Put:input_type -> isle.v1.PutRequest
-	12, // 14: isle.v1.BuildService.Export:input_type -> isle.v1.ExportRequest
-	17, // 15: isle.v1.BuildService.Import:input_type -> isle.v1.Chunk
-	1,  // 16: isle.v1.BuildService.Lock:output_type -> isle.v1.LockEvent
-	4,  // 17: isle.v1.BuildService.Build:output_type -> isle.v1.BuildEvent
-	9,  // 18: isle.v1.BuildService.Missing:output_type -> isle.v1.MissingResponse
-	11, // 19: isle.v1.BuildService.Put:output_type -> isle.v1.PutResponse
-	17, // 20: isle.v1.BuildService.Export:output_type -> isle.v1.Chunk
-	13, // 21: isle.v1.BuildService.Import:output_type -> isle.v1.ImportResponse
-	16, // [16:22] is the sub-list for method output_type
-	10, // [10:16] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	2,  // 0: isle.v1.ListCachesResponse.mounts:type_name -> isle.v1.CacheMount
+	19, // 1: isle.v1.CacheMount.used:type_name -> google.protobuf.Timestamp
+	20, // 2: isle.v1.PruneCachesRequest.unused:type_name -> google.protobuf.Duration
+	2,  // 3: isle.v1.PruneCachesResponse.mounts:type_name -> isle.v1.CacheMount
+	21, // 4: isle.v1.LockRequest.source:type_name -> isle.v1.Source
+	22, // 5: isle.v1.LockEvent.progress:type_name -> isle.v1.ProgressEvent
+	7,  // 6: isle.v1.LockEvent.result:type_name -> isle.v1.LockResult
+	23, // 7: isle.v1.LockEvent.need:type_name -> isle.v1.Need
+	21, // 8: isle.v1.BuildRequest.source:type_name -> isle.v1.Source
+	22, // 9: isle.v1.BuildEvent.progress:type_name -> isle.v1.ProgressEvent
+	23, // 10: isle.v1.BuildEvent.need:type_name -> isle.v1.Need
+	10, // 11: isle.v1.BuildEvent.result:type_name -> isle.v1.BuildResult
+	11, // 12: isle.v1.BuildResult.images:type_name -> isle.v1.BuiltImage
+	12, // 13: isle.v1.BuiltImage.layers:type_name -> isle.v1.Layer
+	5,  // 14: isle.v1.BuildService.Lock:input_type -> isle.v1.LockRequest
+	8,  // 15: isle.v1.BuildService.Build:input_type -> isle.v1.BuildRequest
+	13, // 16: isle.v1.BuildService.Missing:input_type -> isle.v1.MissingRequest
+	15, // 17: isle.v1.BuildService.Put:input_type -> isle.v1.PutRequest
+	17, // 18: isle.v1.BuildService.Export:input_type -> isle.v1.ExportRequest
+	24, // 19: isle.v1.BuildService.Import:input_type -> isle.v1.Chunk
+	0,  // 20: isle.v1.BuildService.ListCaches:input_type -> isle.v1.ListCachesRequest
+	3,  // 21: isle.v1.BuildService.PruneCaches:input_type -> isle.v1.PruneCachesRequest
+	6,  // 22: isle.v1.BuildService.Lock:output_type -> isle.v1.LockEvent
+	9,  // 23: isle.v1.BuildService.Build:output_type -> isle.v1.BuildEvent
+	14, // 24: isle.v1.BuildService.Missing:output_type -> isle.v1.MissingResponse
+	16, // 25: isle.v1.BuildService.Put:output_type -> isle.v1.PutResponse
+	24, // 26: isle.v1.BuildService.Export:output_type -> isle.v1.Chunk
+	18, // 27: isle.v1.BuildService.Import:output_type -> isle.v1.ImportResponse
+	1,  // 28: isle.v1.BuildService.ListCaches:output_type -> isle.v1.ListCachesResponse
+	4,  // 29: isle.v1.BuildService.PruneCaches:output_type -> isle.v1.PruneCachesResponse
+	22, // [22:30] is the sub-list for method output_type
+	14, // [14:22] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_isle_v1_build_proto_init() }
@@ -1018,12 +1332,12 @@ func file_isle_v1_build_proto_init() {
 		return
 	}
 	file_isle_v1_environment_proto_init()
-	file_isle_v1_build_proto_msgTypes[1].OneofWrappers = []any{
+	file_isle_v1_build_proto_msgTypes[6].OneofWrappers = []any{
 		(*LockEvent_Progress)(nil),
 		(*LockEvent_Result)(nil),
 		(*LockEvent_Need)(nil),
 	}
-	file_isle_v1_build_proto_msgTypes[4].OneofWrappers = []any{
+	file_isle_v1_build_proto_msgTypes[9].OneofWrappers = []any{
 		(*BuildEvent_Progress)(nil),
 		(*BuildEvent_Need)(nil),
 		(*BuildEvent_Result)(nil),
@@ -1034,7 +1348,7 @@ func file_isle_v1_build_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isle_v1_build_proto_rawDesc), len(file_isle_v1_build_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

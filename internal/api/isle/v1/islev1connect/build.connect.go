@@ -45,6 +45,11 @@ const (
 	BuildServiceExportProcedure = "/isle.v1.BuildService/Export"
 	// BuildServiceImportProcedure is the fully-qualified name of the BuildService's Import RPC.
 	BuildServiceImportProcedure = "/isle.v1.BuildService/Import"
+	// BuildServiceListCachesProcedure is the fully-qualified name of the BuildService's ListCaches RPC.
+	BuildServiceListCachesProcedure = "/isle.v1.BuildService/ListCaches"
+	// BuildServicePruneCachesProcedure is the fully-qualified name of the BuildService's PruneCaches
+	// RPC.
+	BuildServicePruneCachesProcedure = "/isle.v1.BuildService/PruneCaches"
 )
 
 // BuildServiceClient is a client for the isle.v1.BuildService service.
@@ -63,6 +68,11 @@ type BuildServiceClient interface {
 	Export(context.Context, *connect.Request[v1.ExportRequest]) (*connect.ServerStreamForClient[v1.Chunk], error)
 	// Import reads such a file.
 	Import(context.Context) *connect.ClientStreamForClient[v1.Chunk, v1.ImportResponse]
+	// ListCaches says what builds keep: the folders of cache mounts.
+	ListCaches(context.Context, *connect.Request[v1.ListCachesRequest]) (*connect.Response[v1.ListCachesResponse], error)
+	// PruneCaches removes them, or forgets what steps made. It waits for no build:
+	// it is refused while one uses a cache.
+	PruneCaches(context.Context, *connect.Request[v1.PruneCachesRequest]) (*connect.Response[v1.PruneCachesResponse], error)
 }
 
 // NewBuildServiceClient constructs a client for the isle.v1.BuildService service. By default, it
@@ -112,17 +122,31 @@ func NewBuildServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(buildServiceMethods.ByName("Import")),
 			connect.WithClientOptions(opts...),
 		),
+		listCaches: connect.NewClient[v1.ListCachesRequest, v1.ListCachesResponse](
+			httpClient,
+			baseURL+BuildServiceListCachesProcedure,
+			connect.WithSchema(buildServiceMethods.ByName("ListCaches")),
+			connect.WithClientOptions(opts...),
+		),
+		pruneCaches: connect.NewClient[v1.PruneCachesRequest, v1.PruneCachesResponse](
+			httpClient,
+			baseURL+BuildServicePruneCachesProcedure,
+			connect.WithSchema(buildServiceMethods.ByName("PruneCaches")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // buildServiceClient implements BuildServiceClient.
 type buildServiceClient struct {
-	lock    *connect.Client[v1.LockRequest, v1.LockEvent]
-	build   *connect.Client[v1.BuildRequest, v1.BuildEvent]
-	missing *connect.Client[v1.MissingRequest, v1.MissingResponse]
-	put     *connect.Client[v1.PutRequest, v1.PutResponse]
-	export  *connect.Client[v1.ExportRequest, v1.Chunk]
-	_import *connect.Client[v1.Chunk, v1.ImportResponse]
+	lock        *connect.Client[v1.LockRequest, v1.LockEvent]
+	build       *connect.Client[v1.BuildRequest, v1.BuildEvent]
+	missing     *connect.Client[v1.MissingRequest, v1.MissingResponse]
+	put         *connect.Client[v1.PutRequest, v1.PutResponse]
+	export      *connect.Client[v1.ExportRequest, v1.Chunk]
+	_import     *connect.Client[v1.Chunk, v1.ImportResponse]
+	listCaches  *connect.Client[v1.ListCachesRequest, v1.ListCachesResponse]
+	pruneCaches *connect.Client[v1.PruneCachesRequest, v1.PruneCachesResponse]
 }
 
 // Lock calls isle.v1.BuildService.Lock.
@@ -155,6 +179,16 @@ func (c *buildServiceClient) Import(ctx context.Context) *connect.ClientStreamFo
 	return c._import.CallClientStream(ctx)
 }
 
+// ListCaches calls isle.v1.BuildService.ListCaches.
+func (c *buildServiceClient) ListCaches(ctx context.Context, req *connect.Request[v1.ListCachesRequest]) (*connect.Response[v1.ListCachesResponse], error) {
+	return c.listCaches.CallUnary(ctx, req)
+}
+
+// PruneCaches calls isle.v1.BuildService.PruneCaches.
+func (c *buildServiceClient) PruneCaches(ctx context.Context, req *connect.Request[v1.PruneCachesRequest]) (*connect.Response[v1.PruneCachesResponse], error) {
+	return c.pruneCaches.CallUnary(ctx, req)
+}
+
 // BuildServiceHandler is an implementation of the isle.v1.BuildService service.
 type BuildServiceHandler interface {
 	// Lock pins the inputs of a file by hash.
@@ -171,6 +205,11 @@ type BuildServiceHandler interface {
 	Export(context.Context, *connect.Request[v1.ExportRequest], *connect.ServerStream[v1.Chunk]) error
 	// Import reads such a file.
 	Import(context.Context, *connect.ClientStream[v1.Chunk]) (*connect.Response[v1.ImportResponse], error)
+	// ListCaches says what builds keep: the folders of cache mounts.
+	ListCaches(context.Context, *connect.Request[v1.ListCachesRequest]) (*connect.Response[v1.ListCachesResponse], error)
+	// PruneCaches removes them, or forgets what steps made. It waits for no build:
+	// it is refused while one uses a cache.
+	PruneCaches(context.Context, *connect.Request[v1.PruneCachesRequest]) (*connect.Response[v1.PruneCachesResponse], error)
 }
 
 // NewBuildServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -216,6 +255,18 @@ func NewBuildServiceHandler(svc BuildServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(buildServiceMethods.ByName("Import")),
 		connect.WithHandlerOptions(opts...),
 	)
+	buildServiceListCachesHandler := connect.NewUnaryHandler(
+		BuildServiceListCachesProcedure,
+		svc.ListCaches,
+		connect.WithSchema(buildServiceMethods.ByName("ListCaches")),
+		connect.WithHandlerOptions(opts...),
+	)
+	buildServicePruneCachesHandler := connect.NewUnaryHandler(
+		BuildServicePruneCachesProcedure,
+		svc.PruneCaches,
+		connect.WithSchema(buildServiceMethods.ByName("PruneCaches")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/isle.v1.BuildService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case BuildServiceLockProcedure:
@@ -230,6 +281,10 @@ func NewBuildServiceHandler(svc BuildServiceHandler, opts ...connect.HandlerOpti
 			buildServiceExportHandler.ServeHTTP(w, r)
 		case BuildServiceImportProcedure:
 			buildServiceImportHandler.ServeHTTP(w, r)
+		case BuildServiceListCachesProcedure:
+			buildServiceListCachesHandler.ServeHTTP(w, r)
+		case BuildServicePruneCachesProcedure:
+			buildServicePruneCachesHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -261,4 +316,12 @@ func (UnimplementedBuildServiceHandler) Export(context.Context, *connect.Request
 
 func (UnimplementedBuildServiceHandler) Import(context.Context, *connect.ClientStream[v1.Chunk]) (*connect.Response[v1.ImportResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("isle.v1.BuildService.Import is not implemented"))
+}
+
+func (UnimplementedBuildServiceHandler) ListCaches(context.Context, *connect.Request[v1.ListCachesRequest]) (*connect.Response[v1.ListCachesResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("isle.v1.BuildService.ListCaches is not implemented"))
+}
+
+func (UnimplementedBuildServiceHandler) PruneCaches(context.Context, *connect.Request[v1.PruneCachesRequest]) (*connect.Response[v1.PruneCachesResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("isle.v1.BuildService.PruneCaches is not implemented"))
 }
