@@ -191,7 +191,7 @@ type Config struct {
 // New returns the handler of all services. The http.Server it is given to uses
 // ConnContext, and speaks HTTP/2 without TLS for the bidirectional streams.
 func New(cfg Config) http.Handler {
-	g := &guard{policy: cfg.Policy, credentials: cfg.Credentials, log: cfg.Audit, slog: cfg.Log, refused: cfg.Refused, rules: cfg.rules()}
+	g := &guard{policy: cfg.Policy, credentials: cfg.Credentials, log: cfg.Audit, slog: cfg.Log, refused: cfg.Refused, rules: cfg.rules(), released: cfg.copiesRelease}
 	cfg.guard = g
 	options := []connect.HandlerOption{
 		connect.WithInterceptors(g),

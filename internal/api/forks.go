@@ -100,7 +100,11 @@ func (s *forks) Fork(ctx context.Context, r *connect.Request[islev1.ForkRequest]
 	var made []isle.Ref
 	req.May = func(plan environment.ForkPlan) error { // a name, or a tag, may be another's by now
 		made = plan.Forks
-		if err := s.allowed(ctx, s.asksToFork(ctx, req, plan)...); err != nil {
+		stage := req.Stage
+		if stage == "" {
+			stage = plan.Source.Stage
+		}
+		if err := s.allowedCopy(ctx, plan, stage, s.asksToFork(ctx, req, plan)...); err != nil {
 			return err
 		}
 		for _, ref := range plan.Forks {
@@ -179,7 +183,7 @@ func (s *forks) Restore(ctx context.Context, r *connect.Request[islev1.RestoreRe
 	if err != nil {
 		return err
 	}
-	if err := s.allowed(ctx, s.asksToRestore(ctx, ref, plan)...); err != nil {
+	if err := s.allowedCopy(ctx, plan, ref.Stage, s.asksToRestore(ctx, ref, plan)...); err != nil {
 		return err
 	}
 	tell, work := s.newTeller(ctx, isle.ActionEnvironmentRestore, isle.Resource{}, func(e *islev1.ProgressEvent) error {

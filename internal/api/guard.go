@@ -238,6 +238,7 @@ type guard struct {
 	slog        *slog.Logger
 	refused     func(audit.Entry) // nil: each is appended
 	rules       map[string]rule
+	released    func(msg any) bool // that what a copy launches is a release; nil: none is
 
 	reading reading
 }
@@ -281,6 +282,9 @@ func (g *guard) check(ctx context.Context, procedure string, msg any) ([]policy.
 	}
 	queries := queriesOf(who, r(ctx, msg)...)
 	if launchesRelease(msg) {
+		ofRelease(queries)
+	}
+	if g.released != nil && g.released(msg) {
 		ofRelease(queries)
 	}
 	answers, err := g.stands(ctx, who, queries, "")

@@ -265,10 +265,22 @@ type ForkPlan struct {
 	Snapshot isle.Digest // that is copied; "": what runs
 	Project  string
 	Forks    []isle.Ref // names may be taken by the time that it is made: Fork asks its May about those that it takes
+	// Release is what the source was last brought up from, "" of none, and Spec and
+	// Images, by service, what is launched.
+	Release isle.Digest
+	Spec    spec.File
+	Images  map[string]isle.Digest
 }
 
 func (o *origin) plan(forks []isle.Ref) ForkPlan {
-	return ForkPlan{Source: o.rec.Ref, Instance: o.rec.Instance, Snapshot: o.digest, Project: o.rec.Project, Forks: forks}
+	p := ForkPlan{
+		Source: o.rec.Ref, Instance: o.rec.Instance, Snapshot: o.digest, Project: o.rec.Project, Forks: forks,
+		Release: o.rec.Release, Spec: o.rec.Spec, Images: map[string]isle.Digest{},
+	}
+	for _, s := range o.rec.Services {
+		p.Images[s.Name] = s.Digest
+	}
+	return p
 }
 
 // PlanFork says what a request would come to.
