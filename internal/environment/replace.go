@@ -153,7 +153,7 @@ func (m *Manager) replace(ctx context.Context, actor isle.Actor, l *live, req Up
 			s.Ports = ports.of(s.Name)
 			next[i] = s
 		}
-		e.Services, e.Spec, e.Boot = next, req.Spec, m.cfg.Boot
+		e.Services, e.Spec, e.Boot, e.Kept = next, req.Spec, m.cfg.Boot, "" // what was kept was of another file
 		req.mark(e)
 		e.OneShot = e.OneShot && req.OneShot
 		if p.ttl {
