@@ -238,7 +238,9 @@ const (
 	ActionReleaseImport      Action = "release:import"
 	ActionReleasePromote     Action = "release:promote" // to a stage
 	ActionReleaseSkip        Action = "release:skip"    // stages, on the way
-	ActionReleaseTrust       Action = "release:trust"   // a key of another server
+	ActionReleaseRollback    Action = "release:rollback"
+	ActionReleaseClear       Action = "release:clear" // a mark that a rollback has left
+	ActionReleaseTrust       Action = "release:trust" // a key of another server
 	ActionEgressConnect      Action = "egress:connect"
 	ActionAuditRead          Action = "audit:read"
 	ActionAuditAccept        Action = "audit:accept-rollback" // a log that does not go on from the kept checkpoint

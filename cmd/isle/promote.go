@@ -228,10 +228,25 @@ type stageJSON struct {
 	Before  string     `json:"before,omitempty"`
 	Values  []string   `json:"values"`
 	Passed  string     `json:"passed,omitempty"`
+	Earlier []string   `json:"earlier"` // the last one last
+	Marks   []markJSON `json:"marks"`   // what it was rolled back from
+}
+
+type markJSON struct {
+	Release string     `json:"release"`
+	By      string     `json:"by"`
+	Time    *time.Time `json:"time"`
+	Reason  string     `json:"reason,omitempty"`
 }
 
 func stageView(s *islev1.Stage) stageJSON {
-	out := stageJSON{s.GetProject(), s.GetName(), s.GetRelease(), at(s.GetSince()), s.GetBy(), s.GetBefore(), s.GetValues(), s.GetPassed()}
+	out := stageJSON{s.GetProject(), s.GetName(), s.GetRelease(), at(s.GetSince()), s.GetBy(), s.GetBefore(), s.GetValues(), s.GetPassed(), s.GetEarlier(), []markJSON{}}
+	if out.Earlier == nil {
+		out.Earlier = []string{}
+	}
+	for _, m := range s.GetMarks() {
+		out.Marks = append(out.Marks, markJSON{m.GetRelease(), m.GetBy(), at(m.GetTime()), m.GetReason()})
+	}
 	if out.Values == nil {
 		out.Values = []string{}
 	}
@@ -252,9 +267,13 @@ func newReleaseStages(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return showList(a, res.Msg.GetStages(), stageView, "project\tstage\trelease\tsince\tby\tvalues", func(m *islev1.Stage) []string {
+			return showList(a, res.Msg.GetStages(), stageView, "project\tstage\trelease\tsince\tby\trolled back from\tvalues", func(m *islev1.Stage) []string {
 				s := stageView(m)
-				return []string{s.Project, s.Stage, shortDigest(s.Release), ago(s.Since), s.By, strings.Join(s.Values, ", ")}
+				var marks []string
+				for _, m := range s.Marks {
+					marks = append(marks, shortDigest(m.Release))
+				}
+				return []string{s.Project, s.Stage, shortDigest(s.Release), ago(s.Since), s.By, strings.Join(marks, ", "), strings.Join(s.Values, ", ")}
 			})
 		},
 	}

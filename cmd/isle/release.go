@@ -24,10 +24,10 @@ stage that points at it, PROJECT@STAGE: equal inputs give an equal release. isle
 		Example: `  isle release create
   isle release ls
   isle up --release 3fa9c1 --stage production`,
-		Args: args(0, 0, "a command: create, ls, inspect, verify, attestation, export, import, stages, rm or trust"),
+		Args: args(0, 0, "a command: create, ls, inspect, verify, attestation, export, import, stages, clear, rm or trust"),
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newReleaseCreate(a), newReleaseLs(a), newReleaseInspect(a), newReleaseVerify(a), newReleaseAttestation(a), newReleaseExport(a), newReleaseImport(a), newReleaseStages(a), newReleaseRm(a), newReleaseTrust(a))
+	cmd.AddCommand(newReleaseCreate(a), newReleaseLs(a), newReleaseInspect(a), newReleaseVerify(a), newReleaseAttestation(a), newReleaseExport(a), newReleaseImport(a), newReleaseStages(a), newReleaseClear(a), newReleaseRm(a), newReleaseTrust(a))
 	return cmd
 }
 

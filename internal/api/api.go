@@ -25,6 +25,8 @@ import (
 type Lifecycle interface {
 	Up(ctx context.Context, actor isle.Actor, req environment.UpRequest, progress func(environment.Progress)) (environment.UpResult, error)
 	Down(ctx context.Context, actor isle.Actor, ref isle.Ref, volumes bool, progress func(environment.Progress)) error
+	// HoldRequests has requests wait until release is called.
+	HoldRequests(ctx context.Context, ref isle.Ref) (release func(), err error)
 	Extend(ctx context.Context, actor isle.Actor, ref isle.Ref, by time.Duration, never bool) (time.Time, error)
 }
 

@@ -86,6 +86,11 @@ func (r *rooms) Down(_ context.Context, _ isle.Actor, ref isle.Ref, _ bool, _ fu
 	}
 	return nil
 }
+func (r *rooms) HoldRequests(context.Context, isle.Ref) (func(), error) {
+	r.reach("HoldRequests")
+	return func() {}, nil
+}
+
 func (r *rooms) Extend(context.Context, isle.Actor, isle.Ref, time.Duration, bool) (time.Time, error) {
 	r.reach("Extend")
 	return time.Time{}, nil

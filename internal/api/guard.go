@@ -300,7 +300,7 @@ func launchesRelease(msg any) bool {
 	switch m := msg.(type) {
 	case *islev1.UpRequest:
 		return m.GetRelease() != ""
-	case *islev1.PromoteRequest:
+	case *islev1.PromoteRequest, *islev1.RollbackRequest:
 		return true
 	}
 	return false

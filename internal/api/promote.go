@@ -166,10 +166,17 @@ func (s *releases) ListStages(ctx context.Context, req *connect.Request[islev1.L
 		if q := queriesOf(who, releaseOf(isle.ActionReleaseRead, st.Project)); !s.Policy.Decide(q[0]).Allowed() {
 			continue
 		}
-		res.Stages = append(res.Stages, &islev1.Stage{
+		out := &islev1.Stage{
 			Project: st.Project, Name: st.Name, Release: string(st.Release), Since: timestamppb.New(st.Since), By: st.By.String(), Before: string(st.Before),
 			Values: st.Values.Lines(), Passed: st.Passed,
-		})
+		}
+		for _, m := range st.Marks {
+			out.Marks = append(out.Marks, &islev1.Mark{Release: string(m.Release), By: m.By.String(), Time: timestamppb.New(m.Time), Reason: m.Reason})
+		}
+		for _, p := range st.Earlier {
+			out.Earlier = append(out.Earlier, string(p.Release))
+		}
+		res.Stages = append(res.Stages, out)
 	}
 	return connect.NewResponse(res), nil
 }

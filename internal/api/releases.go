@@ -42,12 +42,15 @@ type ReleaseReader interface {
 	StagesOf(d isle.Digest) []release.Stage
 	At(rel release.Release, stage string, must bool) (release.Values, error)
 	Plan(ctx context.Context, p release.Promotion) (release.Plan, error)
+	PlanRollback(ctx context.Context, b release.Rollback) (release.Return, error)
 }
 
 // A ReleaseWriter changes which there are.
 type ReleaseWriter interface {
 	Create(ctx context.Context, actor isle.Actor, req release.Request) (rel release.Release, made bool, err error)
 	Promote(ctx context.Context, actor isle.Actor, p release.Promotion, seen isle.Digest) (release.Plan, error)
+	Rollback(ctx context.Context, actor isle.Actor, b release.Rollback, seen isle.Digest) error
+	Clear(ctx context.Context, actor isle.Actor, project, stage, name string) (release.Stage, error)
 	Import(ctx context.Context, actor isle.Actor, r io.Reader, allow func(project string) error) (release.Release, error)
 	Remove(ctx context.Context, actor isle.Actor, name string) (isle.Digest, error)
 	Trust(ctx context.Context, actor isle.Actor, key string) (seal.TrustedKey, error)
@@ -80,9 +83,15 @@ func (cfg Config) releaseRules() map[string]rule {
 		islev1connect.ReleaseServiceGetAttestationProcedure: on(isle.ActionReleaseRead),
 		islev1connect.ReleaseServiceExportReleaseProcedure:  on(isle.ActionReleaseExport),
 		// Of which project one is that comes in a file the handler finds out.
-		islev1connect.ReleaseServiceImportReleaseProcedure:   always(isle.ActionServerRead),
-		islev1connect.ReleaseServiceRemoveReleaseProcedure:   on(isle.ActionReleaseRemove),
-		islev1connect.ReleaseServicePromoteProcedure:         cfg.asksOfPromote,
+		islev1connect.ReleaseServiceImportReleaseProcedure: always(isle.ActionServerRead),
+		islev1connect.ReleaseServiceRemoveReleaseProcedure: on(isle.ActionReleaseRemove),
+		islev1connect.ReleaseServicePromoteProcedure:       cfg.asksOfPromote,
+		islev1connect.ReleaseServiceRollbackProcedure:      cfg.asksOfRollback,
+		islev1connect.ReleaseServiceClearReleaseProcedure: func(_ context.Context, msg any) []ask {
+			m := msg.(*islev1.ClearReleaseRequest)
+			project := clipped(m.GetProject())
+			return []ask{{isle.ActionReleaseClear, isle.Resource{Kind: "release", Name: project, Stage: clipped(m.GetStage())}, project}}
+		},
 		islev1connect.ReleaseServiceListStagesProcedure:      always(isle.ActionServerRead),
 		islev1connect.ReleaseServiceListReleaseKeysProcedure: always(isle.ActionServerRead),
 		islev1connect.ReleaseServiceTrustReleaseKeyProcedure: always(isle.ActionReleaseTrust),

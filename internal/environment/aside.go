@@ -284,6 +284,11 @@ func (m *Manager) adoptAside(ctx context.Context, l *live, f *found) {
 	if !m.spawn(func() {
 		defer close(a.done)
 		defer stop()
+		if f, ok := m.cfg.Driver.(Freezer); ok { // to call
+			if err := f.Thaw(work, l.instance); err != nil {
+				m.cfg.Log.Warn("what was put aside does not go on", "environment", l.ref, "instance", l.instance, "error", err)
+			}
+		}
 		home, cancel := context.WithTimeout(work, homeAgain)
 		defer cancel()
 		for _, s := range rec.Services {

@@ -11,7 +11,7 @@ func FaultPoints() []string {
 		"snapshot.captured",
 		"ready.captured", "ready.kept", "warm.recorded", "warm.copied", "warm.withdrawing", "warm.withdrawn",
 		"restore.recorded", "restore.copied", "restore.up", "restore.swapped", "restore.dropped",
-		"switch.recorded", "switch.up", "switch.committed", "switch.taken", "switch.drained", "switch.frozen", "aside.removed",
+		"switch.recorded", "switch.up", "switch.committed", "switch.taken", "switch.drained", "switch.frozen", "switch.thawed", "aside.removed",
 		"handover.recorded", "handover.stopped", "handover.copied", "handover.resumed", "handover.saved",
 		"exit.recorded", "exit.removed", "restart.recorded",
 		"down.recorded", "down.stopped", "down.network", "down.removed", "down.volume", "down.forgotten",

@@ -62,6 +62,25 @@ func (l *live) hold(now Clock) (letGo func() time.Duration) {
 	}
 }
 
+// HoldRequests has requests to the published ports of an environment wait until release is
+// called, once those that are under way have ended; after 5 seconds they are cut.
+// Whoever serves then gets them, which may be another instance.
+func (m *Manager) HoldRequests(ctx context.Context, ref isle.Ref) (release func(), err error) {
+	l, err := m.get(ref)
+	if err != nil {
+		return nil, err
+	}
+	if l.holds() != nil {
+		return nil, isle.Errorf(isle.Conflict, "requests to environment %s are held already", ref)
+	}
+	letGo := l.hold(m.cfg.Now)
+	if !l.drain(ctx, holdDrain) {
+		l.cutThrough()
+		l.serve()
+	}
+	return func() { letGo() }, nil
+}
+
 // wantHandover gives a staged instance records of the volumes that it is to have:
 // copies of those that its services have now, and new ones.
 func (m *Manager) wantHandover(f *fork, now time.Time) (from []Volume) {

@@ -14,6 +14,9 @@ import (
 type RestoreRequest struct {
 	At   string // a snapshot, by digest or tag
 	Cold bool   // started on the volumes, although the snapshot has memory
+	// Last is called once when the replacement is up, and before it serves: if it
+	// fails, nothing changes. nil: there is nothing to do then.
+	Last func(context.Context) error
 }
 
 // RestoreTo brings an environment back to a snapshot: a replacement is made of
@@ -60,7 +63,7 @@ func (m *Manager) RestoreTo(ctx context.Context, actor isle.Actor, ref isle.Ref,
 	if !m.spawn(func() {
 		defer held.release()
 		defer o.release()
-		r, err := m.restore(held.ctx, actor, ref, o, say)
+		r, err := m.restore(held.ctx, actor, ref, o, req.Last, say)
 		o.release() // who has the answer may remove the snapshot
 		done <- answer{r, err}
 	}) {
@@ -82,7 +85,7 @@ func (m *Manager) RestoreTo(ctx context.Context, actor isle.Actor, ref isle.Ref,
 }
 
 // restore is RestoreTo with the ref held.
-func (m *Manager) restore(ctx context.Context, actor isle.Actor, ref isle.Ref, o *origin, say func(Progress)) (UpResult, error) {
+func (m *Manager) restore(ctx context.Context, actor isle.Actor, ref isle.Ref, o *origin, last func(context.Context) error, say func(Progress)) (UpResult, error) {
 	old := m.find(ref)
 	if old != nil && old.snapshot().Desired == WantDown { // a teardown that got stuck
 		if err := m.takeDown(ctx, actor, old, false, say); err != nil {
@@ -100,6 +103,11 @@ func (m *Manager) restore(ctx context.Context, actor isle.Actor, ref isle.Ref, o
 	err = m.bringBack(ctx, o, f, say)
 	if err == nil {
 		m.fault("restore.up")
+		if last != nil {
+			err = last(ctx)
+		}
+	}
+	if err == nil {
 		err = m.swap(ctx, actor, old, f)
 	}
 	if err != nil {
@@ -152,7 +160,7 @@ func (m *Manager) stage(ctx context.Context, actor isle.Actor, ref isle.Ref, old
 	e.Expires = expiry(now, UpRequest{Spec: e.Spec})
 	if old != nil {
 		was := old.snapshot()
-		e.Owner, e.Expires, e.Fork, e.Keep, e.OneShot = was.Owner, was.Expires, was.Fork, was.Keep, was.OneShot
+		e.Owner, e.Expires, e.Fork, e.Keep, e.OneShot, e.Saved = was.Owner, was.Expires, was.Fork, was.Keep, was.OneShot, was.Saved
 		e.Branch, e.Commit, e.Dirty, e.Repository = was.Branch, was.Commit, was.Dirty, was.Repository
 	}
 	f := newFork(nil)
@@ -229,23 +237,21 @@ func (m *Manager) swap(ctx context.Context, actor isle.Actor, old *live, f *fork
 		return err
 	}
 	l := f.l
-	if old != nil {
-		old.unpublishAll()
-	}
-	ports, err := m.assignPorts(ctx, l.ref, l.snapshot().Spec, nil)
-	if err == nil {
-		if err = m.take(ctx, actor, old, f, ports); err != nil {
-			ports.release()
-		}
-	}
+	ports, err := m.assignPorts(ctx, l.ref, l.snapshot().Spec, old)
 	if err != nil {
-		if old != nil {
-			m.listenAgain(old)
-		}
+		return err
+	}
+	if err = m.take(ctx, actor, old, f, ports); err != nil {
+		ports.release()
 		return err
 	}
 	m.fault("restore.swapped")
-	l.publish(ports)
+	if old == nil {
+		l.publish(ports)
+		return nil
+	}
+	l.succeed(old, ports)
+	old.cutThrough()
 	return nil
 }
 

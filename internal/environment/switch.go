@@ -221,6 +221,7 @@ func (m *Manager) goBack(ctx context.Context, actor isle.Actor, old *live, req U
 	if err == nil {
 		err = m.thaw(ctx, l, a)
 	}
+	m.fault("switch.thawed")
 	for _, s := range l.snapshot().Services {
 		if err == nil {
 			_, err = l.line(ctx, s.Name)

@@ -207,7 +207,7 @@ func switches() []story {
 			func(t *testing.T, m *Manager) { mustUp(t, m, site("one")) }, up(site, "two", false),
 		},
 		{
-			"switch back", []string{"switch.committed", "switch.taken", "switch.drained", "switch.frozen"},
+			"switch back", []string{"switch.thawed", "switch.committed", "switch.taken", "switch.drained", "switch.frozen"},
 			func(t *testing.T, m *Manager) { mustUp(t, m, site("two")); mustUp(t, m, site("one")) }, up(site, "two", true),
 		},
 		{

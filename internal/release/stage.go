@@ -31,6 +31,12 @@ type Stage struct {
 	Before  isle.Digest `json:"before,omitempty"` // what it pointed at until then
 	// Passed is why a stage before was passed over, where one was.
 	Passed string `json:"passed,omitempty"`
+	// Earlier are what it pointed at before, the last one last; a rollback goes back
+	// to it.
+	Earlier []Pointer `json:"earlier,omitempty"`
+	// Marks are the releases that it was rolled back from and that nobody has
+	// cleared since: they are not promoted to it.
+	Marks []Mark `json:"marks,omitempty"`
 }
 
 type stageKey struct{ project, stage string }
@@ -147,6 +153,9 @@ func (r *Releases) Plan(ctx context.Context, p Promotion) (plan Plan, err error)
 	if _, err := plan.Values.Apply(plan.Release.Manifest.Spec); err != nil {
 		return plan, err
 	}
+	if err := plan.Before.allows(p.Project, plan.Release.Digest); err != nil {
+		return plan, err
+	}
 	plan.Same = plan.Before.Release == plan.Release.Digest && plan.Before.Values.Digest() == plan.Values.Digest()
 	return plan, nil
 }
@@ -191,6 +200,7 @@ func (r *Releases) Promote(ctx context.Context, actor isle.Actor, p Promotion, s
 	}
 	s := Stage{
 		Project: p.Project, Name: p.To, Release: plan.Release.Digest, Values: plan.Values, Since: r.cfg.Now().UTC(), By: actor, Before: plan.Before.Release,
+		Earlier: plan.Before.after(), Marks: plan.Before.Marks,
 	}
 	e := audit.NewEvent(actor, isle.ActionReleasePromote, resourceAt(p.Project, p.To), isle.Allow, "").With("before", string(s.Before)).With("from", plan.From)
 	e.Release = s.Release
@@ -201,21 +211,30 @@ func (r *Releases) Promote(ctx context.Context, actor isle.Actor, p Promotion, s
 		s.Passed = p.BreakGlass
 		e = e.With("passed_over", plan.Skips).With("break_glass", p.BreakGlass)
 	}
-	b, err := json.Marshal(s)
-	if err != nil {
-		return plan, isle.Errorf(isle.Internal, "cannot encode a stage's record: %w", err)
-	}
 	r.cfg.Fault("promote.checked")
-	if err := r.shelf.Change(ctx, []ledger.Record{{Key: keyStage + p.Project + "/" + p.To, Body: b}}, nil, e); err != nil {
+	if err := r.point(ctx, s, e); err != nil {
 		return plan, err
 	}
-	r.mu.Lock()
-	stages := maps.Clone(r.stages)
-	stages[stageKey{p.Project, p.To}] = s
-	r.stages = stages
-	r.mu.Unlock()
 	r.cfg.Fault("promote.recorded")
 	return plan, nil
+}
+
+// point stores what a stage points at, with the entry that belongs to it; the
+// shelf is locked.
+func (r *Releases) point(ctx context.Context, s Stage, e audit.Entry) error {
+	b, err := json.Marshal(s)
+	if err != nil {
+		return isle.Errorf(isle.Internal, "cannot encode a stage's record: %w", err)
+	}
+	if err := r.shelf.Change(ctx, []ledger.Record{{Key: keyStage + s.Project + "/" + s.Name, Body: b}}, nil, e); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	stages := maps.Clone(r.stages)
+	stages[stageKey{s.Project, s.Name}] = s
+	r.stages = stages
+	return nil
 }
 
 // short is a digest for people, where there is one.

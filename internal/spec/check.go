@@ -49,6 +49,9 @@ func (r *reader) check(f *File) {
 	if f.Warm && f.Isolation == Container {
 		r.problemFor("warm", "needs memory that can be captured, which isolation container has not; add `isolation: gvisor`, or remove it")
 	}
+	if s := f.Schema; s != nil && s.CompatibleWith > s.Version {
+		r.problemFor(document.Path("schema", "compatible_with"), "is %d, and the schema has version %d: a release is compatible with its own version at the most", s.CompatibleWith, s.Version)
+	}
 	if why := f.tooSmall(); why != "" {
 		r.problemFor(document.Path("limits", "memory"), "%s", why)
 	}

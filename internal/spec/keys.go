@@ -23,6 +23,7 @@ const (
 	maxEgress   = 64
 	maxNetworks = 16
 	maxUses     = 64
+	maxSchema   = 1_000_000_000
 
 	minVolume = 8 << 20
 	// A writable root is in memory.
@@ -117,7 +118,25 @@ func fileShape() shape[File] {
 			durationShape(time.Second, 3650*24*time.Hour), func(f *File) *time.Duration { return &f.TTL }),
 		key("warm", "false", "Whether the state in which the environment is ready is kept, memory and volumes, and the next one of exactly the same release begins with it, in place of a start (class `gvisor`; docs/forks.md). It is a copy: `on_fork` runs in it, and services are called SERVICE-NAME by their hostname.",
 			scalar("true or false", schema{Type: "boolean"}, parseBool), func(f *File) *bool { return &f.Warm }),
+		key("schema", "", "What the release makes of its data: a rollback to a release that cannot use it is refused (docs/releases.md).",
+			pointer(schemaShape()), func(f *File) **DataSchema { return &f.Schema }),
 	)
+}
+
+func schemaShape() shape[DataSchema] {
+	s := object("a schema",
+		must(key("version", "", "A number that grows with each change of how data is kept.", numeric("version", "a number", 1, maxSchema), func(s *DataSchema) *int { return &s.Version })),
+		key("compatible_with", "", "The least version whose releases can use data that this one has written. Without it, its own version.",
+			numeric("version", "a number", 0, maxSchema), func(s *DataSchema) *int { return &s.CompatibleWith }),
+	)
+	inner := s.read
+	s.read = func(r *reader, n *yaml.Node, into *DataSchema) {
+		into.CompatibleWith = -1
+		if inner(r, n, into); into.CompatibleWith < 0 {
+			into.CompatibleWith = into.Version
+		}
+	}
+	return s
 }
 
 func serviceShape() shape[Service] {

@@ -27,6 +27,9 @@ func (f File) Render() ([]byte, error) {
 		return newMapping().text("host", e.Host).number("port", int64(e.Port)).texts("addresses", e.Addresses).text("inspect", strconv.FormatBool(e.Inspect)).Node
 	})
 	root.texts("uses", f.Uses).add("limits", limits.Node).duration("ttl", f.TTL).text("warm", strconv.FormatBool(f.Warm))
+	if s := f.Schema; s != nil {
+		root.add("schema", newMapping().number("version", int64(s.Version)).number("compatible_with", int64(s.CompatibleWith)).Node)
+	}
 	var b bytes.Buffer
 	enc := yaml.NewEncoder(&b)
 	enc.SetIndent(2)

@@ -12,7 +12,7 @@ import (
 // whole is a file in which every key has a value, and none its default.
 func whole() File {
 	return File{
-		Name: "shop", Isolation: "gvisor", Warm: true, TTL: 26 * time.Hour, Limits: Limits{CPUs: 0.5, Memory: 3 << 30, PIDs: 99},
+		Name: "shop", Isolation: "gvisor", Warm: true, Schema: &DataSchema{Version: 3, CompatibleWith: 2}, TTL: 26 * time.Hour, Limits: Limits{CPUs: 0.5, Memory: 3 << 30, PIDs: 99},
 		Egress: []Egress{{Host: "api.example.com", Port: 443, Addresses: []string{"10.0.0.0/8"}, Inspect: true}}, Uses: []string{"orders-db"},
 		Services: []Service{{
 			Name: "db", Suite: "trixie", Packages: []string{"postgresql-15"}, Copy: []Copy{{"app/", "/app"}}, Run: []string{"make\nall: \"x\""},

@@ -11,6 +11,7 @@
 package spec
 
 import (
+	"fmt"
 	"slices"
 	"time"
 
@@ -35,6 +36,33 @@ type File struct {
 	// Warm has environments begin with the memory of one that was ready, where
 	// there is such a state of exactly this release. Class gvisor only.
 	Warm bool `json:"warm,omitempty"`
+	// Schema is what the release makes of its data; nil: nothing is said.
+	Schema *DataSchema `json:"schema,omitempty"`
+}
+
+// A DataSchema is what a release makes of its data, and who else can use it then.
+type DataSchema struct {
+	Version int `json:"version"`
+	// CompatibleWith is the least version whose releases can use data that this
+	// one has written; Parse makes it Version where the file does not say.
+	CompatibleWith int `json:"compatible_with"`
+}
+
+// Leaves says why a release of another schema cannot use what one of s has
+// written; "" if it can. nil is a schema of version 0, with which every other is
+// compatible.
+func (s *DataSchema) Leaves(other *DataSchema) string {
+	have := 0
+	if other != nil {
+		have = other.Version
+	}
+	switch {
+	case s == nil || have >= s.CompatibleWith:
+		return ""
+	case other == nil:
+		return fmt.Sprintf("it writes schema %d, which only releases of schema %d and later can use, and the other one names no schema", s.Version, s.CompatibleWith)
+	}
+	return fmt.Sprintf("it writes schema %d, which only releases of schema %d and later can use, and the other one has schema %d", s.Version, s.CompatibleWith, have)
 }
 
 // A Service is one process tree with an image of its own.

@@ -12,7 +12,7 @@ import (
 
 // releases are the stories of what is sealed, and of the stages that point at it.
 func releases() []story {
-	var first, old, next, good, bad, light, lighter string // digests, of each story its own
+	var first, old, next, good, bad, light, lighter, later, earlier string // digests, of each story its own
 	return []story{
 		{
 			name: "release", points: []string{"release.written", "release.renamed", "release.recorded"},
@@ -132,6 +132,36 @@ func releases() []story {
 				}
 				w.must(t, "promote", w.name, "--to", "testing", "--release", lighter)
 				w.serves(t, 2)
+				w.must(t, "audit", "verify")
+			},
+		},
+		{
+			name: "rollback", points: []string{"switch.thawed", "rollback.checked", "rollback.recorded"},
+			before: func(t *testing.T, w *world) {
+				later, earlier = w.lightRelease(t, 2), w.lightRelease(t, 1)
+				w.must(t, "promote", w.name, "--to", "testing", "--release", earlier)
+				w.must(t, "up", "--release", w.name+"@testing")
+				if _, err := w.isle("promote", w.name, "--to", "testing", "--release", later); err != nil { // of an earlier round
+					w.must(t, "release", "clear", w.name+"@testing", later)
+					w.must(t, "promote", w.name, "--to", "testing", "--release", later)
+				}
+			},
+			act: func(w *world) error { _, err := w.isle("rollback", w.name+"@testing"); return err },
+			after: func(t *testing.T, w *world, point string) {
+				points := later
+				if point == "rollback.recorded" {
+					points = earlier
+				}
+				w.serves(t, 2) // until another instance takes its place
+				if got := w.pointsAt(t); got != points {
+					t.Errorf("the stage points at %s, not at %s", got, points)
+				}
+				if points == later {
+					w.must(t, "rollback", w.name+"@testing")
+				} else {
+					w.must(t, "up", "--release", w.name+"@testing")
+				}
+				w.serves(t, 1)
 				w.must(t, "audit", "verify")
 			},
 		},

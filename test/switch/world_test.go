@@ -48,7 +48,14 @@ type project struct {
 
 func newProject(t *testing.T, name, class string) *project {
 	p := &project{T: t, Server: server, name: name, dir: t.TempDir(), class: class}
-	t.Cleanup(func() { p.Isle("down", name, "--volumes") })
+	t.Cleanup(func() {
+		if t.Failed() {
+			log, _ := os.ReadFile(filepath.Join(server.State, "server.log"))
+			t.Logf("the end of the server's log:\n%s", log[max(0, len(log)-4000):])
+			t.Log(p.Isle("audit", "search", "--environment", name, "-o", "json"))
+		}
+		p.Isle("down", name, "--volumes")
+	})
 	return p
 }
 
@@ -118,6 +125,35 @@ func (p *project) promote(digest string) switched {
 		p.Fatal(err)
 	}
 	return out.Switch
+}
+
+// rollback goes back to the release before.
+func (p *project) rollback() switched {
+	p.Helper()
+	var out struct{ Switch switched }
+	if err := json.Unmarshal([]byte(p.must("rollback", p.name+"@testing", "-o", "json")), &out); err != nil {
+		p.Fatal(err)
+	}
+	return out.Switch
+}
+
+// data asks for what was written, or has the version that serves write.
+func (p *project) data(method string) (string, error) {
+	req, err := http.NewRequest(method, "http://"+p.address()+"/data", nil)
+	if err != nil {
+		return "", err
+	}
+	c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: patience}
+	res, err := c.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	if err == nil && res.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s", res.Status, b)
+	}
+	return string(b), err
 }
 
 // says asks once, over a connection of its own.

@@ -177,27 +177,6 @@ func (c *cgroups) goOn(instance string) error {
 	return write(filepath.Dir(file), filepath.Base(file), run)
 }
 
-// freezeLimit is how long processes may take to stand still.
-const freezeLimit = 10 * time.Second
-
-// Freeze implements environment.Freezer.
-func (d *Driver) Freeze(ctx context.Context, instance isle.ID) error {
-	ctx, cancel := context.WithTimeout(ctx, freezeLimit)
-	defer cancel()
-	if err := d.groups.stop(ctx, string(instance)); err != nil {
-		return isle.Errorf(isle.Unavailable, "instance %s cannot be frozen: %w", instance, errors.Join(err, d.groups.goOn(string(instance))))
-	}
-	return nil
-}
-
-// Thaw implements environment.Freezer.
-func (d *Driver) Thaw(_ context.Context, instance isle.ID) error {
-	if err := d.groups.goOn(string(instance)); err != nil {
-		return isle.Errorf(isle.Unavailable, "instance %s cannot go on: %w", instance, err)
-	}
-	return nil
-}
-
 // maxPause is how long what runs is stopped at most, whatever becomes of the
 // server.
 const maxPause = 2 * time.Minute

@@ -1488,6 +1488,445 @@ func (x *Switch) GetSnapshot() string {
 	return ""
 }
 
+type RollbackRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Project       string                 `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"`
+	Stage         string                 `protobuf:"bytes,2,opt,name=stage,proto3" json:"stage,omitempty"`
+	Release       string                 `protobuf:"bytes,3,opt,name=release,proto3" json:"release,omitempty"`  // that the stage pointed at; empty: the last one
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`    // for people
+	Restore       bool                   `protobuf:"varint,5,opt,name=restore,proto3" json:"restore,omitempty"` // its data goes back too, to the snapshot from before
+	DryRun        bool                   `protobuf:"varint,6,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	Seen          string                 `protobuf:"bytes,7,opt,name=seen,proto3" json:"seen,omitempty"` // what the stage pointed at when it was looked at
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollbackRequest) Reset() {
+	*x = RollbackRequest{}
+	mi := &file_isle_v1_releases_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollbackRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollbackRequest) ProtoMessage() {}
+
+func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_releases_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
+func (*RollbackRequest) Descriptor() ([]byte, []int) {
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *RollbackRequest) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
+}
+
+func (x *RollbackRequest) GetStage() string {
+	if x != nil {
+		return x.Stage
+	}
+	return ""
+}
+
+func (x *RollbackRequest) GetRelease() string {
+	if x != nil {
+		return x.Release
+	}
+	return ""
+}
+
+func (x *RollbackRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *RollbackRequest) GetRestore() bool {
+	if x != nil {
+		return x.Restore
+	}
+	return false
+}
+
+func (x *RollbackRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *RollbackRequest) GetSeen() string {
+	if x != nil {
+		return x.Seen
+	}
+	return ""
+}
+
+type RollbackResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Release       *Release               `protobuf:"bytes,1,opt,name=release,proto3" json:"release,omitempty"` // that the stage points at
+	Before        string                 `protobuf:"bytes,2,opt,name=before,proto3" json:"before,omitempty"`   // what it pointed at until now, which is marked
+	Values        []string               `protobuf:"bytes,3,rep,name=values,proto3" json:"values,omitempty"`
+	Switch        *Switch                `protobuf:"bytes,4,opt,name=switch,proto3" json:"switch,omitempty"`     // of what runs; unset: nothing of a release did
+	Data          string                 `protobuf:"bytes,5,opt,name=data,proto3" json:"data,omitempty"`         // why the release cannot use the data as it is; empty: it can
+	Restored      string                 `protobuf:"bytes,6,opt,name=restored,proto3" json:"restored,omitempty"` // snapshot that the data was brought back to
+	Saved         string                 `protobuf:"bytes,7,opt,name=saved,proto3" json:"saved,omitempty"`       // snapshot of the data as it was before that
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollbackResponse) Reset() {
+	*x = RollbackResponse{}
+	mi := &file_isle_v1_releases_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollbackResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollbackResponse) ProtoMessage() {}
+
+func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_releases_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollbackResponse.ProtoReflect.Descriptor instead.
+func (*RollbackResponse) Descriptor() ([]byte, []int) {
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *RollbackResponse) GetRelease() *Release {
+	if x != nil {
+		return x.Release
+	}
+	return nil
+}
+
+func (x *RollbackResponse) GetBefore() string {
+	if x != nil {
+		return x.Before
+	}
+	return ""
+}
+
+func (x *RollbackResponse) GetValues() []string {
+	if x != nil {
+		return x.Values
+	}
+	return nil
+}
+
+func (x *RollbackResponse) GetSwitch() *Switch {
+	if x != nil {
+		return x.Switch
+	}
+	return nil
+}
+
+func (x *RollbackResponse) GetData() string {
+	if x != nil {
+		return x.Data
+	}
+	return ""
+}
+
+func (x *RollbackResponse) GetRestored() string {
+	if x != nil {
+		return x.Restored
+	}
+	return ""
+}
+
+func (x *RollbackResponse) GetSaved() string {
+	if x != nil {
+		return x.Saved
+	}
+	return ""
+}
+
+type RollbackEvent struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Event:
+	//
+	//	*RollbackEvent_Progress
+	//	*RollbackEvent_Result
+	Event         isRollbackEvent_Event `protobuf_oneof:"event"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollbackEvent) Reset() {
+	*x = RollbackEvent{}
+	mi := &file_isle_v1_releases_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollbackEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollbackEvent) ProtoMessage() {}
+
+func (x *RollbackEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_releases_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollbackEvent.ProtoReflect.Descriptor instead.
+func (*RollbackEvent) Descriptor() ([]byte, []int) {
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *RollbackEvent) GetEvent() isRollbackEvent_Event {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+func (x *RollbackEvent) GetProgress() *ProgressEvent {
+	if x != nil {
+		if x, ok := x.Event.(*RollbackEvent_Progress); ok {
+			return x.Progress
+		}
+	}
+	return nil
+}
+
+func (x *RollbackEvent) GetResult() *RollbackResponse {
+	if x != nil {
+		if x, ok := x.Event.(*RollbackEvent_Result); ok {
+			return x.Result
+		}
+	}
+	return nil
+}
+
+type isRollbackEvent_Event interface {
+	isRollbackEvent_Event()
+}
+
+type RollbackEvent_Progress struct {
+	Progress *ProgressEvent `protobuf:"bytes,1,opt,name=progress,proto3,oneof"`
+}
+
+type RollbackEvent_Result struct {
+	Result *RollbackResponse `protobuf:"bytes,2,opt,name=result,proto3,oneof"`
+}
+
+func (*RollbackEvent_Progress) isRollbackEvent_Event() {}
+
+func (*RollbackEvent_Result) isRollbackEvent_Event() {}
+
+type ClearReleaseRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Project       string                 `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"`
+	Stage         string                 `protobuf:"bytes,2,opt,name=stage,proto3" json:"stage,omitempty"`
+	Release       string                 `protobuf:"bytes,3,opt,name=release,proto3" json:"release,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClearReleaseRequest) Reset() {
+	*x = ClearReleaseRequest{}
+	mi := &file_isle_v1_releases_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClearReleaseRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClearReleaseRequest) ProtoMessage() {}
+
+func (x *ClearReleaseRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_releases_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClearReleaseRequest.ProtoReflect.Descriptor instead.
+func (*ClearReleaseRequest) Descriptor() ([]byte, []int) {
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *ClearReleaseRequest) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
+}
+
+func (x *ClearReleaseRequest) GetStage() string {
+	if x != nil {
+		return x.Stage
+	}
+	return ""
+}
+
+func (x *ClearReleaseRequest) GetRelease() string {
+	if x != nil {
+		return x.Release
+	}
+	return ""
+}
+
+type ClearReleaseResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Release       string                 `protobuf:"bytes,1,opt,name=release,proto3" json:"release,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClearReleaseResponse) Reset() {
+	*x = ClearReleaseResponse{}
+	mi := &file_isle_v1_releases_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClearReleaseResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClearReleaseResponse) ProtoMessage() {}
+
+func (x *ClearReleaseResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_releases_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClearReleaseResponse.ProtoReflect.Descriptor instead.
+func (*ClearReleaseResponse) Descriptor() ([]byte, []int) {
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *ClearReleaseResponse) GetRelease() string {
+	if x != nil {
+		return x.Release
+	}
+	return ""
+}
+
+// A Mark says that a stage was rolled back from a release.
+type Mark struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Release       string                 `protobuf:"bytes,1,opt,name=release,proto3" json:"release,omitempty"`
+	By            string                 `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"`
+	Time          *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=time,proto3" json:"time,omitempty"`
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Mark) Reset() {
+	*x = Mark{}
+	mi := &file_isle_v1_releases_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Mark) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Mark) ProtoMessage() {}
+
+func (x *Mark) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_releases_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Mark.ProtoReflect.Descriptor instead.
+func (*Mark) Descriptor() ([]byte, []int) {
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *Mark) GetRelease() string {
+	if x != nil {
+		return x.Release
+	}
+	return ""
+}
+
+func (x *Mark) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *Mark) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *Mark) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 type Stage struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Project       string                 `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"`
@@ -1497,14 +1936,16 @@ type Stage struct {
 	By            string                 `protobuf:"bytes,5,opt,name=by,proto3" json:"by,omitempty"`
 	Before        string                 `protobuf:"bytes,6,opt,name=before,proto3" json:"before,omitempty"`
 	Values        []string               `protobuf:"bytes,7,rep,name=values,proto3" json:"values,omitempty"`
-	Passed        string                 `protobuf:"bytes,8,opt,name=passed,proto3" json:"passed,omitempty"` // why a stage before was passed over
+	Passed        string                 `protobuf:"bytes,8,opt,name=passed,proto3" json:"passed,omitempty"`    // why a stage before was passed over
+	Marks         []*Mark                `protobuf:"bytes,9,rep,name=marks,proto3" json:"marks,omitempty"`      // what was rolled back from and is not promoted again
+	Earlier       []string               `protobuf:"bytes,10,rep,name=earlier,proto3" json:"earlier,omitempty"` // releases that it pointed at before, the last one last
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Stage) Reset() {
 	*x = Stage{}
-	mi := &file_isle_v1_releases_proto_msgTypes[21]
+	mi := &file_isle_v1_releases_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1516,7 +1957,7 @@ func (x *Stage) String() string {
 func (*Stage) ProtoMessage() {}
 
 func (x *Stage) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[21]
+	mi := &file_isle_v1_releases_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1529,7 +1970,7 @@ func (x *Stage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stage.ProtoReflect.Descriptor instead.
 func (*Stage) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{21}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Stage) GetProject() string {
@@ -1588,6 +2029,20 @@ func (x *Stage) GetPassed() string {
 	return ""
 }
 
+func (x *Stage) GetMarks() []*Mark {
+	if x != nil {
+		return x.Marks
+	}
+	return nil
+}
+
+func (x *Stage) GetEarlier() []string {
+	if x != nil {
+		return x.Earlier
+	}
+	return nil
+}
+
 type ListStagesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Project       string                 `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"`
@@ -1597,7 +2052,7 @@ type ListStagesRequest struct {
 
 func (x *ListStagesRequest) Reset() {
 	*x = ListStagesRequest{}
-	mi := &file_isle_v1_releases_proto_msgTypes[22]
+	mi := &file_isle_v1_releases_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1609,7 +2064,7 @@ func (x *ListStagesRequest) String() string {
 func (*ListStagesRequest) ProtoMessage() {}
 
 func (x *ListStagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[22]
+	mi := &file_isle_v1_releases_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1622,7 +2077,7 @@ func (x *ListStagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStagesRequest.ProtoReflect.Descriptor instead.
 func (*ListStagesRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{22}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ListStagesRequest) GetProject() string {
@@ -1642,7 +2097,7 @@ type ListStagesResponse struct {
 
 func (x *ListStagesResponse) Reset() {
 	*x = ListStagesResponse{}
-	mi := &file_isle_v1_releases_proto_msgTypes[23]
+	mi := &file_isle_v1_releases_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1654,7 +2109,7 @@ func (x *ListStagesResponse) String() string {
 func (*ListStagesResponse) ProtoMessage() {}
 
 func (x *ListStagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[23]
+	mi := &file_isle_v1_releases_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1667,7 +2122,7 @@ func (x *ListStagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStagesResponse.ProtoReflect.Descriptor instead.
 func (*ListStagesResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{23}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ListStagesResponse) GetStages() []*Stage {
@@ -1695,7 +2150,7 @@ type ReleaseKey struct {
 
 func (x *ReleaseKey) Reset() {
 	*x = ReleaseKey{}
-	mi := &file_isle_v1_releases_proto_msgTypes[24]
+	mi := &file_isle_v1_releases_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1707,7 +2162,7 @@ func (x *ReleaseKey) String() string {
 func (*ReleaseKey) ProtoMessage() {}
 
 func (x *ReleaseKey) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[24]
+	mi := &file_isle_v1_releases_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1720,7 +2175,7 @@ func (x *ReleaseKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseKey.ProtoReflect.Descriptor instead.
 func (*ReleaseKey) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{24}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ReleaseKey) GetName() string {
@@ -1752,7 +2207,7 @@ type ListReleaseKeysRequest struct {
 
 func (x *ListReleaseKeysRequest) Reset() {
 	*x = ListReleaseKeysRequest{}
-	mi := &file_isle_v1_releases_proto_msgTypes[25]
+	mi := &file_isle_v1_releases_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1764,7 +2219,7 @@ func (x *ListReleaseKeysRequest) String() string {
 func (*ListReleaseKeysRequest) ProtoMessage() {}
 
 func (x *ListReleaseKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[25]
+	mi := &file_isle_v1_releases_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1777,7 +2232,7 @@ func (x *ListReleaseKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReleaseKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListReleaseKeysRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{25}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{31}
 }
 
 type ListReleaseKeysResponse struct {
@@ -1789,7 +2244,7 @@ type ListReleaseKeysResponse struct {
 
 func (x *ListReleaseKeysResponse) Reset() {
 	*x = ListReleaseKeysResponse{}
-	mi := &file_isle_v1_releases_proto_msgTypes[26]
+	mi := &file_isle_v1_releases_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1801,7 +2256,7 @@ func (x *ListReleaseKeysResponse) String() string {
 func (*ListReleaseKeysResponse) ProtoMessage() {}
 
 func (x *ListReleaseKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[26]
+	mi := &file_isle_v1_releases_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1814,7 +2269,7 @@ func (x *ListReleaseKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReleaseKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListReleaseKeysResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{26}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListReleaseKeysResponse) GetKeys() []*ReleaseKey {
@@ -1834,7 +2289,7 @@ type TrustReleaseKeyRequest struct {
 
 func (x *TrustReleaseKeyRequest) Reset() {
 	*x = TrustReleaseKeyRequest{}
-	mi := &file_isle_v1_releases_proto_msgTypes[27]
+	mi := &file_isle_v1_releases_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1846,7 +2301,7 @@ func (x *TrustReleaseKeyRequest) String() string {
 func (*TrustReleaseKeyRequest) ProtoMessage() {}
 
 func (x *TrustReleaseKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[27]
+	mi := &file_isle_v1_releases_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1859,7 +2314,7 @@ func (x *TrustReleaseKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustReleaseKeyRequest.ProtoReflect.Descriptor instead.
 func (*TrustReleaseKeyRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{27}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *TrustReleaseKeyRequest) GetKey() string {
@@ -1885,7 +2340,7 @@ type TrustReleaseKeyResponse struct {
 
 func (x *TrustReleaseKeyResponse) Reset() {
 	*x = TrustReleaseKeyResponse{}
-	mi := &file_isle_v1_releases_proto_msgTypes[28]
+	mi := &file_isle_v1_releases_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1897,7 +2352,7 @@ func (x *TrustReleaseKeyResponse) String() string {
 func (*TrustReleaseKeyResponse) ProtoMessage() {}
 
 func (x *TrustReleaseKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[28]
+	mi := &file_isle_v1_releases_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1910,7 +2365,7 @@ func (x *TrustReleaseKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustReleaseKeyResponse.ProtoReflect.Descriptor instead.
 func (*TrustReleaseKeyResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{28}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *TrustReleaseKeyResponse) GetKey() *ReleaseKey {
@@ -2035,7 +2490,38 @@ const file_isle_v1_releases_proto_rawDesc = "" +
 	"\x05pause\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x05pause\x12\x12\n" +
 	"\x04kept\x18\x06 \x01(\bR\x04kept\x120\n" +
 	"\x05until\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x1a\n" +
-	"\bsnapshot\x18\b \x01(\tR\bsnapshot\"\xd9\x01\n" +
+	"\bsnapshot\x18\b \x01(\tR\bsnapshot\"\xba\x01\n" +
+	"\x0fRollbackRequest\x12\x18\n" +
+	"\aproject\x18\x01 \x01(\tR\aproject\x12\x14\n" +
+	"\x05stage\x18\x02 \x01(\tR\x05stage\x12\x18\n" +
+	"\arelease\x18\x03 \x01(\tR\arelease\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x18\n" +
+	"\arestore\x18\x05 \x01(\bR\arestore\x12\x17\n" +
+	"\adry_run\x18\x06 \x01(\bR\x06dryRun\x12\x12\n" +
+	"\x04seen\x18\a \x01(\tR\x04seen\"\xdd\x01\n" +
+	"\x10RollbackResponse\x12*\n" +
+	"\arelease\x18\x01 \x01(\v2\x10.isle.v1.ReleaseR\arelease\x12\x16\n" +
+	"\x06before\x18\x02 \x01(\tR\x06before\x12\x16\n" +
+	"\x06values\x18\x03 \x03(\tR\x06values\x12'\n" +
+	"\x06switch\x18\x04 \x01(\v2\x0f.isle.v1.SwitchR\x06switch\x12\x12\n" +
+	"\x04data\x18\x05 \x01(\tR\x04data\x12\x1a\n" +
+	"\brestored\x18\x06 \x01(\tR\brestored\x12\x14\n" +
+	"\x05saved\x18\a \x01(\tR\x05saved\"\x83\x01\n" +
+	"\rRollbackEvent\x124\n" +
+	"\bprogress\x18\x01 \x01(\v2\x16.isle.v1.ProgressEventH\x00R\bprogress\x123\n" +
+	"\x06result\x18\x02 \x01(\v2\x19.isle.v1.RollbackResponseH\x00R\x06resultB\a\n" +
+	"\x05event\"_\n" +
+	"\x13ClearReleaseRequest\x12\x18\n" +
+	"\aproject\x18\x01 \x01(\tR\aproject\x12\x14\n" +
+	"\x05stage\x18\x02 \x01(\tR\x05stage\x12\x18\n" +
+	"\arelease\x18\x03 \x01(\tR\arelease\"0\n" +
+	"\x14ClearReleaseResponse\x12\x18\n" +
+	"\arelease\x18\x01 \x01(\tR\arelease\"x\n" +
+	"\x04Mark\x12\x18\n" +
+	"\arelease\x18\x01 \x01(\tR\arelease\x12\x0e\n" +
+	"\x02by\x18\x02 \x01(\tR\x02by\x12.\n" +
+	"\x04time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"\x98\x02\n" +
 	"\x05Stage\x12\x18\n" +
 	"\aproject\x18\x01 \x01(\tR\aproject\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -2044,7 +2530,10 @@ const file_isle_v1_releases_proto_rawDesc = "" +
 	"\x02by\x18\x05 \x01(\tR\x02by\x12\x16\n" +
 	"\x06before\x18\x06 \x01(\tR\x06before\x12\x16\n" +
 	"\x06values\x18\a \x03(\tR\x06values\x12\x16\n" +
-	"\x06passed\x18\b \x01(\tR\x06passed\"-\n" +
+	"\x06passed\x18\b \x01(\tR\x06passed\x12#\n" +
+	"\x05marks\x18\t \x03(\v2\r.isle.v1.MarkR\x05marks\x12\x18\n" +
+	"\aearlier\x18\n" +
+	" \x03(\tR\aearlier\"-\n" +
 	"\x11ListStagesRequest\x12\x18\n" +
 	"\aproject\x18\x01 \x01(\tR\aproject\"R\n" +
 	"\x12ListStagesResponse\x12&\n" +
@@ -2062,7 +2551,7 @@ const file_isle_v1_releases_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x16\n" +
 	"\x06remove\x18\x02 \x01(\bR\x06remove\"@\n" +
 	"\x17TrustReleaseKeyResponse\x12%\n" +
-	"\x03key\x18\x01 \x01(\v2\x13.isle.v1.ReleaseKeyR\x03key2\x8b\a\n" +
+	"\x03key\x18\x01 \x01(\v2\x13.isle.v1.ReleaseKeyR\x03key2\x98\b\n" +
 	"\x0eReleaseService\x12M\n" +
 	"\rCreateRelease\x12\x1d.isle.v1.CreateReleaseRequest\x1a\x1b.isle.v1.CreateReleaseEvent0\x01\x12K\n" +
 	"\fListReleases\x12\x1c.isle.v1.ListReleasesRequest\x1a\x1d.isle.v1.ListReleasesResponse\x12E\n" +
@@ -2073,7 +2562,9 @@ const file_isle_v1_releases_proto_rawDesc = "" +
 	"\x0eGetAttestation\x12\x1e.isle.v1.GetAttestationRequest\x1a\x0e.isle.v1.Chunk0\x01\x12@\n" +
 	"\rExportRelease\x12\x1d.isle.v1.ExportReleaseRequest\x1a\x0e.isle.v1.Chunk0\x01\x12A\n" +
 	"\rImportRelease\x12\x0e.isle.v1.Chunk\x1a\x1e.isle.v1.ImportReleaseResponse(\x01\x12;\n" +
-	"\aPromote\x12\x17.isle.v1.PromoteRequest\x1a\x15.isle.v1.PromoteEvent0\x01\x12E\n" +
+	"\aPromote\x12\x17.isle.v1.PromoteRequest\x1a\x15.isle.v1.PromoteEvent0\x01\x12>\n" +
+	"\bRollback\x12\x18.isle.v1.RollbackRequest\x1a\x16.isle.v1.RollbackEvent0\x01\x12K\n" +
+	"\fClearRelease\x12\x1c.isle.v1.ClearReleaseRequest\x1a\x1d.isle.v1.ClearReleaseResponse\x12E\n" +
 	"\n" +
 	"ListStages\x12\x1a.isle.v1.ListStagesRequest\x1a\x1b.isle.v1.ListStagesResponse\x12T\n" +
 	"\x0fListReleaseKeys\x12\x1f.isle.v1.ListReleaseKeysRequest\x1a .isle.v1.ListReleaseKeysResponse\x12T\n" +
@@ -2091,7 +2582,7 @@ func file_isle_v1_releases_proto_rawDescGZIP() []byte {
 	return file_isle_v1_releases_proto_rawDescData
 }
 
-var file_isle_v1_releases_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_isle_v1_releases_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_isle_v1_releases_proto_goTypes = []any{
 	(*Release)(nil),                 // 0: isle.v1.Release
 	(*ReleaseImage)(nil),            // 1: isle.v1.ReleaseImage
@@ -2114,31 +2605,37 @@ var file_isle_v1_releases_proto_goTypes = []any{
 	(*PromoteResponse)(nil),         // 18: isle.v1.PromoteResponse
 	(*PromoteEvent)(nil),            // 19: isle.v1.PromoteEvent
 	(*Switch)(nil),                  // 20: isle.v1.Switch
-	(*Stage)(nil),                   // 21: isle.v1.Stage
-	(*ListStagesRequest)(nil),       // 22: isle.v1.ListStagesRequest
-	(*ListStagesResponse)(nil),      // 23: isle.v1.ListStagesResponse
-	(*ReleaseKey)(nil),              // 24: isle.v1.ReleaseKey
-	(*ListReleaseKeysRequest)(nil),  // 25: isle.v1.ListReleaseKeysRequest
-	(*ListReleaseKeysResponse)(nil), // 26: isle.v1.ListReleaseKeysResponse
-	(*TrustReleaseKeyRequest)(nil),  // 27: isle.v1.TrustReleaseKeyRequest
-	(*TrustReleaseKeyResponse)(nil), // 28: isle.v1.TrustReleaseKeyResponse
-	(*timestamppb.Timestamp)(nil),   // 29: google.protobuf.Timestamp
-	(*Source)(nil),                  // 30: isle.v1.Source
-	(*ProgressEvent)(nil),           // 31: isle.v1.ProgressEvent
-	(*Need)(nil),                    // 32: isle.v1.Need
-	(*PackageChange)(nil),           // 33: isle.v1.PackageChange
-	(*SettingChange)(nil),           // 34: isle.v1.SettingChange
-	(*durationpb.Duration)(nil),     // 35: google.protobuf.Duration
-	(*Chunk)(nil),                   // 36: isle.v1.Chunk
+	(*RollbackRequest)(nil),         // 21: isle.v1.RollbackRequest
+	(*RollbackResponse)(nil),        // 22: isle.v1.RollbackResponse
+	(*RollbackEvent)(nil),           // 23: isle.v1.RollbackEvent
+	(*ClearReleaseRequest)(nil),     // 24: isle.v1.ClearReleaseRequest
+	(*ClearReleaseResponse)(nil),    // 25: isle.v1.ClearReleaseResponse
+	(*Mark)(nil),                    // 26: isle.v1.Mark
+	(*Stage)(nil),                   // 27: isle.v1.Stage
+	(*ListStagesRequest)(nil),       // 28: isle.v1.ListStagesRequest
+	(*ListStagesResponse)(nil),      // 29: isle.v1.ListStagesResponse
+	(*ReleaseKey)(nil),              // 30: isle.v1.ReleaseKey
+	(*ListReleaseKeysRequest)(nil),  // 31: isle.v1.ListReleaseKeysRequest
+	(*ListReleaseKeysResponse)(nil), // 32: isle.v1.ListReleaseKeysResponse
+	(*TrustReleaseKeyRequest)(nil),  // 33: isle.v1.TrustReleaseKeyRequest
+	(*TrustReleaseKeyResponse)(nil), // 34: isle.v1.TrustReleaseKeyResponse
+	(*timestamppb.Timestamp)(nil),   // 35: google.protobuf.Timestamp
+	(*Source)(nil),                  // 36: isle.v1.Source
+	(*ProgressEvent)(nil),           // 37: isle.v1.ProgressEvent
+	(*Need)(nil),                    // 38: isle.v1.Need
+	(*PackageChange)(nil),           // 39: isle.v1.PackageChange
+	(*SettingChange)(nil),           // 40: isle.v1.SettingChange
+	(*durationpb.Duration)(nil),     // 41: google.protobuf.Duration
+	(*Chunk)(nil),                   // 42: isle.v1.Chunk
 }
 var file_isle_v1_releases_proto_depIdxs = []int32{
-	29, // 0: isle.v1.Release.created:type_name -> google.protobuf.Timestamp
+	35, // 0: isle.v1.Release.created:type_name -> google.protobuf.Timestamp
 	1,  // 1: isle.v1.Release.images:type_name -> isle.v1.ReleaseImage
 	2,  // 2: isle.v1.Release.attestations:type_name -> isle.v1.Attestation
-	29, // 3: isle.v1.Attestation.added:type_name -> google.protobuf.Timestamp
-	30, // 4: isle.v1.CreateReleaseRequest.source:type_name -> isle.v1.Source
-	31, // 5: isle.v1.CreateReleaseEvent.progress:type_name -> isle.v1.ProgressEvent
-	32, // 6: isle.v1.CreateReleaseEvent.need:type_name -> isle.v1.Need
+	35, // 3: isle.v1.Attestation.added:type_name -> google.protobuf.Timestamp
+	36, // 4: isle.v1.CreateReleaseRequest.source:type_name -> isle.v1.Source
+	37, // 5: isle.v1.CreateReleaseEvent.progress:type_name -> isle.v1.ProgressEvent
+	38, // 6: isle.v1.CreateReleaseEvent.need:type_name -> isle.v1.Need
 	5,  // 7: isle.v1.CreateReleaseEvent.result:type_name -> isle.v1.CreateReleaseResult
 	0,  // 8: isle.v1.CreateReleaseResult.release:type_name -> isle.v1.Release
 	0,  // 9: isle.v1.ListReleasesResponse.releases:type_name -> isle.v1.Release
@@ -2146,47 +2643,57 @@ var file_isle_v1_releases_proto_depIdxs = []int32{
 	0,  // 11: isle.v1.VerifyReleaseEvent.release:type_name -> isle.v1.Release
 	0,  // 12: isle.v1.ImportReleaseResponse.release:type_name -> isle.v1.Release
 	0,  // 13: isle.v1.PromoteResponse.release:type_name -> isle.v1.Release
-	33, // 14: isle.v1.PromoteResponse.packages:type_name -> isle.v1.PackageChange
-	34, // 15: isle.v1.PromoteResponse.configuration:type_name -> isle.v1.SettingChange
+	39, // 14: isle.v1.PromoteResponse.packages:type_name -> isle.v1.PackageChange
+	40, // 15: isle.v1.PromoteResponse.configuration:type_name -> isle.v1.SettingChange
 	20, // 16: isle.v1.PromoteResponse.switch:type_name -> isle.v1.Switch
-	31, // 17: isle.v1.PromoteEvent.progress:type_name -> isle.v1.ProgressEvent
+	37, // 17: isle.v1.PromoteEvent.progress:type_name -> isle.v1.ProgressEvent
 	18, // 18: isle.v1.PromoteEvent.result:type_name -> isle.v1.PromoteResponse
-	35, // 19: isle.v1.Switch.took:type_name -> google.protobuf.Duration
-	35, // 20: isle.v1.Switch.pause:type_name -> google.protobuf.Duration
-	29, // 21: isle.v1.Switch.until:type_name -> google.protobuf.Timestamp
-	29, // 22: isle.v1.Stage.since:type_name -> google.protobuf.Timestamp
-	21, // 23: isle.v1.ListStagesResponse.stages:type_name -> isle.v1.Stage
-	24, // 24: isle.v1.ListReleaseKeysResponse.keys:type_name -> isle.v1.ReleaseKey
-	24, // 25: isle.v1.TrustReleaseKeyResponse.key:type_name -> isle.v1.ReleaseKey
-	3,  // 26: isle.v1.ReleaseService.CreateRelease:input_type -> isle.v1.CreateReleaseRequest
-	6,  // 27: isle.v1.ReleaseService.ListReleases:input_type -> isle.v1.ListReleasesRequest
-	8,  // 28: isle.v1.ReleaseService.GetRelease:input_type -> isle.v1.GetReleaseRequest
-	10, // 29: isle.v1.ReleaseService.VerifyRelease:input_type -> isle.v1.VerifyReleaseRequest
-	12, // 30: isle.v1.ReleaseService.RemoveRelease:input_type -> isle.v1.RemoveReleaseRequest
-	14, // 31: isle.v1.ReleaseService.GetAttestation:input_type -> isle.v1.GetAttestationRequest
-	15, // 32: isle.v1.ReleaseService.ExportRelease:input_type -> isle.v1.ExportReleaseRequest
-	36, // 33: isle.v1.ReleaseService.ImportRelease:input_type -> isle.v1.Chunk
-	17, // 34: isle.v1.ReleaseService.Promote:input_type -> isle.v1.PromoteRequest
-	22, // 35: isle.v1.ReleaseService.ListStages:input_type -> isle.v1.ListStagesRequest
-	25, // 36: isle.v1.ReleaseService.ListReleaseKeys:input_type -> isle.v1.ListReleaseKeysRequest
-	27, // 37: isle.v1.ReleaseService.TrustReleaseKey:input_type -> isle.v1.TrustReleaseKeyRequest
-	4,  // 38: isle.v1.ReleaseService.CreateRelease:output_type -> isle.v1.CreateReleaseEvent
-	7,  // 39: isle.v1.ReleaseService.ListReleases:output_type -> isle.v1.ListReleasesResponse
-	9,  // 40: isle.v1.ReleaseService.GetRelease:output_type -> isle.v1.GetReleaseResponse
-	11, // 41: isle.v1.ReleaseService.VerifyRelease:output_type -> isle.v1.VerifyReleaseEvent
-	13, // 42: isle.v1.ReleaseService.RemoveRelease:output_type -> isle.v1.RemoveReleaseResponse
-	36, // 43: isle.v1.ReleaseService.GetAttestation:output_type -> isle.v1.Chunk
-	36, // 44: isle.v1.ReleaseService.ExportRelease:output_type -> isle.v1.Chunk
-	16, // 45: isle.v1.ReleaseService.ImportRelease:output_type -> isle.v1.ImportReleaseResponse
-	19, // 46: isle.v1.ReleaseService.Promote:output_type -> isle.v1.PromoteEvent
-	23, // 47: isle.v1.ReleaseService.ListStages:output_type -> isle.v1.ListStagesResponse
-	26, // 48: isle.v1.ReleaseService.ListReleaseKeys:output_type -> isle.v1.ListReleaseKeysResponse
-	28, // 49: isle.v1.ReleaseService.TrustReleaseKey:output_type -> isle.v1.TrustReleaseKeyResponse
-	38, // [38:50] is the sub-list for method output_type
-	26, // [26:38] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	41, // 19: isle.v1.Switch.took:type_name -> google.protobuf.Duration
+	41, // 20: isle.v1.Switch.pause:type_name -> google.protobuf.Duration
+	35, // 21: isle.v1.Switch.until:type_name -> google.protobuf.Timestamp
+	0,  // 22: isle.v1.RollbackResponse.release:type_name -> isle.v1.Release
+	20, // 23: isle.v1.RollbackResponse.switch:type_name -> isle.v1.Switch
+	37, // 24: isle.v1.RollbackEvent.progress:type_name -> isle.v1.ProgressEvent
+	22, // 25: isle.v1.RollbackEvent.result:type_name -> isle.v1.RollbackResponse
+	35, // 26: isle.v1.Mark.time:type_name -> google.protobuf.Timestamp
+	35, // 27: isle.v1.Stage.since:type_name -> google.protobuf.Timestamp
+	26, // 28: isle.v1.Stage.marks:type_name -> isle.v1.Mark
+	27, // 29: isle.v1.ListStagesResponse.stages:type_name -> isle.v1.Stage
+	30, // 30: isle.v1.ListReleaseKeysResponse.keys:type_name -> isle.v1.ReleaseKey
+	30, // 31: isle.v1.TrustReleaseKeyResponse.key:type_name -> isle.v1.ReleaseKey
+	3,  // 32: isle.v1.ReleaseService.CreateRelease:input_type -> isle.v1.CreateReleaseRequest
+	6,  // 33: isle.v1.ReleaseService.ListReleases:input_type -> isle.v1.ListReleasesRequest
+	8,  // 34: isle.v1.ReleaseService.GetRelease:input_type -> isle.v1.GetReleaseRequest
+	10, // 35: isle.v1.ReleaseService.VerifyRelease:input_type -> isle.v1.VerifyReleaseRequest
+	12, // 36: isle.v1.ReleaseService.RemoveRelease:input_type -> isle.v1.RemoveReleaseRequest
+	14, // 37: isle.v1.ReleaseService.GetAttestation:input_type -> isle.v1.GetAttestationRequest
+	15, // 38: isle.v1.ReleaseService.ExportRelease:input_type -> isle.v1.ExportReleaseRequest
+	42, // 39: isle.v1.ReleaseService.ImportRelease:input_type -> isle.v1.Chunk
+	17, // 40: isle.v1.ReleaseService.Promote:input_type -> isle.v1.PromoteRequest
+	21, // 41: isle.v1.ReleaseService.Rollback:input_type -> isle.v1.RollbackRequest
+	24, // 42: isle.v1.ReleaseService.ClearRelease:input_type -> isle.v1.ClearReleaseRequest
+	28, // 43: isle.v1.ReleaseService.ListStages:input_type -> isle.v1.ListStagesRequest
+	31, // 44: isle.v1.ReleaseService.ListReleaseKeys:input_type -> isle.v1.ListReleaseKeysRequest
+	33, // 45: isle.v1.ReleaseService.TrustReleaseKey:input_type -> isle.v1.TrustReleaseKeyRequest
+	4,  // 46: isle.v1.ReleaseService.CreateRelease:output_type -> isle.v1.CreateReleaseEvent
+	7,  // 47: isle.v1.ReleaseService.ListReleases:output_type -> isle.v1.ListReleasesResponse
+	9,  // 48: isle.v1.ReleaseService.GetRelease:output_type -> isle.v1.GetReleaseResponse
+	11, // 49: isle.v1.ReleaseService.VerifyRelease:output_type -> isle.v1.VerifyReleaseEvent
+	13, // 50: isle.v1.ReleaseService.RemoveRelease:output_type -> isle.v1.RemoveReleaseResponse
+	42, // 51: isle.v1.ReleaseService.GetAttestation:output_type -> isle.v1.Chunk
+	42, // 52: isle.v1.ReleaseService.ExportRelease:output_type -> isle.v1.Chunk
+	16, // 53: isle.v1.ReleaseService.ImportRelease:output_type -> isle.v1.ImportReleaseResponse
+	19, // 54: isle.v1.ReleaseService.Promote:output_type -> isle.v1.PromoteEvent
+	23, // 55: isle.v1.ReleaseService.Rollback:output_type -> isle.v1.RollbackEvent
+	25, // 56: isle.v1.ReleaseService.ClearRelease:output_type -> isle.v1.ClearReleaseResponse
+	29, // 57: isle.v1.ReleaseService.ListStages:output_type -> isle.v1.ListStagesResponse
+	32, // 58: isle.v1.ReleaseService.ListReleaseKeys:output_type -> isle.v1.ListReleaseKeysResponse
+	34, // 59: isle.v1.ReleaseService.TrustReleaseKey:output_type -> isle.v1.TrustReleaseKeyResponse
+	46, // [46:60] is the sub-list for method output_type
+	32, // [32:46] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_isle_v1_releases_proto_init() }
@@ -2205,13 +2712,17 @@ func file_isle_v1_releases_proto_init() {
 		(*PromoteEvent_Progress)(nil),
 		(*PromoteEvent_Result)(nil),
 	}
+	file_isle_v1_releases_proto_msgTypes[23].OneofWrappers = []any{
+		(*RollbackEvent_Progress)(nil),
+		(*RollbackEvent_Result)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isle_v1_releases_proto_rawDesc), len(file_isle_v1_releases_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   29,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -59,6 +59,11 @@ const (
 	ReleaseServiceImportReleaseProcedure = "/isle.v1.ReleaseService/ImportRelease"
 	// ReleaseServicePromoteProcedure is the fully-qualified name of the ReleaseService's Promote RPC.
 	ReleaseServicePromoteProcedure = "/isle.v1.ReleaseService/Promote"
+	// ReleaseServiceRollbackProcedure is the fully-qualified name of the ReleaseService's Rollback RPC.
+	ReleaseServiceRollbackProcedure = "/isle.v1.ReleaseService/Rollback"
+	// ReleaseServiceClearReleaseProcedure is the fully-qualified name of the ReleaseService's
+	// ClearRelease RPC.
+	ReleaseServiceClearReleaseProcedure = "/isle.v1.ReleaseService/ClearRelease"
 	// ReleaseServiceListStagesProcedure is the fully-qualified name of the ReleaseService's ListStages
 	// RPC.
 	ReleaseServiceListStagesProcedure = "/isle.v1.ReleaseService/ListStages"
@@ -94,6 +99,12 @@ type ReleaseServiceClient interface {
 	// the project's environment there, where a release runs in it; or says what that
 	// would change.
 	Promote(context.Context, *connect.Request[v1.PromoteRequest]) (*connect.ServerStreamForClient[v1.PromoteEvent], error)
+	// Rollback points a stage at what it pointed at before, and switches what runs
+	// there; or says what that would change.
+	Rollback(context.Context, *connect.Request[v1.RollbackRequest]) (*connect.ServerStreamForClient[v1.RollbackEvent], error)
+	// ClearRelease lets a release be promoted again to a stage that was rolled back
+	// from it.
+	ClearRelease(context.Context, *connect.Request[v1.ClearReleaseRequest]) (*connect.Response[v1.ClearReleaseResponse], error)
 	// ListStages says which releases the stages of projects point at, of those
 	// that the caller may see.
 	ListStages(context.Context, *connect.Request[v1.ListStagesRequest]) (*connect.Response[v1.ListStagesResponse], error)
@@ -169,6 +180,18 @@ func NewReleaseServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(releaseServiceMethods.ByName("Promote")),
 			connect.WithClientOptions(opts...),
 		),
+		rollback: connect.NewClient[v1.RollbackRequest, v1.RollbackEvent](
+			httpClient,
+			baseURL+ReleaseServiceRollbackProcedure,
+			connect.WithSchema(releaseServiceMethods.ByName("Rollback")),
+			connect.WithClientOptions(opts...),
+		),
+		clearRelease: connect.NewClient[v1.ClearReleaseRequest, v1.ClearReleaseResponse](
+			httpClient,
+			baseURL+ReleaseServiceClearReleaseProcedure,
+			connect.WithSchema(releaseServiceMethods.ByName("ClearRelease")),
+			connect.WithClientOptions(opts...),
+		),
 		listStages: connect.NewClient[v1.ListStagesRequest, v1.ListStagesResponse](
 			httpClient,
 			baseURL+ReleaseServiceListStagesProcedure,
@@ -201,6 +224,8 @@ type releaseServiceClient struct {
 	exportRelease   *connect.Client[v1.ExportReleaseRequest, v1.Chunk]
 	importRelease   *connect.Client[v1.Chunk, v1.ImportReleaseResponse]
 	promote         *connect.Client[v1.PromoteRequest, v1.PromoteEvent]
+	rollback        *connect.Client[v1.RollbackRequest, v1.RollbackEvent]
+	clearRelease    *connect.Client[v1.ClearReleaseRequest, v1.ClearReleaseResponse]
 	listStages      *connect.Client[v1.ListStagesRequest, v1.ListStagesResponse]
 	listReleaseKeys *connect.Client[v1.ListReleaseKeysRequest, v1.ListReleaseKeysResponse]
 	trustReleaseKey *connect.Client[v1.TrustReleaseKeyRequest, v1.TrustReleaseKeyResponse]
@@ -251,6 +276,16 @@ func (c *releaseServiceClient) Promote(ctx context.Context, req *connect.Request
 	return c.promote.CallServerStream(ctx, req)
 }
 
+// Rollback calls isle.v1.ReleaseService.Rollback.
+func (c *releaseServiceClient) Rollback(ctx context.Context, req *connect.Request[v1.RollbackRequest]) (*connect.ServerStreamForClient[v1.RollbackEvent], error) {
+	return c.rollback.CallServerStream(ctx, req)
+}
+
+// ClearRelease calls isle.v1.ReleaseService.ClearRelease.
+func (c *releaseServiceClient) ClearRelease(ctx context.Context, req *connect.Request[v1.ClearReleaseRequest]) (*connect.Response[v1.ClearReleaseResponse], error) {
+	return c.clearRelease.CallUnary(ctx, req)
+}
+
 // ListStages calls isle.v1.ReleaseService.ListStages.
 func (c *releaseServiceClient) ListStages(ctx context.Context, req *connect.Request[v1.ListStagesRequest]) (*connect.Response[v1.ListStagesResponse], error) {
 	return c.listStages.CallUnary(ctx, req)
@@ -290,6 +325,12 @@ type ReleaseServiceHandler interface {
 	// the project's environment there, where a release runs in it; or says what that
 	// would change.
 	Promote(context.Context, *connect.Request[v1.PromoteRequest], *connect.ServerStream[v1.PromoteEvent]) error
+	// Rollback points a stage at what it pointed at before, and switches what runs
+	// there; or says what that would change.
+	Rollback(context.Context, *connect.Request[v1.RollbackRequest], *connect.ServerStream[v1.RollbackEvent]) error
+	// ClearRelease lets a release be promoted again to a stage that was rolled back
+	// from it.
+	ClearRelease(context.Context, *connect.Request[v1.ClearReleaseRequest]) (*connect.Response[v1.ClearReleaseResponse], error)
 	// ListStages says which releases the stages of projects point at, of those
 	// that the caller may see.
 	ListStages(context.Context, *connect.Request[v1.ListStagesRequest]) (*connect.Response[v1.ListStagesResponse], error)
@@ -361,6 +402,18 @@ func NewReleaseServiceHandler(svc ReleaseServiceHandler, opts ...connect.Handler
 		connect.WithSchema(releaseServiceMethods.ByName("Promote")),
 		connect.WithHandlerOptions(opts...),
 	)
+	releaseServiceRollbackHandler := connect.NewServerStreamHandler(
+		ReleaseServiceRollbackProcedure,
+		svc.Rollback,
+		connect.WithSchema(releaseServiceMethods.ByName("Rollback")),
+		connect.WithHandlerOptions(opts...),
+	)
+	releaseServiceClearReleaseHandler := connect.NewUnaryHandler(
+		ReleaseServiceClearReleaseProcedure,
+		svc.ClearRelease,
+		connect.WithSchema(releaseServiceMethods.ByName("ClearRelease")),
+		connect.WithHandlerOptions(opts...),
+	)
 	releaseServiceListStagesHandler := connect.NewUnaryHandler(
 		ReleaseServiceListStagesProcedure,
 		svc.ListStages,
@@ -399,6 +452,10 @@ func NewReleaseServiceHandler(svc ReleaseServiceHandler, opts ...connect.Handler
 			releaseServiceImportReleaseHandler.ServeHTTP(w, r)
 		case ReleaseServicePromoteProcedure:
 			releaseServicePromoteHandler.ServeHTTP(w, r)
+		case ReleaseServiceRollbackProcedure:
+			releaseServiceRollbackHandler.ServeHTTP(w, r)
+		case ReleaseServiceClearReleaseProcedure:
+			releaseServiceClearReleaseHandler.ServeHTTP(w, r)
 		case ReleaseServiceListStagesProcedure:
 			releaseServiceListStagesHandler.ServeHTTP(w, r)
 		case ReleaseServiceListReleaseKeysProcedure:
@@ -448,6 +505,14 @@ func (UnimplementedReleaseServiceHandler) ImportRelease(context.Context, *connec
 
 func (UnimplementedReleaseServiceHandler) Promote(context.Context, *connect.Request[v1.PromoteRequest], *connect.ServerStream[v1.PromoteEvent]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("isle.v1.ReleaseService.Promote is not implemented"))
+}
+
+func (UnimplementedReleaseServiceHandler) Rollback(context.Context, *connect.Request[v1.RollbackRequest], *connect.ServerStream[v1.RollbackEvent]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("isle.v1.ReleaseService.Rollback is not implemented"))
+}
+
+func (UnimplementedReleaseServiceHandler) ClearRelease(context.Context, *connect.Request[v1.ClearReleaseRequest]) (*connect.Response[v1.ClearReleaseResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("isle.v1.ReleaseService.ClearRelease is not implemented"))
 }
 
 func (UnimplementedReleaseServiceHandler) ListStages(context.Context, *connect.Request[v1.ListStagesRequest]) (*connect.Response[v1.ListStagesResponse], error) {

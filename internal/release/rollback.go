@@ -1,0 +1,201 @@
+package release
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"isle"
+	"isle/internal/audit"
+)
+
+const (
+	// maxEarlier bounds how far back a stage can be rolled.
+	maxEarlier = 64
+	// maxMarks bounds how many releases are marked in a stage.
+	maxMarks = 256
+)
+
+// A Pointer is what a stage pointed at.
+type Pointer struct {
+	Release isle.Digest `json:"release"`
+	Values  Values      `json:"values,omitzero"`
+}
+
+// A Mark says that a stage was rolled back from a release.
+type Mark struct {
+	Release isle.Digest `json:"release"`
+	By      isle.Actor  `json:"by"`
+	Time    time.Time   `json:"time"`
+	Reason  string      `json:"reason,omitempty"`
+}
+
+// after are the earlier pointers of a stage once it points at something else.
+func (s Stage) after() []Pointer {
+	if s.Release == "" {
+		return nil
+	}
+	out := append(slices.Clone(s.Earlier), Pointer{s.Release, s.Values})
+	return out[max(0, len(out)-maxEarlier):]
+}
+
+// marked is the mark of a release in a stage.
+func (s Stage) marked(d isle.Digest) (Mark, bool) {
+	i := slices.IndexFunc(s.Marks, func(m Mark) bool { return m.Release == d })
+	if i < 0 {
+		return Mark{}, false
+	}
+	return s.Marks[i], true
+}
+
+// allows refuses to promote what the stage was rolled back from.
+func (s Stage) allows(project string, d isle.Digest) error {
+	m, ok := s.marked(d)
+	if !ok {
+		return nil
+	}
+	return isle.Errorf(isle.Refused, "stage %s of %s was rolled back from release %s, by %s on %s: it is not promoted there again", s.Name, project, d.Short(), m.By.Name, m.Time.Format(time.DateOnly)).
+		WithHint("a person who has found out why clears it: isle release clear %s@%s %s", project, s.Name, d.Short())
+}
+
+// A Rollback asks for a stage to point at what it pointed at before.
+type Rollback struct {
+	Project string
+	Stage   string
+	To      string // a release that it pointed at; "": the last one
+	Reason  string // for people
+	// Restore says that the data goes back too: it need not be fit for To.
+	Restore bool
+}
+
+// A Return is what a rollback does.
+type Return struct {
+	From    Stage // as it is now
+	Release Release
+	Values  Values
+	// Data is why Release cannot use the data as From's release leaves it; "": it
+	// can.
+	Data  string
+	stage Stage // as it is then
+}
+
+// PlanRollback says what a rollback would do, and changes nothing. It fails with
+// NotFound where the stage never pointed at that release, and as a launch would.
+// Whether the data fits is in Data.
+func (r *Releases) PlanRollback(ctx context.Context, b Rollback) (plan Return, err error) {
+	if err := r.Err(); err != nil {
+		return plan, err
+	}
+	s, ok := r.Stage(b.Project, b.Stage)
+	if !ok {
+		return plan, isle.Errorf(isle.NotFound, "stage %s of %s points at no release", clip(b.Stage), clip(b.Project)).WithHint("isle release stages shows those that do")
+	}
+	if len(s.Earlier) == 0 {
+		return plan, isle.Errorf(isle.Conflict, "stage %s of %s pointed at nothing before release %s", s.Name, s.Project, s.Release.Short()).
+			WithHint("promote another release: isle promote %s --to %s", s.Project, s.Name)
+	}
+	plan.From = s
+	i := len(s.Earlier) - 1
+	if b.To != "" {
+		d, err := r.find(b.To)
+		if err != nil {
+			return plan, err
+		}
+		for i >= 0 && s.Earlier[i].Release != d {
+			i--
+		}
+		if i < 0 {
+			if err := s.allows(s.Project, d); err != nil {
+				return plan, err
+			}
+			return plan, isle.Errorf(isle.NotFound, "stage %s of %s never pointed at release %s before release %s", s.Name, s.Project, d.Short(), s.Release.Short()).
+				WithHint("promote it: isle promote %s --to %s", s.Project, s.Name)
+		}
+	}
+	to := s.Earlier[i]
+	if plan.Release, _, err = r.Launch(ctx, string(to.Release)); err != nil {
+		return plan, err
+	}
+	plan.Values = to.Values
+	if now, err := r.Look(string(s.Release)); err == nil && now.Broken == nil {
+		plan.Data = now.Manifest.Spec.Schema.Leaves(plan.Release.Manifest.Spec.Schema)
+	}
+	plan.stage = Stage{Project: s.Project, Name: s.Name, Release: to.Release, Values: to.Values, Before: s.Release, Earlier: s.Earlier[:i:i], Marks: s.Marks}
+	return plan, nil
+}
+
+// Unfit is the error of a rollback whose data does not fit. saved is the snapshot
+// of it as Release had left it; "" if there is none.
+func (p Return) Unfit(saved isle.Digest, since time.Time) error {
+	if p.Data == "" {
+		return nil
+	}
+	err := isle.Errorf(isle.Conflict, "stage %s of %s is not rolled back from release %s to %s, which could not use its data: %s", p.From.Name, p.From.Project,
+		p.From.Release.Short(), p.Release.Digest.Short(), p.Data)
+	if saved == "" {
+		return err.WithHint("no snapshot of the data as release %s left it is here: bring the data back by other means, or mend release %s", p.Release.Digest.Short(), p.From.Release.Short())
+	}
+	return err.WithHint("isle rollback %[1]s@%[2]s --restore brings snapshot %[3]s back with it, of %[4]s: what was written since is in a snapshot then, and not in the stage; isle diff %[3]s %[1]s@%[2]s shows it",
+		p.From.Project, p.From.Name, saved.Short(), since.Local().Format(time.DateTime))
+}
+
+// Rollback points a stage at what it pointed at before, with the values of then,
+// and marks the release that it is rolled back from. seen is what it must point at
+// until then: where somebody was first that is a Conflict.
+func (r *Releases) Rollback(ctx context.Context, actor isle.Actor, b Rollback, seen isle.Digest) error {
+	r.shelf.Lock()
+	defer r.shelf.Unlock()
+	plan, err := r.PlanRollback(ctx, b)
+	if err != nil {
+		return err
+	}
+	if plan.From.Release != seen {
+		return isle.Errorf(isle.Conflict, "stage %s of %s points at %s by now, by %s: nothing was changed", b.Stage, b.Project, short(plan.From.Release), plan.From.By.Name).
+			WithHint("look at what would change now: isle rollback %s@%s --dry-run", b.Project, b.Stage)
+	}
+	if err := plan.Unfit("", time.Time{}); err != nil && !b.Restore {
+		return err
+	}
+	s := plan.stage
+	s.Since, s.By = r.cfg.Now().UTC(), actor
+	if s.Release != seen { // it may be the values alone
+		s.Marks = append(slices.DeleteFunc(slices.Clone(s.Marks), func(m Mark) bool { return m.Release == seen }), Mark{seen, actor, s.Since, b.Reason})
+		s.Marks = s.Marks[max(0, len(s.Marks)-maxMarks):]
+	}
+	e := audit.NewEvent(actor, isle.ActionReleaseRollback, resourceAt(s.Project, s.Name), isle.Allow, b.Reason).With("from", string(seen))
+	e.Release = s.Release
+	if d := s.Values.Digest(); d != plan.From.Values.Digest() {
+		e = e.With("values", string(d)).With("values_changed", changed(plan.From.Values, s.Values))
+	}
+	if plan.Data != "" {
+		e = e.With("data", "restored with it")
+	}
+	r.cfg.Fault("rollback.checked")
+	if err := r.point(ctx, s, e); err != nil {
+		return err
+	}
+	r.cfg.Fault("rollback.recorded")
+	return nil
+}
+
+// Clear takes the mark of a release away, so that it can be promoted to the stage
+// again. Only a person does: no automation undoes what a rollback has done.
+func (r *Releases) Clear(ctx context.Context, actor isle.Actor, project, stage, name string) (Stage, error) {
+	if actor.Kind != isle.Human {
+		return Stage{}, isle.Errorf(isle.Refused, "what a stage was rolled back from is cleared by a person, and %s is none", actor).WithHint("isle release clear %s@%s %s", clip(project), clip(stage), clip(name))
+	}
+	r.shelf.Lock()
+	defer r.shelf.Unlock()
+	d, err := r.find(name)
+	if err != nil {
+		return Stage{}, err
+	}
+	s, _ := r.Stage(project, stage)
+	if _, ok := s.marked(d); !ok {
+		return s, isle.Errorf(isle.NotFound, "stage %s of %s was not rolled back from release %s, or that was cleared", clip(stage), clip(project), d.Short())
+	}
+	s.Marks = slices.DeleteFunc(slices.Clone(s.Marks), func(m Mark) bool { return m.Release == d })
+	e := audit.NewEvent(actor, isle.ActionReleaseClear, resourceAt(s.Project, s.Name), isle.Allow, "")
+	e.Release = d
+	return s, r.point(ctx, s, e)
+}
