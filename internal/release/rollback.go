@@ -90,7 +90,7 @@ func (r *Releases) PlanRollback(ctx context.Context, b Rollback) (plan Return, e
 	if !ok {
 		return plan, isle.Errorf(isle.NotFound, "stage %s of %s points at no release", clip(b.Stage), clip(b.Project)).WithHint("isle release stages shows those that do")
 	}
-	if len(s.Earlier) == 0 {
+	if len(s.Earlier) == 0 && b.To == "" {
 		return plan, isle.Errorf(isle.Conflict, "stage %s of %s pointed at nothing before release %s", s.Name, s.Project, s.Release.Short()).
 			WithHint("promote another release: isle promote %s --to %s", s.Project, s.Name)
 	}
