@@ -321,8 +321,13 @@ func TestATeardownComesBeforeTheReadyState(t *testing.T) {
 		}
 	})
 	mustUp(t, m, warm("shop"))
-	if err := <-torn; err != nil {
-		t.Error(err)
+	select {
+	case err := <-torn:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("nothing is captured")
 	}
 	m.Close()
 	w.checkEmpty(t)
