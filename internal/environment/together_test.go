@@ -114,6 +114,11 @@ func TestWhateverIsDoneAtOnceNothingIsLeft(t *testing.T) {
 		t.Fatal("they wait for each other")
 	}
 	t.Log(counts)
+	waitFor(t, "what goes on without its caller is over", func() bool {
+		m.locks.mu.Lock()
+		defer m.locks.mu.Unlock()
+		return len(m.locks.refs) == 0
+	})
 	envs, _ := m.List(t.Context())
 	for _, e := range envs {
 		mustDown(t, m, e.Ref, true)
