@@ -171,11 +171,20 @@ func (r *rooms) Lock(_ context.Context, _ spec.File, old *spec.Lock, _ []build.C
 	r.reach("Lock")
 	return &spec.Lock{}, nil, nil
 }
-func (r *rooms) Caches(string) ([]build.CacheMount, int, error) { return nil, 0, nil }
+func (r *rooms) Caches(string) ([]build.CacheMount, int, error) {
+	r.reach("Caches")
+	return nil, 0, nil
+}
 
-func (r *rooms) PruneCaches(string, time.Duration) ([]build.CacheMount, error) { return nil, nil }
+func (r *rooms) PruneCaches(string, time.Duration) ([]build.CacheMount, error) {
+	r.reach("PruneCaches")
+	return nil, nil
+}
 
-func (r *rooms) ForgetSteps() (int, error) { return 0, nil }
+func (r *rooms) ForgetSteps() (int, error) {
+	r.reach("ForgetSteps")
+	return 0, nil
+}
 
 func (r *rooms) LockNeeds(spec.File, []build.Copied) []isle.Digest { return nil }
 
@@ -431,6 +440,14 @@ func calls(ctx context.Context, c *Client) map[string]func() error {
 				return err
 			}
 			return drain(s.Receive, s.Err)
+		},
+		"BuildService/ListCaches": func() error {
+			_, err := c.Images.ListCaches(ctx, connect.NewRequest(&islev1.ListCachesRequest{}))
+			return err
+		},
+		"BuildService/PruneCaches": func() error {
+			_, err := c.Images.PruneCaches(ctx, connect.NewRequest(&islev1.PruneCachesRequest{}))
+			return err
 		},
 		"BuildService/Missing": func() error {
 			_, err := c.Images.Missing(ctx, connect.NewRequest(&islev1.MissingRequest{}))
