@@ -239,6 +239,7 @@ const (
 	ActionReleasePromote     Action = "release:promote" // to a stage
 	ActionReleaseSkip        Action = "release:skip"    // stages, on the way
 	ActionReleaseRollback    Action = "release:rollback"
+	ActionReleaseDrift       Action = "release:drift" // something is not as released
 	ActionReleaseClear       Action = "release:clear" // a mark that a rollback has left
 	ActionReleaseTrust       Action = "release:trust" // a key of another server
 	ActionEgressConnect      Action = "egress:connect"

@@ -42,6 +42,7 @@ type ReleaseReader interface {
 	StagesOf(d isle.Digest) []release.Stage
 	At(rel release.Release, stage string, must bool) (release.Values, error)
 	Plan(ctx context.Context, p release.Promotion) (release.Plan, error)
+	Drift(ctx context.Context, run release.Running, full bool) ([]release.Finding, error)
 	PlanRollback(ctx context.Context, b release.Rollback) (release.Return, error)
 }
 
@@ -87,6 +88,14 @@ func (cfg Config) releaseRules() map[string]rule {
 		islev1connect.ReleaseServiceRemoveReleaseProcedure: on(isle.ActionReleaseRemove),
 		islev1connect.ReleaseServicePromoteProcedure:       cfg.asksOfPromote,
 		islev1connect.ReleaseServiceRollbackProcedure:      cfg.asksOfRollback,
+		// Which ones are looked at, of all, the handler finds out.
+		islev1connect.ReleaseServiceDriftProcedure: func(ctx context.Context, msg any) []ask {
+			name := msg.(*islev1.DriftRequest).GetEnvironment()
+			if name == "" {
+				return []ask{{isle.ActionServerRead, server, ""}}
+			}
+			return []ask{cfg.onEnvironment(ctx, isle.ActionEnvironmentRead, name)}
+		},
 		islev1connect.ReleaseServiceClearReleaseProcedure: func(_ context.Context, msg any) []ask {
 			m := msg.(*islev1.ClearReleaseRequest)
 			project := clipped(m.GetProject())

@@ -34,6 +34,42 @@ func (s *Store) Verify(ctx context.Context, m Image) ([]string, error) {
 	return paths, nil
 }
 
+// Reread is Verify that reads every byte, whatever is known of the files. It fails
+// with Invalid for the first layer that has changed.
+func (s *Store) Reread(ctx context.Context, m Image) error {
+	for _, l := range m.Layers {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		s.mu.Lock()
+		delete(s.stamps, s.LayerPath(l.Digest))
+		s.mu.Unlock()
+		if err := s.rereadLayer(l); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Store) rereadLayer(l Layer) error {
+	path := s.LayerPath(l.Digest)
+	f, err := os.Open(path)
+	if err != nil {
+		return storeError("open layer "+l.Digest.Short(), err)
+	}
+	defer f.Close()
+	ok, err := s.intact(f, l.Digest)
+	if err != nil {
+		return storeError("verify layer "+l.Digest.Short(), err)
+	}
+	if !ok {
+		os.Remove(filepath.Join(s.dir, "stamps", l.Digest.Hex())) // which said otherwise
+		return isle.Errorf(isle.Invalid, "layer %s (%s, %s) was changed on disk: its bytes do not have its digest; it will not be launched", l.Digest, l.Kind, path).
+			WithHint("find out who wrote to it; `isle build --no-cache` makes it anew")
+	}
+	return nil
+}
+
 // VerifyLayer does for one layer what Verify does for an image's.
 func (s *Store) VerifyLayer(l Layer) (path string, err error) {
 	return s.LayerPath(l.Digest), s.verifyLayer(l)

@@ -84,6 +84,8 @@ type Release struct {
 type Images interface {
 	// Verify checks that the layers of an image are what their digests say.
 	Verify(ctx context.Context, m image.Image) ([]string, error)
+	// Reread is Verify that reads every byte, whatever is known of the files.
+	Reread(ctx context.Context, m image.Image) error
 	// LayerPath is where the file of a layer is; HasLayer whether it is there.
 	LayerPath(d isle.Digest) string
 	HasLayer(d isle.Digest) bool

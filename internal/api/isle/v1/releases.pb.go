@@ -1754,6 +1754,231 @@ func (*RollbackEvent_Progress) isRollbackEvent_Event() {}
 
 func (*RollbackEvent_Result) isRollbackEvent_Event() {}
 
+type DriftRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Environment   string                 `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"` // empty: all that the caller may see and that run releases
+	Full          bool                   `protobuf:"varint,2,opt,name=full,proto3" json:"full,omitempty"`              // read every byte
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DriftRequest) Reset() {
+	*x = DriftRequest{}
+	mi := &file_isle_v1_releases_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DriftRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DriftRequest) ProtoMessage() {}
+
+func (x *DriftRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_releases_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DriftRequest.ProtoReflect.Descriptor instead.
+func (*DriftRequest) Descriptor() ([]byte, []int) {
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *DriftRequest) GetEnvironment() string {
+	if x != nil {
+		return x.Environment
+	}
+	return ""
+}
+
+func (x *DriftRequest) GetFull() bool {
+	if x != nil {
+		return x.Full
+	}
+	return false
+}
+
+type DriftResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Checked       []*Checked             `protobuf:"bytes,1,rep,name=checked,proto3" json:"checked,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DriftResponse) Reset() {
+	*x = DriftResponse{}
+	mi := &file_isle_v1_releases_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DriftResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DriftResponse) ProtoMessage() {}
+
+func (x *DriftResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_releases_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DriftResponse.ProtoReflect.Descriptor instead.
+func (*DriftResponse) Descriptor() ([]byte, []int) {
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *DriftResponse) GetChecked() []*Checked {
+	if x != nil {
+		return x.Checked
+	}
+	return nil
+}
+
+// A Checked is an environment that was compared with its release.
+type Checked struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Environment   string                 `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
+	Instance      string                 `protobuf:"bytes,2,opt,name=instance,proto3" json:"instance,omitempty"`
+	Release       string                 `protobuf:"bytes,3,opt,name=release,proto3" json:"release,omitempty"`
+	Drifted       []*Drifted             `protobuf:"bytes,4,rep,name=drifted,proto3" json:"drifted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Checked) Reset() {
+	*x = Checked{}
+	mi := &file_isle_v1_releases_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Checked) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Checked) ProtoMessage() {}
+
+func (x *Checked) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_releases_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Checked.ProtoReflect.Descriptor instead.
+func (*Checked) Descriptor() ([]byte, []int) {
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *Checked) GetEnvironment() string {
+	if x != nil {
+		return x.Environment
+	}
+	return ""
+}
+
+func (x *Checked) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
+}
+
+func (x *Checked) GetRelease() string {
+	if x != nil {
+		return x.Release
+	}
+	return ""
+}
+
+func (x *Checked) GetDrifted() []*Drifted {
+	if x != nil {
+		return x.Drifted
+	}
+	return nil
+}
+
+type Drifted struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"` // release, stage, image, configuration or bytes
+	Service       string                 `protobuf:"bytes,2,opt,name=service,proto3" json:"service,omitempty"`
+	Message       string                 `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Drifted) Reset() {
+	*x = Drifted{}
+	mi := &file_isle_v1_releases_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Drifted) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Drifted) ProtoMessage() {}
+
+func (x *Drifted) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_releases_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Drifted.ProtoReflect.Descriptor instead.
+func (*Drifted) Descriptor() ([]byte, []int) {
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *Drifted) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Drifted) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *Drifted) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
 type ClearReleaseRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Project       string                 `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"`
@@ -1765,7 +1990,7 @@ type ClearReleaseRequest struct {
 
 func (x *ClearReleaseRequest) Reset() {
 	*x = ClearReleaseRequest{}
-	mi := &file_isle_v1_releases_proto_msgTypes[24]
+	mi := &file_isle_v1_releases_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1777,7 +2002,7 @@ func (x *ClearReleaseRequest) String() string {
 func (*ClearReleaseRequest) ProtoMessage() {}
 
 func (x *ClearReleaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[24]
+	mi := &file_isle_v1_releases_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1790,7 +2015,7 @@ func (x *ClearReleaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClearReleaseRequest.ProtoReflect.Descriptor instead.
 func (*ClearReleaseRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{24}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ClearReleaseRequest) GetProject() string {
@@ -1823,7 +2048,7 @@ type ClearReleaseResponse struct {
 
 func (x *ClearReleaseResponse) Reset() {
 	*x = ClearReleaseResponse{}
-	mi := &file_isle_v1_releases_proto_msgTypes[25]
+	mi := &file_isle_v1_releases_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1835,7 +2060,7 @@ func (x *ClearReleaseResponse) String() string {
 func (*ClearReleaseResponse) ProtoMessage() {}
 
 func (x *ClearReleaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[25]
+	mi := &file_isle_v1_releases_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1848,7 +2073,7 @@ func (x *ClearReleaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClearReleaseResponse.ProtoReflect.Descriptor instead.
 func (*ClearReleaseResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{25}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ClearReleaseResponse) GetRelease() string {
@@ -1871,7 +2096,7 @@ type Mark struct {
 
 func (x *Mark) Reset() {
 	*x = Mark{}
-	mi := &file_isle_v1_releases_proto_msgTypes[26]
+	mi := &file_isle_v1_releases_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1883,7 +2108,7 @@ func (x *Mark) String() string {
 func (*Mark) ProtoMessage() {}
 
 func (x *Mark) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[26]
+	mi := &file_isle_v1_releases_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1896,7 +2121,7 @@ func (x *Mark) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mark.ProtoReflect.Descriptor instead.
 func (*Mark) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{26}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Mark) GetRelease() string {
@@ -1945,7 +2170,7 @@ type Stage struct {
 
 func (x *Stage) Reset() {
 	*x = Stage{}
-	mi := &file_isle_v1_releases_proto_msgTypes[27]
+	mi := &file_isle_v1_releases_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1957,7 +2182,7 @@ func (x *Stage) String() string {
 func (*Stage) ProtoMessage() {}
 
 func (x *Stage) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[27]
+	mi := &file_isle_v1_releases_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1970,7 +2195,7 @@ func (x *Stage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stage.ProtoReflect.Descriptor instead.
 func (*Stage) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{27}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Stage) GetProject() string {
@@ -2052,7 +2277,7 @@ type ListStagesRequest struct {
 
 func (x *ListStagesRequest) Reset() {
 	*x = ListStagesRequest{}
-	mi := &file_isle_v1_releases_proto_msgTypes[28]
+	mi := &file_isle_v1_releases_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2064,7 +2289,7 @@ func (x *ListStagesRequest) String() string {
 func (*ListStagesRequest) ProtoMessage() {}
 
 func (x *ListStagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[28]
+	mi := &file_isle_v1_releases_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2077,7 +2302,7 @@ func (x *ListStagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStagesRequest.ProtoReflect.Descriptor instead.
 func (*ListStagesRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{28}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListStagesRequest) GetProject() string {
@@ -2097,7 +2322,7 @@ type ListStagesResponse struct {
 
 func (x *ListStagesResponse) Reset() {
 	*x = ListStagesResponse{}
-	mi := &file_isle_v1_releases_proto_msgTypes[29]
+	mi := &file_isle_v1_releases_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2109,7 +2334,7 @@ func (x *ListStagesResponse) String() string {
 func (*ListStagesResponse) ProtoMessage() {}
 
 func (x *ListStagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[29]
+	mi := &file_isle_v1_releases_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2122,7 +2347,7 @@ func (x *ListStagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStagesResponse.ProtoReflect.Descriptor instead.
 func (*ListStagesResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{29}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListStagesResponse) GetStages() []*Stage {
@@ -2150,7 +2375,7 @@ type ReleaseKey struct {
 
 func (x *ReleaseKey) Reset() {
 	*x = ReleaseKey{}
-	mi := &file_isle_v1_releases_proto_msgTypes[30]
+	mi := &file_isle_v1_releases_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2162,7 +2387,7 @@ func (x *ReleaseKey) String() string {
 func (*ReleaseKey) ProtoMessage() {}
 
 func (x *ReleaseKey) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[30]
+	mi := &file_isle_v1_releases_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2175,7 +2400,7 @@ func (x *ReleaseKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseKey.ProtoReflect.Descriptor instead.
 func (*ReleaseKey) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{30}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ReleaseKey) GetName() string {
@@ -2207,7 +2432,7 @@ type ListReleaseKeysRequest struct {
 
 func (x *ListReleaseKeysRequest) Reset() {
 	*x = ListReleaseKeysRequest{}
-	mi := &file_isle_v1_releases_proto_msgTypes[31]
+	mi := &file_isle_v1_releases_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2219,7 +2444,7 @@ func (x *ListReleaseKeysRequest) String() string {
 func (*ListReleaseKeysRequest) ProtoMessage() {}
 
 func (x *ListReleaseKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[31]
+	mi := &file_isle_v1_releases_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2232,7 +2457,7 @@ func (x *ListReleaseKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReleaseKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListReleaseKeysRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{31}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{35}
 }
 
 type ListReleaseKeysResponse struct {
@@ -2244,7 +2469,7 @@ type ListReleaseKeysResponse struct {
 
 func (x *ListReleaseKeysResponse) Reset() {
 	*x = ListReleaseKeysResponse{}
-	mi := &file_isle_v1_releases_proto_msgTypes[32]
+	mi := &file_isle_v1_releases_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2256,7 +2481,7 @@ func (x *ListReleaseKeysResponse) String() string {
 func (*ListReleaseKeysResponse) ProtoMessage() {}
 
 func (x *ListReleaseKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[32]
+	mi := &file_isle_v1_releases_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2269,7 +2494,7 @@ func (x *ListReleaseKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReleaseKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListReleaseKeysResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{32}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListReleaseKeysResponse) GetKeys() []*ReleaseKey {
@@ -2289,7 +2514,7 @@ type TrustReleaseKeyRequest struct {
 
 func (x *TrustReleaseKeyRequest) Reset() {
 	*x = TrustReleaseKeyRequest{}
-	mi := &file_isle_v1_releases_proto_msgTypes[33]
+	mi := &file_isle_v1_releases_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2301,7 +2526,7 @@ func (x *TrustReleaseKeyRequest) String() string {
 func (*TrustReleaseKeyRequest) ProtoMessage() {}
 
 func (x *TrustReleaseKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[33]
+	mi := &file_isle_v1_releases_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2314,7 +2539,7 @@ func (x *TrustReleaseKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustReleaseKeyRequest.ProtoReflect.Descriptor instead.
 func (*TrustReleaseKeyRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{33}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *TrustReleaseKeyRequest) GetKey() string {
@@ -2340,7 +2565,7 @@ type TrustReleaseKeyResponse struct {
 
 func (x *TrustReleaseKeyResponse) Reset() {
 	*x = TrustReleaseKeyResponse{}
-	mi := &file_isle_v1_releases_proto_msgTypes[34]
+	mi := &file_isle_v1_releases_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2352,7 +2577,7 @@ func (x *TrustReleaseKeyResponse) String() string {
 func (*TrustReleaseKeyResponse) ProtoMessage() {}
 
 func (x *TrustReleaseKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[34]
+	mi := &file_isle_v1_releases_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2365,7 +2590,7 @@ func (x *TrustReleaseKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustReleaseKeyResponse.ProtoReflect.Descriptor instead.
 func (*TrustReleaseKeyResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{34}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *TrustReleaseKeyResponse) GetKey() *ReleaseKey {
@@ -2510,7 +2735,21 @@ const file_isle_v1_releases_proto_rawDesc = "" +
 	"\rRollbackEvent\x124\n" +
 	"\bprogress\x18\x01 \x01(\v2\x16.isle.v1.ProgressEventH\x00R\bprogress\x123\n" +
 	"\x06result\x18\x02 \x01(\v2\x19.isle.v1.RollbackResponseH\x00R\x06resultB\a\n" +
-	"\x05event\"_\n" +
+	"\x05event\"D\n" +
+	"\fDriftRequest\x12 \n" +
+	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x12\n" +
+	"\x04full\x18\x02 \x01(\bR\x04full\";\n" +
+	"\rDriftResponse\x12*\n" +
+	"\achecked\x18\x01 \x03(\v2\x10.isle.v1.CheckedR\achecked\"\x8d\x01\n" +
+	"\aChecked\x12 \n" +
+	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x1a\n" +
+	"\binstance\x18\x02 \x01(\tR\binstance\x12\x18\n" +
+	"\arelease\x18\x03 \x01(\tR\arelease\x12*\n" +
+	"\adrifted\x18\x04 \x03(\v2\x10.isle.v1.DriftedR\adrifted\"Q\n" +
+	"\aDrifted\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n" +
+	"\aservice\x18\x02 \x01(\tR\aservice\x12\x18\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"_\n" +
 	"\x13ClearReleaseRequest\x12\x18\n" +
 	"\aproject\x18\x01 \x01(\tR\aproject\x12\x14\n" +
 	"\x05stage\x18\x02 \x01(\tR\x05stage\x12\x18\n" +
@@ -2551,7 +2790,7 @@ const file_isle_v1_releases_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x16\n" +
 	"\x06remove\x18\x02 \x01(\bR\x06remove\"@\n" +
 	"\x17TrustReleaseKeyResponse\x12%\n" +
-	"\x03key\x18\x01 \x01(\v2\x13.isle.v1.ReleaseKeyR\x03key2\x98\b\n" +
+	"\x03key\x18\x01 \x01(\v2\x13.isle.v1.ReleaseKeyR\x03key2\xd0\b\n" +
 	"\x0eReleaseService\x12M\n" +
 	"\rCreateRelease\x12\x1d.isle.v1.CreateReleaseRequest\x1a\x1b.isle.v1.CreateReleaseEvent0\x01\x12K\n" +
 	"\fListReleases\x12\x1c.isle.v1.ListReleasesRequest\x1a\x1d.isle.v1.ListReleasesResponse\x12E\n" +
@@ -2563,7 +2802,8 @@ const file_isle_v1_releases_proto_rawDesc = "" +
 	"\rExportRelease\x12\x1d.isle.v1.ExportReleaseRequest\x1a\x0e.isle.v1.Chunk0\x01\x12A\n" +
 	"\rImportRelease\x12\x0e.isle.v1.Chunk\x1a\x1e.isle.v1.ImportReleaseResponse(\x01\x12;\n" +
 	"\aPromote\x12\x17.isle.v1.PromoteRequest\x1a\x15.isle.v1.PromoteEvent0\x01\x12>\n" +
-	"\bRollback\x12\x18.isle.v1.RollbackRequest\x1a\x16.isle.v1.RollbackEvent0\x01\x12K\n" +
+	"\bRollback\x12\x18.isle.v1.RollbackRequest\x1a\x16.isle.v1.RollbackEvent0\x01\x126\n" +
+	"\x05Drift\x12\x15.isle.v1.DriftRequest\x1a\x16.isle.v1.DriftResponse\x12K\n" +
 	"\fClearRelease\x12\x1c.isle.v1.ClearReleaseRequest\x1a\x1d.isle.v1.ClearReleaseResponse\x12E\n" +
 	"\n" +
 	"ListStages\x12\x1a.isle.v1.ListStagesRequest\x1a\x1b.isle.v1.ListStagesResponse\x12T\n" +
@@ -2582,7 +2822,7 @@ func file_isle_v1_releases_proto_rawDescGZIP() []byte {
 	return file_isle_v1_releases_proto_rawDescData
 }
 
-var file_isle_v1_releases_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_isle_v1_releases_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_isle_v1_releases_proto_goTypes = []any{
 	(*Release)(nil),                 // 0: isle.v1.Release
 	(*ReleaseImage)(nil),            // 1: isle.v1.ReleaseImage
@@ -2608,34 +2848,38 @@ var file_isle_v1_releases_proto_goTypes = []any{
 	(*RollbackRequest)(nil),         // 21: isle.v1.RollbackRequest
 	(*RollbackResponse)(nil),        // 22: isle.v1.RollbackResponse
 	(*RollbackEvent)(nil),           // 23: isle.v1.RollbackEvent
-	(*ClearReleaseRequest)(nil),     // 24: isle.v1.ClearReleaseRequest
-	(*ClearReleaseResponse)(nil),    // 25: isle.v1.ClearReleaseResponse
-	(*Mark)(nil),                    // 26: isle.v1.Mark
-	(*Stage)(nil),                   // 27: isle.v1.Stage
-	(*ListStagesRequest)(nil),       // 28: isle.v1.ListStagesRequest
-	(*ListStagesResponse)(nil),      // 29: isle.v1.ListStagesResponse
-	(*ReleaseKey)(nil),              // 30: isle.v1.ReleaseKey
-	(*ListReleaseKeysRequest)(nil),  // 31: isle.v1.ListReleaseKeysRequest
-	(*ListReleaseKeysResponse)(nil), // 32: isle.v1.ListReleaseKeysResponse
-	(*TrustReleaseKeyRequest)(nil),  // 33: isle.v1.TrustReleaseKeyRequest
-	(*TrustReleaseKeyResponse)(nil), // 34: isle.v1.TrustReleaseKeyResponse
-	(*timestamppb.Timestamp)(nil),   // 35: google.protobuf.Timestamp
-	(*Source)(nil),                  // 36: isle.v1.Source
-	(*ProgressEvent)(nil),           // 37: isle.v1.ProgressEvent
-	(*Need)(nil),                    // 38: isle.v1.Need
-	(*PackageChange)(nil),           // 39: isle.v1.PackageChange
-	(*SettingChange)(nil),           // 40: isle.v1.SettingChange
-	(*durationpb.Duration)(nil),     // 41: google.protobuf.Duration
-	(*Chunk)(nil),                   // 42: isle.v1.Chunk
+	(*DriftRequest)(nil),            // 24: isle.v1.DriftRequest
+	(*DriftResponse)(nil),           // 25: isle.v1.DriftResponse
+	(*Checked)(nil),                 // 26: isle.v1.Checked
+	(*Drifted)(nil),                 // 27: isle.v1.Drifted
+	(*ClearReleaseRequest)(nil),     // 28: isle.v1.ClearReleaseRequest
+	(*ClearReleaseResponse)(nil),    // 29: isle.v1.ClearReleaseResponse
+	(*Mark)(nil),                    // 30: isle.v1.Mark
+	(*Stage)(nil),                   // 31: isle.v1.Stage
+	(*ListStagesRequest)(nil),       // 32: isle.v1.ListStagesRequest
+	(*ListStagesResponse)(nil),      // 33: isle.v1.ListStagesResponse
+	(*ReleaseKey)(nil),              // 34: isle.v1.ReleaseKey
+	(*ListReleaseKeysRequest)(nil),  // 35: isle.v1.ListReleaseKeysRequest
+	(*ListReleaseKeysResponse)(nil), // 36: isle.v1.ListReleaseKeysResponse
+	(*TrustReleaseKeyRequest)(nil),  // 37: isle.v1.TrustReleaseKeyRequest
+	(*TrustReleaseKeyResponse)(nil), // 38: isle.v1.TrustReleaseKeyResponse
+	(*timestamppb.Timestamp)(nil),   // 39: google.protobuf.Timestamp
+	(*Source)(nil),                  // 40: isle.v1.Source
+	(*ProgressEvent)(nil),           // 41: isle.v1.ProgressEvent
+	(*Need)(nil),                    // 42: isle.v1.Need
+	(*PackageChange)(nil),           // 43: isle.v1.PackageChange
+	(*SettingChange)(nil),           // 44: isle.v1.SettingChange
+	(*durationpb.Duration)(nil),     // 45: google.protobuf.Duration
+	(*Chunk)(nil),                   // 46: isle.v1.Chunk
 }
 var file_isle_v1_releases_proto_depIdxs = []int32{
-	35, // 0: isle.v1.Release.created:type_name -> google.protobuf.Timestamp
+	39, // 0: isle.v1.Release.created:type_name -> google.protobuf.Timestamp
 	1,  // 1: isle.v1.Release.images:type_name -> isle.v1.ReleaseImage
 	2,  // 2: isle.v1.Release.attestations:type_name -> isle.v1.Attestation
-	35, // 3: isle.v1.Attestation.added:type_name -> google.protobuf.Timestamp
-	36, // 4: isle.v1.CreateReleaseRequest.source:type_name -> isle.v1.Source
-	37, // 5: isle.v1.CreateReleaseEvent.progress:type_name -> isle.v1.ProgressEvent
-	38, // 6: isle.v1.CreateReleaseEvent.need:type_name -> isle.v1.Need
+	39, // 3: isle.v1.Attestation.added:type_name -> google.protobuf.Timestamp
+	40, // 4: isle.v1.CreateReleaseRequest.source:type_name -> isle.v1.Source
+	41, // 5: isle.v1.CreateReleaseEvent.progress:type_name -> isle.v1.ProgressEvent
+	42, // 6: isle.v1.CreateReleaseEvent.need:type_name -> isle.v1.Need
 	5,  // 7: isle.v1.CreateReleaseEvent.result:type_name -> isle.v1.CreateReleaseResult
 	0,  // 8: isle.v1.CreateReleaseResult.release:type_name -> isle.v1.Release
 	0,  // 9: isle.v1.ListReleasesResponse.releases:type_name -> isle.v1.Release
@@ -2643,57 +2887,61 @@ var file_isle_v1_releases_proto_depIdxs = []int32{
 	0,  // 11: isle.v1.VerifyReleaseEvent.release:type_name -> isle.v1.Release
 	0,  // 12: isle.v1.ImportReleaseResponse.release:type_name -> isle.v1.Release
 	0,  // 13: isle.v1.PromoteResponse.release:type_name -> isle.v1.Release
-	39, // 14: isle.v1.PromoteResponse.packages:type_name -> isle.v1.PackageChange
-	40, // 15: isle.v1.PromoteResponse.configuration:type_name -> isle.v1.SettingChange
+	43, // 14: isle.v1.PromoteResponse.packages:type_name -> isle.v1.PackageChange
+	44, // 15: isle.v1.PromoteResponse.configuration:type_name -> isle.v1.SettingChange
 	20, // 16: isle.v1.PromoteResponse.switch:type_name -> isle.v1.Switch
-	37, // 17: isle.v1.PromoteEvent.progress:type_name -> isle.v1.ProgressEvent
+	41, // 17: isle.v1.PromoteEvent.progress:type_name -> isle.v1.ProgressEvent
 	18, // 18: isle.v1.PromoteEvent.result:type_name -> isle.v1.PromoteResponse
-	41, // 19: isle.v1.Switch.took:type_name -> google.protobuf.Duration
-	41, // 20: isle.v1.Switch.pause:type_name -> google.protobuf.Duration
-	35, // 21: isle.v1.Switch.until:type_name -> google.protobuf.Timestamp
+	45, // 19: isle.v1.Switch.took:type_name -> google.protobuf.Duration
+	45, // 20: isle.v1.Switch.pause:type_name -> google.protobuf.Duration
+	39, // 21: isle.v1.Switch.until:type_name -> google.protobuf.Timestamp
 	0,  // 22: isle.v1.RollbackResponse.release:type_name -> isle.v1.Release
 	20, // 23: isle.v1.RollbackResponse.switch:type_name -> isle.v1.Switch
-	37, // 24: isle.v1.RollbackEvent.progress:type_name -> isle.v1.ProgressEvent
+	41, // 24: isle.v1.RollbackEvent.progress:type_name -> isle.v1.ProgressEvent
 	22, // 25: isle.v1.RollbackEvent.result:type_name -> isle.v1.RollbackResponse
-	35, // 26: isle.v1.Mark.time:type_name -> google.protobuf.Timestamp
-	35, // 27: isle.v1.Stage.since:type_name -> google.protobuf.Timestamp
-	26, // 28: isle.v1.Stage.marks:type_name -> isle.v1.Mark
-	27, // 29: isle.v1.ListStagesResponse.stages:type_name -> isle.v1.Stage
-	30, // 30: isle.v1.ListReleaseKeysResponse.keys:type_name -> isle.v1.ReleaseKey
-	30, // 31: isle.v1.TrustReleaseKeyResponse.key:type_name -> isle.v1.ReleaseKey
-	3,  // 32: isle.v1.ReleaseService.CreateRelease:input_type -> isle.v1.CreateReleaseRequest
-	6,  // 33: isle.v1.ReleaseService.ListReleases:input_type -> isle.v1.ListReleasesRequest
-	8,  // 34: isle.v1.ReleaseService.GetRelease:input_type -> isle.v1.GetReleaseRequest
-	10, // 35: isle.v1.ReleaseService.VerifyRelease:input_type -> isle.v1.VerifyReleaseRequest
-	12, // 36: isle.v1.ReleaseService.RemoveRelease:input_type -> isle.v1.RemoveReleaseRequest
-	14, // 37: isle.v1.ReleaseService.GetAttestation:input_type -> isle.v1.GetAttestationRequest
-	15, // 38: isle.v1.ReleaseService.ExportRelease:input_type -> isle.v1.ExportReleaseRequest
-	42, // 39: isle.v1.ReleaseService.ImportRelease:input_type -> isle.v1.Chunk
-	17, // 40: isle.v1.ReleaseService.Promote:input_type -> isle.v1.PromoteRequest
-	21, // 41: isle.v1.ReleaseService.Rollback:input_type -> isle.v1.RollbackRequest
-	24, // 42: isle.v1.ReleaseService.ClearRelease:input_type -> isle.v1.ClearReleaseRequest
-	28, // 43: isle.v1.ReleaseService.ListStages:input_type -> isle.v1.ListStagesRequest
-	31, // 44: isle.v1.ReleaseService.ListReleaseKeys:input_type -> isle.v1.ListReleaseKeysRequest
-	33, // 45: isle.v1.ReleaseService.TrustReleaseKey:input_type -> isle.v1.TrustReleaseKeyRequest
-	4,  // 46: isle.v1.ReleaseService.CreateRelease:output_type -> isle.v1.CreateReleaseEvent
-	7,  // 47: isle.v1.ReleaseService.ListReleases:output_type -> isle.v1.ListReleasesResponse
-	9,  // 48: isle.v1.ReleaseService.GetRelease:output_type -> isle.v1.GetReleaseResponse
-	11, // 49: isle.v1.ReleaseService.VerifyRelease:output_type -> isle.v1.VerifyReleaseEvent
-	13, // 50: isle.v1.ReleaseService.RemoveRelease:output_type -> isle.v1.RemoveReleaseResponse
-	42, // 51: isle.v1.ReleaseService.GetAttestation:output_type -> isle.v1.Chunk
-	42, // 52: isle.v1.ReleaseService.ExportRelease:output_type -> isle.v1.Chunk
-	16, // 53: isle.v1.ReleaseService.ImportRelease:output_type -> isle.v1.ImportReleaseResponse
-	19, // 54: isle.v1.ReleaseService.Promote:output_type -> isle.v1.PromoteEvent
-	23, // 55: isle.v1.ReleaseService.Rollback:output_type -> isle.v1.RollbackEvent
-	25, // 56: isle.v1.ReleaseService.ClearRelease:output_type -> isle.v1.ClearReleaseResponse
-	29, // 57: isle.v1.ReleaseService.ListStages:output_type -> isle.v1.ListStagesResponse
-	32, // 58: isle.v1.ReleaseService.ListReleaseKeys:output_type -> isle.v1.ListReleaseKeysResponse
-	34, // 59: isle.v1.ReleaseService.TrustReleaseKey:output_type -> isle.v1.TrustReleaseKeyResponse
-	46, // [46:60] is the sub-list for method output_type
-	32, // [32:46] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	26, // 26: isle.v1.DriftResponse.checked:type_name -> isle.v1.Checked
+	27, // 27: isle.v1.Checked.drifted:type_name -> isle.v1.Drifted
+	39, // 28: isle.v1.Mark.time:type_name -> google.protobuf.Timestamp
+	39, // 29: isle.v1.Stage.since:type_name -> google.protobuf.Timestamp
+	30, // 30: isle.v1.Stage.marks:type_name -> isle.v1.Mark
+	31, // 31: isle.v1.ListStagesResponse.stages:type_name -> isle.v1.Stage
+	34, // 32: isle.v1.ListReleaseKeysResponse.keys:type_name -> isle.v1.ReleaseKey
+	34, // 33: isle.v1.TrustReleaseKeyResponse.key:type_name -> isle.v1.ReleaseKey
+	3,  // 34: isle.v1.ReleaseService.CreateRelease:input_type -> isle.v1.CreateReleaseRequest
+	6,  // 35: isle.v1.ReleaseService.ListReleases:input_type -> isle.v1.ListReleasesRequest
+	8,  // 36: isle.v1.ReleaseService.GetRelease:input_type -> isle.v1.GetReleaseRequest
+	10, // 37: isle.v1.ReleaseService.VerifyRelease:input_type -> isle.v1.VerifyReleaseRequest
+	12, // 38: isle.v1.ReleaseService.RemoveRelease:input_type -> isle.v1.RemoveReleaseRequest
+	14, // 39: isle.v1.ReleaseService.GetAttestation:input_type -> isle.v1.GetAttestationRequest
+	15, // 40: isle.v1.ReleaseService.ExportRelease:input_type -> isle.v1.ExportReleaseRequest
+	46, // 41: isle.v1.ReleaseService.ImportRelease:input_type -> isle.v1.Chunk
+	17, // 42: isle.v1.ReleaseService.Promote:input_type -> isle.v1.PromoteRequest
+	21, // 43: isle.v1.ReleaseService.Rollback:input_type -> isle.v1.RollbackRequest
+	24, // 44: isle.v1.ReleaseService.Drift:input_type -> isle.v1.DriftRequest
+	28, // 45: isle.v1.ReleaseService.ClearRelease:input_type -> isle.v1.ClearReleaseRequest
+	32, // 46: isle.v1.ReleaseService.ListStages:input_type -> isle.v1.ListStagesRequest
+	35, // 47: isle.v1.ReleaseService.ListReleaseKeys:input_type -> isle.v1.ListReleaseKeysRequest
+	37, // 48: isle.v1.ReleaseService.TrustReleaseKey:input_type -> isle.v1.TrustReleaseKeyRequest
+	4,  // 49: isle.v1.ReleaseService.CreateRelease:output_type -> isle.v1.CreateReleaseEvent
+	7,  // 50: isle.v1.ReleaseService.ListReleases:output_type -> isle.v1.ListReleasesResponse
+	9,  // 51: isle.v1.ReleaseService.GetRelease:output_type -> isle.v1.GetReleaseResponse
+	11, // 52: isle.v1.ReleaseService.VerifyRelease:output_type -> isle.v1.VerifyReleaseEvent
+	13, // 53: isle.v1.ReleaseService.RemoveRelease:output_type -> isle.v1.RemoveReleaseResponse
+	46, // 54: isle.v1.ReleaseService.GetAttestation:output_type -> isle.v1.Chunk
+	46, // 55: isle.v1.ReleaseService.ExportRelease:output_type -> isle.v1.Chunk
+	16, // 56: isle.v1.ReleaseService.ImportRelease:output_type -> isle.v1.ImportReleaseResponse
+	19, // 57: isle.v1.ReleaseService.Promote:output_type -> isle.v1.PromoteEvent
+	23, // 58: isle.v1.ReleaseService.Rollback:output_type -> isle.v1.RollbackEvent
+	25, // 59: isle.v1.ReleaseService.Drift:output_type -> isle.v1.DriftResponse
+	29, // 60: isle.v1.ReleaseService.ClearRelease:output_type -> isle.v1.ClearReleaseResponse
+	33, // 61: isle.v1.ReleaseService.ListStages:output_type -> isle.v1.ListStagesResponse
+	36, // 62: isle.v1.ReleaseService.ListReleaseKeys:output_type -> isle.v1.ListReleaseKeysResponse
+	38, // 63: isle.v1.ReleaseService.TrustReleaseKey:output_type -> isle.v1.TrustReleaseKeyResponse
+	49, // [49:64] is the sub-list for method output_type
+	34, // [34:49] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_isle_v1_releases_proto_init() }
@@ -2722,7 +2970,7 @@ func file_isle_v1_releases_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isle_v1_releases_proto_rawDesc), len(file_isle_v1_releases_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   35,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

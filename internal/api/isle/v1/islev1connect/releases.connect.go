@@ -61,6 +61,8 @@ const (
 	ReleaseServicePromoteProcedure = "/isle.v1.ReleaseService/Promote"
 	// ReleaseServiceRollbackProcedure is the fully-qualified name of the ReleaseService's Rollback RPC.
 	ReleaseServiceRollbackProcedure = "/isle.v1.ReleaseService/Rollback"
+	// ReleaseServiceDriftProcedure is the fully-qualified name of the ReleaseService's Drift RPC.
+	ReleaseServiceDriftProcedure = "/isle.v1.ReleaseService/Drift"
 	// ReleaseServiceClearReleaseProcedure is the fully-qualified name of the ReleaseService's
 	// ClearRelease RPC.
 	ReleaseServiceClearReleaseProcedure = "/isle.v1.ReleaseService/ClearRelease"
@@ -102,6 +104,9 @@ type ReleaseServiceClient interface {
 	// Rollback points a stage at what it pointed at before, and switches what runs
 	// there; or says what that would change.
 	Rollback(context.Context, *connect.Request[v1.RollbackRequest]) (*connect.ServerStreamForClient[v1.RollbackEvent], error)
+	// Drift compares what runs of releases with them. What differs is an entry of
+	// the audit log.
+	Drift(context.Context, *connect.Request[v1.DriftRequest]) (*connect.Response[v1.DriftResponse], error)
 	// ClearRelease lets a release be promoted again to a stage that was rolled back
 	// from it.
 	ClearRelease(context.Context, *connect.Request[v1.ClearReleaseRequest]) (*connect.Response[v1.ClearReleaseResponse], error)
@@ -186,6 +191,12 @@ func NewReleaseServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(releaseServiceMethods.ByName("Rollback")),
 			connect.WithClientOptions(opts...),
 		),
+		drift: connect.NewClient[v1.DriftRequest, v1.DriftResponse](
+			httpClient,
+			baseURL+ReleaseServiceDriftProcedure,
+			connect.WithSchema(releaseServiceMethods.ByName("Drift")),
+			connect.WithClientOptions(opts...),
+		),
 		clearRelease: connect.NewClient[v1.ClearReleaseRequest, v1.ClearReleaseResponse](
 			httpClient,
 			baseURL+ReleaseServiceClearReleaseProcedure,
@@ -225,6 +236,7 @@ type releaseServiceClient struct {
 	importRelease   *connect.Client[v1.Chunk, v1.ImportReleaseResponse]
 	promote         *connect.Client[v1.PromoteRequest, v1.PromoteEvent]
 	rollback        *connect.Client[v1.RollbackRequest, v1.RollbackEvent]
+	drift           *connect.Client[v1.DriftRequest, v1.DriftResponse]
 	clearRelease    *connect.Client[v1.ClearReleaseRequest, v1.ClearReleaseResponse]
 	listStages      *connect.Client[v1.ListStagesRequest, v1.ListStagesResponse]
 	listReleaseKeys *connect.Client[v1.ListReleaseKeysRequest, v1.ListReleaseKeysResponse]
@@ -281,6 +293,11 @@ func (c *releaseServiceClient) Rollback(ctx context.Context, req *connect.Reques
 	return c.rollback.CallServerStream(ctx, req)
 }
 
+// Drift calls isle.v1.ReleaseService.Drift.
+func (c *releaseServiceClient) Drift(ctx context.Context, req *connect.Request[v1.DriftRequest]) (*connect.Response[v1.DriftResponse], error) {
+	return c.drift.CallUnary(ctx, req)
+}
+
 // ClearRelease calls isle.v1.ReleaseService.ClearRelease.
 func (c *releaseServiceClient) ClearRelease(ctx context.Context, req *connect.Request[v1.ClearReleaseRequest]) (*connect.Response[v1.ClearReleaseResponse], error) {
 	return c.clearRelease.CallUnary(ctx, req)
@@ -328,6 +345,9 @@ type ReleaseServiceHandler interface {
 	// Rollback points a stage at what it pointed at before, and switches what runs
 	// there; or says what that would change.
 	Rollback(context.Context, *connect.Request[v1.RollbackRequest], *connect.ServerStream[v1.RollbackEvent]) error
+	// Drift compares what runs of releases with them. What differs is an entry of
+	// the audit log.
+	Drift(context.Context, *connect.Request[v1.DriftRequest]) (*connect.Response[v1.DriftResponse], error)
 	// ClearRelease lets a release be promoted again to a stage that was rolled back
 	// from it.
 	ClearRelease(context.Context, *connect.Request[v1.ClearReleaseRequest]) (*connect.Response[v1.ClearReleaseResponse], error)
@@ -408,6 +428,12 @@ func NewReleaseServiceHandler(svc ReleaseServiceHandler, opts ...connect.Handler
 		connect.WithSchema(releaseServiceMethods.ByName("Rollback")),
 		connect.WithHandlerOptions(opts...),
 	)
+	releaseServiceDriftHandler := connect.NewUnaryHandler(
+		ReleaseServiceDriftProcedure,
+		svc.Drift,
+		connect.WithSchema(releaseServiceMethods.ByName("Drift")),
+		connect.WithHandlerOptions(opts...),
+	)
 	releaseServiceClearReleaseHandler := connect.NewUnaryHandler(
 		ReleaseServiceClearReleaseProcedure,
 		svc.ClearRelease,
@@ -454,6 +480,8 @@ func NewReleaseServiceHandler(svc ReleaseServiceHandler, opts ...connect.Handler
 			releaseServicePromoteHandler.ServeHTTP(w, r)
 		case ReleaseServiceRollbackProcedure:
 			releaseServiceRollbackHandler.ServeHTTP(w, r)
+		case ReleaseServiceDriftProcedure:
+			releaseServiceDriftHandler.ServeHTTP(w, r)
 		case ReleaseServiceClearReleaseProcedure:
 			releaseServiceClearReleaseHandler.ServeHTTP(w, r)
 		case ReleaseServiceListStagesProcedure:
@@ -509,6 +537,10 @@ func (UnimplementedReleaseServiceHandler) Promote(context.Context, *connect.Requ
 
 func (UnimplementedReleaseServiceHandler) Rollback(context.Context, *connect.Request[v1.RollbackRequest], *connect.ServerStream[v1.RollbackEvent]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("isle.v1.ReleaseService.Rollback is not implemented"))
+}
+
+func (UnimplementedReleaseServiceHandler) Drift(context.Context, *connect.Request[v1.DriftRequest]) (*connect.Response[v1.DriftResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("isle.v1.ReleaseService.Drift is not implemented"))
 }
 
 func (UnimplementedReleaseServiceHandler) ClearRelease(context.Context, *connect.Request[v1.ClearReleaseRequest]) (*connect.Response[v1.ClearReleaseResponse], error) {

@@ -1,0 +1,89 @@
+package main
+
+import (
+	"fmt"
+
+	"connectrpc.com/connect"
+	"github.com/spf13/cobra"
+
+	"isle"
+	islev1 "isle/internal/api/isle/v1"
+)
+
+type checkedJSON struct {
+	Environment string        `json:"environment"`
+	Instance    string        `json:"instance"`
+	Release     string        `json:"release"`
+	Drifted     []driftedJSON `json:"drifted"`
+}
+
+type driftedJSON struct {
+	Kind    string `json:"kind"`
+	Service string `json:"service,omitempty"`
+	Message string `json:"message"`
+}
+
+func newDrift(a *app) *cobra.Command {
+	var full bool
+	cmd := &cobra.Command{
+		Use:   "drift [ENV]",
+		Short: "Compare what runs with its release",
+		Long: `Compare an environment that runs a release, or all that do, with that release: its signature,
+what its stage points at, the image of each service, what it was launched with, doors and
+limits included, and the layers on disk; --full reads every byte of them.
+
+What is not as released is listed, and an entry of the audit log; the exit code is 1 then.`,
+		Example: "  isle drift\n  isle drift shop@production --full",
+		Args:    args(0, 1, "at most one environment"),
+		RunE: func(cmd *cobra.Command, given []string) error {
+			c, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			res, err := c.Releases.Drift(cmd.Context(), connect.NewRequest(&islev1.DriftRequest{Environment: first(given), Full: full}))
+			if err != nil {
+				return err
+			}
+			return a.showDrift(res.Msg.GetChecked())
+		},
+	}
+	cmd.Flags().BoolVar(&full, "full", false, "read every byte of the layers")
+	return cmd
+}
+
+func (a *app) showDrift(checked []*islev1.Checked) error {
+	list, n := []checkedJSON{}, 0
+	for _, c := range checked {
+		out := checkedJSON{c.GetEnvironment(), c.GetInstance(), c.GetRelease(), []driftedJSON{}}
+		for _, d := range c.GetDrifted() {
+			out.Drifted = append(out.Drifted, driftedJSON{d.GetKind(), d.GetService(), d.GetMessage()})
+			n++
+		}
+		list = append(list, out)
+	}
+	if a.output == "json" {
+		if err := a.json(list); err != nil {
+			return err
+		}
+	} else {
+		for _, c := range list {
+			if len(c.Drifted) == 0 {
+				fmt.Fprintf(a.stdout, "%s runs release %s as it is\n", c.Environment, shortDigest(c.Release))
+			}
+			for _, d := range c.Drifted {
+				where := c.Environment
+				if d.Service != "" {
+					where += "/" + clean(d.Service)
+				}
+				fmt.Fprintf(a.stdout, "! %s: %s: %s\n", where, d.Kind, cleanLine(d.Message))
+			}
+		}
+		if len(list) == 0 {
+			fmt.Fprintln(a.stdout, "no environment runs a release")
+		}
+	}
+	if n > 0 {
+		return isle.Errorf(isle.Failed, "%d things are not as released", n).WithHint("isle audit search --action release:drift has them; isle up --release launches what was released")
+	}
+	return nil
+}

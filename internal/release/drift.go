@@ -1,0 +1,127 @@
+package release
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"slices"
+
+	"isle"
+	"isle/internal/image"
+	"isle/internal/spec"
+)
+
+// The kinds of drift.
+const (
+	DriftRelease = "release"       // the release is not whole, or not trusted
+	DriftStage   = "stage"         // the stage points at another release
+	DriftImage   = "image"         // a service runs an image that is not the release's
+	DriftSetting = "configuration" // it was launched as the release and the stage's values do not say
+	DriftBytes   = "bytes"         // a layer has other bytes than its digest says
+)
+
+// A Running is what runs of a release.
+type Running struct {
+	Ref     isle.Ref
+	Release isle.Digest
+	Spec    spec.File
+	Images  map[string]image.Image // by service
+}
+
+// A Finding is one thing that is not as it was released.
+type Finding struct {
+	Kind    string
+	Service string // "": of the whole
+	Message string
+}
+
+// Drift compares what runs with its release, what the stage points at and its
+// values. With full every byte of its layers is read; without, of those that
+// anybody has touched since they were last read.
+func (r *Releases) Drift(ctx context.Context, run Running, full bool) (out []Finding, err error) {
+	find := func(kind, service, message string) { out = append(out, Finding{kind, service, message}) }
+	rel, err := r.Use(string(run.Release))
+	if err != nil {
+		find(DriftRelease, "", message(err))
+		return out, nil
+	}
+	var values Values
+	s, ok := r.Stage(rel.Manifest.Project, run.Ref.Stage)
+	switch {
+	case ok && s.Release != rel.Digest:
+		find(DriftStage, "", "stage "+run.Ref.Stage+" points at release "+s.Release.Short()+", and release "+rel.Digest.Short()+" runs")
+	case ok:
+		values = s.Values
+	}
+	if want, err := values.Apply(rel.Manifest.Spec); err != nil {
+		find(DriftSetting, "", message(err))
+	} else {
+		out = append(out, settings(run.Spec, want)...)
+	}
+	for _, svc := range rel.Manifest.Services {
+		img, ok := run.Images[svc.Name]
+		switch {
+		case !ok:
+			find(DriftImage, svc.Name, "it does not run")
+			continue
+		case img.Digest() != svc.Digest:
+			find(DriftImage, svc.Name, "it runs image "+img.Digest().Short()+", and the release has "+svc.Digest.Short())
+		}
+		if _, err = r.cfg.Images.Verify(ctx, img); err == nil && full {
+			err = r.cfg.Images.Reread(ctx, img)
+		}
+		if ctx.Err() != nil {
+			return out, context.Cause(ctx)
+		}
+		if err != nil {
+			find(DriftBytes, svc.Name, message(err))
+		}
+	}
+	return out, nil
+}
+
+func message(err error) string {
+	if e, ok := err.(*isle.Error); ok {
+		return e.WithHint("").Error()
+	}
+	return err.Error()
+}
+
+// settings are the parts of a file that differ from what they are to be.
+func settings(is, want spec.File) (out []Finding) {
+	find := func(service, what string) {
+		out = append(out, Finding{DriftSetting, service, what + " is not as released"})
+	}
+	for _, w := range want.Services {
+		i := slices.IndexFunc(is.Services, func(s spec.Service) bool { return s.Name == w.Name })
+		switch {
+		case i < 0:
+			find(w.Name, "the service")
+		case !equal(is.Services[i], w):
+			why := spec.Explain(w, is.Services[i])
+			if why == "" {
+				why = "how it is launched"
+			}
+			find(w.Name, why)
+		}
+	}
+	for _, x := range []struct {
+		what     string
+		is, want any
+	}{
+		{"uses", is.Uses, want.Uses}, {"egress", is.Egress, want.Egress}, {"limits", is.Limits, want.Limits}, {"isolation", is.Isolation, want.Isolation},
+	} {
+		if !equal(x.is, x.want) {
+			find("", x.what)
+		}
+	}
+	return out
+}
+
+// equal compares as JSON, where no list is as an empty one.
+func equal(a, b any) bool {
+	x, err1 := json.Marshal(a)
+	y, err2 := json.Marshal(b)
+	null := func(j []byte) []byte { return bytes.Replace(j, []byte("[]"), []byte("null"), 1) }
+	return err1 == nil && err2 == nil && bytes.Equal(null(x), null(y))
+}
