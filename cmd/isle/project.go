@@ -187,7 +187,7 @@ func (p *project) hash(ctx context.Context) (*hashed, error) {
 
 // hashBuild reads what a Dockerfile's build sees, and the Dockerfile.
 func (p *project) hashBuild(ctx context.Context, h *hashed, s spec.Service, cache *spec.Cache) error {
-	tree, files, err := spec.HashContext(ctx, p.dir, *s.Build, cache)
+	tree, files, err := spec.HashContext(ctx, p.dir, filepath.Base(p.lockPath), *s.Build, cache)
 	if err != nil {
 		return err
 	}

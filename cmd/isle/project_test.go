@@ -121,6 +121,12 @@ func TestAChangeIsSeenByItsFingerprint(t *testing.T) {
 	step("another time", func() error { return os.Chtimes(filepath.Join(app, "b"), time.Time{}, time.Unix(1, 0)) })
 	step("another mode", func() error { return os.Chmod(filepath.Join(app, "b"), 0o755) })
 	step("another file", func() error { return os.WriteFile(p.path, []byte("longer"), 0o644) })
+	p.file.Services = append(p.file.Services, spec.Service{Build: &spec.Build{Context: "made", Dockerfile: "Dockerfile"}})
+	write(t, filepath.Join(dir, "made", "Dockerfile"), "FROM x")
+	seen = append(seen, p.fingerprint())
+	step("another Dockerfile", func() error {
+		return os.WriteFile(filepath.Join(dir, "made", "Dockerfile"), []byte("FROM longer"), 0o644)
+	})
 	step("a file gone", func() error { return os.Remove(filepath.Join(app, "a")) })
 }
 

@@ -8,7 +8,7 @@ import (
 	"path/filepath"
 )
 
-// fingerprint changes whenever the file or something it copies does: names,
+// fingerprint changes whenever the file or something it copies or builds from does: names,
 // sizes, modes and times, without reading content. The lock is not part of it.
 func (p *project) fingerprint() [sha256.Size]byte {
 	h := sha256.New()
@@ -18,17 +18,31 @@ func (p *project) fingerprint() [sha256.Size]byte {
 	if st, err := os.Stat(p.path); err == nil {
 		note(p.path, st)
 	}
+	walk := func(from string, skip func(name string) bool) {
+		filepath.WalkDir(filepath.Join(p.dir, filepath.FromSlash(from)), func(path string, d fs.DirEntry, err error) error {
+			switch {
+			case err != nil:
+				return nil // what cannot be read now is noticed when it can
+			case skip(d.Name()) && d.IsDir():
+				return fs.SkipDir
+			case skip(d.Name()):
+				return nil
+			}
+			if st, err := d.Info(); err == nil {
+				note(path, st)
+			}
+			return nil
+		})
+	}
 	for _, s := range p.file.Services {
 		for _, c := range s.Copy {
-			filepath.WalkDir(filepath.Join(p.dir, filepath.FromSlash(c.From)), func(path string, d fs.DirEntry, err error) error {
-				if err != nil {
-					return nil // what cannot be read now is noticed when it can
-				}
-				if st, err := d.Info(); err == nil {
-					note(path, st)
-				}
-				return nil
+			walk(c.From, func(string) bool { return false })
+		}
+		if s.Build != nil { // what is never in a context changes by itself: the lock, and git's own
+			walk(s.Build.Context, func(name string) bool {
+				return name == ".git" || name == "isle.lock" || p.lockPath != "" && name == filepath.Base(p.lockPath)
 			})
+			walk(s.Build.File(), func(string) bool { return false })
 		}
 	}
 	return [sha256.Size]byte(h.Sum(nil))

@@ -85,7 +85,7 @@ func TestALockPinsABuild(t *testing.T) {
 func TestAContextIsWhatItsDockerignoreLeaves(t *testing.T) {
 	root := t.TempDir()
 	for name, content := range map[string]string{
-		"ctx/a": "a", "ctx/sub/b.log": "b", "ctx/sub/c": "c", "ctx/gone/x": "x", "ctx/gone/kept/y": "y", "ctx/gone/more/z": "z", "ctx/.git/config": "g", "ctx/isle.lock": "{}",
+		"ctx/a": "a", "ctx/sub/b.log": "b", "ctx/sub/c": "c", "ctx/gone/x": "x", "ctx/gone/kept/y": "y", "ctx/gone/more/z": "z", "ctx/.git/config": "g", "ctx/isle.lock": "{}", "ctx/own.lock": "{}",
 		"ctx/.dockerignore": "# all but\n**/*.log\ngone\n!gone/kept\n../outside\n/etc/passwd\n", "ctx/Dockerfile": "FROM a", "ctx/other": "FROM a", "ctx/other.dockerignore": "*\n!a\n", "outside": "o",
 		".isleignore": "a\n",
 	} {
@@ -98,7 +98,7 @@ func TestAContextIsWhatItsDockerignoreLeaves(t *testing.T) {
 	}
 	paths := func(b Build) []string {
 		t.Helper()
-		tree, files, err := HashContext(t.Context(), root, b, nil)
+		tree, files, err := HashContext(t.Context(), root, "ctx/own.lock", b, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -130,13 +130,13 @@ func TestAContextIsWhatItsDockerignoreLeaves(t *testing.T) {
 		if err := prepare(); err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := HashContext(t.Context(), root, Build{Context: "ctx", Dockerfile: "Dockerfile"}, nil); isle.CodeOf(err) != isle.Invalid {
+		if _, _, err := HashContext(t.Context(), root, "isle.lock", Build{Context: "ctx", Dockerfile: "Dockerfile"}, nil); isle.CodeOf(err) != isle.Invalid {
 			t.Errorf("%s: %v", name, err)
 		}
 		os.Remove(filepath.Join(root, "ctx/.dockerignore"))
 	}
 	for _, context := range []string{"outside", "none"} {
-		if _, _, err := HashContext(t.Context(), root, Build{Context: context, Dockerfile: "Dockerfile"}, nil); err == nil {
+		if _, _, err := HashContext(t.Context(), root, "isle.lock", Build{Context: context, Dockerfile: "Dockerfile"}, nil); err == nil {
 			t.Errorf("%s is no folder", context)
 		}
 	}

@@ -21,15 +21,16 @@ import (
 const DockerIgnoreFile = ".dockerignore"
 
 // HashContext is HashTree of the folder whose files a Dockerfile's build sees:
-// all but what its .dockerignore names, in Docker's own patterns, and .git and
-// isle.lock.
-func HashContext(ctx context.Context, root string, b Build, cache *Cache) (Tree, map[isle.Digest]string, error) {
+// all but what its .dockerignore names, in Docker's own patterns, and .git,
+// isle.lock and lock, the path of the file's own lock relative to root: it has
+// the digest of all this.
+func HashContext(ctx context.Context, root, lock string, b Build, cache *Cache) (Tree, map[isle.Digest]string, error) {
 	folder := b.Context
 	if folder != "." {
 		folder += "/"
 	}
 	return hashTree(ctx, root, folder, cache, func(h *hasher, r *os.Root) error {
-		h.verb = "build"
+		h.verb, h.lock = "build", path.Clean(lock)
 		for _, name := range []string{b.File() + DockerIgnoreFile, path.Join(b.Context, DockerIgnoreFile)} {
 			h.ignoreFile = name
 			raw, err := readIgnoreFile(r, name)

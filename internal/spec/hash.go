@@ -83,6 +83,7 @@ type hasher struct {
 	base       string // absolute path of the project folder
 	ignore     ignore
 	docker     *patternmatcher.PatternMatcher // of a Dockerfile's context, in place of ignore
+	lock       string                         // the file's own lock, which is left out; ""
 	verb       string                         // what the files are for: "copy", "build"
 	ignoreFile string                         // what names those that are left out, for messages
 	cache      *Cache
@@ -145,6 +146,9 @@ func (h *hasher) dir(r *os.Root, at, rel string, depth int, above patternmatcher
 		out, info, err := h.leaveOut(path.Join(rel, name), name, above)
 		if err != nil {
 			return isle.Errorf(isle.Invalid, "%s: %w", h.ignoreFile, err)
+		}
+		if below == h.lock {
+			continue
 		}
 		if out && !(e.IsDir() && h.takesBack(name)) {
 			continue
