@@ -1,6 +1,6 @@
 #!/bin/sh
 # The demo: brings up examples/shop, sealed, and shows what that means; then the
-# same shop before a database outside, behind the gateway. It has a state folder
+# same shop before a database outside, behind the gateway, and releases of that. It has a state folder
 # of its own, so it neither needs nor disturbs an installed server, and it can be
 # run again and again. KEEP=1 leaves what it made running.
 set -eu
@@ -146,7 +146,33 @@ wait "$update"
 show "fg"
 sed "1,${told}d; s/^/   /" "$work/update"
 
-say "10. All of it is written down"
+say "10. Released: the same digest, switched without a failed request, and back in an instant"
+release() { isle release create "$work/storefront.yaml" 2>&1 | tee /dev/stderr | sed -n 's/^release \([0-9a-f]*\) .*/\1/p'; }
+show "isle release create storefront.yaml              # what runs, sealed and signed, under one digest"
+first=$(release 2>"$work/said"); grep '^release' "$work/said" | sed 's/^/   /'
+show "isle promote storefront --to testing --release $first; isle up --release storefront@testing"
+isle promote storefront --to testing --release "$first" 2>/dev/null | sed 's/^/   /'
+isle up --release storefront@testing >/dev/null 2>&1
+show "sed -i 's/<h1>Orders of today/<h1>Orders, newest first/' app/shop.py; isle lock storefront.yaml; isle release create storefront.yaml"
+sed -i 's/<h1>Orders of today/<h1>Orders, newest first/' "$work/app/shop.py"
+isle lock "$work/storefront.yaml" >/dev/null 2>&1
+second=$(release 2>"$work/said"); grep '^release' "$work/said" | sed 's/^/   /'
+heading() { curl -fsS "http://127.0.0.1:$page/" | sed -n 's/.*<h1>\(.*\)<\/h1>.*/   the page says: \1/p'; }
+(while [ ! -e "$work/enough" ]; do curl -fsS -o /dev/null "http://127.0.0.1:$page/healthz" 2>/dev/null && echo answered || echo failed; done >"$work/asked") &
+asking=$!
+show "isle promote storefront --to testing --release $second     # while somebody asks all the time"
+isle promote storefront --to testing --release "$second" 2>/dev/null | sed 's/^/   /'
+heading
+show "isle rollback storefront@testing"
+isle rollback storefront@testing 2>/dev/null | sed 's/^/   /'
+heading
+touch "$work/enough"
+wait $asking
+echo "   $(grep -c answered "$work/asked") requests answered meanwhile, $(grep -c failed "$work/asked" || true) failed"
+show "isle drift storefront"
+isle drift storefront | sed 's/^/   /'
+
+say "11. All of it is written down"
 show "isle audit search --resource connection:orders-db --since $since"
 isle audit search --resource connection:orders-db --since "$since" | grep -v ' session:\| approval:read' | cut -c 1-170 | sed 's/^/   /'
 session=$(isle approvals show "$request" -o json | field session)

@@ -49,7 +49,7 @@ func (s *releases) carry(ctx context.Context, c carried, send func(*islev1.Progr
 	if err != nil {
 		return nil, err
 	}
-	pointed := false
+	asked, points := false, false
 	up := environment.UpRequest{
 		Ref: e.Ref, Project: project, Spec: file, Images: images, Release: rel.Digest, Back: c.back,
 		Branch: rel.Source.Branch, Commit: rel.Source.Commit, Dirty: rel.Source.Dirty, Repository: rel.Source.Repository,
@@ -57,15 +57,21 @@ func (s *releases) carry(ctx context.Context, c carried, send func(*islev1.Progr
 			if err := last.Err(); err != nil {
 				return err
 			}
-			pointed = true
-			return point(ctx)
+			asked = true
+			err := point(ctx)
+			points = err == nil
+			return err
 		},
 	}
 	launch, launching := s.newTeller(ctx, isle.ActionEnvironmentLaunch, isle.Resource{}, send)
 	defer launch.done()
 	res, err := s.Environments.Up(launching, actorOf(ctx), up, func(p environment.Progress) { launch.event(progressMessage(p)) })
-	if err == nil && !pointed { // there was nothing to switch
-		err = point(ctx)
+	if err == nil && !asked { // there was nothing to switch
+		return switchMessage(res), point(ctx)
+	}
+	if err != nil && points {
+		return nil, isle.Errorf(isle.CodeOf(err), "stage %s of %s points at release %s, and what served goes on: %w", c.stage, project, rel.Digest.Short(), err).
+			WithHint("isle promote %s --to %s again switches; isle drift %s shows what serves", project, c.stage, e.Ref)
 	}
 	if err != nil {
 		return nil, err
