@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -23,6 +24,12 @@ const (
 	slotTime = 250 * time.Millisecond
 	// firstWord is how long one may say nothing, in which it does not reach home.
 	firstWord = 10 * time.Second
+	// handing is how long home may take to answer: the next server needs a moment
+	// when it takes over from the last.
+	handing = 5 * time.Second
+	// preface is how a client of HTTP/2 begins (RFC 9113, section 3.4). A server
+	// answers it whatever comes next.
+	preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 )
 
 // offerWorkload begins to serve the Workload API. A service without it does not
@@ -78,8 +85,10 @@ func (s *service) serveWorkload(l *net.UnixListener) {
 }
 
 // carry joins a connection to the Workload API to one home, once it has said
-// something; dialed is whether it came to that. Where home does not answer it
-// just ends: the client tries again when it likes.
+// something; dialed is whether it came to that. A home that ends before it has
+// answered is one that hands over, and the next is tried, no more often than slots
+// are given. Where none answers the connection just ends: the client tries again
+// when it likes.
 func (s *service) carry(c *net.UnixConn) (dialed bool) {
 	defer c.Close()
 	first := make([]byte, 4<<10)
@@ -90,13 +99,34 @@ func (s *service) carry(c *net.UnixConn) (dialed bool) {
 	if err != nil || c.SetReadDeadline(time.Time{}) != nil {
 		return false
 	}
+	for began := time.Now(); !s.carryHome(c, first[:n]) && time.Since(began) < handing; {
+		time.Sleep(slotTime)
+	}
+	return true
+}
+
+// carryHome joins a connection to one home, until either ends; false: home did not
+// answer, and nothing but what is first was taken of the connection.
+func (s *service) carryHome(c *net.UnixConn, first []byte) (answered bool) {
 	home, err := s.dialOnce(initproto.KindWorkload)
 	if err != nil {
-		return true
+		return false
 	}
 	defer home.Close()
-	if _, err := home.Write(first[:n]); err == nil {
-		join(home.Conn, c)
+	if _, err := home.Write(first); err != nil {
+		return false
 	}
+	if bytes.HasPrefix(first, []byte(preface)) {
+		if home.SetReadDeadline(time.Now().Add(firstWord)) != nil {
+			return false
+		}
+		if _, err := home.Reader.Peek(1); err != nil {
+			return false
+		}
+		if home.SetReadDeadline(time.Time{}) != nil {
+			return false
+		}
+	}
+	join(home.Conn, c)
 	return true
 }

@@ -61,6 +61,28 @@ func TestTheWorkloadAPIIsThereAgainAfterTheServerWasAway(t *testing.T) {
 	}
 }
 
+// A server that hands over ends what it has not answered yet.
+func TestAConnectionToTheWorkloadAPIOutlivesAHomeThatDidNotAnswer(t *testing.T) {
+	var calls atomic.Int32
+	s := launchServing(t, newEvents(), func(c net.Conn) {
+		if calls.Add(1) < 3 {
+			c.Read(make([]byte, 1))
+			c.Close()
+			return
+		}
+		io.WriteString(c, "SETTINGS ") // which a server of HTTP/2 says first
+		echo(c)
+	}, nil)
+	if r := s.sh(ask + `"$(printf 'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nhere I am')"`); !strings.HasPrefix(r.stdout, "SETTINGS heard PRI ") || !strings.Contains(r.stdout, "here I am, <nil>") || calls.Load() != 3 {
+		t.Errorf("%+v after %d calls", r, calls.Load())
+	}
+	// What says something else may wait for more than one word.
+	calls.Store(0)
+	if r := s.sh(ask + "one"); r.stdout != "" || calls.Load() != 1 {
+		t.Errorf("%+v after %d calls", r, calls.Load())
+	}
+}
+
 // Whatever opens a thousand connections keeps its own service waiting, and the
 // server busy with no more than the bound.
 func TestAThousandConnectionsToTheWorkloadAPIAreAFewAtHome(t *testing.T) {
