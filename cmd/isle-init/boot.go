@@ -52,7 +52,7 @@ func tune() {
 	syscall.Umask(0o022)
 	// Threads made now need not be made when the service has used up the
 	// environment's processes: the runtime could not go on without.
-	const spare = 6
+	const spare = 10
 	var ready, release sync.WaitGroup
 	ready.Add(spare)
 	release.Add(1)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -303,7 +304,16 @@ func (s *sandbox) kill() {
 
 func (s *sandbox) line() initproto.Line {
 	s.t.Helper()
-	l, err := s.home.Line(s.t.Context(), s.boot.Launch)
+	ctx, cancel := context.WithCancelCause(s.t.Context())
+	defer cancel(nil)
+	go func() { // ends with the call
+		select {
+		case <-s.ended:
+			cancel(errors.New("isle-init has ended"))
+		case <-ctx.Done():
+		}
+	}()
+	l, err := s.home.Line(ctx, s.boot.Launch)
 	if err != nil {
 		s.t.Fatal(err)
 	}
