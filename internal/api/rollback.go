@@ -110,7 +110,7 @@ func (s *releases) restoreWith(ctx context.Context, e environment.Environment, p
 		return "", err
 	}
 	tell, work := s.newTeller(ctx, isle.ActionEnvironmentRestore, isle.Resource{}, send)
-	defer tell.cancel(nil)
+	defer tell.done()
 	_, err = s.Environments.RestoreTo(work, actorOf(ctx), e.Ref, environment.RestoreRequest{At: string(saved), Last: func(last context.Context) error {
 		if err := last.Err(); err != nil {
 			return err
