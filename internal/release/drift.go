@@ -1,9 +1,10 @@
 package release
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
+	"maps"
+	"reflect"
 	"slices"
 
 	"isle"
@@ -105,6 +106,11 @@ func settings(is, want spec.File) (out []Finding) {
 			find(w.Name, why)
 		}
 	}
+	for _, s := range is.Services {
+		if !slices.ContainsFunc(want.Services, func(w spec.Service) bool { return w.Name == s.Name }) {
+			find(s.Name, "the service")
+		}
+	}
 	for _, x := range []struct {
 		what     string
 		is, want any
@@ -118,10 +124,38 @@ func settings(is, want spec.File) (out []Finding) {
 	return out
 }
 
-// equal compares as JSON, where no list is as an empty one.
+// equal compares as JSON, where what is empty is as what is not there.
 func equal(a, b any) bool {
-	x, err1 := json.Marshal(a)
-	y, err2 := json.Marshal(b)
-	null := func(j []byte) []byte { return bytes.Replace(j, []byte("[]"), []byte("null"), 1) }
-	return err1 == nil && err2 == nil && bytes.Equal(null(x), null(y))
+	x, err1 := plain(a)
+	y, err2 := plain(b)
+	return err1 == nil && err2 == nil && reflect.DeepEqual(x, y)
+}
+
+// plain is a value as JSON has it, without what is empty.
+func plain(v any) (out any, err error) {
+	b, err := json.Marshal(v)
+	if err == nil {
+		err = json.Unmarshal(b, &out)
+	}
+	return pruned(out), err
+}
+
+func pruned(v any) any {
+	switch v := v.(type) {
+	case map[string]any:
+		maps.DeleteFunc(v, func(k string, x any) bool { v[k] = pruned(x); return v[k] == nil })
+		if len(v) > 0 {
+			return v
+		}
+		return nil
+	case []any:
+		for i := range v {
+			v[i] = pruned(v[i])
+		}
+		if len(v) > 0 {
+			return v
+		}
+		return nil
+	}
+	return v
 }

@@ -39,6 +39,11 @@ func (s Stage) after() []Pointer {
 	return out[max(0, len(out)-maxEarlier):]
 }
 
+// is reports whether a stage points at that.
+func (s Stage) is(p Pointer) bool {
+	return s.Release == p.Release && s.Values.Digest() == p.Values.Digest()
+}
+
 // marked is the mark of a release in a stage.
 func (s Stage) marked(d isle.Digest) (Mark, bool) {
 	i := slices.IndexFunc(s.Marks, func(m Mark) bool { return m.Release == d })
@@ -48,13 +53,13 @@ func (s Stage) marked(d isle.Digest) (Mark, bool) {
 	return s.Marks[i], true
 }
 
-// allows refuses to promote what the stage was rolled back from.
+// allows refuses to bring back what the stage was rolled back from.
 func (s Stage) allows(project string, d isle.Digest) error {
 	m, ok := s.marked(d)
 	if !ok {
 		return nil
 	}
-	return isle.Errorf(isle.Refused, "stage %s of %s was rolled back from release %s, by %s on %s: it is not promoted there again", s.Name, project, d.Short(), m.By.Name, m.Time.Format(time.DateOnly)).
+	return isle.Errorf(isle.Refused, "stage %s of %s was rolled back from release %s, by %s on %s: nothing brings it back there", s.Name, project, d.Short(), m.By.Name, m.Time.Format(time.DateOnly)).
 		WithHint("a person who has found out why clears it: isle release clear %s@%s %s", project, s.Name, d.Short())
 }
 
@@ -96,18 +101,26 @@ func (r *Releases) PlanRollback(ctx context.Context, b Rollback) (plan Return, e
 	}
 	plan.From = s
 	i := len(s.Earlier) - 1
-	if b.To != "" {
+	if b.To == "" {
+		for i >= 0 && (s.is(s.Earlier[i]) || s.allows(s.Project, s.Earlier[i].Release) != nil) {
+			i--
+		}
+		if i < 0 {
+			return plan, isle.Errorf(isle.Conflict, "stage %s of %s pointed at nothing before release %s but what it was rolled back from", s.Name, s.Project, s.Release.Short()).
+				WithHint("isle release stages shows that, and a person clears it: isle release clear %s@%s RELEASE", s.Project, s.Name)
+		}
+	} else {
 		d, err := r.find(b.To)
 		if err != nil {
+			return plan, err
+		}
+		if err := s.allows(s.Project, d); err != nil {
 			return plan, err
 		}
 		for i >= 0 && s.Earlier[i].Release != d {
 			i--
 		}
 		if i < 0 {
-			if err := s.allows(s.Project, d); err != nil {
-				return plan, err
-			}
 			return plan, isle.Errorf(isle.NotFound, "stage %s of %s never pointed at release %s before release %s", s.Name, s.Project, d.Short(), s.Release.Short()).
 				WithHint("promote it: isle promote %s --to %s", s.Project, s.Name)
 		}

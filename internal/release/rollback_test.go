@@ -70,6 +70,37 @@ func TestARollbackGoesBackStepByStepAndMarksWhatItLeaves(t *testing.T) {
 	}
 }
 
+// Who rolls back twice does not come to what the first time was from.
+func TestARollbackBringsNothingBackThatIsMarked(t *testing.T) {
+	w := newWorld(t, "here")
+	one, two := w.of(0, nil), w.of(1, nil)
+	for _, r := range []Release{one, two, one, two} {
+		if _, err := w.promote("testing", string(r.Digest)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.back(Rollback{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, b := range []Rollback{{}, {To: string(two.Digest)}} {
+		if err := w.back(b); err == nil {
+			t.Errorf("%+v is done", b)
+		}
+		if s, _ := w.Stage("shop", "testing"); s.Release != one.Digest || len(s.Marks) != 1 {
+			t.Fatalf("after %+v it points at %s, with the marks %+v", b, s.Release.Short(), s.Marks)
+		}
+	}
+	if _, err := w.Clear(t.Context(), alice, "shop", "testing", string(two.Digest)); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.back(Rollback{}); err != nil {
+		t.Fatal(err)
+	}
+	if s, _ := w.Stage("shop", "testing"); s.Release != two.Digest {
+		t.Errorf("it points at %s", s.Release.Short())
+	}
+}
+
 func TestDataThatCouldNotBeUsedIsNotGoneBackOn(t *testing.T) {
 	for name, c := range map[string]struct {
 		before, now *spec.DataSchema
@@ -100,6 +131,9 @@ func TestDataThatCouldNotBeUsedIsNotGoneBackOn(t *testing.T) {
 }
 
 func TestDriftNamesWhatDiffers(t *testing.T) {
+	if !equal([]spec.Egress{}, []spec.Egress(nil)) || equal([]string{"[]"}, []string{"null"}) {
+		t.Error("nothing is not nothing, or text is taken for it")
+	}
 	w := newWorld(t, "here")
 	rel := w.of(0, nil)
 	if _, err := w.promote("testing", string(rel.Digest)); err != nil {
@@ -122,13 +156,20 @@ func TestDriftNamesWhatDiffers(t *testing.T) {
 		change func(*Running)
 		want   []string
 	}{
-		"nothing":     {func(*Running) {}, nil},
-		"a variable":  {func(r *Running) { r.Spec.Services[1].Env = map[string]string{"A": "other"} }, []string{DriftSetting}},
-		"a door":      {func(r *Running) { r.Spec.Uses = append(slices.Clone(r.Spec.Uses), "more") }, []string{DriftSetting}},
-		"an image":    {func(r *Running) { r.Images["web"] = r.Images["db"] }, []string{DriftImage}},
-		"no service":  {func(r *Running) { delete(r.Images, "web") }, []string{DriftImage}},
-		"a release":   {func(r *Running) { r.Release = isle.DigestOf([]byte("gone")) }, []string{DriftRelease}},
-		"other bytes": {func(r *Running) { l := r.Images["web"].Layers; w.images.damaged[l[len(l)-1].Digest] = true }, []string{DriftBytes}},
+		"nothing":    {func(*Running) {}, nil},
+		"a variable": {func(r *Running) { r.Spec.Services[1].Env = map[string]string{"A": "other"} }, []string{DriftSetting}},
+		"one service more": {func(r *Running) {
+			r.Spec.Services = append(r.Spec.Services, spec.Service{Name: "more", Command: []string{"sh"}})
+		}, []string{DriftSetting}},
+		"text that looks empty": {func(r *Running) {
+			r.Spec.Services[1].Command = []string{"sh", "-c", "null", "[]"}
+		}, []string{DriftSetting}},
+		"a list that is empty": {func(r *Running) { r.Spec.Services[1].OnFork = []string{} }, nil},
+		"a door":               {func(r *Running) { r.Spec.Uses = append(slices.Clone(r.Spec.Uses), "more") }, []string{DriftSetting}},
+		"an image":             {func(r *Running) { r.Images["web"] = r.Images["db"] }, []string{DriftImage}},
+		"no service":           {func(r *Running) { delete(r.Images, "web") }, []string{DriftImage}},
+		"a release":            {func(r *Running) { r.Release = isle.DigestOf([]byte("gone")) }, []string{DriftRelease}},
+		"other bytes":          {func(r *Running) { l := r.Images["web"].Layers; w.images.damaged[l[len(l)-1].Digest] = true }, []string{DriftBytes}},
 	} {
 		clear(w.images.damaged)
 		if got := kinds(c.change); !slices.Equal(got, c.want) {
