@@ -2,6 +2,7 @@ package environment
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"time"
 
@@ -84,11 +85,7 @@ func (l *live) drain(ctx context.Context, limit time.Duration) bool {
 	defer cancel()
 	for {
 		l.mu.Lock()
-		through := make([]*passage, 0, len(l.through))
-		for c := range l.through {
-			through = append(through, c)
-		}
-		sessions := l.sessions
+		through, sessions := slices.Collect(maps.Keys(l.through)), l.sessions
 		l.mu.Unlock()
 		for _, c := range through {
 			c.moveOn()
@@ -105,11 +102,7 @@ func (l *live) drain(ctx context.Context, limit time.Duration) bool {
 // cutThrough ends what still goes on through an instance.
 func (l *live) cutThrough() {
 	l.mu.Lock()
-	cut := l.cutOff
-	through := make([]*passage, 0, len(l.through))
-	for c := range l.through {
-		through = append(through, c)
-	}
+	cut, through := l.cutOff, slices.Collect(maps.Keys(l.through))
 	l.mu.Unlock()
 	cut()
 	for _, c := range through {
@@ -187,6 +180,20 @@ func (m *Manager) removeAside(ctx context.Context, l *live, a *aside) error {
 	return nil
 }
 
+// endAside is removeAside of what is tried again, after a pause, by whoever comes
+// next where it fails.
+func (m *Manager) endAside(ctx context.Context, l *live, a *aside, pause time.Duration) error {
+	err := m.removeAside(ctx, l, a)
+	if err != nil {
+		m.cfg.Log.Error("an instance whose place was taken could not be removed; trying again", "environment", l.ref, "instance", l.instance, "error", err)
+		sleep(m.ctx, pause)
+		l.mu.Lock()
+		a.claimed = false
+		l.mu.Unlock()
+	}
+	return err
+}
+
 // dropAsides removes what was put aside under a name, but the given one, and
 // waits for it. What fails is tried again when its time is over.
 func (m *Manager) dropAsides(ctx context.Context, ref isle.Ref, but *live) {
@@ -198,12 +205,7 @@ func (m *Manager) dropAsides(ctx context.Context, ref isle.Ref, but *live) {
 		if !ok {
 			continue // it is on its way
 		}
-		if err := m.removeAside(ctx, l, a); err != nil {
-			m.cfg.Log.Error("an instance that was put aside could not be removed; trying again", "environment", ref, "instance", l.instance, "error", err)
-			l.mu.Lock()
-			a.claimed = false
-			l.mu.Unlock()
-		}
+		_ = m.endAside(ctx, l, a, 0) // logged
 	}
 }
 
@@ -221,14 +223,7 @@ func (m *Manager) expireAsides() {
 			continue
 		}
 		if !m.spawn(func() {
-			ctx := context.WithoutCancel(m.ctx)
-			if err := m.removeAside(ctx, l, a); err != nil {
-				m.cfg.Log.Error("an instance that was put aside could not be removed; trying again", "environment", l.ref, "instance", l.instance, "error", err)
-				sleep(m.ctx, lastBackoff)
-				l.mu.Lock()
-				a.claimed = false
-				l.mu.Unlock()
-			}
+			_ = m.endAside(context.WithoutCancel(m.ctx), l, a, lastBackoff) // logged
 		}) {
 			return
 		}

@@ -128,10 +128,7 @@ func (m *Manager) dropVolumes(ctx context.Context, ref isle.Ref, all bool) (gone
 // keep the others from being done.
 func (m *Manager) dismantle(ctx context.Context, l *live, e Environment, say func(Progress)) error {
 	l.unpublishAll()
-	all := map[string]bool{}
-	for _, s := range e.Services {
-		all[s.Name] = true
-	}
+	all := e.names()
 	l.mu.Lock()
 	for name := range l.supervisors {
 		all[name] = true // one that a half-done replacement left

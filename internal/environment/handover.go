@@ -74,11 +74,25 @@ func (m *Manager) HoldRequests(ctx context.Context, ref isle.Ref) (release func(
 		return nil, isle.Errorf(isle.Conflict, "requests to environment %s are held already", ref)
 	}
 	letGo := l.hold(m.cfg.Now)
-	if !l.drain(ctx, holdDrain) {
-		l.cutThrough()
-		l.serve()
+	if err := l.quiet(ctx); err != nil {
+		letGo()
+		return nil, err
 	}
 	return func() { letGo() }, nil
+}
+
+// quiet waits until what is under way in an instance whose requests are held has
+// ended, and after holdDrain cuts it.
+func (l *live) quiet(ctx context.Context) error {
+	if l.drain(ctx, holdDrain) {
+		return nil
+	}
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	l.cutThrough()
+	l.serve()
+	return nil
 }
 
 // wantHandover gives a staged instance records of the volumes that it is to have:
@@ -106,12 +120,8 @@ func (h *handover) stop(ctx context.Context, say func(Progress)) error {
 	m, old := h.m, h.old
 	say(Progress{Step: "hold", State: "start"})
 	h.letGo = old.hold(m.cfg.Now)
-	if !old.drain(ctx, holdDrain) {
-		if err := context.Cause(ctx); err != nil {
-			return err
-		}
-		old.cutThrough()
-		old.serve()
+	if err := old.quiet(ctx); err != nil {
+		return err
 	}
 	rec := old.snapshot()
 	// What a crash finds from now on is started again.
@@ -120,11 +130,7 @@ func (h *handover) stop(ctx context.Context, say func(Progress)) error {
 	}
 	h.stopped = true
 	m.fault("handover.recorded")
-	all := map[string]bool{}
-	for _, s := range rec.Services {
-		all[s.Name] = true
-	}
-	if err := m.stopServices(ctx, old, rec, all, func(name string) { say(Progress{Service: name, Step: "stop", State: "start"}) }); err != nil {
+	if err := m.stopServices(ctx, old, rec, rec.names(), func(name string) { say(Progress{Service: name, Step: "stop", State: "start"}) }); err != nil {
 		return err
 	}
 	m.fault("handover.stopped")
@@ -149,6 +155,15 @@ func (h *handover) stop(ctx context.Context, say func(Progress)) error {
 	return nil
 }
 
+// names are those of all services.
+func (e *Environment) names() map[string]bool {
+	all := map[string]bool{}
+	for _, s := range e.Services {
+		all[s.Name] = true
+	}
+	return all
+}
+
 // resume starts the one before again, on its volumes, which nobody else has
 // touched, and lets requests go on.
 func (h *handover) resume(say func(Progress)) error {
@@ -161,10 +176,7 @@ func (h *handover) resume(say func(Progress)) error {
 	}
 	m, ctx := h.m, context.WithoutCancel(h.m.ctx)
 	rec := h.old.snapshot()
-	all := map[string]bool{}
-	for _, s := range rec.Services {
-		all[s.Name] = true
-	}
+	all := rec.names()
 	if err := m.stopServices(ctx, h.old, rec, all, func(string) {}); err != nil { // it was cut off in the middle
 		return err
 	}

@@ -91,12 +91,8 @@ func (m *Manager) finish(old, now *live, say func(Progress)) isle.Digest {
 	a := old.aside
 	old.mu.Unlock()
 	say(Progress{Step: "snapshot", State: "start"})
-	if err := m.removeAside(context.WithoutCancel(m.ctx), old, a); err != nil {
-		m.cfg.Log.Error("the volumes as they were before a switch could not be saved; trying again", "environment", old.ref, "error", err)
+	if err := m.endAside(context.WithoutCancel(m.ctx), old, a, 0); err != nil {
 		say(Progress{Step: "snapshot", State: "failed", Message: "tried again: " + firstLine(err)})
-		old.mu.Lock()
-		a.claimed = false
-		old.mu.Unlock()
 		return ""
 	}
 	say(Progress{Step: "snapshot", State: "done"})
