@@ -24,6 +24,8 @@ type CacheMount struct {
 	ID      string
 	Size    int64     // bytes on disk
 	Used    time.Time // when a step began with it last
+
+	dir string
 }
 
 const (
@@ -99,7 +101,7 @@ func makeCache(dir, name string, op dockerfile.Mount) error {
 // Caches are the cache mounts of a project, or of all where it is "", and how
 // many steps' results are known.
 func (b *Builder) Caches(project string) (mounts []CacheMount, steps int, err error) {
-	err = b.eachCache(project, func(_ string, m CacheMount) error {
+	err = b.eachCache(project, func(m CacheMount) error {
 		mounts = append(mounts, m)
 		return nil
 	})
@@ -114,11 +116,11 @@ func (b *Builder) PruneCaches(project string, unused time.Duration) (gone []Cach
 		return nil, isle.Errorf(isle.Conflict, "a build uses caches").WithHint("run the command again when it is done")
 	}
 	defer b.caches.Unlock()
-	err = b.eachCache(project, func(dir string, m CacheMount) error {
+	err = b.eachCache(project, func(m CacheMount) error {
 		if b.Now().Sub(m.Used) < unused {
 			return nil
 		}
-		if err := os.RemoveAll(dir); err != nil {
+		if err := os.RemoveAll(m.dir); err != nil {
 			return diskError("remove a cache", err)
 		}
 		gone = append(gone, m)
@@ -139,8 +141,8 @@ func (b *Builder) ForgetSteps() (n int, err error) {
 	return n, nil
 }
 
-// eachCache calls each with the folder of every cache mount.
-func (b *Builder) eachCache(project string, each func(dir string, m CacheMount) error) error {
+// eachCache calls each with every cache mount.
+func (b *Builder) eachCache(project string, each func(CacheMount) error) error {
 	projects := []string{project}
 	if project == "" {
 		projects = nil
@@ -158,19 +160,18 @@ func (b *Builder) eachCache(project string, each func(dir string, m CacheMount) 
 			return diskError("list the caches", err)
 		}
 		var found []CacheMount
-		at := map[string]string{}
 		for _, dir := range dirs {
-			m := CacheMount{Project: isle.Slug(p), Size: diskSize(dir)}
+			m := CacheMount{Project: isle.Slug(p), Size: diskSize(dir), dir: dir}
 			name := filepath.Join(dir, cacheName)
 			id, err := os.ReadFile(name)
 			if info, serr := os.Stat(name); err == nil && serr == nil {
 				m.ID, m.Used = string(id[:min(len(id), maxCacheID)]), info.ModTime()
 			}
-			found, at[m.ID] = append(found, m), dir
+			found = append(found, m)
 		}
 		slices.SortFunc(found, func(a, b CacheMount) int { return cmp.Compare(a.ID, b.ID) })
 		for _, m := range found {
-			if err := each(at[m.ID], m); err != nil {
+			if err := each(m); err != nil {
 				return err
 			}
 		}
