@@ -158,7 +158,7 @@ func (h *hold) prepare(ctx context.Context, volumes []environment.Clone) (p *pre
 		}
 		roots = append(roots, m.root)
 	}
-	if p.guard, err = h.d.newGuard(h.instance, roots); err != nil {
+	if p.guard, err = h.d.newGuard(ctx, h.instance, roots); err != nil {
 		return p, err
 	}
 	h.d.given.Fault("capture.guarded")
@@ -244,7 +244,7 @@ func (h *hold) draft(ctx context.Context, volumes []environment.Clone) ([]*draft
 // frozen file system could not be stopped any more.
 func (h *hold) freeze(ctx context.Context) error {
 	if !h.still {
-		stopping, cancel := context.WithTimeout(ctx, 10*time.Second)
+		stopping, cancel := context.WithTimeout(ctx, freezeLimit)
 		defer cancel()
 		if err := h.d.groups.stop(stopping, string(h.instance)); err != nil {
 			return isle.Errorf(isle.Unavailable, "capture environment %s: %w", h.instance, err)

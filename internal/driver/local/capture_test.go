@@ -60,6 +60,36 @@ func (b *bench) volume(size int64) isle.ID {
 	return id
 }
 
+// The guard of a server that died lets go on what it was to, late where the
+// machine is busy: what the next one stops must not be that.
+func TestACaptureWaitsForTheGuardOfTheOneBefore(t *testing.T) {
+	b := newBench(t, "crun")
+	volume := b.volume(8 << 20)
+	l := b.launchOf(isle.NewID(), "count /data/n")
+	l.Volumes = []environment.Mount{{Volume: volume, Path: "/data"}}
+	b.up(&l)
+	b.report(l)
+	before, err := b.newGuard(t.Context(), l.Instance, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	captured := make(chan error, 1)
+	go func() {
+		_, err := b.Capture(t.Context(), environment.Capture{Instance: l.Instance, Volumes: []environment.Clone{{From: volume, To: isle.NewID()}}})
+		captured <- err
+	}()
+	select {
+	case err := <-captured:
+		t.Errorf("it did not wait: %v", err)
+	case <-time.After(300 * time.Millisecond):
+	}
+	before.act()
+	if err := <-captured; err != nil {
+		t.Error(err)
+	}
+	b.goesOn(l, "/data/n")
+}
+
 // goesOn waits until what counts into the file of a launch counts on.
 func (b *bench) goesOn(l environment.Launch, path string) {
 	b.t.Helper()

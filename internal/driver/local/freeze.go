@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -197,14 +198,24 @@ type guard struct {
 	line *os.File // its standard input: closed with this process
 }
 
-// newGuard starts a guard of the roots and of the instance's processes.
-func (d *Driver) newGuard(instance isle.ID, roots []*os.File) (*guard, error) {
+// newGuard starts a guard of the roots and of the instance's processes. One of a
+// server that died may be at work still, and would let go on what is stopped now:
+// each holds a lock on the folder of the group, which the next waits for.
+func (d *Driver) newGuard(ctx context.Context, instance isle.ID, roots []*os.File) (*guard, error) {
 	if _, err := findTool("fsfreeze"); err != nil {
 		return nil, isle.Errorf(isle.Unavailable, "volumes that are in use can't be captured: fsfreeze is not installed").WithHint("apt-get install util-linux")
 	}
 	file, _, run, err := d.groups.freezer(string(instance))
 	if err != nil {
 		return nil, err
+	}
+	group, err := os.Open(filepath.Dir(file))
+	if err != nil {
+		return nil, err
+	}
+	defer group.Close()
+	if err := flock(ctx, group, unix.LOCK_EX); err != nil {
+		return nil, isle.Errorf(isle.Unavailable, "capture: the guard of an earlier capture is at work still: %w", err)
 	}
 	read, line, err := os.Pipe()
 	if err != nil {
@@ -215,7 +226,7 @@ func (d *Driver) newGuard(instance isle.ID, roots []*os.File) (*guard, error) {
 	cmd.Env = []string{"PATH=" + defaultPath}
 	cmd.Dir = "/"
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = read, d.silence, d.silence
-	cmd.ExtraFiles = roots
+	cmd.ExtraFiles = append(slices.Clip(roots), group)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // what ends the server's group leaves it
 	if err := cmd.Start(); err != nil {
 		line.Close()

@@ -198,20 +198,31 @@ func (v *Volumes) attach(ctx context.Context, id isle.ID, target string, userns 
 // whoever has it open, a loop device too, holds it until the last descriptor is
 // closed, even if this process dies.
 func lock(ctx context.Context, f *os.File, how int) error {
+	err := flock(ctx, f, how)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, errLocked):
+		return isle.Errorf(isle.Conflict, "volume %s is in use by another launch", strings.TrimSuffix(filepath.Base(f.Name()), ".ext4")).
+			WithHint("end the launch that has it first")
+	}
+	return isle.Errorf(isle.Internal, "lock volume %s: %w", f.Name(), err)
+}
+
+var errLocked = errors.New("somebody has it locked")
+
+// flock waits for a lock on the open file, 10 seconds at most.
+func flock(ctx context.Context, f *os.File, how int) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
 		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
-		if err == nil {
-			return nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) {
-			return isle.Errorf(isle.Internal, "lock volume %s: %w", f.Name(), err)
+		if err == nil || !errors.Is(err, unix.EWOULDBLOCK) {
+			return os.NewSyscallError("flock", err)
 		}
 		select {
 		case <-ctx.Done():
-			return isle.Errorf(isle.Conflict, "volume %s is in use by another launch", strings.TrimSuffix(filepath.Base(f.Name()), ".ext4")).
-				WithHint("end the launch that has it first")
+			return errLocked
 		case <-time.After(wait):
 		}
 	}
