@@ -1,6 +1,7 @@
 package local
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -263,7 +264,7 @@ func (b *bench) report(l environment.Launch) map[string]string {
 	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		pid := b.pid(l.Instance, l.ID)
 		if pid == 0 {
-			b.t.Fatal("the guest has ended without a report")
+			b.t.Fatalf("the guest has ended without a report\n%s", b.traces(l))
 		}
 		var data []byte
 		var err error
@@ -282,6 +283,30 @@ func (b *bench) report(l environment.Launch) map[string]string {
 	}
 	b.t.Fatal("the guest did not report")
 	return nil
+}
+
+// traces is what is left to see of a launch that should be there.
+func (b *bench) traces(l environment.Launch) string {
+	var out strings.Builder
+	show := func(name string) {
+		text, err := os.ReadFile(name)
+		fmt.Fprintf(&out, "%s: %s %v\n", name, bytes.TrimSpace(text), err)
+	}
+	dir := b.dir(l.Instance, l.ID)
+	pid, _ := os.ReadFile(filepath.Join(dir, "pid"))
+	for _, name := range []string{"stat", "cgroup"} {
+		show(filepath.Join("/proc", string(bytes.TrimSpace(pid)), name))
+	}
+	files, _ := filepath.Glob(filepath.Join(dir, "*"))
+	fmt.Fprintln(&out, files)
+	for _, name := range []string{"memory", "pids", "unified"} {
+		events, _ := filepath.Glob(filepath.Join("/sys/fs/cgroup", name, b.groups.root, string(l.Instance), string(l.ID), "*.events"))
+		control, _ := filepath.Glob(filepath.Join("/sys/fs/cgroup", name, b.groups.root, string(l.Instance), string(l.ID), "memory.oom_control"))
+		for _, f := range append(events, control...) {
+			show(f)
+		}
+	}
+	return out.String()
 }
 
 // runtimeName is what open is called with for a driver like this one.
