@@ -27,11 +27,18 @@ import (
 
 // Bounds of a Dockerfile, far above what people write.
 const (
-	MaxSize         = 1 << 20 // bytes
+	MaxSize         = 256 << 10 // bytes; the parser takes time by the square of it
+	maxLines        = 16 << 10
 	maxStages       = 256
 	maxInstructions = 4096
-	maxWord         = 256 << 10 // bytes of one word once its variables are in
+	maxWord         = 256 << 10 // bytes of one word and the variables in it
+	maxGiven        = 64 << 20  // bytes of the variables in all words
+	maxVariables    = 4096      // variables, and labels, of a stage
+	maxSettings     = 1 << 20   // bytes of all of them
+	maxNames        = 1024      // what one COPY copies and leaves out; volumes of a stage
+	maxMounts       = 64        // of one RUN
 	maxTriggers     = 64        // ONBUILD instructions of one image
+	maxMessage      = 500       // bytes of an error of the parser
 )
 
 // A File is a parsed Dockerfile.
@@ -66,11 +73,8 @@ func Parse(name string, content []byte) (f *File, err error) {
 			f, err = nil, isle.Errorf(isle.Invalid, "%s cannot be read as a Dockerfile: %v", name, p)
 		}
 	}()
-	switch {
-	case len(content) > MaxSize:
-		return nil, isle.Errorf(isle.Invalid, "%s has %d bytes, and a Dockerfile at most %d", name, len(content), MaxSize)
-	case !utf8.Valid(content) || bytes.IndexByte(content, 0) >= 0:
-		return nil, isle.Errorf(isle.Invalid, "%s is not UTF-8 text", name)
+	if err := readable(name, content); err != nil {
+		return nil, err
 	}
 	if err := f.directives(content); err != nil {
 		return nil, err
@@ -92,6 +96,22 @@ func Parse(name string, content []byte) (f *File, err error) {
 		return nil, isle.Errorf(isle.Invalid, "%s has no FROM: there is nothing to build", name)
 	}
 	return f, nil
+}
+
+// readable refuses what the parser should not see: it takes time by the square of
+// some things.
+func readable(name string, content []byte) error {
+	switch {
+	case len(content) > MaxSize:
+		return isle.Errorf(isle.Invalid, "%s has %d bytes, and a Dockerfile at most %d", name, len(content), MaxSize)
+	case bytes.Count(content, []byte("\n")) > maxLines:
+		return isle.Errorf(isle.Invalid, "%s has more than %d lines", name, maxLines)
+	case bytes.Count(bytes.ToUpper(content), []byte("ONBUILD")) > maxNames:
+		return isle.Errorf(isle.Invalid, "%s says ONBUILD more than %d times", name, maxNames)
+	case !utf8.Valid(content) || bytes.IndexByte(content, 0) >= 0:
+		return isle.Errorf(isle.Invalid, "%s is not UTF-8 text", name)
+	}
+	return nil
 }
 
 // instruction adds one line's worth to the file.
@@ -179,6 +199,9 @@ func knownSyntax(s string) bool {
 // fail is an error of a line.
 func (f *File) fail(line int, format string, args ...any) *isle.Error {
 	e := isle.Errorf(isle.Invalid, format, args...)
+	if len(e.Message) > maxMessage { // the parser's own repeat the whole line
+		e.Message = strings.ToValidUTF8(e.Message[:maxMessage], "") + "…"
+	}
 	e.Message = fmt.Sprintf("%s:%d: %s", f.name, line, e.Message)
 	return e
 }

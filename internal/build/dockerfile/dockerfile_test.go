@@ -1,6 +1,7 @@
 package dockerfile
 
 import (
+	"fmt"
 	"reflect"
 	"strings"
 	"testing"
@@ -193,6 +194,58 @@ func TestVariablesThatGrowWithoutEndAreStopped(t *testing.T) {
 	}
 	if _, _, err := ops(b.String(), Options{}); err == nil || !strings.Contains(err.Error(), "a word has more than") {
 		t.Error(err)
+	}
+}
+
+// Each of these took gigabytes, or minutes, of the server.
+func TestAHostileDockerfileTakesLittleOfTheServer(t *testing.T) {
+	long := func(s string) string { // in lines that go on
+		var b strings.Builder
+		for len(s) > 60000 {
+			b.WriteString(s[:60000] + "\\\n")
+			s = s[60000:]
+		}
+		return b.String() + s
+	}
+	numbered := func(format string, n int) string {
+		var b strings.Builder
+		for i := range n {
+			fmt.Fprintf(&b, format, i)
+		}
+		return b.String()
+	}
+	x := strings.Repeat("x", 60000)
+	for name, c := range map[string]struct{ content, want string }{
+		"a variable many times":      {"FROM a\nENV A=" + x + "\nENV B=" + strings.Repeat("$A", 20000), "a word has more than"},
+		"many large words":           {"FROM a\nENV A=" + x + "\n" + strings.Repeat("LABEL a=$A$A$A$A\n", 4000), "a word has more than"},
+		"many large variables":       {"FROM a\nENV A=" + x + "\n" + numbered("ENV A%d=$A\n", 4000), "more than 1048576 bytes"},
+		"a large text for each byte": {"FROM a\nENV A=" + x + "\nENV B=${A//x/$A}", "a word has more than"},
+		"texts in texts in texts":    {"FROM a\nENV A=" + x[:100] + "\nENV B=${A//x/${A//x/${A//x/${A//x/$A}}}}", "a word has more than"},
+		"a pattern of many stars":    {"FROM a\nENV A=" + x + "\nENV B=${A%%" + strings.Repeat("*x", 20000) + "}", "a word has more than"},
+		"many variables":             {"FROM a\n" + long("ENV "+numbered("A%d=b ", 20000)), "more than 4096 variables"},
+		"many volumes":               {"FROM a\n" + long("VOLUME "+numbered("/%d ", 20000)), "more than 1024 volumes"},
+		"many sources":               {"FROM a\n" + long("COPY "+strings.Repeat(". ", 20000)+"/x/"), "more than 1024 things"},
+		"many patterns":              {"FROM a\n" + long("COPY "+strings.Repeat("--exclude=? ", 10000)+"x /x/"), "more than 1024 things"},
+		"many mounts":                {"FROM a\nRUN " + strings.Repeat("--mount=type=tmpfs,target=/x ", 100) + "x", "more than 64 mounts"},
+		"ONBUILD of ONBUILD":         {"FROM a\n" + long(strings.Repeat("ONBUILD ", 20000)+"RUN x"), "ONBUILD more than"},
+		"many lines in one":          {"FROM a\nRUN <<A\n" + strings.Repeat("x\n", 50000) + "A", "more than 16384 lines"},
+		"a long error":               {"FROM a\n" + long("ENV A="+strings.Repeat("\"'", 50000)), "…"},
+	} {
+		_, _, err := ops(c.content+"\n", Options{})
+		if isle.CodeOf(err) != isle.Invalid || !strings.Contains(fmt.Sprint(err), c.want) || len(err.Error()) > 600 {
+			t.Errorf("%s: %.200v, and not %s", name, err, c.want)
+		}
+	}
+}
+
+func TestWordsThatReplaceAreReplaced(t *testing.T) {
+	all, _, err := ops("FROM a\nARG V=1.2.3\nENV A=${V//./_} B=${V%.*}-${V#*.} C=${V/1/${V%%.*}0}\nRUN x\n", Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	env := all[0].(*Run).Env
+	if env["A"] != "1_2_3" || env["B"] != "1.2-2.3" || env["C"] != "10.2.3" {
+		t.Error(env)
 	}
 }
 

@@ -36,7 +36,11 @@ func (w *Walk) run(place Place, c command, i *instructions.RunCommand) (Op, erro
 			r.Command = w.words(instructions.ShellDependantCmdLine{CmdLine: []string{text}, PrependShell: true})
 		}
 	}
-	for _, m := range instructions.GetMounts(i) {
+	mounts := instructions.GetMounts(i)
+	if len(mounts) > maxMounts {
+		return nil, w.fail(c, "more than %d mounts", maxMounts)
+	}
+	for _, m := range mounts {
 		mount, err := w.mount(c, m)
 		if err != nil {
 			return nil, err
@@ -231,6 +235,8 @@ func (w *Walk) sources(c command, out *Copy, s instructions.SourcesAndDest) erro
 	}
 	if n := len(out.Sources) + len(out.Inline); n == 0 {
 		return w.fail(c, "there is nothing to copy")
+	} else if n > maxNames || len(out.Exclude) > maxNames {
+		return w.fail(c, "more than %d things are copied or left out", maxNames)
 	} else if n > 1 && !folder && out.To != "/" {
 		return w.fail(c, "several things are copied to %s, which is no folder; end it with a slash", clip(out.To))
 	}

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/shell"
@@ -27,6 +28,7 @@ type Plan struct {
 	file   *File
 	args   map[string]string
 	global map[string]string // ARG before the first FROM, and the predefined ones
+	given  int               // bytes of variables that its words can still be given
 }
 
 // A Stage is one FROM that the target needs.
@@ -56,7 +58,7 @@ type Source struct {
 
 // Plan finds out what a target needs. Errors are Invalid and name the line.
 func (f *File) Plan(o Options) (*Plan, error) {
-	p := &Plan{file: f, args: o.Args}
+	p := &Plan{file: f, args: o.Args, given: maxGiven}
 	if err := p.checkArgs(); err != nil {
 		return nil, err
 	}
@@ -197,7 +199,7 @@ func (p *Plan) globals(o Options, target int) error {
 			value, given := p.args[a.Key]
 			if !given && a.Value != nil {
 				var err error
-				if value, err = p.file.expand(lex, *a.Value, p.global, line); err != nil {
+				if value, err = p.expand(lex, *a.Value, p.global, line); err != nil {
 					return err
 				}
 			}
@@ -210,26 +212,94 @@ func (p *Plan) globals(o Options, target int) error {
 }
 
 // expand puts variables into a word.
-func (f *File) expand(lex *shell.Lex, word string, env map[string]string, line int) (string, error) {
-	out, _, err := lex.ProcessWord(word, variables(env))
+func (p *Plan) expand(lex *shell.Lex, word string, env map[string]string, line int) (string, error) {
+	words, err := p.process(word, env, line, func(v shell.EnvGetter) ([]string, error) {
+		out, _, err := lex.ProcessWord(word, v)
+		return []string{out}, err
+	})
 	if err != nil {
-		return "", f.fail(line, "%v", err)
+		return "", err
 	}
-	if len(out) > maxWord {
-		return "", f.fail(line, "a word has more than %d bytes with its variables", maxWord)
-	}
-	return out, nil
+	return words[0], nil
 }
 
-// variables are a shell.EnvGetter.
-type variables map[string]string
+// process calls lexer for a word, with variables that end it where it is given
+// more of them than there is room for: what it makes of a word is there before its
+// length can be looked at.
+func (p *Plan) process(word string, env map[string]string, line int, lexer func(shell.EnvGetter) ([]string, error)) (words []string, err error) {
+	room := roomFor(word)
+	tooLong := func() error {
+		return p.file.fail(line, "a word has more than %d bytes with its variables", room)
+	}
+	if len(word) > room {
+		return nil, tooLong()
+	}
+	v := &variables{env: env, room: room - len(word), left: &p.given}
+	defer func() {
+		if r := recover(); r != nil {
+			if r != any(v) {
+				panic(r)
+			}
+			words, err = nil, tooLong()
+		}
+	}()
+	if words, err = lexer(v); err != nil {
+		return nil, p.file.fail(line, "%v", err)
+	}
+	return words, nil
+}
 
-func (v variables) Get(name string) (string, bool) {
-	value, ok := v[name]
+// roomFor is how many bytes a word and the variables in it can have. ${A//x/y}
+// makes the product of two texts, and of three where one stands in another; so
+// what it makes stays below 64 MiB. ${A%x} and ${A#x} take as much time.
+func roomFor(word string) int {
+	replaced := 0
+	for rest := word; ; {
+		_, after, found := strings.Cut(rest, "${")
+		if !found {
+			break
+		}
+		rest = strings.TrimLeftFunc(after, func(r rune) bool { return r == '_' || unicode.IsLetter(r) || unicode.IsDigit(r) })
+		if len(rest) == len(after) && rest != "" { // ${?…}: a name of one character
+			rest = rest[1:]
+		}
+		if rest != "" && strings.ContainsRune("/#%", rune(rest[0])) {
+			replaced++
+		}
+	}
+	switch replaced {
+	case 0:
+		return maxWord
+	case 1:
+		return 16 << 10
+	case 2:
+		return 1200
+	case 3:
+		return 360
+	case 4:
+		return 180
+	}
+	return 100
+}
+
+// variables are a shell.EnvGetter that gives no more bytes than there is room for.
+// Where there is none, it panics with itself.
+type variables struct {
+	env  map[string]string
+	room int  // bytes, of one word
+	left *int // and of all
+}
+
+func (v *variables) Get(name string) (string, bool) {
+	value, ok := v.env[name]
+	v.room -= len(value)
+	if *v.left -= len(value); v.room < 0 || *v.left < 0 {
+		panic(v)
+	}
 	return value, ok
 }
 
-func (v variables) Keys() []string { return slices.Sorted(maps.Keys(v)) }
+func (v *variables) Keys() []string { return slices.Sorted(maps.Keys(v.env)) }
 
 // A resolver finds the stages that a target needs.
 type resolver struct {
@@ -251,7 +321,7 @@ func (r *resolver) need(n int) error {
 	if err := r.checkPlatform(lex, s); err != nil {
 		return err
 	}
-	name, err := f.expand(lex, s.from, r.plan.global, s.line)
+	name, err := r.plan.expand(lex, s.from, r.plan.global, s.line)
 	if err != nil {
 		return err
 	}
@@ -330,7 +400,7 @@ func (r *resolver) checkPlatform(lex *shell.Lex, s stage) error {
 	if s.platform == "" {
 		return nil
 	}
-	want, err := r.plan.file.expand(lex, s.platform, r.plan.global, s.line)
+	want, err := r.plan.expand(lex, s.platform, r.plan.global, s.line)
 	if err != nil {
 		return err
 	}

@@ -69,8 +69,8 @@ func (w *Walk) trigger(text string) (c command, err error) {
 			c, err = bad("ONBUILD cannot be read: %v", p)
 		}
 	}()
-	if len(text) > MaxSize {
-		return bad("ONBUILD has %d bytes", len(text))
+	if err := readable("ONBUILD", []byte(text)); err != nil {
+		return bad("%w", err)
 	}
 	tree, err := parser.Parse(strings.NewReader(text))
 	if err != nil || len(tree.AST.Children) != 1 {
@@ -144,11 +144,18 @@ func (w *Walk) do(c command) (Op, error) {
 	}
 	switch i := c.Command.(type) {
 	case *instructions.ArgCommand:
-		return nil, w.arg(c, i)
+		if err := w.arg(c, i); err != nil {
+			return nil, err
+		}
+		return nil, w.checkSettings(c)
 	case *instructions.EnvCommand:
+		if len(i.Env) > maxVariables {
+			return nil, w.fail(c, "more than %d variables", maxVariables)
+		}
 		for _, kv := range i.Env {
 			w.setEnv(kv.Key, kv.Value)
 		}
+		return nil, w.checkSettings(c)
 	case *instructions.LabelCommand:
 		if w.config.Labels == nil {
 			w.config.Labels = map[string]string{}
@@ -156,6 +163,7 @@ func (w *Walk) do(c command) (Op, error) {
 		for _, kv := range i.Labels {
 			w.config.Labels[kv.Key] = kv.Value
 		}
+		return nil, w.checkSettings(c)
 	case *instructions.MaintainerCommand:
 		w.config.Author = i.Maintainer
 	case *instructions.UserCommand:
@@ -179,9 +187,13 @@ func (w *Walk) do(c command) (Op, error) {
 		return nil, w.expose(c, i)
 	case *instructions.VolumeCommand:
 		for _, v := range i.Volumes {
-			if !slices.Contains(w.config.Volumes, v) {
-				w.config.Volumes = append(w.config.Volumes, v)
+			if slices.Contains(w.config.Volumes, v) {
+				continue
 			}
+			if len(w.config.Volumes) >= maxNames {
+				return nil, w.fail(c, "more than %d volumes", maxNames)
+			}
+			w.config.Volumes = append(w.config.Volumes, v)
 		}
 	case *instructions.StopSignalCommand:
 		return nil, w.stopSignal(c, i)
@@ -208,7 +220,7 @@ func (w *Walk) expandIn(c command) error {
 	}
 	env := w.env()
 	if e, ok := c.Command.(instructions.SupportsSingleWordExpansion); ok {
-		err := e.Expand(func(word string) (string, error) { return w.plan.file.expand(w.lex, word, env, c.line) })
+		err := e.Expand(func(word string) (string, error) { return w.plan.expand(w.lex, word, env, c.line) })
 		if err != nil {
 			return w.placed(c, err)
 		}
@@ -216,7 +228,7 @@ func (w *Walk) expandIn(c command) error {
 	if e, ok := c.Command.(instructions.SupportsSingleWordExpansionRaw); ok {
 		lex := shell.NewLex('\\')
 		lex.SkipProcessQuotes = true
-		err := e.ExpandRaw(func(word string) (string, error) { return w.plan.file.expand(lex, word, env, c.line) })
+		err := e.ExpandRaw(func(word string) (string, error) { return w.plan.expand(lex, word, env, c.line) })
 		if err != nil {
 			return w.placed(c, err)
 		}
@@ -241,7 +253,7 @@ func (w *Walk) arg(c command, i *instructions.ArgCommand) error {
 		case ok:
 		case a.Value != nil:
 			var err error
-			if value, err = w.plan.file.expand(w.lex, *a.Value, w.env(), c.line); err != nil {
+			if value, err = w.plan.expand(w.lex, *a.Value, w.env(), c.line); err != nil {
 				return err
 			}
 		default:
@@ -250,6 +262,30 @@ func (w *Walk) arg(c command, i *instructions.ArgCommand) error {
 			}
 		}
 		w.args[a.Key] = value
+	}
+	return nil
+}
+
+// checkSettings bounds what the stage keeps: each instruction of it, and each
+// record of a step, has all of it.
+func (w *Walk) checkSettings(c command) error {
+	size := 0
+	for _, kv := range w.config.Env {
+		size += len(kv)
+	}
+	for _, m := range []map[string]string{w.args, w.config.Labels} {
+		if len(m) > maxVariables {
+			return w.fail(c, "more than %d arguments or labels", maxVariables)
+		}
+		for k, v := range m {
+			size += len(k) + len(v)
+		}
+	}
+	switch {
+	case len(w.config.Env) > maxVariables:
+		return w.fail(c, "more than %d variables", maxVariables)
+	case size > maxSettings:
+		return w.fail(c, "variables, arguments and labels have more than %d bytes", maxSettings)
 	}
 	return nil
 }

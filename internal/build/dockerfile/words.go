@@ -7,6 +7,7 @@ import (
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
+	"github.com/moby/buildkit/frontend/dockerfile/shell"
 	"golang.org/x/sys/unix"
 )
 
@@ -15,11 +16,11 @@ const maxPorts = 1024
 
 // expose adds ports: 80, 80/udp, 80-89/tcp.
 func (w *Walk) expose(c command, i *instructions.ExposeCommand) error {
-	env := variables(w.env())
+	env := w.env()
 	for _, written := range i.Ports {
-		words, err := w.lex.ProcessWords(written, env)
+		words, err := w.plan.process(written, env, c.line, func(v shell.EnvGetter) ([]string, error) { return w.lex.ProcessWords(written, v) })
 		if err != nil {
-			return w.fail(c, "%v", err)
+			return err
 		}
 		for _, word := range words {
 			if err := w.port(c, word); err != nil {
