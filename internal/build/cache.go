@@ -46,10 +46,12 @@ type inputs struct {
 	Context isle.Digest `json:"context,omitempty"` // the whole tree that Tree is of
 }
 
-// mountInput is what of a mount can change a step's layer. What a cache or a
-// secret holds does not.
+// mountInput is what of a mount can change a step's layer. What a secret holds does
+// not, and what a cache holds should not; but nobody can know, so what a step made
+// with a project's cache is found again in that project alone.
 type mountInput struct {
 	Type      string        `json:"type"`
+	Project   string        `json:"project,omitempty"` // of cache: whose it is
 	Target    string        `json:"target,omitempty"`
 	ReadOnly  bool          `json:"read_only,omitempty"`
 	Path      string        `json:"path,omitempty"`
@@ -71,6 +73,9 @@ type packageInput struct {
 
 func (in inputs) key() isle.Digest {
 	in.Stage, in.Context = "", ""
+	if in.Copy != nil { // it has all of From but a stage's name, which changes nothing
+		in.From = ""
+	}
 	b, err := json.Marshal(in)
 	if err != nil {
 		panic(err) // strings and integers only
