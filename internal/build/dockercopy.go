@@ -3,6 +3,7 @@ package build
 import (
 	"archive/tar"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"io"
@@ -47,7 +48,7 @@ func (x *stages) copyStep(ctx context.Context, op *dockerfile.Copy) (step, error
 	}
 	var layers image.Image
 	if op.From.Kind == dockerfile.Context {
-		if c.items, err = choose(x.context, op); err != nil {
+		if c.items, err = choose(ctx, x.context, op); err != nil {
 			return step{}, err
 		}
 		in.Tree, in.Context = digestOf(c.items, x.context), x.lock.Tree
@@ -73,7 +74,7 @@ func (x *stages) copyStep(ctx context.Context, op *dockerfile.Copy) (step, error
 			}
 			defer stack.Close()
 			from = stack
-			if c.items, err = choose(from, op); err != nil {
+			if c.items, err = choose(ctx, from, op); err != nil {
 				return nil, err
 			}
 		}
@@ -90,7 +91,20 @@ func (x *stages) copyStep(ctx context.Context, op *dockerfile.Copy) (step, error
 }
 
 // choose finds what a COPY takes of its source.
-func choose(from source, op *dockerfile.Copy) ([]item, error) {
+func choose(ctx context.Context, from source, op *dockerfile.Copy) ([]item, error) {
+	return (&choosing{ctx: ctx, from: from, left: maxCopied}).choose(op)
+}
+
+// choosing finds what a COPY takes. It ends with its context, and where it comes
+// to more files than are left: a few words can name each file many times, and
+// links that lead to the folder that they are in make folders without end.
+type choosing struct {
+	ctx  context.Context
+	from source
+	left int // how many more files it takes
+}
+
+func (c *choosing) choose(op *dockerfile.Copy) ([]item, error) {
 	exclude, err := newPatterns(op.Exclude)
 	if err != nil {
 		return nil, err
@@ -99,16 +113,16 @@ func choose(from source, op *dockerfile.Copy) ([]item, error) {
 	for _, pattern := range op.Sources {
 		var found []item
 		if op.Parents {
-			found, err = keepParents(from, pattern)
+			found, err = c.keepParents(pattern)
 		} else {
-			found, err = find(from, pattern)
+			found, err = find(c.ctx, c.from, pattern)
 		}
 		if err != nil {
 			return nil, err
 		}
 		for _, it := range found {
 			if it.files == nil {
-				it.files, err = pickAll(from, it, exclude)
+				it.files, err = c.pickAll(it, exclude)
 			} else {
 				it.files = slices.DeleteFunc(it.files, func(p pick) bool { return p.rel != "" && exclude.match(p.rel) })
 			}
@@ -120,23 +134,27 @@ func choose(from source, op *dockerfile.Copy) ([]item, error) {
 			}
 		}
 	}
-	n := 0
-	for _, it := range out {
-		n += len(it.files)
-	}
-	if n > maxCopied {
-		return nil, isle.Errorf(isle.Exhausted, "it takes more than %d files", maxCopied)
-	}
 	if len(out) == 0 && len(op.Sources) > 0 && len(op.Inline) == 0 {
 		return nil, isle.Errorf(isle.NotFound, "nothing matches %s", title(strings.Join(op.Sources, " "))).WithHint("names are relative to the context, and what .dockerignore names is not there")
 	}
 	return out, nil
 }
 
+// take counts a file.
+func (c *choosing) take() error {
+	if c.left--; c.left < 0 {
+		return isle.Errorf(isle.Exhausted, "it takes more than %d files", maxCopied).WithHint("copy less, or leave some out with .dockerignore")
+	}
+	return c.ctx.Err()
+}
+
 // pickAll takes a file, or a folder with all that is below it.
-func pickAll(from source, it item, exclude *patterns) ([]pick, error) {
-	e, err := from.Lookup(it.path)
+func (c *choosing) pickAll(it item, exclude *patterns) ([]pick, error) {
+	e, err := c.from.Lookup(it.path)
 	if err != nil {
+		return nil, err
+	}
+	if err := c.take(); err != nil {
 		return nil, err
 	}
 	if !it.dir {
@@ -146,17 +164,17 @@ func pickAll(from source, it item, exclude *patterns) ([]pick, error) {
 		return []pick{{"", e}}, nil
 	}
 	out := []pick{{"", e}}
-	err = walk(from, it.path, "", 0, func(rel string, e image.Entry) (bool, error) {
+	err = walk(c.from, it.path, "", 0, func(rel string, e image.Entry) (bool, error) {
 		left := exclude.match(rel)
 		if !left {
 			out = append(out, pick{rel, e})
+			if err := c.take(); err != nil {
+				return false, err
+			}
 		}
-		if len(out) > maxCopied {
-			return false, isle.Errorf(isle.Exhausted, "it takes more than %d files", maxCopied)
-		}
-		return !left || exclude.takesBack(), nil
+		return !left || exclude.takesBack(), c.ctx.Err()
 	})
-	return withParents(from, it.path, out), err
+	return withParents(c.from, it.path, out), err
 }
 
 // withParents adds the folders of what was taken back out of those left out.
@@ -181,7 +199,8 @@ func withParents(from source, root string, picks []pick) []pick {
 
 // keepParents takes what matches a pattern of --parents, with its folders below
 // the pivot: a/./b/c keeps b/. Here ** is any number of folders.
-func keepParents(from source, pattern string) ([]item, error) {
+func (c *choosing) keepParents(pattern string) ([]item, error) {
+	from := c.from
 	root, rest, pivot := strings.Cut(pattern, "/./")
 	if !pivot {
 		root, rest = "/", pattern
@@ -205,11 +224,11 @@ func keepParents(from source, pattern string) ([]item, error) {
 		err = walk(from, base.path, "", 0, func(rel string, e image.Entry) (bool, error) {
 			if within.match(rel) {
 				base.files = append(base.files, pick{rel, e})
+				if err := c.take(); err != nil {
+					return false, err
+				}
 			}
-			if len(base.files) > maxCopied {
-				return false, isle.Errorf(isle.Exhausted, "it takes more than %d files", maxCopied)
-			}
-			return true, nil
+			return true, c.ctx.Err()
 		})
 	}
 	if err != nil {
@@ -255,37 +274,38 @@ func (p *patterns) match(name string) bool {
 func (p *patterns) takesBack() bool { return p.m != nil && p.m.Exclusions() }
 
 // digestOf is the digest of what is taken of the context: names, modes and
-// contents.
+// contents. They are many, so they are not gathered first.
 func digestOf(items []item, from *treeSource) isle.Digest {
+	type thing struct {
+		Base    string `json:"base"`
+		Dir     bool   `json:"dir"`
+		Parents bool   `json:"parents"`
+		Files   int    `json:"files"` // so many follow
+	}
 	type file struct {
 		Rel    string      `json:"rel"`
 		Mode   fs.FileMode `json:"mode"`
 		Digest isle.Digest `json:"digest,omitempty"`
 		Target string      `json:"target,omitempty"`
 	}
-	type thing struct {
-		Base    string `json:"base"`
-		Dir     bool   `json:"dir"`
-		Parents bool   `json:"parents"`
-		Files   []file `json:"files"`
+	hash := sha256.New()
+	out := json.NewEncoder(hash)
+	write := func(v any) {
+		if err := out.Encode(v); err != nil {
+			panic(err) // strings and numbers only, and a hash takes all
+		}
 	}
-	var all []thing
 	for _, it := range items {
-		t := thing{it.base, it.dir, it.parents, nil}
+		write(thing{it.base, it.dir, it.parents, len(it.files)})
 		for _, p := range it.files {
 			f := file{Rel: p.rel, Mode: p.entry.Mode, Target: p.entry.Target}
 			if p.entry.Mode.IsRegular() {
 				f.Digest = from.entries[p.entry.Path].Digest
 			}
-			t.Files = append(t.Files, f)
+			write(f)
 		}
-		all = append(all, t)
 	}
-	b, err := json.Marshal(all)
-	if err != nil {
-		panic(err) // strings and numbers only
-	}
-	return isle.DigestOf(b)
+	return isle.DigestFromSum(hash.Sum(nil))
 }
 
 // copying writes the layer of one COPY.

@@ -244,7 +244,7 @@ func (x *stages) mounting(ctx context.Context, op dockerfile.Mount) (mounting, e
 	} else if err != nil {
 		return m, err
 	}
-	if it.files, err = pickAll(x.context, it, &patterns{}); err != nil {
+	if it.files, err = (&choosing{ctx: ctx, from: x.context, left: maxCopied}).pickAll(it, &patterns{}); err != nil {
 		return m, err
 	}
 	m.items = []item{it}

@@ -2,10 +2,19 @@ package build
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
+	"isle"
+	"isle/internal/build/dockerfile"
 	"isle/internal/image"
 	"isle/internal/spec"
 )
@@ -60,5 +69,58 @@ func TestAStagesNewNameMakesNothingAgain(t *testing.T) {
 	b.mustDocker("FROM scratch AS two\nCOPY a /\nFROM scratch\nCOPY --from=two /a /b\n", files)
 	if got := b.started(); len(got) != 0 {
 		t.Errorf("made again: %q", got)
+	}
+}
+
+// A source with a million of files in each folder, and folders without end.
+type endless struct{}
+
+func (endless) Lookup(name string) (image.Entry, error) {
+	if strings.HasPrefix(path.Base(name), "f") {
+		return image.Entry{Path: name, Mode: 0o644}, nil
+	}
+	return image.Entry{Path: name, Mode: fs.ModeDir | 0o755}, nil
+}
+func (endless) Resolve(name string) (string, error) { return name, nil }
+func (endless) Open(string) (io.ReadCloser, error)  { return nil, fs.ErrNotExist }
+func (endless) Names(string) ([]string, error) {
+	names := make([]string, 0, 20_000)
+	for i := range cap(names) / 2 {
+		names = append(names, fmt.Sprint("d", i), fmt.Sprint("f", i))
+	}
+	return names, nil
+}
+
+func TestACopyOfMillionsOfFilesIsStopped(t *testing.T) {
+	for name, op := range map[string]dockerfile.Copy{
+		"a folder":              {Sources: []string{"."}},
+		"patterns":              {Sources: []string{"*/*/*/*"}},
+		"a folder many times":   {Sources: slices.Repeat([]string{"d1/f1"}, 100_000)},
+		"with its parents":      {Sources: []string{"**"}, Parents: true},
+		"all but what is there": {Sources: []string{"."}, Exclude: []string{"d2", "!d2/x"}},
+	} {
+		_, err := (&choosing{ctx: context.Background(), from: endless{}, left: 50_000}).choose(&op)
+		if isle.CodeOf(err) != isle.Exhausted && isle.CodeOf(err) != isle.Invalid {
+			t.Errorf("%s: %v", name, err)
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		if _, err := (&choosing{ctx: ctx, from: endless{}, left: 1 << 40}).choose(&op); !errors.Is(err, context.Canceled) {
+			t.Errorf("%s: it goes on without its build: %v", name, err)
+		}
+	}
+}
+
+// A link that leads to the folder that it is in doubles what a pattern matches,
+// folder by folder.
+func TestPatternsThroughLinksInALoopAreStopped(t *testing.T) {
+	b := newBench(t)
+	tree := spec.Tree{Entries: []spec.TreeEntry{{Type: spec.TypeDir}}}
+	for i := range 60 {
+		tree.Entries = append(tree.Entries, spec.TreeEntry{Path: fmt.Sprintf("l%02d", i), Type: spec.TypeLink, Target: "."})
+	}
+	_, err := choose(t.Context(), newTreeSource(b.Images, tree), &dockerfile.Copy{Sources: []string{"*/*/*/*/*/*/*/*"}})
+	if isle.CodeOf(err) != isle.Exhausted {
+		t.Error(err)
 	}
 }

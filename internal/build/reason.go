@@ -1,6 +1,7 @@
 package build
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"reflect"
@@ -166,7 +167,7 @@ func (b *Builder) contextChange(was, is inputs) string {
 			return nil, false
 		}
 		from := newTreeSource(b.Images, t)
-		items, err := choose(from, &dockerfile.Copy{Sources: in.Copy.Sources, Inline: in.Copy.Inline, Exclude: in.Copy.Exclude, Parents: in.Copy.Parents})
+		items, err := choose(context.Background(), from, &dockerfile.Copy{Sources: in.Copy.Sources, Inline: in.Copy.Inline, Exclude: in.Copy.Exclude, Parents: in.Copy.Parents})
 		if err != nil {
 			return nil, false
 		}

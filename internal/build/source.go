@@ -1,6 +1,7 @@
 package build
 
 import (
+	"context"
 	"errors"
 	"io"
 	"io/fs"
@@ -106,7 +107,7 @@ type pick struct {
 // find turns a pattern of COPY into items. Patterns are those of Go's path.Match,
 // part by part; a name that is not there is an error, and a pattern that matches
 // nothing is none.
-func find(from source, pattern string) ([]item, error) {
+func find(ctx context.Context, from source, pattern string) ([]item, error) {
 	clean := path.Clean("/" + pattern)
 	if !strings.ContainsAny(clean, `*?[\`) {
 		it, err := one(from, clean)
@@ -124,16 +125,24 @@ func find(from source, pattern string) ([]item, error) {
 		var next []string
 		for _, dir := range at {
 			found, err := matching(from, dir, part)
+			if err == nil {
+				err = ctx.Err()
+			}
 			if err != nil {
 				return nil, err
 			}
-			next = append(next, found...)
+			if next = append(next, found...); len(next) > maxMatched {
+				return nil, isle.Errorf(isle.Exhausted, "more than %d paths match %.200s", maxMatched, pattern)
+			}
 		}
 		at = next
 	}
 	var out []item
 	for _, p := range at {
 		it, err := one(from, p)
+		if err == nil {
+			err = ctx.Err()
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -180,6 +189,9 @@ func one(from source, name string) (item, error) {
 
 // maxCopied is how many files one COPY can take.
 const maxCopied = 1 << 20
+
+// maxMatched is how many paths match one pattern of COPY.
+const maxMatched = 1 << 18
 
 // maxCopyDepth is how deep the folders nest that one COPY takes.
 const maxCopyDepth = 128
