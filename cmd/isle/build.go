@@ -7,6 +7,7 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"isle"
 	"isle/internal/api"
@@ -64,9 +65,18 @@ func newBuild(a *app) *cobra.Command {
 	f.BoolVar(&req.Verify, "verify", false, "build again without the cache and compare")
 	f.BoolVar(&explain, "explain", false, "tell of each step whether it was found in the cache, and why not")
 	f.BoolVar(&req.NoCache, "no-cache", false, "build every step again")
-	f.BoolVar(&req.Locked, "locked", false, "fail if the lock would change")
+	f.BoolVar(&req.Locked, "locked", false, "fail if the lock would change, and answer no step what it does not have; --frozen is the same")
+	f.SetNormalizeFunc(frozen)
 	f.StringVar(&req.Mirror, "mirror", "", "base URL of the Debian mirror (default: the server's)")
 	return cmd
+}
+
+// frozen makes --frozen another name of --locked.
+func frozen(_ *pflag.FlagSet, name string) pflag.NormalizedName {
+	if name == "frozen" {
+		name = "locked"
+	}
+	return pflag.NormalizedName(name)
 }
 
 // buildProject builds what is on disk and writes its lock.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"syscall"
 	"time"
@@ -73,6 +74,7 @@ Authorization: Bearer.`,
 	f := cmd.Flags()
 	f.StringVar(&cfg.Names, "names", "", "address that serves HTTP ports by name, or off (default 127.0.0.1:7480)")
 	f.StringVar(&cfg.Mirror, "mirror", "", "base URL of the Debian mirror (default: the machine's)")
+	f.Var(networksFlag{&cfg.BuildNetworks}, "build-network", "network (CIDR) that is not public and that build steps with the recorded network may reach; may be given again (default: none)")
 	f.StringVar(&cfg.Runtime, "runtime", "", "OCI runtime: crun, runc or a path (default: crun, else runc)")
 	f.StringVar(&cfg.Init, "init", "", "path of isle-init (default: beside this program)")
 	f.StringVar(&cfg.Cgroup, "cgroup", "", "control group to make environments' below (default: one named for the state folder)")
@@ -229,4 +231,18 @@ func (f sizeFlag) Type() string   { return "size" }
 func (f sizeFlag) Set(s string) (err error) {
 	*f.to, err = spec.ParseSize(s)
 	return err
+}
+
+// networksFlag is a flag with networks, which may be given again.
+type networksFlag struct{ to *[]netip.Prefix }
+
+func (f networksFlag) String() string { return "" }
+func (f networksFlag) Type() string   { return "network" }
+func (f networksFlag) Set(s string) error {
+	p, err := netip.ParsePrefix(s)
+	if err != nil {
+		return fmt.Errorf("%q is no network: want an address and a length, as 10.1.0.0/16", s)
+	}
+	*f.to = append(*f.to, p.Masked())
+	return nil
 }

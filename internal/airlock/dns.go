@@ -26,7 +26,7 @@ const (
 // said at once so that clients don't search on, and asked is told of it.
 // Nothing is ever forwarded, so no question leaves. It returns nil for what is
 // not a question.
-func answer(message []byte, names map[string]netip.Addr, asked func(name string)) []byte {
+func answer(message []byte, find func(name string) (netip.Addr, bool), asked func(name string)) []byte {
 	var q dns.Msg
 	if len(message) > dnsMessage || q.Unpack(message) != nil || q.Response {
 		return nil
@@ -46,7 +46,7 @@ func answer(message []byte, names map[string]netip.Addr, asked func(name string)
 		r.Rcode = dns.RcodeFormatError
 		r.Question = nil
 	default:
-		resolve(&r, q.Question[0], names, asked)
+		resolve(&r, q.Question[0], find, asked)
 	}
 	packed, err := r.Pack()
 	if err != nil {
@@ -55,10 +55,10 @@ func answer(message []byte, names map[string]netip.Addr, asked func(name string)
 	return packed
 }
 
-func resolve(r *dns.Msg, q dns.Question, names map[string]netip.Addr, asked func(name string)) {
+func resolve(r *dns.Msg, q dns.Question, find func(name string) (netip.Addr, bool), asked func(name string)) {
 	name := strings.ToLower(strings.TrimSuffix(q.Name, "."))
 	header := dns.RR_Header{Name: q.Name, Rrtype: q.Qtype, Class: dns.ClassINET, Ttl: dnsTTL}
-	address, known := names[name]
+	address, known := find(name)
 	if localName(name) {
 		address, known = netip.AddrFrom4([4]byte{127, 0, 0, 1}), true
 		if q.Qtype == dns.TypeAAAA {
@@ -89,7 +89,7 @@ func (a *airlock) answer(message []byte) (reply []byte) {
 			reply = nil
 		}
 	}()
-	return answer(message, a.current().names, func(name string) {
+	return answer(message, a.current().find, func(name string) {
 		if len(name) > 253 {
 			name = name[:253] + "…"
 		}

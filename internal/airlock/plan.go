@@ -71,6 +71,12 @@ type plan struct {
 	bySocket map[string]*grant
 }
 
+// find is the address that a granted name has inside.
+func (p *plan) find(name string) (netip.Addr, bool) {
+	a, ok := p.names[name]
+	return a, ok
+}
+
 // newPlan checks what is asked for, and gives each name an address: by the
 // name's hash, so that it stays the same from launch to launch and from one
 // environment to the next.

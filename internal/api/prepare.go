@@ -1,8 +1,10 @@
 package api
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"path"
 	"sync"
 	"sync/atomic"
@@ -287,13 +289,34 @@ func (cfg Config) prepare(ctx context.Context, r request, o prepareOptions, p bu
 	if b.need = cfg.Builder.Needs(lock); len(b.need) > 0 {
 		return b, nil
 	}
+	o.build.Frozen = o.lock.Locked
 	if b.result, err = cfg.Builder.Build(ctx, r.file, lock, o.build, p); err != nil {
 		return b, err
 	}
+	if err := cfg.recordNetwork(ctx, r.file.Name, b.result.Recorded); err != nil {
+		return b, err
+	}
+	if b.lock = b.result.Lock; !bytes.Equal(b.lock.Encode(), lock.Encode()) {
+		b.changed = b.lock.Encode()
+	}
 	if o.verify {
-		_, err = cfg.Builder.Verify(ctx, r.file, lock, o.build, p)
+		_, err = cfg.Builder.Verify(ctx, r.file, b.lock, o.build, p)
 	}
 	return b, err
+}
+
+// recordNetwork writes down what build steps were answered by others, one entry a
+// step: how much, and the digest of all of it as the lock has it.
+func (cfg Config) recordNetwork(ctx context.Context, project string, steps []build.Recording) error {
+	var entries []audit.Entry
+	for _, s := range steps {
+		summary := fmt.Sprintf("recorded network of %s, %s: %d answers, %d of them new, %s", s.Service, clipped(s.Step), s.Count, s.New, s.Answers)
+		entries = append(entries, audit.NewEvent(actorOf(ctx), isle.ActionImageBuild, isle.Resource{Kind: "image", Name: project}, isle.Allow, summary))
+	}
+	if len(entries) == 0 {
+		return nil
+	}
+	return cfg.Audit.Append(ctx, entries...)
 }
 
 // strings of digests, for the wire.

@@ -14,7 +14,9 @@ package build
 
 import (
 	"context"
+	"crypto/x509"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -27,8 +29,8 @@ import (
 	"isle/internal/spec"
 )
 
-// A Sandbox runs one build step: the same isolation as a service, an empty
-// network namespace, and a root that can be written.
+// A Sandbox runs one build step: the same isolation as a service, no network but
+// the step's own, and a root that can be written.
 type Sandbox interface {
 	// RunStep runs the step to its end. It returns an *isle.Error with code
 	// Failed if the command exits with another code than 0.
@@ -43,6 +45,7 @@ type Step struct {
 	Command []string
 	Env     map[string]string
 	Output  io.Writer // stdout and stderr
+	Network Network   // all that it reaches; nil: nothing
 
 	// Of a Dockerfile, where a step's root is all its own.
 	Plain    bool   // /tmp and /run are folders of the root, and not in memory
@@ -50,6 +53,16 @@ type Step struct {
 	UID, GID uint32
 	Groups   []uint32 // others that the user is in
 	Mounts   []Mount
+}
+
+// A Network is what a step reaches: it answers at every address, and every name
+// has one.
+type Network interface {
+	// Ports are those at which it answers.
+	Ports() []int
+	// Serve takes a connection that the step opened to conn.LocalAddr(), owns it,
+	// and returns at once.
+	Serve(conn net.Conn)
 }
 
 // A Mount is something that a step sees and that is no part of its root. Exactly
@@ -90,13 +103,18 @@ type Archive interface {
 	Fetch(ctx context.Context, pkgs []spec.LockedPackage, o debian.FetchOptions, progress func(done, total int64)) error
 }
 
-// Config is what a Builder needs. All of it but Now and Registry is required.
+// Config is what a Builder needs. All of it but Now, Registry, Dial and Roots is required.
 type Config struct {
 	Images  *image.Store // keeps packages, copied files, layers and images
 	Archive Archive      // resolves and fetches packages
 	Sandbox Sandbox      // runs steps
 	// Registry pulls and pushes images; nil: there are none but those sent.
 	Registry *registry.Client
+	// Dial connects steps with the recorded network to a host, if that may be
+	// reached; nil: there is no such network.
+	Dial func(ctx context.Context, host string, port int) (net.Conn, error)
+	// Roots verify what it connects to; nil: the system's.
+	Roots *x509.CertPool
 	// Cache is a folder on the disk that also holds run steps' changes: step
 	// records (what was made from what), what was last built of each project,
 	// and, while a build runs, its scratch folders. It can be deleted while no

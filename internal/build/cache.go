@@ -38,6 +38,7 @@ type inputs struct {
 	Dir       string        `json:"dir,omitempty"`
 	Script    string        `json:"script,omitempty"`
 	Mounts    []mountInput  `json:"mounts,omitempty"`
+	Network   *networkInput `json:"network,omitempty"` // of the recorded network; nil: none
 	Copy      *copyInput    `json:"copy,omitempty"`
 	Materials []isle.Digest `json:"materials,omitempty"` // layers of another stage or image that is copied from
 

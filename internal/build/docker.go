@@ -44,7 +44,7 @@ func (b *Builder) lockBuild(ctx context.Context, s spec.Service, old *spec.Lock,
 	if l.Tree == "" || l.File == "" {
 		return nil, isle.Errorf(isle.Invalid, "%s: nothing was sent for build %s", s.Name, s.Build.Context)
 	}
-	plan, err := b.planBuild(l)
+	plan, err := b.planBuild(l, s)
 	if err != nil {
 		return nil, prefix(s.Name, err)
 	}
@@ -64,7 +64,7 @@ func (b *Builder) lockBuild(ctx context.Context, s spec.Service, old *spec.Lock,
 }
 
 // planBuild reads a Dockerfile and finds out what its target needs.
-func (b *Builder) planBuild(l *spec.LockedBuild) (*dockerfile.Plan, error) {
+func (b *Builder) planBuild(l *spec.LockedBuild, s spec.Service) (*dockerfile.Plan, error) {
 	t, err := b.tree(l.File)
 	if err != nil {
 		return nil, err
@@ -80,7 +80,7 @@ func (b *Builder) planBuild(l *spec.LockedBuild) (*dockerfile.Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	return f.Plan(dockerfile.Options{Target: l.Target, Args: l.Args, Architecture: oci.Here().Architecture})
+	return f.Plan(dockerfile.Options{Target: l.Target, Args: l.Args, Architecture: oci.Here().Architecture, Network: s.Network == spec.NetworkRecord})
 }
 
 // checkBuild says how a lock's build does not fit what the file asks for; ""
@@ -128,13 +128,13 @@ func (b *Builder) buildDifference(was, is *spec.LockedBuild) (out []string) {
 	return out
 }
 
-// step is a step of a stage.
-func (x *stages) step(ctx context.Context, stage string, op dockerfile.Op, made image.Image) (step, error) {
+// step is a step of the nth stage.
+func (x *stages) step(ctx context.Context, n int, op dockerfile.Op, made image.Image) (step, error) {
 	var st step
 	var err error
 	switch op := op.(type) {
 	case *dockerfile.Run:
-		st, err = x.runStep(ctx, op)
+		st, err = x.runStep(ctx, n, op)
 	case *dockerfile.Copy:
 		st, err = x.copyStep(ctx, op)
 	case *dockerfile.Folder:
@@ -143,7 +143,7 @@ func (x *stages) step(ctx context.Context, stage string, op dockerfile.Op, made 
 	if err != nil {
 		return st, err
 	}
-	st.service, st.name, st.inputs.Stage = x.service, stepName(op.Place()), stage
+	st.service, st.name, st.inputs.Stage = x.service, stepName(op.Place()), x.plan.Stages[n].Name
 	for _, l := range made.Layers {
 		st.inputs.Parents = append(st.inputs.Parents, l.Digest)
 	}

@@ -18,7 +18,8 @@ import (
 )
 
 // runStep makes a layer of what RUN changes.
-func (x *stages) runStep(ctx context.Context, op *dockerfile.Run) (step, error) {
+func (x *stages) runStep(ctx context.Context, n int, op *dockerfile.Run) (step, error) {
+	stage := x.plan.Stages[n].Name
 	in := x.common
 	in.Kind, in.Command, in.User, in.Dir, in.Script = "run", op.Command, op.User, op.Dir, string(op.Script)
 	in.Env = map[string]string{}
@@ -34,13 +35,18 @@ func (x *stages) runStep(ctx context.Context, op *dockerfile.Run) (step, error) 
 		}
 		in.Mounts = append(in.Mounts, mounts[i].input)
 	}
-	return step{inputs: in, make: func(ctx context.Context, w work) ([]image.Layer, error) {
-		return x.runMake(ctx, w, op, in, mounts)
+	var net *wire
+	if x.network && !op.NoNetwork {
+		net = newWire(x.sl, stage, op.At.Text, x.o.Frozen, x.results[n].seen)
+		in.Network = answersOf(net.locked)
+	}
+	return step{inputs: in, wire: net, make: func(ctx context.Context, w work) ([]image.Layer, error) {
+		return x.runMake(ctx, w, op, in, mounts, net)
 	}}, nil
 }
 
 // runMake runs a RUN.
-func (x *stages) runMake(ctx context.Context, w work, op *dockerfile.Run, in inputs, mounts []mounting) ([]image.Layer, error) {
+func (x *stages) runMake(ctx context.Context, w work, op *dockerfile.Run, in inputs, mounts []mounting, net *wire) ([]image.Layer, error) {
 	b := x.b
 	dir, done, err := b.scratch("run")
 	if err != nil {
@@ -95,10 +101,14 @@ func (x *stages) runMake(ctx context.Context, w work, op *dockerfile.Run, in inp
 			}
 		}
 	}
+	finish, err := net.open(b, &st, w.say)
+	if err != nil {
+		return nil, err
+	}
 	slices.SortStableFunc(st.Mounts, func(a, b Mount) int { return strings.Count(a.Target, "/") - strings.Count(b.Target, "/") })
 	out := &lines{say: w.say}
 	st.Output = out
-	err = b.Sandbox.RunStep(ctx, st)
+	err = finish(b.Sandbox.RunStep(ctx, st))
 	out.flush()
 	if err != nil {
 		return nil, err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"runtime/debug"
 	"slices"
@@ -24,6 +25,7 @@ const parallelServices = 2
 // Options change how Build works.
 type Options struct {
 	NoCache bool   // make every step again
+	Frozen  bool   // the lock stays as it is: no step is answered what it does not have
 	Mirror  string // as in debian.FetchOptions
 	// Credentials and Pull are as in LockOptions.
 	Credentials Credentials
@@ -34,6 +36,11 @@ type Options struct {
 type Result struct {
 	Images  map[string]image.Image // by service
 	Reasons map[string]string      // by service: why its image differs from the last one built; none if it does not
+	// Lock is the one that was built from, with what steps with the recorded
+	// network were answered beyond it.
+	Lock *spec.Lock
+	// Recorded tells of such steps that ran, in the order of the file.
+	Recorded []Recording
 }
 
 // A step makes the next layers of an image out of those below.
@@ -43,6 +50,7 @@ type step struct {
 	title   string // of the first layer, for people; empty: as it was made
 	inputs  inputs // Parents are filled in when the step's turn comes
 	make    func(ctx context.Context, w work) ([]image.Layer, error)
+	wire    *wire // of the recorded network; nil: it has none
 }
 
 // work is what a step works with.
@@ -63,18 +71,19 @@ func (b *Builder) Build(ctx context.Context, f spec.File, lock *spec.Lock, o Opt
 	p = serial(p)
 	var mu sync.Mutex
 	res := Result{Images: map[string]image.Image{}, Reasons: map[string]string{}}
-	made := &memo{layers: map[isle.Digest][]image.Layer{}}
+	made := &memo{steps: map[isle.Digest]outcome{}}
+	wires := map[string][]*wire{}
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(parallelServices)
 	for _, s := range f.Services {
 		g.Go(func() error {
-			m, reason, err := b.service(gctx, f.Name, s, lock, o, made, p)
+			m, reason, network, err := b.service(gctx, f.Name, s, lock, o, made, p)
 			if err != nil {
 				return err
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			res.Images[s.Name] = m
+			res.Images[s.Name], wires[s.Name] = m, network
 			if reason != "" {
 				res.Reasons[s.Name] = reason
 			}
@@ -87,7 +96,20 @@ func (b *Builder) Build(ctx context.Context, f spec.File, lock *spec.Lock, o Opt
 		}
 		return Result{}, err
 	}
-	if err := b.keepLock(f.Name, lock, res.Images); err != nil {
+	res.Lock = lock
+	if !o.Frozen {
+		c := *lock
+		res.Lock, c.Services = &c, maps.Clone(lock.Services)
+		for name, network := range wires {
+			sl := c.Services[name]
+			sl.Network = networkOf(network)
+			c.Services[name] = sl
+		}
+	}
+	for _, s := range f.Services {
+		res.Recorded = append(res.Recorded, recordings(s.Name, wires[s.Name])...)
+	}
+	if err := b.keepLock(f.Name, res.Lock, res.Images); err != nil {
 		return Result{}, err
 	}
 	if err := b.nameImages(f, res.Images); err != nil {
@@ -98,32 +120,39 @@ func (b *Builder) Build(ctx context.Context, f spec.File, lock *spec.Lock, o Opt
 
 // A memo holds what one Build made, so that NoCache makes a step once.
 type memo struct {
-	mu     sync.Mutex
-	layers map[isle.Digest][]image.Layer
+	mu    sync.Mutex
+	steps map[isle.Digest]outcome
 }
 
-func (m *memo) get(key isle.Digest) ([]image.Layer, bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	l, ok := m.layers[key]
-	return l, ok
+// An outcome is what a step made, and what it was answered.
+type outcome struct {
+	layers []image.Layer
+	used   []spec.Material
 }
 
-func (m *memo) put(key isle.Digest, l []image.Layer) {
+func (m *memo) get(key isle.Digest) (outcome, bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.layers[key] = l
+	o, ok := m.steps[key]
+	return o, ok
+}
+
+func (m *memo) put(key isle.Digest, o outcome) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.steps[key] = o
 }
 
 // service builds one service's image.
-func (b *Builder) service(ctx context.Context, project string, s spec.Service, lock *spec.Lock, o Options, made *memo, p Progress) (image.Image, string, error) {
+func (b *Builder) service(ctx context.Context, project string, s spec.Service, lock *spec.Lock, o Options, made *memo, p Progress) (image.Image, string, []*wire, error) {
 	last := b.lastSteps(project, s.Name)
 	m := image.Image{Format: image.FormatVersion, Architecture: lock.Architecture}
 	var done []inputs
+	var wires []*wire
 	if l := lock.Services[s.Name].Image; l != nil {
 		from, err := b.base(ctx, s.Name, l, commonInputs(lock), o, p)
 		if err != nil {
-			return m, "", err
+			return m, "", nil, err
 		}
 		m.Layers, m.Config = slices.Clone(from.image.Layers), from.image.Config
 		done = append(done, from.inputs)
@@ -131,10 +160,10 @@ func (b *Builder) service(ctx context.Context, project string, s spec.Service, l
 	if lock.Services[s.Name].Build != nil {
 		x, err := b.newStages(project, s, lock, o, made, p)
 		if err != nil {
-			return m, "", err
+			return m, "", nil, err
 		}
-		if m, done, err = x.build(ctx); err != nil {
-			return m, "", err
+		if m, done, wires, err = x.build(ctx); err != nil {
+			return m, "", nil, err
 		}
 	}
 	for _, st := range b.plan(s, lock, m.Config, o) {
@@ -142,29 +171,39 @@ func (b *Builder) service(ctx context.Context, project string, s spec.Service, l
 			st.inputs.Parents = append(st.inputs.Parents, l.Digest)
 		}
 		why := func() string { return b.why(last, done, st.inputs) }
-		layers, err := b.run(ctx, st, m, o, why, made, p)
+		layers, err := b.run(ctx, &st, m, o, why, made, p)
 		if err != nil {
-			return m, "", err
+			return m, "", nil, err
 		}
 		if st.title != "" { // a layer may have been made for another request that comes to the same
 			layers = slices.Clone(layers)
 			layers[0].Title = st.title
 		}
 		m.Layers = append(m.Layers, layers...)
-		done = append(done, st.inputs)
+		done, wires = append(done, st.inputs), append(wires, st.wire)
 	}
 	if err := b.Images.PutImage(m); err != nil {
-		return m, "", err
+		return m, "", nil, err
 	}
 	reason := b.reason(last, done)
 	if err := b.rememberSteps(project, s.Name, m, done); err != nil {
-		return m, "", err
+		return m, "", nil, err
 	}
-	return m, reason, nil
+	return m, reason, wires, nil
 }
 
-// run returns a step's layers, made or from the cache.
-func (b *Builder) run(ctx context.Context, st step, below image.Image, o Options, why func() string, made *memo, p Progress) ([]image.Layer, error) {
+// settle says of a step with the recorded network what it was answered, which its
+// key is of.
+func (st *step) settle(used []spec.Material) {
+	if st.wire != nil {
+		st.wire.used = used
+		st.inputs.Network = answersOf(used)
+	}
+}
+
+// run returns a step's layers, made or from the cache. What the step was answered
+// is among its inputs then.
+func (b *Builder) run(ctx context.Context, st *step, below image.Image, o Options, why func() string, made *memo, p Progress) ([]image.Layer, error) {
 	say := st.events(p)
 	key := st.inputs.key()
 	leave, err := b.flights.enter(ctx, key)
@@ -172,10 +211,13 @@ func (b *Builder) run(ctx context.Context, st step, below image.Image, o Options
 		return nil, err
 	}
 	defer leave()
-	layers, ok := made.get(key)
-	if !ok && !o.NoCache {
+	known, ok := made.get(key)
+	layers := known.layers
+	if ok {
+		st.settle(known.used)
+	} else if !o.NoCache {
 		if layers, ok, err = b.lookup(key); err != nil {
-			return nil, stepError(st, err)
+			return nil, stepError(*st, err)
 		}
 	}
 	if ok {
@@ -196,12 +238,17 @@ func (b *Builder) run(ctx context.Context, st step, below image.Image, o Options
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		return nil, stepError(st, err)
+		return nil, stepError(*st, err)
+	}
+	done := outcome{layers: layers}
+	if st.wire != nil {
+		done.used = st.wire.used
+		st.settle(done.used)
 	}
 	if err := b.note(st.inputs, layers); err != nil {
 		return nil, err
 	}
-	made.put(key, layers)
+	made.put(key, done)
 	var size int64
 	for _, l := range layers {
 		size += l.Size
@@ -269,8 +316,10 @@ func (b *Builder) plan(s spec.Service, lock *spec.Lock, says *image.Config, o Op
 	for _, c := range sl.Copy {
 		steps = append(steps, b.copyStep(s, c, base))
 	}
+	seen := map[string]int{}
 	for _, cmd := range sl.Run {
-		steps = append(steps, b.runStep(s, cmd, stepEnv(says), base))
+		st := b.runStep(s, cmd, stepEnv(says), base, seen, sl, o)
+		steps = append(steps, st)
 	}
 	return steps
 }

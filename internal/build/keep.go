@@ -31,6 +31,11 @@ func (b *Builder) Keep(since time.Time) (layers, blobs func(isle.Digest) bool) {
 			for _, p := range s.Packages {
 				keepBlobs[p.Digest] = true
 			}
+			for _, n := range s.Network {
+				for _, m := range n.Materials {
+					keepBlobs[m.Digest] = true
+				}
+			}
 			if s.Image != nil { // the list alone: its files are layers by now
 				keepBlobs[s.Image.Tree] = true
 			}

@@ -56,7 +56,7 @@ func (b *Builder) Lock(ctx context.Context, f spec.File, old *spec.Lock, copies 
 	}
 	var stale []string
 	for _, s := range f.Services {
-		sl := spec.ServiceLock{Suite: s.Suite, Requests: requestsOf(s), Run: slices.Clone(s.Run)}
+		sl := spec.ServiceLock{Suite: s.Suite, Requests: requestsOf(s), Run: slices.Clone(s.Run), Network: keptNetwork(old, s, o)}
 		if sl.Copy, err = copiesOf(s, copies); err != nil {
 			return nil, nil, err
 		}
@@ -209,6 +209,9 @@ func (b *Builder) differences(old, lock *spec.Lock) []string {
 		if !slices.Equal(was.Run, is.Run) {
 			out = append(out, name+": run changed")
 		}
+		if d := networkDifference(was.Network, is.Network); d != "" {
+			out = append(out, name+": "+d)
+		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(old.Services)) {
 		if _, ok := lock.Services[name]; !ok {
@@ -334,6 +337,8 @@ func (b *Builder) checkLock(f spec.File, lock *spec.Lock) error {
 			return stale("copy changed")
 		case !slices.Equal(sl.Run, s.Run):
 			return stale("run changed")
+		case s.Network == "" && len(sl.Network) > 0:
+			return stale("its steps have no network any more")
 		}
 		for _, p := range sl.Packages {
 			if !p.Digest.Valid() || p.Name == "" {

@@ -135,6 +135,8 @@ func (b *Builder) difference(was, is inputs) string {
 		return "flags changed: " + stepTitle(is)
 	case !slices.Equal(was.Materials, is.Materials):
 		return "what is copied from changed: " + stepTitle(is)
+	case !reflect.DeepEqual(was.Network, is.Network):
+		return networkChange(was.Network, is.Network)
 	case !reflect.DeepEqual(was.Mounts, is.Mounts):
 		return "what is mounted changed: " + stepTitle(is)
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -41,7 +42,7 @@ func runEnv() map[string]string {
 // runStep makes a layer of what a command changes. The command runs as root of
 // the sandbox, in the service's workdir, as /bin/sh -e: the first part of it
 // that fails is the end.
-func (b *Builder) runStep(s spec.Service, command string, env map[string]string, base inputs) step {
+func (b *Builder) runStep(s spec.Service, command string, env map[string]string, base inputs, seen map[string]int, sl spec.ServiceLock, o Options) step {
 	script := command
 	if s.Workdir != "" {
 		script = "cd " + quote(s.Workdir) + "\n" + command
@@ -50,13 +51,18 @@ func (b *Builder) runStep(s spec.Service, command string, env map[string]string,
 	in.Kind = "run"
 	in.Command = []string{"/bin/sh", "-ec", script}
 	in.Env = env
-	return step{service: s.Name, name: "run " + title(command), inputs: in, make: func(ctx context.Context, w work) ([]image.Layer, error) {
+	var net *wire
+	if s.Network == spec.NetworkRecord {
+		net = newWire(sl, "", "run "+command, o.Frozen, seen)
+		in.Network = answersOf(net.locked)
+	}
+	return step{wire: net, service: s.Name, name: "run " + title(command), inputs: in, make: func(ctx context.Context, w work) ([]image.Layer, error) {
 		dir, done, err := b.scratch("run")
 		if err != nil {
 			return nil, err
 		}
 		defer done()
-		st := Step{Layers: w.parents, Upper: filepath.Join(dir, "upper"), Work: filepath.Join(dir, "work"), Command: in.Command, Env: in.Env}
+		st := Step{Layers: w.parents, Upper: filepath.Join(dir, "upper"), Work: filepath.Join(dir, "work"), Command: in.Command, Env: maps.Clone(in.Env)}
 		for _, d := range []string{st.Upper, st.Work} {
 			// 0755: the upper's own mode is the root directory's, inside.
 			if err := os.Mkdir(d, 0o755); err != nil {
@@ -68,7 +74,11 @@ func (b *Builder) runStep(s spec.Service, command string, env map[string]string,
 		}
 		out := &lines{say: w.say}
 		st.Output = out
-		err = b.Sandbox.RunStep(ctx, st)
+		finish, err := net.open(b, &st, w.say)
+		if err != nil {
+			return nil, err
+		}
+		err = finish(b.Sandbox.RunStep(ctx, st))
 		out.flush()
 		if err != nil {
 			return nil, err

@@ -28,6 +28,8 @@ type stages struct {
 	project string
 	service string
 	lock    *spec.LockedBuild
+	sl      spec.ServiceLock
+	network bool // steps have the recorded network
 	common  inputs
 	o       Options
 	last    []inputs // of the last build of the service
@@ -47,7 +49,9 @@ type stage struct {
 	done  chan struct{} // closed when all else is there
 	walk  *dockerfile.Walk
 	image image.Image
-	steps []inputs // its own
+	steps []inputs       // its own
+	wires []*wire        // of steps, nil of those without
+	seen  map[string]int // steps with a network, by their text
 	err   error
 }
 
@@ -61,11 +65,11 @@ type bases struct {
 func (b *Builder) newStages(project string, s spec.Service, lock *spec.Lock, o Options, made *memo, p Progress) (*stages, error) {
 	l := lock.Services[s.Name].Build
 	x := &stages{
-		b: b, project: project, service: s.Name, lock: l, common: commonInputs(lock), o: o, last: b.lastSteps(project, s.Name), made: made, p: p,
+		b: b, project: project, service: s.Name, lock: l, sl: lock.Services[s.Name], network: s.Network == spec.NetworkRecord, common: commonInputs(lock), o: o, last: b.lastSteps(project, s.Name), made: made, p: p,
 		slots: make(chan struct{}, parallelSteps), images: &bases{found: map[string]base{}},
 	}
 	var err error
-	if x.plan, err = b.planBuild(l); err != nil {
+	if x.plan, err = b.planBuild(l, s); err != nil {
 		return nil, prefix(s.Name, err)
 	}
 	t, err := b.tree(l.Tree)
@@ -74,14 +78,14 @@ func (b *Builder) newStages(project string, s spec.Service, lock *spec.Lock, o O
 	}
 	x.context = newTreeSource(b.Images, t)
 	for range x.plan.Stages {
-		x.results = append(x.results, &stage{done: make(chan struct{})})
+		x.results = append(x.results, &stage{done: make(chan struct{}), seen: map[string]int{}})
 	}
 	return x, nil
 }
 
 // build makes the image of the Dockerfile's target. It returns the image and the
-// steps of all stages, in their order.
-func (x *stages) build(ctx context.Context) (image.Image, []inputs, error) {
+// steps of all stages, in their order, with the networks that they had.
+func (x *stages) build(ctx context.Context) (image.Image, []inputs, []*wire, error) {
 	g, gctx := errgroup.WithContext(ctx)
 	for i := range x.plan.Stages {
 		g.Go(func() error {
@@ -92,17 +96,18 @@ func (x *stages) build(ctx context.Context) (image.Image, []inputs, error) {
 		})
 	}
 	if err := g.Wait(); err != nil {
-		return image.Image{}, nil, err
+		return image.Image{}, nil, nil, err
 	}
 	var steps []inputs
+	var wires []*wire
 	for _, r := range x.results {
-		steps = append(steps, r.steps...)
+		steps, wires = append(steps, r.steps...), append(wires, r.wires...)
 	}
 	out := x.results[x.plan.Target].image
 	if len(out.Layers) == 0 {
-		return out, nil, isle.Errorf(isle.Invalid, "%s: the image of %s has nothing in it", x.service, x.lock.Build.File())
+		return out, nil, nil, isle.Errorf(isle.Invalid, "%s: the image of %s has nothing in it", x.service, x.lock.Build.File())
 	}
-	return out, steps, nil
+	return out, steps, wires, nil
 }
 
 // stage does one stage.
@@ -145,7 +150,7 @@ func (x *stages) stage(ctx context.Context, i int) error {
 		if op == nil {
 			break
 		}
-		if err := x.do(ctx, s, r, op); err != nil {
+		if err := x.do(ctx, i, r, op); err != nil {
 			return err
 		}
 	}
@@ -155,8 +160,8 @@ func (x *stages) stage(ctx context.Context, i int) error {
 }
 
 // do does one step of a stage.
-func (x *stages) do(ctx context.Context, s dockerfile.Stage, r *stage, op dockerfile.Op) error {
-	st, err := x.step(ctx, s.Name, op, r.image)
+func (x *stages) do(ctx context.Context, n int, r *stage, op dockerfile.Op) error {
+	st, err := x.step(ctx, n, op, r.image)
 	if err != nil {
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -173,7 +178,7 @@ func (x *stages) do(ctx context.Context, s dockerfile.Stage, r *stage, op docker
 	if x.again != nil {
 		layers, err = x.again(ctx, st, r.image)
 	} else {
-		layers, err = x.b.run(ctx, st, r.image, x.o, func() string { return x.b.why(x.last, r.steps, st.inputs) }, x.made, x.p)
+		layers, err = x.b.run(ctx, &st, r.image, x.o, func() string { return x.b.why(x.last, r.steps, st.inputs) }, x.made, x.p)
 	}
 	if err != nil {
 		return err
@@ -185,7 +190,7 @@ func (x *stages) do(ctx context.Context, s dockerfile.Stage, r *stage, op docker
 		l.Title = title(op.Place().Text) // it may have been made for another instruction that comes to the same
 		r.image.Layers = append(r.image.Layers, l)
 	}
-	r.steps = append(r.steps, st.inputs)
+	r.steps, r.wires = append(r.steps, st.inputs), append(r.wires, st.wire)
 	return nil
 }
 

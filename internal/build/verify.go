@@ -32,6 +32,7 @@ func (b *Builder) Verify(ctx context.Context, f spec.File, lock *spec.Lock, o Op
 	if err != nil {
 		return Result{}, err
 	}
+	lock, o.Frozen = res.Lock, true
 	v := &verifying{b: b, again: again, p: p, seen: map[isle.Digest]bool{}}
 	for _, s := range f.Services {
 		if err := v.service(ctx, f.Name, s, lock, o, res.Images[s.Name]); err != nil {
@@ -67,7 +68,7 @@ func (v *verifying) service(ctx context.Context, project string, s spec.Service,
 			return err
 		}
 		x.again = v.made
-		if below, _, err = x.build(ctx); err != nil {
+		if below, _, _, err = x.build(ctx); err != nil {
 			return err
 		}
 	}

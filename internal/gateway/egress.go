@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"time"
@@ -16,13 +17,35 @@ import (
 // code is isle.Refused where no address may be dialed, isle.Unavailable where
 // the name does not resolve or nothing answers.
 func (g *Gateway) Dial(ctx context.Context, instance isle.ID, host string, port int, allowed []netip.Prefix) (net.Conn, error) {
+	literal, _ := netip.ParseAddr(host)
+	named := func(a netip.Addr) bool { return a == literal || within(allowed, a) }
+	remedy := func(a netip.Addr) string {
+		return fmt.Sprintf("if that is meant, name it in the grant: {host: %s, port: %d, addresses: [%s/%d]}", host, port, a, a.BitLen())
+	}
+	return g.dial(ctx, instance, host, port, named, remedy)
+}
+
+// DialPublic connects to a host and port that nobody granted: what is not public
+// and not within allowed is refused, an address that is its own name too, and so
+// is where this server itself listens. Errors are as of Dial.
+func (g *Gateway) DialPublic(ctx context.Context, host string, port int, allowed []netip.Prefix) (net.Conn, error) {
+	named := func(a netip.Addr) bool {
+		return within(allowed, a) && !g.config.Listening(netip.AddrPortFrom(a, uint16(port)))
+	}
+	return g.dial(ctx, "", host, port, named, func(netip.Addr) string {
+		return "whoever runs the server can allow a network that is not public: isle server --build-network"
+	})
+}
+
+// dial connects to the first address of a host that is public or named, and may
+// be reached. An instance of "" is none.
+func (g *Gateway) dial(ctx context.Context, instance isle.ID, host string, port int, named func(netip.Addr) bool, remedy func(netip.Addr) string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, g.config.Timeout)
 	defer cancel()
 	addresses, err := g.resolve(ctx, host)
 	if err != nil {
 		return nil, err
 	}
-	literal, _ := netip.ParseAddr(host)
 	var open []netip.Addr
 	var refusal error
 	for _, a := range addresses {
@@ -30,9 +53,8 @@ func (g *Gateway) Dial(ctx context.Context, instance isle.ID, host string, port 
 		if err != nil {
 			return nil, isle.Errorf(isle.Internal, "egress to %s: could not tell whether %s is this machine: %w", host, a, err)
 		}
-		if reason != "" && a != literal && !within(allowed, a) {
-			refusal = isle.Errorf(isle.Refused, "egress to %s:%d is refused: it resolves to %s, %s", host, port, a, reason).
-				WithHint("if that is meant, name it in the grant: {host: %s, port: %d, addresses: [%s/%d]}", host, port, a, a.BitLen())
+		if reason != "" && !named(a) {
+			refusal = isle.Errorf(isle.Refused, "egress to %s:%d is refused: it resolves to %s, %s", host, port, a, reason).WithHint("%s", remedy(a))
 			continue
 		}
 		if reason := g.config.Closed(instance, netip.AddrPortFrom(a, uint16(port))); reason != "" {

@@ -125,7 +125,7 @@ func compose(s *Server) (r *rooms, err error) {
 	if err != nil {
 		return r, err
 	}
-	if r.builder, err = build.New(build.Config{Images: r.images, Archive: archive, Sandbox: r.driver, Cache: at("build"), Registry: &registry.Client{Images: r.images, Log: s.log}}); err != nil {
+	if r.builder, err = build.New(build.Config{Images: r.images, Archive: archive, Sandbox: r.driver, Cache: at("build"), Dial: r.dialForBuilds, Registry: &registry.Client{Images: r.images, Log: s.log}}); err != nil {
 		return r, err
 	}
 	r.home = initproto.NewHome(initproto.HomeConfig{Log: s.log, Refused: r.impostor, Workload: r.serveWorkload})

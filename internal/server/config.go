@@ -12,6 +12,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -55,6 +56,11 @@ type Config struct {
 	// Mirror is the base URL of the Debian mirror to take packages from.
 	// Default: the machine's, from apt's configuration.
 	Mirror string
+
+	// BuildNetworks are networks that are not public, which build steps with the
+	// recorded network may reach even so. Where a build goes is up to who builds,
+	// so no file can say this. Default: none.
+	BuildNetworks []netip.Prefix
 
 	// Runtime is the OCI runtime that starts containers: "crun", "runc" or a
 	// path. Default: crun if there is one, else runc.

@@ -42,6 +42,11 @@ func (r *rooms) openGateway() {
 	})
 }
 
+// dialForBuilds connects build steps that have the recorded network.
+func (r *rooms) dialForBuilds(ctx context.Context, host string, port int) (net.Conn, error) {
+	return r.gateway.DialPublic(ctx, host, port, r.server.cfg.BuildNetworks)
+}
+
 // connect serves what came to a connection's door in an airlock: whose airlock
 // it is says who the caller is.
 func (r *rooms) connect(ctx context.Context, instance isle.ID, name string, _ int, conn net.Conn) error {

@@ -19,7 +19,7 @@ import (
 // rest of egress, uses and ttl, which the environment follows without a new launch. The order of volumes,
 // ports, tmpfs and caps means nothing.
 func ConfigDigest(s Service, f File) isle.Digest {
-	s.Image, s.Build, s.Suite, s.Packages, s.Copy, s.Run, s.DependsOn = "", nil, "", nil, nil, nil, nil
+	s.Image, s.Build, s.Suite, s.Packages, s.Copy, s.Run, s.Network, s.DependsOn = "", nil, "", nil, nil, nil, "", nil
 	s.Volumes = sortedVolumes(s.Volumes)
 	s.Ports = sortedPorts(s.Ports)
 	s.Tmpfs = slices.Sorted(slices.Values(s.Tmpfs))
@@ -82,7 +82,7 @@ func Explain(old, new Service) string {
 	}{
 		{"command", old.Command, new.Command}, {"user", old.User, new.User}, {"workdir", old.Workdir, new.Workdir},
 		{"setup", old.Setup, new.Setup}, {"on_fork", old.OnFork, new.OnFork}, {"healthcheck", old.Healthcheck, new.Healthcheck}, {"restart", old.Restart, new.Restart}, {"writable", old.Writable, new.Writable},
-		{"image", old.Image, new.Image}, {"build", old.Build, new.Build}, {"suite", old.Suite, new.Suite},
+		{"image", old.Image, new.Image}, {"build", old.Build, new.Build}, {"suite", old.Suite, new.Suite}, {"network", old.Network, new.Network},
 	} {
 		if !same(f.old, f.new) {
 			return f.name + " changed"

@@ -150,15 +150,22 @@ func serviceShape() shape[Service] {
 	return object("a service",
 		key("image", "", "An image to begin with, in place of packages: `registry.example/team/app:1` from a registry, `localhost/app:1` of this server (`isle image ls`), or `./app.tar`, an OCI layout or what docker save wrote, in the project folder. `isle lock` pins it by digest. What the file leaves open, command, user, workdir and variables, is as the image says.",
 			text("an image", "", parseImage), func(s *Service) *string { return &s.Image }),
-		key("build", "", "A Dockerfile that makes the image, in place of packages: the folder that it is in, or more about it. Its steps have no network (docs/dockerfile.md). What the file leaves open is as the image says.",
+		key("build", "", "A Dockerfile that makes the image, in place of packages: the folder that it is in, or more about it. Its steps have no network unless `network` says so (docs/dockerfile.md). What the file leaves open is as the image says.",
 			pointer(buildShape()), func(s *Service) **Build { return &s.Build }),
 		key("suite", "bookworm", "The Debian release its packages come from.", text("a suite", suitePattern, parseSuite), func(s *Service) *string { return &s.Suite }),
 		key("packages", "", "Debian packages, by name or name=version. `isle lock` pins them and what they depend on by hash; they are unpacked without maintainer scripts, so programs may need their full path (/usr/lib/postgresql/15/bin/postgres) and nothing is started by itself.",
 			packages, func(s *Service) *[]string { return &s.Packages }),
 		key("copy", "", "Files of the project folder that go into the image, in this order. What .isleignore names stays out.",
 			list("a list of copies", maxCopies, copyShape()), func(s *Service) *[]Copy { return &s.Copy }),
-		key("run", "", "Shell commands run at build time after copying, as root, each with /bin/sh -c: sealed, without network. What they write becomes part of the image.",
+		key("run", "", "Shell commands run at build time after copying, as root, each with /bin/sh -c: sealed, without network unless `network` says so. What they write becomes part of the image.",
 			scalarOr("a list of shell commands", run, runs), func(s *Service) *[]string { return &s.Run }),
+		key("network", "none", "What the steps of `build` and `run` reach: nothing, or with `record` HTTP and HTTPS of the internet, each answer kept and pinned in isle.lock. The next build is answered the same, without a network (docs/dockerfile.md).",
+			convert(choice(nil, "none", NetworkRecord), func(s string) string {
+				if s == "none" {
+					return ""
+				}
+				return s
+			}), func(s *Service) *string { return &s.Network }),
 		key("user", "", "Who the command runs as: a name of the image's /etc/passwd, uid or uid:gid. Without it, root of the environment's own user namespace, which is nobody on the machine.",
 			scalar("a user", schema{AnyOf: []*schema{{Type: "string", Pattern: userPattern}, {Type: "integer", Minimum: new(0.0), Maximum: new(float64(maxUID))}}}, parseUser), func(s *Service) *string { return &s.User }),
 		key("workdir", "", "The folder that commands start in. Without it, /.", text("a path", absolutePattern, parsePath), func(s *Service) *string { return &s.Workdir }),

@@ -299,6 +299,7 @@ func (c *lockChecker) service(where string, s *ServiceLock, architecture string)
 			c.problem(fmt.Sprintf("%s.run[%d]", where, i), "%v", err)
 		}
 	}
+	c.network(where+".network", s.Network)
 }
 
 func (c *lockChecker) image(at string, s *ServiceLock) {

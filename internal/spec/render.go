@@ -65,7 +65,7 @@ func (s Service) node() *yaml.Node {
 	m.list("copy", len(s.Copy), func(i int) *yaml.Node {
 		return newMapping().text("from", s.Copy[i].From).text("to", s.Copy[i].To).Node
 	})
-	m.texts("run", s.Run).text("user", s.User).text("workdir", s.Workdir)
+	m.texts("run", s.Run).text("network", s.Network).text("user", s.User).text("workdir", s.Workdir)
 	env := newMapping()
 	for _, k := range slices.Sorted(maps.Keys(s.Env)) {
 		env.add(k, textNode(s.Env[k]))

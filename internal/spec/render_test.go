@@ -15,7 +15,7 @@ func whole() File {
 		Name: "shop", Isolation: "gvisor", Warm: true, Schema: &DataSchema{Version: 3, CompatibleWith: 2}, TTL: 26 * time.Hour, Limits: Limits{CPUs: 0.5, Memory: 3 << 30, PIDs: 99},
 		Egress: []Egress{{Host: "api.example.com", Port: 443, Addresses: []string{"10.0.0.0/8"}, Inspect: true}}, Uses: []string{"orders-db"},
 		Services: []Service{{
-			Name: "db", Suite: "trixie", Packages: []string{"postgresql-15"}, Copy: []Copy{{"app/", "/app"}}, Run: []string{"make\nall: \"x\""},
+			Name: "db", Suite: "trixie", Packages: []string{"postgresql-15"}, Copy: []Copy{{"app/", "/app"}}, Run: []string{"make\nall: \"x\""}, Network: NetworkRecord,
 			User: "70:70", Workdir: "/app", Env: map[string]string{"A": "null", "B": "1", "C": "", "D": "two\nlines\t \u00e9 \x01"},
 			Volumes: []Volume{{"/data", 2 << 30}, {"/a b", 9 << 20}}, Tmpfs: []string{"/run/x"}, Writable: 5 << 20, Setup: []string{"true"}, Command: []string{"/bin/sh", "-c", "~"},
 			OnFork: []string{"reseed"}, Healthcheck: &Healthcheck{TCP: 5432, Interval: time.Second, Timeout: 1500 * time.Millisecond, Start: time.Hour, Retries: 7},

@@ -73,8 +73,9 @@ type Service struct {
 	Suite       string            `json:"suite"`              // Debian suite; default "bookworm"; "" with Image or Build
 	Packages    []string          `json:"packages,omitempty"` // Debian package names, as written
 	Copy        []Copy            `json:"copy,omitempty"`
-	Run         []string          `json:"run,omitempty"`  // build-time shell commands (/bin/sh -c), sealed, no network
-	User        string            `json:"user,omitempty"` // name or uid[:gid]; "" is root of the user namespace
+	Run         []string          `json:"run,omitempty"`     // build-time shell commands (/bin/sh -c), sealed
+	Network     string            `json:"network,omitempty"` // of Run and Build: "" none, or NetworkRecord
+	User        string            `json:"user,omitempty"`    // name or uid[:gid]; "" is root of the user namespace
 	Workdir     string            `json:"workdir,omitempty"`
 	Env         map[string]string `json:"env,omitempty"`
 	Volumes     []Volume          `json:"volumes,omitempty"`
@@ -89,6 +90,10 @@ type Service struct {
 	Restart     string            `json:"restart"`        // "no" (default), "on-failure", "always"
 	Caps        []string          `json:"caps,omitempty"` // "CAP_NET_BIND_SERVICE"; none unless named
 }
+
+// NetworkRecord is a Service's Network whose steps reach what the lock pins: what
+// they are answered is recorded, and the same for every build after that.
+const NetworkRecord = "record"
 
 // A Copy puts files of the project folder into the image.
 type Copy struct {
@@ -192,6 +197,7 @@ type ServiceLock struct {
 	Packages []LockedPackage `json:"packages"` // sorted by name
 	Copy     []LockedCopy    `json:"copy,omitempty"`
 	Run      []string        `json:"run,omitempty"`
+	Network  []LockedStep    `json:"network,omitempty"` // what steps were answered that have the recorded network
 }
 
 // A LockedImage pins the image that a service begins with.

@@ -15,7 +15,7 @@ func (w *Walk) run(place Place, c command, i *instructions.RunCommand) (Op, erro
 	if err := w.checkRun(c, i); err != nil {
 		return nil, err
 	}
-	r := &Run{At: place, Env: w.env(), User: w.config.User, Dir: w.below(".")}
+	r := &Run{At: place, Env: w.env(), User: w.config.User, Dir: w.below("."), NoNetwork: instructions.GetNetwork(i) == instructions.NetworkNone}
 	if !i.PrependShell {
 		if len(i.Files) > 0 {
 			return nil, w.fail(c, "RUN in exec form reads no file of the Dockerfile; write it in shell form")
@@ -54,7 +54,9 @@ func (w *Walk) run(place Place, c command, i *instructions.RunCommand) (Op, erro
 func (w *Walk) checkRun(c command, i *instructions.RunCommand) error {
 	switch {
 	case instructions.GetNetwork(i) == instructions.NetworkHost:
-		return w.fail(c, "--network=host: no step has a network; --network=none says so")
+		return w.fail(c, "--network=host: no step has the machine's network; --network=none says so")
+	case !w.plan.network && slices.Contains(i.FlagsUsed, "network") && instructions.GetNetwork(i) == instructions.NetworkDefault:
+		return w.plan.file.fail(c.line, "--network=default: the file says of no network that steps have").WithHint("add `network: record` to the service, and what it is answered is pinned in isle.lock")
 	case slices.Contains(i.FlagsUsed, "device"):
 		return w.fail(c, "--device: no step has a device of the machine")
 	case instructions.GetSecurity(i) == instructions.SecurityInsecure:

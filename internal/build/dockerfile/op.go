@@ -25,6 +25,8 @@ type Run struct {
 	Dir     string // absolute
 	Script  []byte // the file ScriptPath that the command is; nil: none
 	Mounts  []Mount
+	// NoNetwork says that it has none, whatever the others have.
+	NoNetwork bool
 }
 
 // ScriptPath is where a Run's Script is.

@@ -18,17 +18,19 @@ type Options struct {
 	Target       string            // a stage's name or number; "" is the last one
 	Args         map[string]string // values of ARG
 	Architecture string            // GOARCH's name: "amd64"
+	Network      bool              // steps have the recorded network
 }
 
 // A Plan is what a target needs.
 type Plan struct {
-	Stages []Stage // in the order of the file
-	Target int     // its index in Stages
-	Images []string
-	file   *File
-	args   map[string]string
-	global map[string]string // ARG before the first FROM, and the predefined ones
-	given  int               // bytes of variables that its words can still be given
+	Stages  []Stage // in the order of the file
+	Target  int     // its index in Stages
+	Images  []string
+	file    *File
+	args    map[string]string
+	network bool
+	global  map[string]string // ARG before the first FROM, and the predefined ones
+	given   int               // bytes of variables that its words can still be given
 }
 
 // A Stage is one FROM that the target needs.
@@ -58,7 +60,7 @@ type Source struct {
 
 // Plan finds out what a target needs. Errors are Invalid and name the line.
 func (f *File) Plan(o Options) (*Plan, error) {
-	p := &Plan{file: f, args: o.Args, given: maxGiven}
+	p := &Plan{file: f, args: o.Args, network: o.Network, given: maxGiven}
 	if err := p.checkArgs(); err != nil {
 		return nil, err
 	}

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"isle"
+	"isle/internal/airlock"
 	"isle/internal/build"
 	"isle/internal/spec"
 )
@@ -23,7 +24,8 @@ import (
 var stepLimits = spec.Limits{Memory: 4 << 30, PIDs: 4096}
 
 // RunStep runs a build step to its end: the same isolation as a service, an
-// empty network namespace with loopback alone, and the layers with s.Upper on
+// empty network namespace with loopback alone, or one in which nothing but
+// s.Network is, and the layers with s.Upper on
 // top as a root that can be written. Owners in Upper are those seen inside.
 // When ctx ends every process of the step is killed.
 func (d *Driver) RunStep(ctx context.Context, s build.Step) error {
@@ -69,6 +71,14 @@ func (d *Driver) RunStep(ctx context.Context, s build.Step) error {
 		c.env = append(c.env, k+"="+v)
 	}
 	slices.Sort(c.env)
+	if s.Network != nil {
+		chamber, err := airlock.OpenChamber(s.Network.Ports(), s.Network.Serve)
+		if err != nil {
+			return err
+		}
+		defer chamber.Close()
+		c.network = chamber.Path()
+	}
 	err := d.start(c, func(cmd *exec.Cmd) {
 		if s.Output != nil {
 			out := struct{ io.Writer }{s.Output} // always a pipe: a file of the host would be given to the step's root

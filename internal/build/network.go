@@ -1,0 +1,226 @@
+package build
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+
+	"isle"
+	"isle/internal/build/recorder"
+	"isle/internal/spec"
+)
+
+// Where a step with the recorded network finds whom to trust: mounted, and in no
+// layer.
+const (
+	trustPath  = "/dev/isle/ca.pem"
+	aptPath    = "/dev/isle/apt.conf"
+	wgetPath   = "/dev/isle/wgetrc"
+	aptConfig  = "Acquire::https::CaInfo \"" + trustPath + "\";\nAcquire::Check-Valid-Until \"false\"; // what is replayed was valid when it was recorded\n"
+	wgetConfig = "ca_certificate = " + trustPath + "\n"
+)
+
+// trustEnv has the variables by which programs are told whom to trust: OpenSSL
+// and Go, curl, Python, Node.js, Rust, git and others. They are the step's alone.
+func trustEnv() map[string]string {
+	env := map[string]string{"APT_CONFIG": aptPath, "WGETRC": wgetPath}
+	for _, name := range []string{
+		"SSL_CERT_FILE", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "PIP_CERT", "NODE_EXTRA_CA_CERTS", "CARGO_HTTP_CAINFO", "GIT_SSL_CAINFO",
+		"AWS_CA_BUNDLE", "DENO_CERT", "HEX_CACERTS_PATH", "NIX_SSL_CERT_FILE", "PERL_LWP_SSL_CA_FILE",
+	} {
+		env[name] = trustPath
+	}
+	return env
+}
+
+// A wire is the recorded network of one step: what it is to be answered, and then
+// what it was.
+type wire struct {
+	stage, step string
+	locked      []spec.Material // its own
+	others      []spec.Material // of other steps of the service
+	frozen      bool
+	used        []spec.Material
+	fresh       int // of used, those that no lock had
+	ran         bool
+}
+
+// networkInput is what a step with the recorded network is answered.
+type networkInput struct {
+	Answers []answerInput `json:"answers,omitempty"`
+}
+
+type answerInput struct {
+	Request string      `json:"request"`
+	Digest  isle.Digest `json:"digest"` // of the whole answer
+}
+
+func answersOf(materials []spec.Material) *networkInput {
+	in := &networkInput{}
+	for _, m := range materials {
+		b, err := json.Marshal(m)
+		if err != nil {
+			panic(err) // texts, numbers and a time of four digits' year
+		}
+		in.Answers = append(in.Answers, answerInput{strings.TrimSpace(m.Method + " " + m.URL), isle.DigestOf(b)})
+	}
+	return in
+}
+
+// newWire is the network of a step, as the lock has it. seen counts the steps of
+// its stage by their text, so that two that are the same are told apart.
+func newWire(sl spec.ServiceLock, stage, text string, frozen bool, seen map[string]int) *wire {
+	text = strings.ToValidUTF8(strings.Join(strings.Fields(text), " "), "\uFFFD")
+	if r := []rune(text); len(r) > 400 {
+		text = string(r[:400]) + "…"
+	}
+	seen[text]++
+	if n := seen[text]; n > 1 {
+		text = fmt.Sprintf("%s (%d)", text, n)
+	}
+	w := &wire{stage: stage, step: text, frozen: frozen}
+	for _, s := range sl.Network {
+		if s.Stage == stage && s.Step == text {
+			w.locked = s.Materials
+		} else {
+			w.others = append(w.others, s.Materials...)
+		}
+	}
+	w.used = w.locked
+	return w
+}
+
+// open gives a step its network. finish ends it, and is given how the step ended.
+func (w *wire) open(b *Builder, st *Step, say func(Event)) (finish func(error) error, err error) {
+	if w == nil {
+		return func(err error) error { return err }, nil
+	}
+	r, err := recorder.New(b.recording(), recorder.Options{
+		Locked: w.locked, Others: w.others, Frozen: w.frozen, Say: func(m string) { say(Event{State: "log", Message: m}) },
+	})
+	if err != nil {
+		return nil, err
+	}
+	st.Network = r
+	for name, value := range trustEnv() {
+		st.Env[name] = value
+	}
+	for path, content := range map[string][]byte{trustPath: r.Trust(), aptPath: []byte(aptConfig), wgetPath: []byte(wgetConfig)} {
+		st.Mounts = append(st.Mounts, Mount{Target: path, ReadOnly: true, Content: content, Mode: 0o644})
+	}
+	return func(err error) error {
+		r.Close()
+		if err := r.Judge(err); err != nil {
+			return err
+		}
+		w.take(r)
+		if n := len(w.used); n > 0 {
+			say(Event{State: "log", Message: fmt.Sprintf("network: %s, %d of them new in isle.lock", count(n, "request"), w.fresh)})
+		}
+		return nil
+	}, nil
+}
+
+// take notes what the step was answered. A frozen lock stays as it is, even if
+// the step asked for less this time.
+func (w *wire) take(r *recorder.Recorder) {
+	w.ran, w.fresh = true, r.Fresh()
+	if w.frozen {
+		return
+	}
+	w.used = r.Materials()
+}
+
+func (b *Builder) recording() recorder.Config {
+	return recorder.Config{Store: b.Images, Dial: b.Dial, Roots: b.Roots, Now: b.Now}
+}
+
+// networkOf are the steps' answers as a lock has them.
+func networkOf(wires []*wire) (out []spec.LockedStep) {
+	for _, w := range wires {
+		if w != nil && len(w.used) > 0 {
+			out = append(out, spec.LockedStep{Stage: w.stage, Step: w.step, Materials: w.used})
+		}
+	}
+	return out
+}
+
+// A Recording is what one step asked for while it ran.
+type Recording struct {
+	Service string
+	Step    string
+	Answers isle.Digest // of what it was answered, as the lock has it
+	Count   int
+	New     int // of them, those that were not locked
+}
+
+// recordings tells of the steps that ran.
+func recordings(service string, wires []*wire) (out []Recording) {
+	for _, w := range wires {
+		if w == nil || !w.ran || len(w.used) == 0 {
+			continue
+		}
+		b, err := json.Marshal(w.used)
+		if err != nil {
+			panic(err) // as in answersOf
+		}
+		out = append(out, Recording{Service: service, Step: w.step, Answers: isle.DigestOf(b), Count: len(w.used), New: w.fresh})
+	}
+	return out
+}
+
+// keptNetwork is what of an old lock a new one goes on with.
+func keptNetwork(old *spec.Lock, s spec.Service, o LockOptions) []spec.LockedStep {
+	if old == nil || o.Update || s.Network != spec.NetworkRecord {
+		return nil
+	}
+	return old.Services[s.Name].Network
+}
+
+// networkDifference says how much of what steps were answered differs.
+func networkDifference(was, is []spec.LockedStep) string {
+	before, after := map[string]isle.Digest{}, map[string]isle.Digest{}
+	for list, into := range map[*[]spec.LockedStep]map[string]isle.Digest{&was: before, &is: after} {
+		for _, s := range *list {
+			for _, a := range answersOf(s.Materials).Answers {
+				into[s.Stage+"\n"+s.Step+"\n"+a.Request] = a.Digest
+			}
+		}
+	}
+	var gone, came, changed int
+	for k, d := range after {
+		if have, ok := before[k]; !ok {
+			came++
+		} else if have != d {
+			changed++
+		}
+	}
+	for k := range before {
+		if _, ok := after[k]; !ok {
+			gone++
+		}
+	}
+	if gone+came+changed == 0 {
+		return ""
+	}
+	return fmt.Sprintf("recorded network: %d new, %d changed, %d gone", came, changed, gone)
+}
+
+// networkChange names the first answer that a step has otherwise than before.
+func networkChange(was, is *networkInput) string {
+	switch {
+	case was == nil:
+		return "it has the recorded network now"
+	case is == nil:
+		return "it has no network any more"
+	case len(is.Answers) == 0:
+		return "nothing is locked of what it asks the network for"
+	}
+	for _, a := range is.Answers {
+		if !slices.Contains(was.Answers, a) {
+			return "the answer of " + title(a.Request) + " changed"
+		}
+	}
+	return "it asks the network for less"
+}
