@@ -8,6 +8,8 @@ import (
 
 	"isle"
 	"isle/internal/build/recorder"
+	"isle/internal/image"
+	"isle/internal/initproto"
 	"isle/internal/spec"
 )
 
@@ -106,7 +108,16 @@ func (w *wire) open(b *Builder, st *Step, say func(Event)) (finish func(error) e
 	for name, value := range trustEnv() {
 		st.Env[name] = value
 	}
-	for path, content := range map[string][]byte{trustPath: r.Trust(), aptPath: []byte(aptConfig), wgetPath: []byte(wgetConfig)} {
+	names, err := resolvConf(st.Layers)
+	if err != nil {
+		r.Close()
+		return nil, err
+	}
+	server, _, _ := strings.Cut(initproto.HomeAddress, ":")
+	for path, content := range map[string][]byte{
+		trustPath: r.Trust(), aptPath: []byte(aptConfig), wgetPath: []byte(wgetConfig),
+		names: []byte("nameserver " + server + "\noptions ndots:0 timeout:2 attempts:2\n"),
+	} {
 		st.Mounts = append(st.Mounts, Mount{Target: path, ReadOnly: true, Content: content, Mode: 0o644})
 	}
 	return func(err error) error {
@@ -120,6 +131,17 @@ func (w *wire) open(b *Builder, st *Step, say func(Event)) (finish func(error) e
 		}
 		return nil
 	}, nil
+}
+
+// resolvConf is where a step's programs find whom to ask for names: what its
+// layers have there is often empty, and may be a link.
+func resolvConf(layers []string) (string, error) {
+	stack, err := image.OpenStack(layers)
+	if err != nil {
+		return "", err
+	}
+	defer stack.Close()
+	return stack.Resolve("/etc/resolv.conf")
 }
 
 // take notes what the step was answered. A frozen lock stays as it is, even if

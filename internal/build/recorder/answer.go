@@ -66,7 +66,7 @@ func (r *Recorder) answer(w http.ResponseWriter, req *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		w.Header().Set("Connection", "close")
 		w.WriteHeader(no.status)
-		fmt.Fprintf(w, "The recorded network of the build: %s\n", no.reason)
+		io.WriteString(w, said(no.reason))
 		if !no.noted {
 			r.note(&r.refused, "%s", no.reason)
 		}

@@ -53,14 +53,8 @@ func (r *Recorder) forward(ctx context.Context, q query, stream http.ResponseWri
 		if ctx.Err() != nil || streamed || isle.CodeOf(err) == isle.Exhausted {
 			return m, streamed, err
 		}
-		failed := spec.Material{Method: q.Method, URL: q.URL, Accept: q.Accept, Status: http.StatusBadGateway, Digest: isle.DigestOf(nil), Time: r.now()}
-		if perr := r.config.Store.PutBlob(ctx, failed.Digest, strings.NewReader("")); perr != nil {
-			return m, false, perr
-		}
-		if uerr := r.use(failed); uerr != nil {
-			return m, false, uerr
-		}
-		return m, false, &refusal{http.StatusBadGateway, fmt.Sprintf("%v: %v", q, reason(err)), false}
+		m, err = r.failure(q, r.note(&r.refused, "%v: %v", q, reason(err)))
+		return m, false, err
 	}
 	if err := r.use(m); err != nil {
 		return m, streamed, err
@@ -72,6 +66,22 @@ func (r *Recorder) forward(ctx context.Context, q query, stream http.ResponseWri
 	r.say(nth, "recorded %v: %d, %d bytes", q, m.Status, m.Size)
 	return m, streamed, nil
 }
+
+// failure is the material of a request that failed, which tells why.
+func (r *Recorder) failure(q query, why string) (spec.Material, error) {
+	body := said(why)
+	m := spec.Material{
+		Method: q.Method, URL: q.URL, Accept: q.Accept, Status: http.StatusBadGateway, Time: r.now(),
+		Header: map[string]string{"Content-Type": "text/plain; charset=utf-8"}, Digest: isle.DigestOf([]byte(body)), Size: int64(len(body)),
+	}
+	if err := r.config.Store.PutBlob(r.ctx, m.Digest, strings.NewReader(body)); err != nil {
+		return m, err
+	}
+	return m, r.use(m)
+}
+
+// said is what a step reads of the Recorder's own.
+func said(why string) string { return "The recorded network of the build: " + why + "\n" }
 
 // reason is why a request failed, without the address, which is said before it.
 func reason(err error) error {

@@ -1,0 +1,93 @@
+package record_test
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"isle"
+	"isle/internal/build"
+)
+
+const fetching = `name: record
+services:
+  web:
+    packages: [curl]
+    network: record
+    run:
+      - |
+        curl -fsS https://files.example.com/a >/a
+        curl -fsS -o /dev/null -w '%{http_code}\n' -L https://files.example.com/moved
+        curl -sS https://files.example.com/none >/none || true
+`
+
+// files is a server whose answers are others each time.
+func files(count *atomic.Int64) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /a", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, "the %dth\n", count.Add(1)) })
+	mux.HandleFunc("GET /moved", func(w http.ResponseWriter, r *http.Request) {
+		count.Add(1)
+		http.Redirect(w, r, "/a", http.StatusFound)
+	})
+	mux.HandleFunc("GET /", func(w http.ResponseWriter, r *http.Request) {
+		count.Add(1)
+		http.NotFound(w, r)
+	})
+	return mux
+}
+
+func TestWhatAStepFetchedIsTheSameWithoutANetwork(t *testing.T) {
+	w := newWorld(t)
+	var requests atomic.Int64
+	w.serve("files.example.com", files(&requests))
+	p := w.project(fetching, nil)
+	first := w.mustBuild(p, build.Options{})
+	said := w.said()
+	if !strings.Contains(said, "network: 3 requests, 3 of them new in isle.lock") || !strings.Contains(said, "recorded https://files.example.com/a: 200") {
+		t.Errorf("the build said:\n%s", said)
+	}
+	if n := len(p.lock.Services["web"].Network); n != 1 {
+		t.Fatalf("%d steps in the lock", n)
+	}
+	asked := requests.Load()
+	w.leave()
+
+	// The same Builder has it, and one that has built nothing makes it again.
+	again := w.mustBuild(p, build.Options{})
+	if a, b := first.Images["web"].Digest(), again.Images["web"].Digest(); a != b || len(again.Recorded) != 0 {
+		t.Errorf("%s, then %s; recorded %v", a, b, again.Recorded)
+	}
+	w.another()
+	for _, o := range []build.Options{{Frozen: true}, {NoCache: true}} {
+		if res := w.mustBuild(p, o); res.Images["web"].Digest() != first.Images["web"].Digest() {
+			t.Errorf("%+v: %s, then %s\n%s", o, first.Images["web"].Digest(), res.Images["web"].Digest(), w.said())
+		}
+	}
+	if _, err := w.Verify(t.Context(), p.file, p.lock, build.Options{Frozen: true}, w.say); err != nil {
+		t.Error(err)
+	}
+	if n := requests.Load(); n != asked || len(w.dialed) != 0 {
+		t.Errorf("%d requests more, of %v", n-asked, w.dialed)
+	}
+}
+
+func TestAFrozenBuildAsksForNothingThatIsNotLocked(t *testing.T) {
+	w := newWorld(t)
+	var requests atomic.Int64
+	w.serve("files.example.com", files(&requests))
+	p := w.project(strings.Replace(fetching, "curl -fsS -o", "test ! -e /more || true; curl -fsS -o", 1), nil)
+	lock, _, err := w.Lock(t.Context(), p.file, nil, p.copies, build.LockOptions{}, w.say)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.lock = lock
+	_, err = w.build(p, build.Options{Frozen: true})
+	if isle.CodeOf(err) != isle.Conflict || !strings.Contains(fmt.Sprint(err), "isle.lock does not have: https://files.example.com/a") {
+		t.Errorf("a frozen build of a lock without answers: %v", err)
+	}
+	if n := requests.Load(); n != 0 {
+		t.Errorf("%d requests", n)
+	}
+}
