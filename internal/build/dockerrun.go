@@ -88,8 +88,12 @@ func (x *stages) runMake(ctx context.Context, w work, op *dockerfile.Run, in inp
 	if err != nil {
 		return nil, err
 	}
+	caches := ""
+	if net != nil { // what a cache held would be asked for by the next build, and is in no lock
+		caches = filepath.Join(dir, "caches")
+	}
 	for _, m := range mounts {
-		mount, ok, leave, err := m.open(ctx, w, stack, &st)
+		mount, ok, leave, err := m.open(ctx, w, stack, caches)
 		if err != nil {
 			return nil, err
 		}
@@ -263,8 +267,9 @@ func (x *stages) mounting(ctx context.Context, op dockerfile.Mount) (mounting, e
 }
 
 // open makes what is mounted. leave is called when the step has ended; not ok is
-// nothing to mount.
-func (m mounting) open(ctx context.Context, w work, stack *image.Stack, st *Step) (out Mount, ok bool, leave func(), err error) {
+// nothing to mount. caches is where caches begin empty; "": they are the
+// project's.
+func (m mounting) open(ctx context.Context, w work, stack *image.Stack, caches string) (out Mount, ok bool, leave func(), err error) {
 	leave = func() {}
 	out = Mount{ReadOnly: m.op.ReadOnly, Size: m.op.Size}
 	if m.op.Target != "" {
@@ -277,6 +282,11 @@ func (m mounting) open(ctx context.Context, w work, stack *image.Stack, st *Step
 	case "bind":
 		err = m.openBind(ctx, w, &out)
 	case "cache":
+		if caches != "" {
+			dir := filepath.Join(caches, isle.DigestOf([]byte(m.op.ID)).Hex())
+			out.Folder, err = filepath.Join(dir, "data"), makeCache(dir, "data", m.op)
+			break
+		}
 		out.Folder, leave, err = m.x.b.openCache(ctx, m.x.project, m.op)
 	case "secret":
 		if m.op.Required {
