@@ -25,7 +25,8 @@ const (
 	maxExportBlob  = 64 << 30 // bytes of one blob
 )
 
-// Export writes what a lock names, packages and copied files, as one tar file:
+// Export writes what a lock names, packages, copied files and what steps were
+// answered, as one tar file:
 // the same lock gives the same bytes. Packages that the store lacks are fetched
 // first; of copied files that it lacks the export has none, for they come from
 // the project's folder.
@@ -44,6 +45,9 @@ func (b *Builder) Export(ctx context.Context, lock *spec.Lock, w io.Writer) erro
 			return prefix(s, err)
 		}
 		b.copiedBlobs(sl, names)
+		if err := b.answerBlobs(sl, names); err != nil {
+			return prefix(s, err)
+		}
 	}
 	buf := bufio.NewWriterSize(w, 256<<10)
 	tw := tar.NewWriter(buf)
@@ -89,6 +93,20 @@ func (b *Builder) copiedBlobs(sl spec.ServiceLock, names map[isle.Digest]bool) {
 			}
 		}
 	}
+}
+
+// answerBlobs adds what a service's steps were answered. It may be had nowhere else
+// any more, so what is missing is an error.
+func (b *Builder) answerBlobs(sl spec.ServiceLock, names map[isle.Digest]bool) error {
+	for _, step := range sl.Network {
+		for _, m := range step.Materials {
+			if len(b.Images.Missing([]isle.Digest{m.Digest})) > 0 {
+				return isle.Errorf(isle.NotFound, "%s: what it was answered is not in the store", step.Step).WithHint("`isle build --no-cache` fetches it, where it is to be had")
+			}
+			names[m.Digest] = true
+		}
+	}
+	return nil
 }
 
 func (b *Builder) exportBlob(tw *tar.Writer, d isle.Digest) error {

@@ -183,6 +183,8 @@ func dependencies(about subject) (out []descriptor) {
 	for _, m := range materials(about.lock) {
 		if m.debian != nil {
 			out = append(out, descriptor{URI: m.purl(), Digest: map[string]string{"sha256": m.digest.Hex()}})
+		} else if a := m.answer; a != nil {
+			out = append(out, descriptor{URI: a.URL, Digest: map[string]string{"sha256": m.digest.Hex()}, Annotations: map[string]any{"status": a.Status, "time": a.Time}})
 		} else if m.image {
 			out = append(out, descriptor{Name: "image " + m.name, Digest: map[string]string{"sha256": m.digest.Hex()}})
 		} else {

@@ -14,11 +14,12 @@ import (
 )
 
 // A material is something that a lock pins: a Debian package, an image from
-// elsewhere, or a copied tree.
+// elsewhere, a copied tree, or what a build step was answered.
 type material struct {
 	debian   *spec.LockedPackage
 	name     string
 	image    bool
+	answer   *spec.Material
 	digest   isle.Digest
 	services []string // that it is in, sorted
 }
@@ -29,16 +30,25 @@ func (m material) purl() string {
 	return "pkg:deb/debian/" + url.QueryEscape(p.Name) + "@" + url.QueryEscape(p.Version) + "?arch=" + url.QueryEscape(p.Architecture)
 }
 
-// materials are what a lock pins, each digest once: packages by name, then trees.
+// materials are what a lock pins, each digest once, of answers at each address:
+// packages by name, then the rest.
 func materials(l *spec.Lock) []material {
-	known := map[isle.Digest]*material{}
+	type id struct {
+		digest  isle.Digest
+		address string
+	}
+	known := map[id]*material{}
 	for _, service := range slices.Sorted(maps.Keys(l.Services)) {
 		add := func(d isle.Digest, m material) {
-			if known[d] == nil {
-				m.digest = d
-				known[d] = &m
+			k := id{digest: d}
+			if m.answer != nil {
+				k.address = m.answer.Key()
 			}
-			if s := known[d]; !slices.Contains(s.services, service) {
+			if known[k] == nil {
+				m.digest = d
+				known[k] = &m
+			}
+			if s := known[k]; !slices.Contains(s.services, service) {
 				s.services = append(s.services, service)
 			}
 		}
@@ -61,6 +71,11 @@ func materials(l *spec.Lock) []material {
 		}
 		for _, c := range l.Services[service].Copy {
 			add(c.Tree, material{name: c.From})
+		}
+		for _, step := range l.Services[service].Network {
+			for _, a := range step.Materials {
+				add(a.Digest, material{name: a.URL, answer: &a})
+			}
 		}
 	}
 	out := make([]material, 0, len(known))
@@ -156,6 +171,8 @@ func (r *Releases) bill(about subject) (any, string) {
 		if m.debian != nil {
 			p.Version = m.debian.Version
 			p.References = []external{{"PACKAGE-MANAGER", "purl", m.purl()}}
+		} else if m.answer != nil {
+			p.Download, p.Purpose, p.Comment = m.answer.URL, "FILE", "what a build step was answered over HTTP; the checksum is that of the body"
 		} else if m.image {
 			p.Purpose, p.Comment = "CONTAINER", "an image that services or stages begin with, copy from or mount"
 		} else {
