@@ -25,6 +25,7 @@ var rooms = []string{
 	"internal/seal",
 	"internal/authority",
 	"internal/spec",
+	"internal/compose", // of the client alone: the server is given an isle.yaml
 	"internal/checkout",
 	"internal/initproto",
 	"internal/build",

@@ -31,6 +31,7 @@ type layerJSON struct {
 func newBuild(a *app) *cobra.Command {
 	req := &islev1.BuildRequest{}
 	var explain bool
+	var profiles []string
 	cmd := &cobra.Command{
 		Use:   "build [DIR|FILE]",
 		Short: "Build the images of a file without launching them",
@@ -39,10 +40,11 @@ func newBuild(a *app) *cobra.Command {
 --explain tells of each step whether it was found or made, and which input changed.`,
 		Args: args(0, 1, "at most one folder or file"),
 		RunE: func(cmd *cobra.Command, given []string) error {
-			p, err := readProject(first(given))
+			p, err := readProject(first(given), profiles...)
 			if err != nil {
 				return err
 			}
+			a.tell(p)
 			c, err := a.connect(cmd.Context())
 			if err != nil {
 				return err
@@ -62,6 +64,7 @@ func newBuild(a *app) *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
+	addProfiles(cmd, &profiles)
 	f.BoolVar(&req.Verify, "verify", false, "build again without the cache and compare")
 	f.BoolVar(&explain, "explain", false, "tell of each step whether it was found in the cache, and why not")
 	f.BoolVar(&req.NoCache, "no-cache", false, "build every step again")

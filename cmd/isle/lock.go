@@ -18,6 +18,7 @@ import (
 func newLock(a *app) *cobra.Command {
 	var update bool
 	var mirror string
+	var profiles []string
 	cmd := &cobra.Command{
 		Use:   "lock [DIR|FILE]",
 		Short: "Pin every input by hash, in isle.lock",
@@ -30,10 +31,11 @@ isle.lock: from the same lock come the same images, on any machine.`,
   isle lock import shop.tar`,
 		Args: args(0, 1, "at most one folder or file"),
 		RunE: func(cmd *cobra.Command, given []string) error {
-			p, err := readProject(first(given))
+			p, err := readProject(first(given), profiles...)
 			if err != nil {
 				return err
 			}
+			a.tell(p)
 			h, err := p.hash(cmd.Context())
 			if err != nil {
 				return err
@@ -60,6 +62,7 @@ isle.lock: from the same lock come the same images, on any machine.`,
 			}
 		},
 	}
+	addProfiles(cmd, &profiles)
 	cmd.Flags().BoolVar(&update, "update", false, "choose the newest packages again")
 	cmd.Flags().StringVar(&mirror, "mirror", "", "base URL of the Debian mirror (default: the server's)")
 	cmd.AddCommand(newLockExport(a), newLockImport(a))

@@ -14,6 +14,7 @@ import (
 	"isle/internal/api"
 	islev1 "isle/internal/api/isle/v1"
 	"isle/internal/checkout"
+	"isle/internal/compose"
 	"isle/internal/image/registry"
 	"isle/internal/spec"
 )
@@ -33,13 +34,18 @@ type project struct {
 	checkout *checkout.Checkout // of dir; nil where there is none, or it cannot be read
 	noGit    error              // why it cannot be read
 	noFork   bool               // its environment begins without another's data
+	// Of a file of another tool's: what was read besides it, what is laid over it,
+	// which profiles were asked for, and what is done in another way.
+	reads, laid, profiles []string
+	notes                 []compose.Note
 	// credentials are for registries that asked for one.
 	credentials []*islev1.RegistryCredential
 }
 
 // readProject reads [DIR|FILE]; "" is the current folder. A folder without a
-// file is looked for upwards, as git does.
-func readProject(arg string) (*project, error) {
+// file is looked for upwards, as git does; where there is none, it is a Compose
+// file of the folder itself, of which profiles are asked for.
+func readProject(arg string, profiles ...string) (*project, error) {
 	path := arg
 	if path == "" {
 		path = "."
@@ -48,11 +54,26 @@ func readProject(arg string) (*project, error) {
 	if err != nil {
 		return nil, isle.Errorf(isle.NotFound, "cannot read %s: %w", path, cause(err)).WithHint("name a folder with an isle.yaml, or a file")
 	}
+	var over []string
 	if st.IsDir() {
-		if path, err = findFile(path, arg == ""); err != nil {
+		if path, over, err = findFile(path, arg == ""); err != nil {
 			return nil, err
 		}
 	}
+	var p *project
+	if compose.IsName(path) {
+		p, err = readConverted(path, over, profiles)
+	} else {
+		p, err = readOwn(path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return p, p.readBeside()
+}
+
+// readOwn reads an isle.yaml.
+func readOwn(path string) (*project, error) {
 	data, err := readBounded(path, spec.MaxFileSize)
 	if err != nil {
 		return nil, err
@@ -61,35 +82,57 @@ func readProject(arg string) (*project, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &project{
+	return &project{
 		path: path, dir: filepath.Dir(path), data: data, file: file,
 		lockPath: strings.TrimSuffix(strings.TrimSuffix(path, ".yaml"), ".yml") + ".lock",
+	}, nil
+}
+
+// again reads the project as it is now.
+func (p *project) again() (next *project, err error) {
+	if len(p.reads) > 0 {
+		next, err = readConverted(p.path, p.laid, p.profiles)
+	} else {
+		next, err = readOwn(p.path)
 	}
+	if err != nil {
+		return nil, err
+	}
+	next.noFork = p.noFork
+	return next, next.readBeside()
+}
+
+// readBeside reads what lies beside the file: git's state, and the lock.
+func (p *project) readBeside() (err error) {
 	if p.checkout, err = checkout.Find(p.dir); isle.CodeOf(err) != isle.NotFound {
 		p.noGit = err
 	}
 	p.lock, err = readBounded(p.lockPath, spec.MaxLockSize)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
+		return err
 	}
-	return p, nil
+	return nil
 }
 
-// findFile is the environment file of a folder, or of the nearest one above it.
-func findFile(dir string, upwards bool) (string, error) {
-	path := filepath.Join(dir, fileName)
+// findFile is the environment file of a folder, or of the nearest one above it;
+// else what of the folder is converted to one, with what is laid over that.
+func findFile(dir string, upwards bool) (path string, over []string, err error) {
+	path = filepath.Join(dir, fileName)
 	if _, err := os.Stat(path); err == nil {
-		return path, nil
+		return path, nil, nil
 	}
 	if abs, err := filepath.Abs(dir); err == nil && upwards {
 		for abs != "/" {
 			abs = filepath.Dir(abs)
 			if p := filepath.Join(abs, fileName); fileExists(p) {
-				return p, nil
+				return p, nil, nil
 			}
 		}
 	}
-	return "", isle.Errorf(isle.NotFound, "there is no %s in %s", fileName, dir).WithHint("write one with `isle init`, or name a folder that has one")
+	if name, over := compose.Find(dir); name != "" {
+		return filepath.Join(dir, filepath.FromSlash(name)), over, nil
+	}
+	return "", nil, isle.Errorf(isle.NotFound, "there is no %s in %s", fileName, dir).WithHint("write one with `isle init`, or name a folder that has one, or a Compose file")
 }
 
 func fileExists(name string) bool {

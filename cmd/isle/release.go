@@ -109,6 +109,7 @@ func (r releaseJSON) trust() string {
 
 func newReleaseCreate(a *app) *cobra.Command {
 	req := &islev1.CreateReleaseRequest{}
+	var profiles []string
 	cmd := &cobra.Command{
 		Use:   "create [DIR|FILE]",
 		Short: "Build what isle.lock pins, and seal a release of it",
@@ -117,10 +118,11 @@ materials. The same files give the same release, on any machine: where it is the
 already only where it comes from is added. A lock that does not fit the file is refused.`,
 		Args: args(0, 1, "at most one folder or file"),
 		RunE: func(cmd *cobra.Command, given []string) error {
-			p, err := readProject(first(given))
+			p, err := readProject(first(given), profiles...)
 			if err != nil {
 				return err
 			}
+			a.tell(p)
 			c, err := a.connect(cmd.Context())
 			if err != nil {
 				return err
@@ -151,6 +153,7 @@ already only where it comes from is added. A lock that does not fit the file is 
 		},
 	}
 	cmd.Flags().StringVar(&req.Mirror, "mirror", "", "base URL of the Debian mirror (default: the server's)")
+	addProfiles(cmd, &profiles)
 	return cmd
 }
 

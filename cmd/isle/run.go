@@ -34,6 +34,7 @@ type runOptions struct {
 	name     string
 	mirror   string
 	keep     bool
+	profiles []string
 }
 
 func newRun(a *app) *cobra.Command {
@@ -82,6 +83,7 @@ nobody has read. 'isolation: container' in FILE, or --isolation container, start
 	f.StringVar(&o.mirror, "mirror", "", "base URL of the Debian mirror (default: the server's)")
 	f.BoolVar(&o.keep, "keep", false, "leave the environment when the command ends")
 	f.BoolVarP(&o.terminal, "terminal", "t", false, "give the command a terminal")
+	addProfiles(cmd, &o.profiles)
 	f.StringVarP(&o.service, "service", "s", "", "service of FILE to run in (default: the first)")
 	return cmd
 }
@@ -127,6 +129,7 @@ func (a *app) run(ctx context.Context, o runOptions, file string, command []stri
 	if err != nil {
 		return err
 	}
+	a.tell(p)
 	req, err := o.request()
 	if err != nil {
 		return err
@@ -247,7 +250,7 @@ func (o runOptions) project(file string, seeds []seed) (*project, error) {
 		if len(o.packages) > 0 || o.suite != "" || o.class != "" {
 			return nil, usagef("--packages, --suite and --isolation make an environment without a file; %s is one", file)
 		}
-		p, err := readProject(file)
+		p, err := readProject(file, o.profiles...)
 		if err != nil {
 			return nil, err
 		}

@@ -23,6 +23,7 @@ type upOptions struct {
 	release                  string
 	locked, noWait, watch    bool
 	noFork, cold             bool
+	profiles                 []string
 }
 
 func newUp(a *app) *cobra.Command {
@@ -40,6 +41,9 @@ environment of the branch that it was created from (else the default one), data
 included, where they differ in copied files alone; else, and with --no-fork, it is
 made from the file, without data.
 
+The file may be a Compose file (docs/compose.md): what of it is
+done in another way is said, and what would make it something else is refused.
+
 Where the file says warm: true, one that is not there yet begins with the ready state
 that an earlier one of exactly the same left, in place of a start; with --cold it is started.
 
@@ -47,6 +51,7 @@ With --release it is made what was released, as it is: no file is read, and it i
 by --name, else after the project.`,
 		Example: `  isle up
   isle up examples/shop --name try --ttl 2h
+  isle up compose.yaml --profile debug
   isle up --watch
   isle up --release shop@production`,
 		Args: args(0, 1, "at most one folder or file"),
@@ -64,6 +69,7 @@ by --name, else after the project.`,
 	f.BoolVar(&o.noFork, "no-fork", false, "do not begin a new branch's environment as a copy of its parent's")
 	f.BoolVar(&o.cold, "cold", false, "start services, where the environment could begin with a ready state (warm: true)")
 	f.StringVar(&o.release, "release", "", "launch this release in place of a file: a digest, or PROJECT@STAGE")
+	addProfiles(cmd, &o.profiles)
 	f.BoolVar(&o.watch, "watch", false, "do it again whenever a file changes, until Ctrl-C")
 	return cmd
 }
@@ -101,10 +107,11 @@ func (a *app) up(ctx context.Context, o upOptions, arg string) error {
 	if o.release != "" {
 		return a.upRelease(ctx, o, req, arg)
 	}
-	p, err := readProject(arg)
+	p, err := readProject(arg, o.profiles...)
 	if err != nil {
 		return err
 	}
+	a.tell(p)
 	p.noFork = o.noFork
 	c, err := a.connect(ctx)
 	if err != nil {
@@ -357,9 +364,8 @@ func (a *app) watch(ctx context.Context, c *api.Client, p *project, req *islev1.
 				break
 			}
 		}
-		next, err := readProject(p.path)
+		next, err := p.again()
 		if err == nil {
-			next.noFork = p.noFork
 			p = next
 			seen = p.fingerprint() // the file may name other folders now
 			progress := a.newProgress()

@@ -15,8 +15,10 @@ func (p *project) fingerprint() [sha256.Size]byte {
 	note := func(path string, st fs.FileInfo) {
 		fmt.Fprintf(h, "%s\x00%d\x00%o\x00%d\n", path, st.Size(), st.Mode(), st.ModTime().UnixNano())
 	}
-	if st, err := os.Stat(p.path); err == nil {
-		note(p.path, st)
+	for _, name := range append([]string{p.path}, p.reads...) {
+		if st, err := os.Stat(name); err == nil {
+			note(name, st)
+		}
 	}
 	walk := func(from string, skip func(name string) bool) {
 		filepath.WalkDir(filepath.Join(p.dir, filepath.FromSlash(from)), func(path string, d fs.DirEntry, err error) error {
