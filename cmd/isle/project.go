@@ -215,7 +215,7 @@ func (p *project) hash(ctx context.Context) (*hashed, error) {
 			}
 		}
 		for _, c := range s.Copy {
-			tree, files, err := spec.HashTree(ctx, p.dir, c.From, cache)
+			tree, files, err := spec.HashCopy(ctx, p.dir, filepath.Base(p.lockPath), c.From, cache)
 			if err != nil {
 				return nil, err
 			}

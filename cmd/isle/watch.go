@@ -38,7 +38,7 @@ func (p *project) fingerprint() [sha256.Size]byte {
 	}
 	for _, s := range p.file.Services {
 		for _, c := range s.Copy {
-			walk(c.From, func(string) bool { return false })
+			walk(c.From, func(name string) bool { return p.lockPath != "" && name == filepath.Base(p.lockPath) })
 		}
 		if s.Build != nil { // what is never in a context changes by itself: the lock, and git's own
 			walk(s.Build.Context, func(name string) bool {

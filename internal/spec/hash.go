@@ -35,6 +35,15 @@ func HashTree(ctx context.Context, root, from string, cache *Cache) (Tree, map[i
 	return hashTree(ctx, root, from, cache, readIgnore)
 }
 
+// HashCopy is HashTree without lock, the path of the file's own lock relative to
+// root: it has the tree's digest, and may be called otherwise than isle.lock.
+func HashCopy(ctx context.Context, root, lock, from string, cache *Cache) (Tree, map[isle.Digest]string, error) {
+	return hashTree(ctx, root, from, cache, func(h *hasher, r *os.Root) error {
+		h.lock = path.Clean(lock)
+		return readIgnore(h, r)
+	})
+}
+
 func hashTree(ctx context.Context, root, from string, cache *Cache, ignored func(*hasher, *os.Root) error) (Tree, map[isle.Digest]string, error) {
 	clean, err := parseFrom(from)
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -323,4 +324,27 @@ func FuzzIgnore(f *testing.F) {
 			t.Error(".git is not left out")
 		}
 	})
+}
+
+func TestAFilesOwnLockIsNotInWhatItCopies(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"a", "shop.lock", "sub/shop.lock"} {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(name), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tr, _, err := HashCopy(t.Context(), dir, "shop.lock", ".", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, e := range tr.Entries {
+		names = append(names, e.Path)
+	}
+	if want := []string{"", "a", "sub", "sub/shop.lock"}; !slices.Equal(names, want) {
+		t.Errorf("it copies %q, not %q", names, want)
+	}
 }
