@@ -54,10 +54,10 @@ func (d *Driver) RunStep(ctx context.Context, s build.Step) error {
 	}
 	bounded, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	go watchSize(bounded, s.Upper, maxStepSize, maxInodes, stop)
+	go watchSize(s.Upper, stepBounds)(bounded, stop)
 	for _, m := range s.Mounts {
 		if m.Folder != "" && !m.ReadOnly {
-			go watchSize(bounded, m.Folder, maxStepSize, maxInodes, stop)
+			go watchSize(m.Folder, stepBounds)(bounded, stop)
 		}
 	}
 	c := &container{
@@ -100,47 +100,65 @@ func noSpace(free int64) error {
 		WithHint("make room, for example with `isle gc`, and run the command again")
 }
 
-// Bounds of what a step may write. A step shares the state's disk with the
+// sizeBounds bound what a step may write. A step shares the state's disk with the
 // server, whose log and store must still be written when a step runs wild.
-const (
-	maxStepSize = 16 << 30  // bytes
-	maxInodes   = 1 << 20   // files and folders
-	reserve     = 256 << 20 // bytes that a step leaves free
-	full        = 4 << 20   // with fewer bytes free, a step's failure is put down to that
-)
+type sizeBounds struct {
+	bytes   int64
+	files   int64 // and folders
+	reserve int64 // bytes that a step leaves free
+}
 
-// watchSize stops a step that fills the disk; it ends with ctx. The cheap
-// question, how much is free, is asked often; the folder is counted only when
-// the answer could mean it.
-func watchSize(ctx context.Context, upper string, limit, files int64, stop context.CancelCauseFunc) {
+var stepBounds = sizeBounds{bytes: 16 << 30, files: 1 << 20, reserve: 256 << 20}
+
+// full says that with fewer bytes free, a step's failure is put down to that.
+const full = 4 << 20
+
+// watchSize looks how much is free, and returns what stops a step that fills the
+// disk from then on; that ends with ctx. The cheap question, how much is free, is
+// asked often; the folder is counted only when the answer could mean it. What a
+// step wrote to a file that has no name any more is in no folder: where little is
+// left, that it was more before is enough.
+func watchSize(upper string, b sizeBounds) func(ctx context.Context, stop context.CancelCauseFunc) {
 	first, err := freeSpace(upper)
-	if err != nil {
-		return // the step fails by itself where its folder is gone
-	}
 	firstInodes := freeInodes(upper)
-	tick := time.NewTicker(200 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		free, err := freeSpace(upper)
-		switch {
-		case err != nil:
-			return
-		case first-free > limit && written(upper) > limit:
-			stop(isle.Errorf(isle.Exhausted, "it wrote more than %d MiB", limit>>20).WithHint("write less, or remove what is not needed in the same step"))
-			return
-		case firstInodes-freeInodes(upper) > files && inodes(upper) > files:
-			stop(isle.Errorf(isle.Exhausted, "it made more than %d files", files).WithHint("make fewer, or remove what is not needed in the same step"))
-			return
-		case free < reserve && written(upper) > reserve/4:
-			stop(noSpace(free))
-			return
+	return func(ctx context.Context, stop context.CancelCauseFunc) {
+		tick := time.NewTicker(200 * time.Millisecond)
+		defer tick.Stop()
+		for err == nil { // the step fails by itself where its folder is gone
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+			var stopped error
+			if stopped, err = b.exceeded(upper, first, firstInodes); stopped != nil {
+				stop(stopped)
+				return
+			}
 		}
 	}
+}
+
+// exceeded says which bound a folder is over, on a disk where so much was free.
+func (b sizeBounds) exceeded(upper string, first, firstInodes int64) (stopped, err error) {
+	free, err := freeSpace(upper)
+	switch {
+	case err != nil:
+		return nil, err
+	case free < b.reserve && first-free > b.reserve/4:
+		return noSpace(free), nil
+	case first-free <= b.bytes && firstInodes-freeInodes(upper) <= b.files:
+		return nil, nil
+	}
+	switch size, files, hidden := written(upper); {
+	case size > b.bytes:
+		return isle.Errorf(isle.Exhausted, "it wrote more than %d MiB", b.bytes>>20).WithHint("write less, or remove what is not needed in the same step"), nil
+	case files > b.files:
+		return isle.Errorf(isle.Exhausted, "it made more than %d files", b.files).WithHint("make fewer, or remove what is not needed in the same step"), nil
+	case hidden:
+		return isle.Errorf(isle.Exhausted, "it wrote much, some of it in folders that nest deeper than any layer can have"), nil
+	}
+	return nil, nil
 }
 
 func freeSpace(path string) (int64, error) {
@@ -159,25 +177,22 @@ func freeInodes(path string) int64 {
 	return int64(st.Ffree)
 }
 
-// inodes counts the files and folders below a folder.
-func inodes(dir string) (n int64) {
-	filepath.WalkDir(dir, func(string, fs.DirEntry, error) error {
-		n++
-		return nil
-	})
-	return n
-}
-
-// written is how many bytes the files of a folder occupy.
-func written(dir string) (sum int64) {
+// written is how many bytes the files of a folder occupy, how many files and
+// folders there are, and whether there are some that no path is short enough for.
+func written(dir string) (size, files int64, hidden bool) {
 	filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		files++
 		var st unix.Stat_t
-		if err == nil && unix.Lstat(path, &st) == nil {
-			sum += st.Blocks * 512
+		if err == nil {
+			err = unix.Lstat(path, &st)
 		}
+		if err == nil {
+			size += st.Blocks * 512
+		}
+		hidden = hidden || errors.Is(err, unix.ENAMETOOLONG)
 		return nil // what vanished meanwhile counts nothing
 	})
-	return sum
+	return size, files, hidden
 }
 
 // stepError says how the step's command failed.

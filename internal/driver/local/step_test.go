@@ -119,7 +119,7 @@ func TestABuildStepThatFillsTheDiskIsStopped(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		watchSize(ctx, dir, 1<<20, maxInodes, stop)
+		watchSize(dir, sizeBounds{bytes: 1 << 20, files: 1 << 40})(ctx, stop)
 	}()
 	// The disk is shared with other tests, which may free some meanwhile: go
 	// on writing, within bounds, until it is noticed.
@@ -157,7 +157,7 @@ func TestAStepIsStoppedThatMakesFilesWithoutEnd(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		watchSize(ctx, dir, 1<<40, 1000, stop)
+		watchSize(dir, sizeBounds{bytes: 1 << 40, files: 1000})(ctx, stop)
 	}()
 	for i := range 1 << 20 { // others free inodes meanwhile: go on until it is noticed
 		if err := os.WriteFile(filepath.Join(dir, fmt.Sprint(i)), nil, 0o600); err != nil {
@@ -176,4 +176,73 @@ func TestAStepIsStoppedThatMakesFilesWithoutEnd(t *testing.T) {
 		}
 	}
 	t.Fatal("a million files were made, and nobody minded")
+}
+
+// Neither a file that has no name any more nor one that no path leads to is in the
+// sum of what a folder holds.
+func TestAStepIsStoppedThatHidesWhatItWrites(t *testing.T) {
+	for name, write := range map[string]func(t *testing.T, dir string){
+		"without a name": func(t *testing.T, dir string) {
+			f, err := os.OpenFile(dir, os.O_RDWR|unix.O_TMPFILE, 0o600)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { f.Close() })
+			if _, err := f.Write(make([]byte, 6<<20)); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"deep below": func(t *testing.T, dir string) {
+			at, err := unix.Open(dir, unix.O_DIRECTORY|unix.O_PATH, 0)
+			for range 3000 {
+				if err == nil {
+					err = unix.Mkdirat(at, "aaa", 0o755)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				below, oerr := unix.Openat(at, "aaa", unix.O_DIRECTORY|unix.O_PATH, 0)
+				unix.Close(at)
+				at, err = below, oerr
+			}
+			f, err := unix.Openat(at, "f", unix.O_CREAT|unix.O_WRONLY, 0o600)
+			unix.Close(at)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Close(f)
+			if err := unix.Fallocate(f, 0, 0, 6<<20); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=16m"); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+			b := sizeBounds{bytes: 1 << 40, files: 1 << 40, reserve: 12 << 20}
+			if name == "deep below" {
+				b = sizeBounds{bytes: 4 << 20, files: 1 << 40}
+			}
+			ctx, stop := context.WithCancelCause(t.Context())
+			defer stop(nil)
+			done := make(chan struct{})
+			watch := watchSize(dir, b)
+			go func() {
+				defer close(done)
+				watch(ctx, stop)
+			}()
+			write(t, dir)
+			select {
+			case <-done:
+			case <-time.After(time.Minute):
+				t.Fatal("nobody minded")
+			}
+			if code := isle.CodeOf(context.Cause(ctx)); code != isle.Exhausted {
+				t.Errorf("stopped with %v: %v", code, context.Cause(ctx))
+			}
+		})
+	}
 }
