@@ -139,7 +139,7 @@ func New(c Config) (*Builder, error) {
 		c.Now = time.Now
 	}
 	b := &Builder{Config: c, unpack: unpackDebian}
-	if err := os.RemoveAll(b.scratchDir()); err != nil {
+	if err := removeAll(b.scratchDir()); err != nil {
 		return nil, isle.Errorf(isle.Internal, "clear the build's scratch folder: %w", err)
 	}
 	for _, d := range []string{b.scratchDir(), filepath.Join(c.Cache, "steps"), filepath.Join(c.Cache, "images"), filepath.Join(c.Cache, "bases"), filepath.Join(c.Cache, "projects")} {
@@ -159,7 +159,7 @@ func (b *Builder) scratch(kind string) (dir string, done func(), err error) {
 	if err != nil {
 		return "", nil, diskError("make a scratch folder", err)
 	}
-	return dir, func() { os.RemoveAll(dir) }, nil
+	return dir, func() { removeAll(dir) }, nil
 }
 
 // serial makes a Progress that may be called from several goroutines, and that

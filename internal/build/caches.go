@@ -90,7 +90,7 @@ func makeCache(dir, name string, op dockerfile.Mount) error {
 		err = unix.Renameat2(unix.AT_FDCWD, draft, unix.AT_FDCWD, data, unix.RENAME_NOREPLACE)
 	}
 	if err != nil {
-		os.RemoveAll(draft)
+		removeAll(draft)
 	}
 	if _, there := os.Lstat(data); there == nil {
 		return nil // another's, then
@@ -120,7 +120,7 @@ func (b *Builder) PruneCaches(project string, unused time.Duration) (gone []Cach
 		if b.Now().Sub(m.Used) < unused {
 			return nil
 		}
-		if err := os.RemoveAll(m.dir); err != nil {
+		if err := removeAll(m.dir); err != nil {
 			return diskError("remove a cache", err)
 		}
 		gone = append(gone, m)

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"isle"
 	"isle/internal/build/dockerfile"
 	"isle/internal/image"
@@ -122,5 +124,74 @@ func TestPatternsThroughLinksInALoopAreStopped(t *testing.T) {
 	_, err := choose(t.Context(), newTreeSource(b.Images, tree), &dockerfile.Copy{Sources: []string{"*/*/*/*/*/*/*/*"}})
 	if isle.CodeOf(err) != isle.Exhausted {
 		t.Error(err)
+	}
+}
+
+// A step may nest folders deeper than the server may have files open.
+func TestFoldersThatNestDeepAreRemoved(t *testing.T) {
+	b := newBench(t)
+	b.sandbox.programs["dig"] = func(_ context.Context, s Step) error {
+		at, err := unix.Open(s.Upper, unix.O_DIRECTORY|unix.O_PATH, 0)
+		for i := range 30_000 {
+			if err == nil {
+				err = unix.Mkdirat(at, "moved-1", 0o755)
+			}
+			if err != nil {
+				return err
+			}
+			if i%1000 == 0 {
+				f, err := unix.Openat(at, "file", unix.O_CREAT|unix.O_WRONLY, 0o600)
+				if err != nil {
+					return err
+				}
+				unix.Close(f)
+			}
+			below, oerr := unix.Openat(at, "moved-1", unix.O_DIRECTORY|unix.O_PATH, 0)
+			unix.Close(at)
+			at, err = below, oerr
+		}
+		return unix.Close(at)
+	}
+	_, err := b.docker(dockered(spec.Build{}), "FROM scratch\nCOPY a /\nRUN dig\n", map[string]string{"a": "1"})
+	if err == nil {
+		t.Error("a layer has folders that no path is short enough for")
+	}
+	left, err := os.ReadDir(b.scratchDir())
+	if err != nil || len(left) != 0 {
+		t.Errorf("%v is left: %v", left, err)
+	}
+}
+
+func TestRemoveAllFollowsNoLink(t *testing.T) {
+	dir := t.TempDir()
+	keep := filepath.Join(dir, "keep")
+	for _, d := range []string{keep, filepath.Join(dir, "gone/a/b/c"), filepath.Join(dir, "gone/moved-0")} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 3000 {
+		if err := os.WriteFile(filepath.Join(dir, fmt.Sprint("gone/a/", i)), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, l := range []string{"gone/l", "gone/a/b/l", "gone/a/b/c/l"} {
+		if err := os.Symlink(keep, filepath.Join(dir, l)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(keep, "x"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // what is not there is gone
+		if err := removeAll(filepath.Join(dir, "gone")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(keep, "x")); err != nil {
+		t.Error(err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
+		t.Error(left, err)
 	}
 }
