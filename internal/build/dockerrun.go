@@ -276,6 +276,9 @@ func (m mounting) open(ctx context.Context, w work, stack *image.Stack, caches s
 		if out.Target, err = stack.Resolve(m.op.Target); err != nil {
 			return out, false, leave, err
 		}
+		if !dockerfile.MayMount(out.Target) {
+			return out, false, leave, isle.Errorf(isle.Invalid, "--mount=type=%s: %.200s leads to %.200s through a symbolic link of the image, which is the sandbox's own", m.op.Type, m.op.Target, out.Target)
+		}
 	}
 	switch m.op.Type {
 	case "tmpfs":

@@ -195,3 +195,16 @@ func TestRemoveAllFollowsNoLink(t *testing.T) {
 		t.Error(left, err)
 	}
 }
+
+func TestAMountThatALinkLeadsToTheSandboxsOwnIsRefused(t *testing.T) {
+	b := newBench(t)
+	for name, to := range map[string]string{"/proc": "/p", "/proc/sys": "/p/kernel", "..": "/p", "dev": "/p"} {
+		b.sandbox.programs["link"] = func(_ context.Context, s Step) error { return os.Symlink(name, filepath.Join(s.Upper, "p")) }
+		for _, mount := range []string{"type=tmpfs", "type=cache", "type=bind,source=a"} {
+			_, err := b.docker(project("p"+isle.Slug(name)), "FROM scratch\nCOPY a /\nENV L="+name+"\nRUN link\nRUN --mount="+mount+",target="+to+" x\n", map[string]string{"a": "1"})
+			if isle.CodeOf(err) != isle.Invalid || !strings.Contains(err.Error(), "leads to") {
+				t.Errorf("%s to %s: %v", mount, name, err)
+			}
+		}
+	}
+}

@@ -68,13 +68,16 @@ func (w *Walk) checkRun(c command, i *instructions.RunCommand) error {
 // mount is one --mount of a RUN.
 func (w *Walk) mount(c command, m *instructions.Mount) (Mount, error) {
 	out := Mount{Type: string(m.Type), ReadOnly: m.ReadOnly, Target: m.Target, ID: m.CacheID, Size: m.SizeLimit, Required: m.Required}
-	if m.UID != nil {
-		out.UID = uint32(*m.UID)
-	}
-	if m.GID != nil {
-		out.GID = uint32(*m.GID)
-	}
 	var err error
+	if out.UID, err = w.ownerOf(c, m.UID); err != nil {
+		return out, err
+	}
+	if out.GID, err = w.ownerOf(c, m.GID); err != nil {
+		return out, err
+	}
+	if m.Mode != nil && *m.Mode > 0o7777 {
+		return out, w.fail(c, "--mount: mode %#o is no mode", *m.Mode)
+	}
 	switch m.Type {
 	case instructions.MountTypeSSH:
 		return out, w.fail(c, "--mount=type=ssh: an agent of keys is for the network, which no step has")
@@ -83,7 +86,7 @@ func (w *Walk) mount(c command, m *instructions.Mount) (Mount, error) {
 	case instructions.MountTypeCache:
 		out.Mode = fs.FileMode(0o755)
 		if m.Mode != nil {
-			out.Mode = fs.FileMode(*m.Mode)
+			out.Mode = modeOf(*m.Mode)
 		}
 		if m.From != "" || m.Source != "" {
 			return out, w.fail(c, "--mount=type=cache: a cache begins empty here; from= and source= are not there")
@@ -113,12 +116,45 @@ func (w *Walk) mount(c command, m *instructions.Mount) (Mount, error) {
 	if out.Target = w.below(out.Target); out.Target == "/" {
 		return out, w.fail(c, "--mount=type=%s: the root itself cannot be mounted over", out.Type)
 	}
-	for _, taken := range []string{"/proc", "/sys", "/dev"} {
-		if out.Target == taken || strings.HasPrefix(out.Target, taken+"/") && taken != "/dev" {
-			return out, w.fail(c, "--mount=type=%s: %s is the sandbox's own", out.Type, clip(out.Target))
-		}
+	if !MayMount(out.Target) {
+		return out, w.fail(c, "--mount=type=%s: %s is the sandbox's own", out.Type, clip(out.Target))
 	}
 	return out, nil
+}
+
+// MayMount reports whether a step can have something mounted at a path, once the
+// links on it are followed.
+func MayMount(target string) bool {
+	for _, taken := range []string{"/proc", "/sys", "/dev"} {
+		if target == taken || strings.HasPrefix(target, taken+"/") && taken != "/dev" {
+			return false
+		}
+	}
+	return target != "/"
+}
+
+// maxOwner is the highest uid and gid of an environment.
+const maxOwner = 1<<16 - 1
+
+func (w *Walk) ownerOf(c command, id *uint64) (uint32, error) {
+	switch {
+	case id == nil:
+		return 0, nil
+	case *id > maxOwner:
+		return 0, w.fail(c, "--mount: uid and gid are at most %d", maxOwner)
+	}
+	return uint32(*id), nil
+}
+
+// modeOf is Go's mode of Unix's permission bits.
+func modeOf(bits uint64) fs.FileMode {
+	m := fs.FileMode(bits & 0o777)
+	for bit, set := range map[uint64]fs.FileMode{0o4000: fs.ModeSetuid, 0o2000: fs.ModeSetgid, 0o1000: fs.ModeSticky} {
+		if bits&bit != 0 {
+			m |= set
+		}
+	}
+	return m
 }
 
 // secret fills in a secret's file, its variable, or both.
@@ -133,7 +169,7 @@ func (w *Walk) secret(c command, m *instructions.Mount, out *Mount) error {
 	}
 	out.Mode = fs.FileMode(0o400)
 	if m.Mode != nil {
-		out.Mode = fs.FileMode(*m.Mode)
+		out.Mode = modeOf(*m.Mode)
 	}
 	if m.Env != nil {
 		if out.Env = *m.Env; out.Env == "" {
