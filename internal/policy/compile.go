@@ -26,6 +26,7 @@ type Set struct {
 	connections map[string]Connection
 	approvals   []Approval
 	webhooks    map[string]Webhook
+	gates       []Gate
 	protected   []string
 	stages      []string // in the order of promotion
 
@@ -194,6 +195,7 @@ func (s *Set) merge(files []File, wrong map[string][]problem.Problem) {
 	if s.stages == nil {
 		s.stages = defaultStages()
 	}
+	s.mergeGates(files, say)
 	known := slices.Collect(maps.Keys(s.roles))
 	role := func(at Position, name string) {
 		if _, ok := s.roles[name]; ok || name == "" {

@@ -32,6 +32,9 @@ func (r *reader) readFile(n *yaml.Node, f *File) {
 		key{name: "approvals", read: func(n *yaml.Node) {
 			r.list(n, "a list of approvals", func(n *yaml.Node) { f.Approvals = append(f.Approvals, r.readApproval(n)) })
 		}},
+		key{name: "gates", read: func(n *yaml.Node) {
+			r.list(n, "a list of gates", func(n *yaml.Node) { f.Gates = append(f.Gates, r.readGate(n)) })
+		}},
 		key{name: "webhooks", read: func(n *yaml.Node) {
 			r.named(n, "webhooks", func(name string, v *yaml.Node) {
 				f.Webhooks = append(f.Webhooks, r.readWebhook(name, v))

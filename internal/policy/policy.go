@@ -139,6 +139,7 @@ type File struct {
 	Connections []Connection
 	Approvals   []Approval
 	Webhooks    []Webhook
+	Gates       []Gate
 	Protected   []string // stages; nil if the document does not speak of them
 	Stages      []string // in the order of promotion; nil if the document does not speak of it
 	StagesAt    Position
