@@ -148,7 +148,10 @@ const Egress = "egress"
 // Resource is what the request is done to.
 func (r Request) Resource() isle.Resource {
 	kind := "connection"
-	if r.Kind == Egress && r.Access == nil {
+	switch {
+	case r.Kind == KindRelease:
+		kind = "release"
+	case r.Kind == Egress && r.Access == nil:
 		kind = Egress
 	}
 	return isle.Resource{Kind: kind, Name: r.Connection, Stage: r.Stage}
@@ -157,7 +160,7 @@ func (r Request) Resource() isle.Resource {
 // Resources are those that a request is about: one, or all connections that a
 // role for a time would open.
 func (r Request) Resources() []isle.Resource {
-	if r.Access == nil {
+	if r.Access == nil || r.Kind == KindRelease {
 		return []isle.Resource{r.Resource()}
 	}
 	out := make([]isle.Resource, len(r.Access.Connections))

@@ -134,6 +134,7 @@ func (r *rooms) requestStands(q approval.Request) error {
 		name := resource.Name
 		c, ok := set.Connection(name)
 		switch {
+		case q.Kind == approval.KindRelease: // what is promoted is in its hash
 		case resource.Kind == approval.Egress: // a grant of the environment's; below it is asked for
 		case !ok:
 			return isle.Errorf(isle.Refused, "there is no connection %s any more", name)
@@ -157,6 +158,8 @@ func (r *rooms) requestStands(q approval.Request) error {
 	switch {
 	case q.Access != nil:
 		query.Action = isle.ActionAccessRequest
+	case q.Kind == approval.KindRelease:
+		query.Action, query.Project = isle.ActionReleasePromote, q.Connection
 	case q.Kind == approval.Egress:
 		query.Action = isle.ActionEgressConnect
 	}
