@@ -40,8 +40,13 @@ beside it, becomes healthy, and takes over its ports without a failed request; w
 before is kept for a time, frozen. If it does not become healthy nothing changes. Where
 none runs, isle up --release PROJECT@STAGE launches it.
 
-No stage is passed over, but in an emergency with --break-glass and a reason, where policy
-grants it. Of two people who promote at once one is told that the other was first.`,
+What stands before it, by the gates and approvals of the policy, is shown with the plan and has
+to be passed: time in the stage before, checks in a copy of it, people who agree. A gate that
+is not met says why, and what would have it pass. Where people have to agree they are asked,
+and the same command promotes once they have.
+
+No stage and no gate is passed over, but in an emergency with --break-glass and a reason, where
+policy grants it; somebody else has to review that. Of two people who promote at once one is told that the other was first.`,
 		Example: `  isle promote shop --to testing --release 3fa9c1
   isle promote shop --to staging --dry-run
   isle promote shop --to staging`,
@@ -52,7 +57,7 @@ grants it. Of two people who promote at once one is told that the other was firs
 	f.StringVar(&o.to, "to", "", "the stage")
 	f.StringVar(&o.release, "release", "", "the release (default: that of the stage before)")
 	f.StringVar(&o.values, "values", "", "file of the stage's values, - for none (default: values.STAGE.yaml, where there is one)")
-	f.StringVar(&o.breakGlass, "break-glass", "", "why a stage is passed over")
+	f.StringVar(&o.breakGlass, "break-glass", "", "why stages or gates are passed over")
 	f.BoolVar(&o.dryRun, "dry-run", false, "show what would change, and change nothing")
 	return cmd
 }
@@ -71,6 +76,8 @@ type promoteJSON struct {
 	Packages   []packageChangeJSON `json:"packages"`
 	Settings   []settingChangeJSON `json:"configuration"`
 	Switch     *switchJSON         `json:"switch,omitempty"`
+	Gates      []gateJSON          `json:"gates"`
+	ReviewedAs string              `json:"reviewed_as,omitempty"`
 }
 
 func (a *app) promote(ctx context.Context, project string, o promoteOptions) error {
@@ -114,6 +121,9 @@ func (a *app) promote(ctx context.Context, project string, o promoteOptions) err
 		fmt.Fprintln(a.stdout, "  nothing to do")
 	} else {
 		fmt.Fprintf(a.stdout, "stage %s of %s points at release %s\n", o.to, clean(project), shortDigest(res.GetRelease().GetDigest()))
+	}
+	if id := res.GetReviewedAs(); id != "" {
+		fmt.Fprintf(a.stdout, "  ! the glass was broken; until somebody else says isle approvals review %s it is listed as unreviewed\n", id)
 	}
 	if s := res.GetSwitch(); s != nil {
 		a.showSwitch(s)
@@ -169,7 +179,7 @@ func promotion(project string, o promoteOptions, res *islev1.PromoteResponse) pr
 	out := promoteJSON{
 		Project: project, Stage: o.to, From: res.GetFrom(), Release: res.GetRelease().GetDigest(), Before: res.GetBefore(), Changed: res.GetChanged(), DryRun: o.dryRun,
 		PassedOver: res.GetPassedOver(), Values: res.GetValues(), Images: res.GetImages(), Packages: []packageChangeJSON{}, Settings: []settingChangeJSON{},
-		Switch: switchView(res.GetSwitch()),
+		Switch: switchView(res.GetSwitch()), Gates: gateViews(res.GetGates()), ReviewedAs: res.GetReviewedAs(),
 	}
 	if out.Values == nil {
 		out.Values = []string{}
@@ -209,6 +219,7 @@ func (a *app) showPlan(project, stage string, res *islev1.PromoteResponse) {
 	for _, v := range res.GetValues() {
 		fmt.Fprintf(w, "  value     %s\n", cleanLine(v))
 	}
+	a.showGates(res.GetGates())
 }
 
 // orNone is a value for people, where there is one.

@@ -29,6 +29,7 @@ type Approvals interface {
 	Approve(ctx context.Context, d approval.Decider, id isle.ID, hash isle.Digest, reason string) (approval.Request, error)
 	Deny(ctx context.Context, d approval.Decider, id isle.ID, reason string) (approval.Request, error)
 	Access
+	Asked
 }
 
 // Access is access for a time; *approval.Approvals implements it.
@@ -36,6 +37,15 @@ type Access interface {
 	Request(ctx context.Context, r approval.Request) (approval.Request, error)
 	Break(ctx context.Context, r approval.Request) (approval.Request, error)
 	Reviewed(ctx context.Context, d approval.Decider, id isle.ID, reason string) (approval.Request, error)
+}
+
+// Asked are requests whose asker does not wait for the answer; *approval.Approvals
+// implements it.
+type Asked interface {
+	Ask(ctx context.Context, r approval.Request) (approval.Request, error)
+	Find(ctx context.Context, r approval.Request) (found approval.Request, ok bool, err error)
+	Acquire(ctx context.Context, r approval.Request, waiting func(approval.Request) error) (approval.Use, error)
+	PassedOver(ctx context.Context, r approval.Request, what string) (approval.Request, error)
 }
 
 // approvals serves the ApprovalService.

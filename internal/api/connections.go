@@ -55,8 +55,10 @@ func (cfg Config) toOpen(name string) ask {
 }
 
 // waits reports whether an action is done although a human has to approve it
-// first: the gateway asks them, and the caller waits there.
-func waits(a isle.Action) bool { return a == isle.ActionConnectionOpen }
+// first: the gateway asks them, and the caller waits there; or a promotion does.
+func waits(a isle.Action) bool {
+	return a == isle.ActionConnectionOpen || a == isle.ActionReleasePromote
+}
 
 // ListConnections implements the RPC.
 func (s *connections) ListConnections(ctx context.Context, _ *connect.Request[islev1.ListConnectionsRequest]) (*connect.Response[islev1.ListConnectionsResponse], error) {

@@ -20,8 +20,9 @@ func (cfg Config) asksOfPromote(ctx context.Context, msg any) []ask {
 	if m.GetDryRun() {
 		return []ask{releaseOf(isle.ActionReleaseRead, project)}
 	}
-	stage := isle.Resource{Kind: "release", Name: project, Stage: clipped(m.GetStage())}
-	out := []ask{{isle.ActionReleasePromote, stage, project}}
+	promote := promoteOf(project, clipped(m.GetStage()))
+	stage := promote.resource
+	out := []ask{promote}
 	if _, ok := cfg.runsRelease(ctx, project, stage.Stage); ok { // it is launched there
 		out = append(out, launchOf(isle.Ref{Name: project, Stage: stage.Stage}, project))
 	}
@@ -29,6 +30,11 @@ func (cfg Config) asksOfPromote(ctx context.Context, msg any) []ask {
 		out = append(out, ask{isle.ActionReleaseSkip, stage, project})
 	}
 	return out
+}
+
+// promoteOf is the promotion of a project to a stage.
+func promoteOf(project, stage string) ask {
+	return ask{isle.ActionReleasePromote, isle.Resource{Kind: "release", Name: project, Stage: stage}, project}
 }
 
 // maxReason bounds why a stage is passed over, in bytes.
@@ -52,22 +58,60 @@ func (s *releases) Promote(ctx context.Context, req *connect.Request[islev1.Prom
 	if err := s.difference(ctx, plan, res); err != nil {
 		return err
 	}
-	if !m.GetDryRun() {
-		seen := isle.Digest(m.GetSeen())
-		if err := plan.Stale(seen); err != nil { // before anything is launched for nothing
+	if m.GetDryRun() {
+		if !plan.Same {
+			gates, err := s.newPassing(p, plan).look(ctx)
+			if err != nil {
+				return err
+			}
+			res.Gates = gateMessages(gates)
+		}
+	} else if err := s.promote(ctx, p, plan, isle.Digest(m.GetSeen()), res, func(e *islev1.ProgressEvent) error {
+		return stream.Send(&islev1.PromoteEvent{Event: &islev1.PromoteEvent_Progress{Progress: e}})
+	}); err != nil {
+		return err
+	}
+	return stream.Send(&islev1.PromoteEvent{Event: &islev1.PromoteEvent_Result{Result: res}})
+}
+
+// promote carries a plan out. What stands before it is asked before anything is
+// launched, and again right before the stage points at the release.
+func (s *releases) promote(ctx context.Context, p release.Promotion, plan release.Plan, seen isle.Digest, res *islev1.PromoteResponse, send func(*islev1.ProgressEvent) error) error {
+	if err := plan.Stale(seen); err != nil { // before anything is launched for nothing
+		return err
+	}
+	p.Release, p.Values = string(plan.Release.Digest), &plan.Values // nothing but what was planned
+	x := s.newPassing(p, plan)
+	pass := x.pass
+	switch {
+	case plan.Same: // it passed when it was promoted
+		pass = func(context.Context) ([]release.Gate, error) { return nil, nil }
+	case p.BreakGlass != "":
+		gates, request, err := x.breakGlass(ctx)
+		if err != nil {
 			return err
 		}
-		res.Switch, err = s.carry(ctx, carried{plan.Release, plan.Values, p.To, false}, func(e *islev1.ProgressEvent) error {
-			return stream.Send(&islev1.PromoteEvent{Event: &islev1.PromoteEvent_Progress{Progress: e}})
-		}, func(ctx context.Context) error {
-			_, err := s.Releases.Promote(ctx, actorOf(ctx), p, seen)
-			return err
-		})
+		res.ReviewedAs = string(request)
+		pass = func(context.Context) ([]release.Gate, error) { return gates, nil }
+	default:
+		tell, work := s.newTeller(ctx, isle.ActionEnvironmentFork, isle.Resource{}, send)
+		err := x.prepare(work, tell.event)
+		tell.done()
 		if err != nil {
 			return err
 		}
 	}
-	return stream.Send(&islev1.PromoteEvent{Event: &islev1.PromoteEvent_Result{Result: res}})
+	var err error
+	res.Switch, err = s.carry(ctx, carried{plan.Release, plan.Values, p.To, false}, send, func(ctx context.Context) error {
+		gates, err := pass(ctx)
+		if err == nil {
+			p.Gates, res.Gates = gates, gateMessages(gates)
+			_, err = s.Releases.Promote(ctx, actorOf(ctx), p, seen)
+		}
+		x.done(err)
+		return err
+	})
+	return err
 }
 
 // promotion is what a request asks for.

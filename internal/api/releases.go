@@ -40,10 +40,14 @@ type ReleaseReader interface {
 	Export(ctx context.Context, name string, layers bool, w io.Writer) error
 	Keys() ([]seal.TrustedKey, error)
 	StagesOf(d isle.Digest) []release.Stage
+	Stage(project, stage string) (release.Stage, bool)
 	At(rel release.Release, stage string, must bool) (release.Values, error)
 	Plan(ctx context.Context, p release.Promotion) (release.Plan, error)
 	Drift(ctx context.Context, run release.Running, full bool) ([]release.Finding, error)
 	PlanRollback(ctx context.Context, b release.Rollback) (release.Return, error)
+	// Gates are how the conditions of a plan stand that are known without asking
+	// anybody.
+	Gates(g policy.Gate, plan release.Plan, s release.Serving) []release.Gate
 }
 
 // A ReleaseWriter changes which there are.

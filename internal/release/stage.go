@@ -87,6 +87,9 @@ type Promotion struct {
 	Values *Values
 	// BreakGlass is why stages are passed over; "": none may be.
 	BreakGlass string
+	// Gates are how what stands before it stands. BreakGlass passes over those that
+	// are not met.
+	Gates []Gate
 }
 
 // A Plan is what a promotion does.
@@ -192,6 +195,10 @@ func (r *Releases) Promote(ctx context.Context, actor isle.Actor, p Promotion, s
 	if err := plan.Stale(seen); err != nil {
 		return plan, err
 	}
+	shut := Shut(plan, p.Gates)
+	if shut != nil && p.BreakGlass == "" {
+		return plan, shut
+	}
 	r.mu.RLock()
 	n := len(r.stages)
 	r.mu.RUnlock()
@@ -210,6 +217,13 @@ func (r *Releases) Promote(ctx context.Context, actor isle.Actor, p Promotion, s
 	if plan.Skips != "" {
 		s.Passed = p.BreakGlass
 		e = e.With("passed_over", plan.Skips).With("break_glass", p.BreakGlass)
+	}
+	if met := recorded(p.Gates, GateMet); met != "" {
+		e = e.With("gates", met)
+	}
+	if over := PassedOver(p.Gates); over != "" {
+		s.Passed = p.BreakGlass
+		e = e.With("gates_passed_over", over).With("break_glass", p.BreakGlass)
 	}
 	r.cfg.Fault("promote.checked")
 	if err := r.point(ctx, s, e); err != nil {

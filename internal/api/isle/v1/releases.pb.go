@@ -1199,8 +1199,10 @@ type PromoteResponse struct {
 	Values        []string               `protobuf:"bytes,6,rep,name=values,proto3" json:"values,omitempty"` // KEY=VALUE, of the stage
 	Packages      []*PackageChange       `protobuf:"bytes,7,rep,name=packages,proto3" json:"packages,omitempty"`
 	Configuration []*SettingChange       `protobuf:"bytes,8,rep,name=configuration,proto3" json:"configuration,omitempty"`
-	Images        []string               `protobuf:"bytes,9,rep,name=images,proto3" json:"images,omitempty"`  // services whose image is another one
-	Switch        *Switch                `protobuf:"bytes,10,opt,name=switch,proto3" json:"switch,omitempty"` // of what runs; unset: nothing of a release did
+	Images        []string               `protobuf:"bytes,9,rep,name=images,proto3" json:"images,omitempty"`                            // services whose image is another one
+	Switch        *Switch                `protobuf:"bytes,10,opt,name=switch,proto3" json:"switch,omitempty"`                           // of what runs; unset: nothing of a release did
+	Gates         []*Gate                `protobuf:"bytes,11,rep,name=gates,proto3" json:"gates,omitempty"`                             // that stand before it, and how
+	ReviewedAs    string                 `protobuf:"bytes,12,opt,name=reviewed_as,json=reviewedAs,proto3" json:"reviewed_as,omitempty"` // the request under which it is listed until somebody reviews that gates were passed over; empty: none were
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1305,6 +1307,113 @@ func (x *PromoteResponse) GetSwitch() *Switch {
 	return nil
 }
 
+func (x *PromoteResponse) GetGates() []*Gate {
+	if x != nil {
+		return x.Gates
+	}
+	return nil
+}
+
+func (x *PromoteResponse) GetReviewedAs() string {
+	if x != nil {
+		return x.ReviewedAs
+	}
+	return ""
+}
+
+// A Gate is one condition of a promotion, and how it stands.
+type Gate struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`     // "soak", "quiet", "fresh", "signers", "check", "approvals"
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`     // of a check: its command
+	Rule          string                 `protobuf:"bytes,3,opt,name=rule,proto3" json:"rule,omitempty"`     // where the policy says so
+	State         string                 `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`   // "met", "not met", "awaits approval", "not asked yet"
+	Text          string                 `protobuf:"bytes,5,opt,name=text,proto3" json:"text,omitempty"`     // how it stands, and why
+	Remedy        string                 `protobuf:"bytes,6,opt,name=remedy,proto3" json:"remedy,omitempty"` // what would have it pass
+	Claim         bool                   `protobuf:"varint,7,opt,name=claim,proto3" json:"claim,omitempty"`  // the environment said so of itself
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Gate) Reset() {
+	*x = Gate{}
+	mi := &file_isle_v1_releases_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Gate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Gate) ProtoMessage() {}
+
+func (x *Gate) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_releases_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Gate.ProtoReflect.Descriptor instead.
+func (*Gate) Descriptor() ([]byte, []int) {
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *Gate) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Gate) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Gate) GetRule() string {
+	if x != nil {
+		return x.Rule
+	}
+	return ""
+}
+
+func (x *Gate) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Gate) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *Gate) GetRemedy() string {
+	if x != nil {
+		return x.Remedy
+	}
+	return ""
+}
+
+func (x *Gate) GetClaim() bool {
+	if x != nil {
+		return x.Claim
+	}
+	return false
+}
+
 type PromoteEvent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Event:
@@ -1318,7 +1427,7 @@ type PromoteEvent struct {
 
 func (x *PromoteEvent) Reset() {
 	*x = PromoteEvent{}
-	mi := &file_isle_v1_releases_proto_msgTypes[19]
+	mi := &file_isle_v1_releases_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1330,7 +1439,7 @@ func (x *PromoteEvent) String() string {
 func (*PromoteEvent) ProtoMessage() {}
 
 func (x *PromoteEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[19]
+	mi := &file_isle_v1_releases_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1343,7 +1452,7 @@ func (x *PromoteEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteEvent.ProtoReflect.Descriptor instead.
 func (*PromoteEvent) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{19}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PromoteEvent) GetEvent() isPromoteEvent_Event {
@@ -1404,7 +1513,7 @@ type Switch struct {
 
 func (x *Switch) Reset() {
 	*x = Switch{}
-	mi := &file_isle_v1_releases_proto_msgTypes[20]
+	mi := &file_isle_v1_releases_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1416,7 +1525,7 @@ func (x *Switch) String() string {
 func (*Switch) ProtoMessage() {}
 
 func (x *Switch) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[20]
+	mi := &file_isle_v1_releases_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1429,7 +1538,7 @@ func (x *Switch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Switch.ProtoReflect.Descriptor instead.
 func (*Switch) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{20}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Switch) GetEnvironment() string {
@@ -1503,7 +1612,7 @@ type RollbackRequest struct {
 
 func (x *RollbackRequest) Reset() {
 	*x = RollbackRequest{}
-	mi := &file_isle_v1_releases_proto_msgTypes[21]
+	mi := &file_isle_v1_releases_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1515,7 +1624,7 @@ func (x *RollbackRequest) String() string {
 func (*RollbackRequest) ProtoMessage() {}
 
 func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[21]
+	mi := &file_isle_v1_releases_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1528,7 +1637,7 @@ func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
 func (*RollbackRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{21}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RollbackRequest) GetProject() string {
@@ -1595,7 +1704,7 @@ type RollbackResponse struct {
 
 func (x *RollbackResponse) Reset() {
 	*x = RollbackResponse{}
-	mi := &file_isle_v1_releases_proto_msgTypes[22]
+	mi := &file_isle_v1_releases_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1607,7 +1716,7 @@ func (x *RollbackResponse) String() string {
 func (*RollbackResponse) ProtoMessage() {}
 
 func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[22]
+	mi := &file_isle_v1_releases_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1620,7 +1729,7 @@ func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackResponse.ProtoReflect.Descriptor instead.
 func (*RollbackResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{22}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RollbackResponse) GetRelease() *Release {
@@ -1685,7 +1794,7 @@ type RollbackEvent struct {
 
 func (x *RollbackEvent) Reset() {
 	*x = RollbackEvent{}
-	mi := &file_isle_v1_releases_proto_msgTypes[23]
+	mi := &file_isle_v1_releases_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1697,7 +1806,7 @@ func (x *RollbackEvent) String() string {
 func (*RollbackEvent) ProtoMessage() {}
 
 func (x *RollbackEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[23]
+	mi := &file_isle_v1_releases_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1710,7 +1819,7 @@ func (x *RollbackEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackEvent.ProtoReflect.Descriptor instead.
 func (*RollbackEvent) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{23}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RollbackEvent) GetEvent() isRollbackEvent_Event {
@@ -1764,7 +1873,7 @@ type DriftRequest struct {
 
 func (x *DriftRequest) Reset() {
 	*x = DriftRequest{}
-	mi := &file_isle_v1_releases_proto_msgTypes[24]
+	mi := &file_isle_v1_releases_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1776,7 +1885,7 @@ func (x *DriftRequest) String() string {
 func (*DriftRequest) ProtoMessage() {}
 
 func (x *DriftRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[24]
+	mi := &file_isle_v1_releases_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1789,7 +1898,7 @@ func (x *DriftRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DriftRequest.ProtoReflect.Descriptor instead.
 func (*DriftRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{24}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *DriftRequest) GetEnvironment() string {
@@ -1815,7 +1924,7 @@ type DriftResponse struct {
 
 func (x *DriftResponse) Reset() {
 	*x = DriftResponse{}
-	mi := &file_isle_v1_releases_proto_msgTypes[25]
+	mi := &file_isle_v1_releases_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1827,7 +1936,7 @@ func (x *DriftResponse) String() string {
 func (*DriftResponse) ProtoMessage() {}
 
 func (x *DriftResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[25]
+	mi := &file_isle_v1_releases_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1840,7 +1949,7 @@ func (x *DriftResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DriftResponse.ProtoReflect.Descriptor instead.
 func (*DriftResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{25}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DriftResponse) GetChecked() []*Checked {
@@ -1863,7 +1972,7 @@ type Checked struct {
 
 func (x *Checked) Reset() {
 	*x = Checked{}
-	mi := &file_isle_v1_releases_proto_msgTypes[26]
+	mi := &file_isle_v1_releases_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1875,7 +1984,7 @@ func (x *Checked) String() string {
 func (*Checked) ProtoMessage() {}
 
 func (x *Checked) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[26]
+	mi := &file_isle_v1_releases_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1888,7 +1997,7 @@ func (x *Checked) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Checked.ProtoReflect.Descriptor instead.
 func (*Checked) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{26}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Checked) GetEnvironment() string {
@@ -1930,7 +2039,7 @@ type Drifted struct {
 
 func (x *Drifted) Reset() {
 	*x = Drifted{}
-	mi := &file_isle_v1_releases_proto_msgTypes[27]
+	mi := &file_isle_v1_releases_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1942,7 +2051,7 @@ func (x *Drifted) String() string {
 func (*Drifted) ProtoMessage() {}
 
 func (x *Drifted) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[27]
+	mi := &file_isle_v1_releases_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1955,7 +2064,7 @@ func (x *Drifted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drifted.ProtoReflect.Descriptor instead.
 func (*Drifted) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{27}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Drifted) GetKind() string {
@@ -1990,7 +2099,7 @@ type ClearReleaseRequest struct {
 
 func (x *ClearReleaseRequest) Reset() {
 	*x = ClearReleaseRequest{}
-	mi := &file_isle_v1_releases_proto_msgTypes[28]
+	mi := &file_isle_v1_releases_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2002,7 +2111,7 @@ func (x *ClearReleaseRequest) String() string {
 func (*ClearReleaseRequest) ProtoMessage() {}
 
 func (x *ClearReleaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[28]
+	mi := &file_isle_v1_releases_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2015,7 +2124,7 @@ func (x *ClearReleaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClearReleaseRequest.ProtoReflect.Descriptor instead.
 func (*ClearReleaseRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{28}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ClearReleaseRequest) GetProject() string {
@@ -2048,7 +2157,7 @@ type ClearReleaseResponse struct {
 
 func (x *ClearReleaseResponse) Reset() {
 	*x = ClearReleaseResponse{}
-	mi := &file_isle_v1_releases_proto_msgTypes[29]
+	mi := &file_isle_v1_releases_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2060,7 +2169,7 @@ func (x *ClearReleaseResponse) String() string {
 func (*ClearReleaseResponse) ProtoMessage() {}
 
 func (x *ClearReleaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[29]
+	mi := &file_isle_v1_releases_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2073,7 +2182,7 @@ func (x *ClearReleaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClearReleaseResponse.ProtoReflect.Descriptor instead.
 func (*ClearReleaseResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{29}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ClearReleaseResponse) GetRelease() string {
@@ -2096,7 +2205,7 @@ type Mark struct {
 
 func (x *Mark) Reset() {
 	*x = Mark{}
-	mi := &file_isle_v1_releases_proto_msgTypes[30]
+	mi := &file_isle_v1_releases_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2108,7 +2217,7 @@ func (x *Mark) String() string {
 func (*Mark) ProtoMessage() {}
 
 func (x *Mark) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[30]
+	mi := &file_isle_v1_releases_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2121,7 +2230,7 @@ func (x *Mark) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mark.ProtoReflect.Descriptor instead.
 func (*Mark) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{30}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Mark) GetRelease() string {
@@ -2170,7 +2279,7 @@ type Stage struct {
 
 func (x *Stage) Reset() {
 	*x = Stage{}
-	mi := &file_isle_v1_releases_proto_msgTypes[31]
+	mi := &file_isle_v1_releases_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2182,7 +2291,7 @@ func (x *Stage) String() string {
 func (*Stage) ProtoMessage() {}
 
 func (x *Stage) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[31]
+	mi := &file_isle_v1_releases_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2195,7 +2304,7 @@ func (x *Stage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stage.ProtoReflect.Descriptor instead.
 func (*Stage) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{31}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Stage) GetProject() string {
@@ -2277,7 +2386,7 @@ type ListStagesRequest struct {
 
 func (x *ListStagesRequest) Reset() {
 	*x = ListStagesRequest{}
-	mi := &file_isle_v1_releases_proto_msgTypes[32]
+	mi := &file_isle_v1_releases_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2289,7 +2398,7 @@ func (x *ListStagesRequest) String() string {
 func (*ListStagesRequest) ProtoMessage() {}
 
 func (x *ListStagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[32]
+	mi := &file_isle_v1_releases_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2302,7 +2411,7 @@ func (x *ListStagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStagesRequest.ProtoReflect.Descriptor instead.
 func (*ListStagesRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{32}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListStagesRequest) GetProject() string {
@@ -2322,7 +2431,7 @@ type ListStagesResponse struct {
 
 func (x *ListStagesResponse) Reset() {
 	*x = ListStagesResponse{}
-	mi := &file_isle_v1_releases_proto_msgTypes[33]
+	mi := &file_isle_v1_releases_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2334,7 +2443,7 @@ func (x *ListStagesResponse) String() string {
 func (*ListStagesResponse) ProtoMessage() {}
 
 func (x *ListStagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[33]
+	mi := &file_isle_v1_releases_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2347,7 +2456,7 @@ func (x *ListStagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStagesResponse.ProtoReflect.Descriptor instead.
 func (*ListStagesResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{33}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListStagesResponse) GetStages() []*Stage {
@@ -2375,7 +2484,7 @@ type ReleaseKey struct {
 
 func (x *ReleaseKey) Reset() {
 	*x = ReleaseKey{}
-	mi := &file_isle_v1_releases_proto_msgTypes[34]
+	mi := &file_isle_v1_releases_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2387,7 +2496,7 @@ func (x *ReleaseKey) String() string {
 func (*ReleaseKey) ProtoMessage() {}
 
 func (x *ReleaseKey) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[34]
+	mi := &file_isle_v1_releases_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2400,7 +2509,7 @@ func (x *ReleaseKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseKey.ProtoReflect.Descriptor instead.
 func (*ReleaseKey) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{34}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ReleaseKey) GetName() string {
@@ -2432,7 +2541,7 @@ type ListReleaseKeysRequest struct {
 
 func (x *ListReleaseKeysRequest) Reset() {
 	*x = ListReleaseKeysRequest{}
-	mi := &file_isle_v1_releases_proto_msgTypes[35]
+	mi := &file_isle_v1_releases_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2444,7 +2553,7 @@ func (x *ListReleaseKeysRequest) String() string {
 func (*ListReleaseKeysRequest) ProtoMessage() {}
 
 func (x *ListReleaseKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[35]
+	mi := &file_isle_v1_releases_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2457,7 +2566,7 @@ func (x *ListReleaseKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReleaseKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListReleaseKeysRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{35}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{36}
 }
 
 type ListReleaseKeysResponse struct {
@@ -2469,7 +2578,7 @@ type ListReleaseKeysResponse struct {
 
 func (x *ListReleaseKeysResponse) Reset() {
 	*x = ListReleaseKeysResponse{}
-	mi := &file_isle_v1_releases_proto_msgTypes[36]
+	mi := &file_isle_v1_releases_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2481,7 +2590,7 @@ func (x *ListReleaseKeysResponse) String() string {
 func (*ListReleaseKeysResponse) ProtoMessage() {}
 
 func (x *ListReleaseKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[36]
+	mi := &file_isle_v1_releases_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2494,7 +2603,7 @@ func (x *ListReleaseKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReleaseKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListReleaseKeysResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{36}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListReleaseKeysResponse) GetKeys() []*ReleaseKey {
@@ -2514,7 +2623,7 @@ type TrustReleaseKeyRequest struct {
 
 func (x *TrustReleaseKeyRequest) Reset() {
 	*x = TrustReleaseKeyRequest{}
-	mi := &file_isle_v1_releases_proto_msgTypes[37]
+	mi := &file_isle_v1_releases_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2526,7 +2635,7 @@ func (x *TrustReleaseKeyRequest) String() string {
 func (*TrustReleaseKeyRequest) ProtoMessage() {}
 
 func (x *TrustReleaseKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[37]
+	mi := &file_isle_v1_releases_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2539,7 +2648,7 @@ func (x *TrustReleaseKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustReleaseKeyRequest.ProtoReflect.Descriptor instead.
 func (*TrustReleaseKeyRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{37}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *TrustReleaseKeyRequest) GetKey() string {
@@ -2565,7 +2674,7 @@ type TrustReleaseKeyResponse struct {
 
 func (x *TrustReleaseKeyResponse) Reset() {
 	*x = TrustReleaseKeyResponse{}
-	mi := &file_isle_v1_releases_proto_msgTypes[38]
+	mi := &file_isle_v1_releases_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2577,7 +2686,7 @@ func (x *TrustReleaseKeyResponse) String() string {
 func (*TrustReleaseKeyResponse) ProtoMessage() {}
 
 func (x *TrustReleaseKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[38]
+	mi := &file_isle_v1_releases_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2590,7 +2699,7 @@ func (x *TrustReleaseKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustReleaseKeyResponse.ProtoReflect.Descriptor instead.
 func (*TrustReleaseKeyResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{38}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *TrustReleaseKeyResponse) GetKey() *ReleaseKey {
@@ -2689,7 +2798,7 @@ const file_isle_v1_releases_proto_rawDesc = "" +
 	"\adry_run\x18\a \x01(\bR\x06dryRun\x12\x12\n" +
 	"\x04seen\x18\b \x01(\tR\x04seen\x12\x1f\n" +
 	"\vvalues_name\x18\t \x01(\tR\n" +
-	"valuesName\"\xef\x02\n" +
+	"valuesName\"\xb5\x03\n" +
 	"\x0fPromoteResponse\x12*\n" +
 	"\arelease\x18\x01 \x01(\v2\x10.isle.v1.ReleaseR\arelease\x12\x12\n" +
 	"\x04from\x18\x02 \x01(\tR\x04from\x12\x16\n" +
@@ -2702,7 +2811,18 @@ const file_isle_v1_releases_proto_rawDesc = "" +
 	"\rconfiguration\x18\b \x03(\v2\x16.isle.v1.SettingChangeR\rconfiguration\x12\x16\n" +
 	"\x06images\x18\t \x03(\tR\x06images\x12'\n" +
 	"\x06switch\x18\n" +
-	" \x01(\v2\x0f.isle.v1.SwitchR\x06switch\"\x81\x01\n" +
+	" \x01(\v2\x0f.isle.v1.SwitchR\x06switch\x12#\n" +
+	"\x05gates\x18\v \x03(\v2\r.isle.v1.GateR\x05gates\x12\x1f\n" +
+	"\vreviewed_as\x18\f \x01(\tR\n" +
+	"reviewedAs\"\x9a\x01\n" +
+	"\x04Gate\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
+	"\x04rule\x18\x03 \x01(\tR\x04rule\x12\x14\n" +
+	"\x05state\x18\x04 \x01(\tR\x05state\x12\x12\n" +
+	"\x04text\x18\x05 \x01(\tR\x04text\x12\x16\n" +
+	"\x06remedy\x18\x06 \x01(\tR\x06remedy\x12\x14\n" +
+	"\x05claim\x18\a \x01(\bR\x05claim\"\x81\x01\n" +
 	"\fPromoteEvent\x124\n" +
 	"\bprogress\x18\x01 \x01(\v2\x16.isle.v1.ProgressEventH\x00R\bprogress\x122\n" +
 	"\x06result\x18\x02 \x01(\v2\x18.isle.v1.PromoteResponseH\x00R\x06resultB\a\n" +
@@ -2822,7 +2942,7 @@ func file_isle_v1_releases_proto_rawDescGZIP() []byte {
 	return file_isle_v1_releases_proto_rawDescData
 }
 
-var file_isle_v1_releases_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_isle_v1_releases_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
 var file_isle_v1_releases_proto_goTypes = []any{
 	(*Release)(nil),                 // 0: isle.v1.Release
 	(*ReleaseImage)(nil),            // 1: isle.v1.ReleaseImage
@@ -2843,43 +2963,44 @@ var file_isle_v1_releases_proto_goTypes = []any{
 	(*ImportReleaseResponse)(nil),   // 16: isle.v1.ImportReleaseResponse
 	(*PromoteRequest)(nil),          // 17: isle.v1.PromoteRequest
 	(*PromoteResponse)(nil),         // 18: isle.v1.PromoteResponse
-	(*PromoteEvent)(nil),            // 19: isle.v1.PromoteEvent
-	(*Switch)(nil),                  // 20: isle.v1.Switch
-	(*RollbackRequest)(nil),         // 21: isle.v1.RollbackRequest
-	(*RollbackResponse)(nil),        // 22: isle.v1.RollbackResponse
-	(*RollbackEvent)(nil),           // 23: isle.v1.RollbackEvent
-	(*DriftRequest)(nil),            // 24: isle.v1.DriftRequest
-	(*DriftResponse)(nil),           // 25: isle.v1.DriftResponse
-	(*Checked)(nil),                 // 26: isle.v1.Checked
-	(*Drifted)(nil),                 // 27: isle.v1.Drifted
-	(*ClearReleaseRequest)(nil),     // 28: isle.v1.ClearReleaseRequest
-	(*ClearReleaseResponse)(nil),    // 29: isle.v1.ClearReleaseResponse
-	(*Mark)(nil),                    // 30: isle.v1.Mark
-	(*Stage)(nil),                   // 31: isle.v1.Stage
-	(*ListStagesRequest)(nil),       // 32: isle.v1.ListStagesRequest
-	(*ListStagesResponse)(nil),      // 33: isle.v1.ListStagesResponse
-	(*ReleaseKey)(nil),              // 34: isle.v1.ReleaseKey
-	(*ListReleaseKeysRequest)(nil),  // 35: isle.v1.ListReleaseKeysRequest
-	(*ListReleaseKeysResponse)(nil), // 36: isle.v1.ListReleaseKeysResponse
-	(*TrustReleaseKeyRequest)(nil),  // 37: isle.v1.TrustReleaseKeyRequest
-	(*TrustReleaseKeyResponse)(nil), // 38: isle.v1.TrustReleaseKeyResponse
-	(*timestamppb.Timestamp)(nil),   // 39: google.protobuf.Timestamp
-	(*Source)(nil),                  // 40: isle.v1.Source
-	(*ProgressEvent)(nil),           // 41: isle.v1.ProgressEvent
-	(*Need)(nil),                    // 42: isle.v1.Need
-	(*PackageChange)(nil),           // 43: isle.v1.PackageChange
-	(*SettingChange)(nil),           // 44: isle.v1.SettingChange
-	(*durationpb.Duration)(nil),     // 45: google.protobuf.Duration
-	(*Chunk)(nil),                   // 46: isle.v1.Chunk
+	(*Gate)(nil),                    // 19: isle.v1.Gate
+	(*PromoteEvent)(nil),            // 20: isle.v1.PromoteEvent
+	(*Switch)(nil),                  // 21: isle.v1.Switch
+	(*RollbackRequest)(nil),         // 22: isle.v1.RollbackRequest
+	(*RollbackResponse)(nil),        // 23: isle.v1.RollbackResponse
+	(*RollbackEvent)(nil),           // 24: isle.v1.RollbackEvent
+	(*DriftRequest)(nil),            // 25: isle.v1.DriftRequest
+	(*DriftResponse)(nil),           // 26: isle.v1.DriftResponse
+	(*Checked)(nil),                 // 27: isle.v1.Checked
+	(*Drifted)(nil),                 // 28: isle.v1.Drifted
+	(*ClearReleaseRequest)(nil),     // 29: isle.v1.ClearReleaseRequest
+	(*ClearReleaseResponse)(nil),    // 30: isle.v1.ClearReleaseResponse
+	(*Mark)(nil),                    // 31: isle.v1.Mark
+	(*Stage)(nil),                   // 32: isle.v1.Stage
+	(*ListStagesRequest)(nil),       // 33: isle.v1.ListStagesRequest
+	(*ListStagesResponse)(nil),      // 34: isle.v1.ListStagesResponse
+	(*ReleaseKey)(nil),              // 35: isle.v1.ReleaseKey
+	(*ListReleaseKeysRequest)(nil),  // 36: isle.v1.ListReleaseKeysRequest
+	(*ListReleaseKeysResponse)(nil), // 37: isle.v1.ListReleaseKeysResponse
+	(*TrustReleaseKeyRequest)(nil),  // 38: isle.v1.TrustReleaseKeyRequest
+	(*TrustReleaseKeyResponse)(nil), // 39: isle.v1.TrustReleaseKeyResponse
+	(*timestamppb.Timestamp)(nil),   // 40: google.protobuf.Timestamp
+	(*Source)(nil),                  // 41: isle.v1.Source
+	(*ProgressEvent)(nil),           // 42: isle.v1.ProgressEvent
+	(*Need)(nil),                    // 43: isle.v1.Need
+	(*PackageChange)(nil),           // 44: isle.v1.PackageChange
+	(*SettingChange)(nil),           // 45: isle.v1.SettingChange
+	(*durationpb.Duration)(nil),     // 46: google.protobuf.Duration
+	(*Chunk)(nil),                   // 47: isle.v1.Chunk
 }
 var file_isle_v1_releases_proto_depIdxs = []int32{
-	39, // 0: isle.v1.Release.created:type_name -> google.protobuf.Timestamp
+	40, // 0: isle.v1.Release.created:type_name -> google.protobuf.Timestamp
 	1,  // 1: isle.v1.Release.images:type_name -> isle.v1.ReleaseImage
 	2,  // 2: isle.v1.Release.attestations:type_name -> isle.v1.Attestation
-	39, // 3: isle.v1.Attestation.added:type_name -> google.protobuf.Timestamp
-	40, // 4: isle.v1.CreateReleaseRequest.source:type_name -> isle.v1.Source
-	41, // 5: isle.v1.CreateReleaseEvent.progress:type_name -> isle.v1.ProgressEvent
-	42, // 6: isle.v1.CreateReleaseEvent.need:type_name -> isle.v1.Need
+	40, // 3: isle.v1.Attestation.added:type_name -> google.protobuf.Timestamp
+	41, // 4: isle.v1.CreateReleaseRequest.source:type_name -> isle.v1.Source
+	42, // 5: isle.v1.CreateReleaseEvent.progress:type_name -> isle.v1.ProgressEvent
+	43, // 6: isle.v1.CreateReleaseEvent.need:type_name -> isle.v1.Need
 	5,  // 7: isle.v1.CreateReleaseEvent.result:type_name -> isle.v1.CreateReleaseResult
 	0,  // 8: isle.v1.CreateReleaseResult.release:type_name -> isle.v1.Release
 	0,  // 9: isle.v1.ListReleasesResponse.releases:type_name -> isle.v1.Release
@@ -2887,61 +3008,62 @@ var file_isle_v1_releases_proto_depIdxs = []int32{
 	0,  // 11: isle.v1.VerifyReleaseEvent.release:type_name -> isle.v1.Release
 	0,  // 12: isle.v1.ImportReleaseResponse.release:type_name -> isle.v1.Release
 	0,  // 13: isle.v1.PromoteResponse.release:type_name -> isle.v1.Release
-	43, // 14: isle.v1.PromoteResponse.packages:type_name -> isle.v1.PackageChange
-	44, // 15: isle.v1.PromoteResponse.configuration:type_name -> isle.v1.SettingChange
-	20, // 16: isle.v1.PromoteResponse.switch:type_name -> isle.v1.Switch
-	41, // 17: isle.v1.PromoteEvent.progress:type_name -> isle.v1.ProgressEvent
-	18, // 18: isle.v1.PromoteEvent.result:type_name -> isle.v1.PromoteResponse
-	45, // 19: isle.v1.Switch.took:type_name -> google.protobuf.Duration
-	45, // 20: isle.v1.Switch.pause:type_name -> google.protobuf.Duration
-	39, // 21: isle.v1.Switch.until:type_name -> google.protobuf.Timestamp
-	0,  // 22: isle.v1.RollbackResponse.release:type_name -> isle.v1.Release
-	20, // 23: isle.v1.RollbackResponse.switch:type_name -> isle.v1.Switch
-	41, // 24: isle.v1.RollbackEvent.progress:type_name -> isle.v1.ProgressEvent
-	22, // 25: isle.v1.RollbackEvent.result:type_name -> isle.v1.RollbackResponse
-	26, // 26: isle.v1.DriftResponse.checked:type_name -> isle.v1.Checked
-	27, // 27: isle.v1.Checked.drifted:type_name -> isle.v1.Drifted
-	39, // 28: isle.v1.Mark.time:type_name -> google.protobuf.Timestamp
-	39, // 29: isle.v1.Stage.since:type_name -> google.protobuf.Timestamp
-	30, // 30: isle.v1.Stage.marks:type_name -> isle.v1.Mark
-	31, // 31: isle.v1.ListStagesResponse.stages:type_name -> isle.v1.Stage
-	34, // 32: isle.v1.ListReleaseKeysResponse.keys:type_name -> isle.v1.ReleaseKey
-	34, // 33: isle.v1.TrustReleaseKeyResponse.key:type_name -> isle.v1.ReleaseKey
-	3,  // 34: isle.v1.ReleaseService.CreateRelease:input_type -> isle.v1.CreateReleaseRequest
-	6,  // 35: isle.v1.ReleaseService.ListReleases:input_type -> isle.v1.ListReleasesRequest
-	8,  // 36: isle.v1.ReleaseService.GetRelease:input_type -> isle.v1.GetReleaseRequest
-	10, // 37: isle.v1.ReleaseService.VerifyRelease:input_type -> isle.v1.VerifyReleaseRequest
-	12, // 38: isle.v1.ReleaseService.RemoveRelease:input_type -> isle.v1.RemoveReleaseRequest
-	14, // 39: isle.v1.ReleaseService.GetAttestation:input_type -> isle.v1.GetAttestationRequest
-	15, // 40: isle.v1.ReleaseService.ExportRelease:input_type -> isle.v1.ExportReleaseRequest
-	46, // 41: isle.v1.ReleaseService.ImportRelease:input_type -> isle.v1.Chunk
-	17, // 42: isle.v1.ReleaseService.Promote:input_type -> isle.v1.PromoteRequest
-	21, // 43: isle.v1.ReleaseService.Rollback:input_type -> isle.v1.RollbackRequest
-	24, // 44: isle.v1.ReleaseService.Drift:input_type -> isle.v1.DriftRequest
-	28, // 45: isle.v1.ReleaseService.ClearRelease:input_type -> isle.v1.ClearReleaseRequest
-	32, // 46: isle.v1.ReleaseService.ListStages:input_type -> isle.v1.ListStagesRequest
-	35, // 47: isle.v1.ReleaseService.ListReleaseKeys:input_type -> isle.v1.ListReleaseKeysRequest
-	37, // 48: isle.v1.ReleaseService.TrustReleaseKey:input_type -> isle.v1.TrustReleaseKeyRequest
-	4,  // 49: isle.v1.ReleaseService.CreateRelease:output_type -> isle.v1.CreateReleaseEvent
-	7,  // 50: isle.v1.ReleaseService.ListReleases:output_type -> isle.v1.ListReleasesResponse
-	9,  // 51: isle.v1.ReleaseService.GetRelease:output_type -> isle.v1.GetReleaseResponse
-	11, // 52: isle.v1.ReleaseService.VerifyRelease:output_type -> isle.v1.VerifyReleaseEvent
-	13, // 53: isle.v1.ReleaseService.RemoveRelease:output_type -> isle.v1.RemoveReleaseResponse
-	46, // 54: isle.v1.ReleaseService.GetAttestation:output_type -> isle.v1.Chunk
-	46, // 55: isle.v1.ReleaseService.ExportRelease:output_type -> isle.v1.Chunk
-	16, // 56: isle.v1.ReleaseService.ImportRelease:output_type -> isle.v1.ImportReleaseResponse
-	19, // 57: isle.v1.ReleaseService.Promote:output_type -> isle.v1.PromoteEvent
-	23, // 58: isle.v1.ReleaseService.Rollback:output_type -> isle.v1.RollbackEvent
-	25, // 59: isle.v1.ReleaseService.Drift:output_type -> isle.v1.DriftResponse
-	29, // 60: isle.v1.ReleaseService.ClearRelease:output_type -> isle.v1.ClearReleaseResponse
-	33, // 61: isle.v1.ReleaseService.ListStages:output_type -> isle.v1.ListStagesResponse
-	36, // 62: isle.v1.ReleaseService.ListReleaseKeys:output_type -> isle.v1.ListReleaseKeysResponse
-	38, // 63: isle.v1.ReleaseService.TrustReleaseKey:output_type -> isle.v1.TrustReleaseKeyResponse
-	49, // [49:64] is the sub-list for method output_type
-	34, // [34:49] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	44, // 14: isle.v1.PromoteResponse.packages:type_name -> isle.v1.PackageChange
+	45, // 15: isle.v1.PromoteResponse.configuration:type_name -> isle.v1.SettingChange
+	21, // 16: isle.v1.PromoteResponse.switch:type_name -> isle.v1.Switch
+	19, // 17: isle.v1.PromoteResponse.gates:type_name -> isle.v1.Gate
+	42, // 18: isle.v1.PromoteEvent.progress:type_name -> isle.v1.ProgressEvent
+	18, // 19: isle.v1.PromoteEvent.result:type_name -> isle.v1.PromoteResponse
+	46, // 20: isle.v1.Switch.took:type_name -> google.protobuf.Duration
+	46, // 21: isle.v1.Switch.pause:type_name -> google.protobuf.Duration
+	40, // 22: isle.v1.Switch.until:type_name -> google.protobuf.Timestamp
+	0,  // 23: isle.v1.RollbackResponse.release:type_name -> isle.v1.Release
+	21, // 24: isle.v1.RollbackResponse.switch:type_name -> isle.v1.Switch
+	42, // 25: isle.v1.RollbackEvent.progress:type_name -> isle.v1.ProgressEvent
+	23, // 26: isle.v1.RollbackEvent.result:type_name -> isle.v1.RollbackResponse
+	27, // 27: isle.v1.DriftResponse.checked:type_name -> isle.v1.Checked
+	28, // 28: isle.v1.Checked.drifted:type_name -> isle.v1.Drifted
+	40, // 29: isle.v1.Mark.time:type_name -> google.protobuf.Timestamp
+	40, // 30: isle.v1.Stage.since:type_name -> google.protobuf.Timestamp
+	31, // 31: isle.v1.Stage.marks:type_name -> isle.v1.Mark
+	32, // 32: isle.v1.ListStagesResponse.stages:type_name -> isle.v1.Stage
+	35, // 33: isle.v1.ListReleaseKeysResponse.keys:type_name -> isle.v1.ReleaseKey
+	35, // 34: isle.v1.TrustReleaseKeyResponse.key:type_name -> isle.v1.ReleaseKey
+	3,  // 35: isle.v1.ReleaseService.CreateRelease:input_type -> isle.v1.CreateReleaseRequest
+	6,  // 36: isle.v1.ReleaseService.ListReleases:input_type -> isle.v1.ListReleasesRequest
+	8,  // 37: isle.v1.ReleaseService.GetRelease:input_type -> isle.v1.GetReleaseRequest
+	10, // 38: isle.v1.ReleaseService.VerifyRelease:input_type -> isle.v1.VerifyReleaseRequest
+	12, // 39: isle.v1.ReleaseService.RemoveRelease:input_type -> isle.v1.RemoveReleaseRequest
+	14, // 40: isle.v1.ReleaseService.GetAttestation:input_type -> isle.v1.GetAttestationRequest
+	15, // 41: isle.v1.ReleaseService.ExportRelease:input_type -> isle.v1.ExportReleaseRequest
+	47, // 42: isle.v1.ReleaseService.ImportRelease:input_type -> isle.v1.Chunk
+	17, // 43: isle.v1.ReleaseService.Promote:input_type -> isle.v1.PromoteRequest
+	22, // 44: isle.v1.ReleaseService.Rollback:input_type -> isle.v1.RollbackRequest
+	25, // 45: isle.v1.ReleaseService.Drift:input_type -> isle.v1.DriftRequest
+	29, // 46: isle.v1.ReleaseService.ClearRelease:input_type -> isle.v1.ClearReleaseRequest
+	33, // 47: isle.v1.ReleaseService.ListStages:input_type -> isle.v1.ListStagesRequest
+	36, // 48: isle.v1.ReleaseService.ListReleaseKeys:input_type -> isle.v1.ListReleaseKeysRequest
+	38, // 49: isle.v1.ReleaseService.TrustReleaseKey:input_type -> isle.v1.TrustReleaseKeyRequest
+	4,  // 50: isle.v1.ReleaseService.CreateRelease:output_type -> isle.v1.CreateReleaseEvent
+	7,  // 51: isle.v1.ReleaseService.ListReleases:output_type -> isle.v1.ListReleasesResponse
+	9,  // 52: isle.v1.ReleaseService.GetRelease:output_type -> isle.v1.GetReleaseResponse
+	11, // 53: isle.v1.ReleaseService.VerifyRelease:output_type -> isle.v1.VerifyReleaseEvent
+	13, // 54: isle.v1.ReleaseService.RemoveRelease:output_type -> isle.v1.RemoveReleaseResponse
+	47, // 55: isle.v1.ReleaseService.GetAttestation:output_type -> isle.v1.Chunk
+	47, // 56: isle.v1.ReleaseService.ExportRelease:output_type -> isle.v1.Chunk
+	16, // 57: isle.v1.ReleaseService.ImportRelease:output_type -> isle.v1.ImportReleaseResponse
+	20, // 58: isle.v1.ReleaseService.Promote:output_type -> isle.v1.PromoteEvent
+	24, // 59: isle.v1.ReleaseService.Rollback:output_type -> isle.v1.RollbackEvent
+	26, // 60: isle.v1.ReleaseService.Drift:output_type -> isle.v1.DriftResponse
+	30, // 61: isle.v1.ReleaseService.ClearRelease:output_type -> isle.v1.ClearReleaseResponse
+	34, // 62: isle.v1.ReleaseService.ListStages:output_type -> isle.v1.ListStagesResponse
+	37, // 63: isle.v1.ReleaseService.ListReleaseKeys:output_type -> isle.v1.ListReleaseKeysResponse
+	39, // 64: isle.v1.ReleaseService.TrustReleaseKey:output_type -> isle.v1.TrustReleaseKeyResponse
+	50, // [50:65] is the sub-list for method output_type
+	35, // [35:50] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_isle_v1_releases_proto_init() }
@@ -2956,11 +3078,11 @@ func file_isle_v1_releases_proto_init() {
 		(*CreateReleaseEvent_Need)(nil),
 		(*CreateReleaseEvent_Result)(nil),
 	}
-	file_isle_v1_releases_proto_msgTypes[19].OneofWrappers = []any{
+	file_isle_v1_releases_proto_msgTypes[20].OneofWrappers = []any{
 		(*PromoteEvent_Progress)(nil),
 		(*PromoteEvent_Result)(nil),
 	}
-	file_isle_v1_releases_proto_msgTypes[23].OneofWrappers = []any{
+	file_isle_v1_releases_proto_msgTypes[24].OneofWrappers = []any{
 		(*RollbackEvent_Progress)(nil),
 		(*RollbackEvent_Result)(nil),
 	}
@@ -2970,7 +3092,7 @@ func file_isle_v1_releases_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isle_v1_releases_proto_rawDesc), len(file_isle_v1_releases_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   39,
+			NumMessages:   40,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1,0 +1,405 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"isle"
+	islev1 "isle/internal/api/isle/v1"
+	"isle/internal/approval"
+	"isle/internal/audit"
+	"isle/internal/environment"
+	"isle/internal/policy"
+	"isle/internal/release"
+)
+
+// A passing is one promotion on its way through what stands before it. It is
+// asked twice: before anything is launched, and again right before the stage
+// points at the release.
+type passing struct {
+	s    *releases
+	plan release.Plan
+	p    release.Promotion
+
+	checked []release.Gate // what was run
+	scanned uint64         // up to where the log was looked through for refusals
+	refused []audit.Entry  // the last one found, if there is any
+	count   int            // of them
+	uses    []approval.Use // of what people agreed to, spent
+}
+
+func (s *releases) newPassing(p release.Promotion, plan release.Plan) *passing {
+	return &passing{s: s, plan: plan, p: p}
+}
+
+// rules are the gates of the policy in force now.
+func (x *passing) rules() []policy.Gate {
+	return x.s.Policy.State().Set.Gates(x.p.Project, x.p.To)
+}
+
+// known are the gates that can be told without asking anybody, and those of the
+// checks: as they came out, or as not asked yet.
+func (x *passing) known(ctx context.Context) (out []release.Gate, err error) {
+	rules := x.rules()
+	longest, back := time.Duration(0), false
+	for _, g := range rules {
+		longest = max(longest, g.Quiet)
+		back = back || g.Soak > 0 || g.Quiet > 0 || len(g.Checks) > 0
+	}
+	serving := release.Serving{Stage: x.plan.From}
+	if back {
+		if serving, err = x.serving(ctx, longest); err != nil {
+			return nil, err
+		}
+	}
+	for _, g := range rules {
+		out = append(out, x.s.Releases.Gates(g, x.plan, serving)...)
+		for _, c := range g.Checks {
+			out = append(out, x.check(g, c, serving))
+		}
+	}
+	return out, nil
+}
+
+// check is how the gate of a check stands.
+func (x *passing) check(g policy.Gate, c policy.GateCheck, s release.Serving) release.Gate {
+	o := release.Gate{Kind: release.GateCheck, Name: c.String(), Rule: g.String()}
+	if i := slices.IndexFunc(x.checked, func(r release.Gate) bool { return r.Name == o.Name && r.Rule == o.Rule }); i >= 0 {
+		return x.checked[i]
+	}
+	if s.Since.IsZero() {
+		o.State = release.GateUnmet
+		o.Text = fmt.Sprintf("there is nothing to run it in, release %s does not serve in %s: %s", x.plan.Release.Digest.Short(), s.Stage, s.Why)
+		o.Remedy = fmt.Sprintf("isle up --release %s@%s runs it there", x.p.Project, s.Stage)
+		return o
+	}
+	o.State, o.Text = release.GatePending, fmt.Sprintf("it is run in a copy of %s@%s, for at most %s", x.p.Project, s.Stage, c.Timeout)
+	return o
+}
+
+// serving is how the release does in the stage before.
+func (x *passing) serving(ctx context.Context, longest time.Duration) (out release.Serving, err error) {
+	project, d := x.p.Project, x.plan.Release.Digest
+	out.Stage = x.plan.From
+	st, ok := x.s.Releases.Stage(project, out.Stage)
+	if !ok || st.Release != d {
+		out.Why = "the stage does not point at it"
+		return out, nil
+	}
+	e, ok := x.s.runsRelease(ctx, project, out.Stage)
+	if out.Why = notServing(e, ok, d); out.Why != "" {
+		return out, nil
+	}
+	since := st.Since
+	for _, t := range append(startsOf(e), e.Created) {
+		if t.After(since) {
+			since = t
+		}
+	}
+	out.Since = since
+	if longest == 0 {
+		return out, nil
+	}
+	if err := x.scan(ctx, e, x.s.Policy.Now().Add(-longest)); err != nil {
+		return out, err
+	}
+	for _, r := range x.refused {
+		out.At, out.Count = r.Time, x.count
+		out.Refused = fmt.Sprintf("%s of %s, by %s", r.Action, r.Resource, r.Rule)
+	}
+	return out, nil
+}
+
+// notServing is why an environment does not serve a release; "": it does.
+func notServing(e environment.Environment, runs bool, d isle.Digest) string {
+	switch {
+	case !runs:
+		return "no release runs there"
+	case e.Release != d:
+		return "release " + e.Release.Short() + " runs there"
+	}
+	for _, svc := range e.Services {
+		if svc.Phase != environment.Running && svc.Phase != environment.Exited {
+			return fmt.Sprintf("service %s is %s", svc.Name, svc.Phase)
+		}
+	}
+	return ""
+}
+
+// startsOf are when the services of an environment that run were last started.
+func startsOf(e environment.Environment) (out []time.Time) {
+	for _, svc := range e.Services {
+		if svc.Phase == environment.Running {
+			out = append(out, svc.Started)
+		}
+	}
+	return out
+}
+
+// scan looks through the log for what was refused to an instance since a time.
+// What was looked at before is not looked at again.
+func (x *passing) scan(ctx context.Context, e environment.Environment, since time.Time) error {
+	if x.scanned == 0 {
+		first, err := x.s.Config.Audit.FirstSince(ctx, since)
+		if err != nil {
+			return err
+		}
+		x.scanned = first
+	}
+	for {
+		page, err := x.s.Config.Audit.Encoded(ctx, x.scanned, auditPage)
+		if err != nil {
+			return err
+		}
+		for _, b := range page {
+			if !bytes.Contains(b, []byte(`"decision":"`+string(isle.Deny)+`"`)) || !bytes.Contains(b, []byte(e.Instance)) {
+				continue
+			}
+			r, err := audit.Decode(b)
+			if err != nil {
+				return isle.Errorf(isle.Internal, "an entry of the audit log cannot be read: %w", err).WithHint("see `isle audit verify`")
+			}
+			if r.Decision == isle.Deny && r.Instance == e.Instance && r.Actor.Kind == isle.Workload {
+				x.refused = []audit.Entry{r}
+				x.count += max(r.Count, 1)
+			}
+		}
+		x.scanned += uint64(len(page))
+		if len(page) < auditPage {
+			return nil
+		}
+	}
+}
+
+// holds are the rules of the policy by which people have to agree. It fails with
+// Refused where whoever promotes may not any more.
+func (x *passing) holds(ctx context.Context) ([]*policy.Approval, error) {
+	who, _ := callerFrom(ctx)
+	q := queriesOf(who, promoteOf(x.p.Project, x.p.To))[0]
+	a := x.s.Policy.Decide(q)
+	if a.Decision == isle.Deny {
+		return nil, x.s.guard.refuse(ctx, q, a, "")
+	}
+	return a.Holds, nil
+}
+
+// request is what people are asked to agree to: this release, in this stage, with
+// these values, in the place of that.
+func (x *passing) request(ctx context.Context, h *policy.Approval) approval.Request {
+	who, _ := callerFrom(ctx)
+	r := approval.Request{
+		Actor: who.actor, Connection: x.p.Project, Kind: approval.KindRelease, Stage: x.p.To, Actions: []isle.Action{isle.ActionReleasePromote},
+		Rule: h.String(), Approvers: h.Approvers, Quorum: h.Quorum, Separate: h.Separate, NoWait: true, Timeout: h.Timeout, ValidFor: h.ValidFor, Uses: h.Uses, Notify: h.Notify,
+		Text: x.text(), Shape: fmt.Sprintf("promote release %s to %s", x.plan.Release.Digest.Short(), x.p.To), Why: x.p.BreakGlass,
+	}
+	if m, ok := x.s.machine(who.actor); ok {
+		r.Owner = m.Owner.String()
+	}
+	var run []string
+	for _, g := range x.checked {
+		run = append(run, g.String())
+	}
+	r.Estimate = strings.Join(run, "; ")
+	return r
+}
+
+// text says what is promoted, to the byte.
+func (x *passing) text() []byte {
+	var b strings.Builder
+	rel := x.plan.Release
+	fmt.Fprintf(&b, "promote release %s\nof project %s\nto stage %s\n", rel.Digest, x.p.Project, x.p.To)
+	if d := x.plan.Before.Release; d != "" {
+		fmt.Fprintf(&b, "in the place of release %s\n", d)
+	}
+	if d := x.plan.Values.Digest(); d != "" {
+		fmt.Fprintf(&b, "with values %s\n", d)
+		for _, l := range x.plan.Values.Lines() {
+			fmt.Fprintf(&b, "  %s\n", l)
+		}
+	}
+	if x.plan.Skips != "" {
+		fmt.Fprintf(&b, "past stage %s: %s\n", x.plan.Skips, x.p.BreakGlass)
+	}
+	return []byte(b.String())
+}
+
+// agreed are the gates of approvals. find looks one up, or asks for it.
+func (x *passing) agreed(ctx context.Context, find func(approval.Request) (approval.Request, bool, error)) (out []release.Gate, err error) {
+	holds, err := x.holds(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, h := range holds {
+		r, ok, err := find(x.request(ctx, h))
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, agreement(h, r, ok))
+	}
+	return out, nil
+}
+
+// agreement is how one rule's approval stands.
+func agreement(h *policy.Approval, r approval.Request, asked bool) release.Gate {
+	g := release.Gate{Kind: release.GateApprovals, Rule: h.String(), State: release.GateAwaits}
+	var by []string
+	for _, v := range r.Decisions {
+		by = append(by, v.Actor.String())
+	}
+	who := strings.Join(h.Approvers, ", ")
+	if h.Quorum > 1 {
+		who = fmt.Sprintf("%d of %s", h.Quorum, who)
+	}
+	if h.Separate {
+		who += ", and not who asks"
+	}
+	switch {
+	case !asked:
+		g.Text, g.Remedy = "nobody was asked yet; it takes "+who, "promote it, which asks them"
+	case r.State == approval.Denied:
+		g.State, g.Text = release.GateAwaits, fmt.Sprintf("request %s was %s: %s", r.ID, r.Ending, lastReason(r))
+		g.Remedy = "promote it again, which asks them again"
+	case r.State == approval.Approved:
+		g.State, g.Text = release.GateMet, fmt.Sprintf("approved by %s as request %s, until %s", strings.Join(by, ", "), r.ID, r.Until.Format(time.RFC3339))
+	default:
+		g.Text = fmt.Sprintf("request %s waits for %s, until %s", r.ID, who, r.Expires.Format(time.RFC3339))
+		if len(by) > 0 {
+			g.Text += ", approved by " + strings.Join(by, ", ") + " so far"
+		}
+		g.Remedy = fmt.Sprintf("once it is approved promote it again, just so: isle approvals approve %s", r.ID)
+	}
+	return g
+}
+
+func lastReason(r approval.Request) string {
+	if n := len(r.Decisions); n > 0 && r.Decisions[n-1].Reason != "" {
+		return r.Decisions[n-1].Reason
+	}
+	return "without a reason"
+}
+
+// look is how everything stands, and changes nothing.
+func (x *passing) look(ctx context.Context) ([]release.Gate, error) {
+	gates, err := x.known(ctx)
+	if err != nil {
+		return nil, err
+	}
+	people, err := x.agreed(ctx, func(r approval.Request) (approval.Request, bool, error) { return x.s.Approvals.Find(ctx, r) })
+	return append(gates, people...), err
+}
+
+// prepare asks everything that has to be asked before something is launched: it
+// runs the checks, if all else is met, and then asks the people.
+func (x *passing) prepare(ctx context.Context, say func(*islev1.ProgressEvent)) error {
+	gates, err := x.known(ctx)
+	if err != nil {
+		return err
+	}
+	if err := release.Shut(x.plan, gates); err != nil {
+		return x.refuse(ctx, gates, err)
+	}
+	x.runChecks(ctx, say)
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	if gates, err = x.known(ctx); err != nil {
+		return err
+	}
+	if err := release.Shut(x.plan, gates); err != nil {
+		return x.refuse(ctx, gates, err)
+	}
+	people, err := x.agreed(ctx, func(r approval.Request) (approval.Request, bool, error) {
+		r, err := x.s.Approvals.Ask(ctx, r)
+		return r, true, err
+	})
+	if err != nil {
+		return err
+	}
+	return release.Shut(x.plan, people)
+}
+
+// pass asks again what may have changed, and spends what people agreed to. With
+// that the stage may point at the release, at once.
+func (x *passing) pass(ctx context.Context) ([]release.Gate, error) {
+	gates, err := x.known(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := release.Shut(x.plan, gates); err != nil {
+		return nil, x.refuse(ctx, gates, err)
+	}
+	if i := slices.IndexFunc(gates, func(g release.Gate) bool { return g.State == release.GatePending }); i >= 0 {
+		return nil, isle.Errorf(isle.Conflict, "the policy asks for another check since: %s", gates[i]).WithHint("promote it again")
+	}
+	holds, err := x.holds(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, h := range holds {
+		use, err := x.s.Approvals.Acquire(ctx, x.request(ctx, h), nil)
+		if err != nil {
+			return nil, err
+		}
+		x.uses = append(x.uses, use)
+		gates = append(gates, release.Gate{Kind: release.GateApprovals, Rule: h.String(), State: release.GateMet, Text: "approved as request " + string(use.Approval())})
+	}
+	return gates, nil
+}
+
+// done records what became of what people agreed to.
+func (x *passing) done(err error) {
+	outcome := "promoted"
+	if err != nil {
+		outcome = "error " + Flatten(err).Message
+	}
+	for _, u := range x.uses {
+		if derr := u.Done(outcome); derr != nil {
+			x.s.Log.Error("what became of an approved promotion could not be recorded; it is closed as unknown", "request", u.Approval(), "err", derr)
+		}
+	}
+	x.uses = nil
+}
+
+// refuse records that a promotion did not pass, by the first gate that is shut.
+func (x *passing) refuse(ctx context.Context, gates []release.Gate, err error) error {
+	e := audit.NewEvent(actorOf(ctx), isle.ActionReleasePromote, isle.Resource{Kind: "release", Name: x.p.Project, Stage: x.p.To}, isle.Deny, Flatten(err).Message)
+	e.Release = x.plan.Release.Digest
+	if i := slices.IndexFunc(gates, func(g release.Gate) bool { return g.State == release.GateUnmet }); i >= 0 {
+		e.Rule = gates[i].Rule
+	}
+	if x.s.Refused != nil {
+		x.s.Refused(e)
+	} else if aerr := x.s.Config.Audit.Append(context.WithoutCancel(ctx), e); aerr != nil {
+		x.s.Log.Error("a refusal could not be recorded", "actor", e.Actor, "action", e.Action, "resource", e.Resource, "err", aerr)
+	}
+	return err
+}
+
+// breakGlass has a promotion go past the gates that are not met, and has that
+// listed until somebody else has reviewed it.
+func (x *passing) breakGlass(ctx context.Context) (gates []release.Gate, request isle.ID, err error) {
+	if gates, err = x.look(ctx); err != nil {
+		return nil, "", err
+	}
+	over := release.PassedOver(gates)
+	if x.plan.Skips != "" {
+		over = strings.TrimSuffix("stage "+x.plan.Skips+", "+over, ", ")
+	}
+	if over == "" {
+		return gates, "", nil
+	}
+	r := x.request(ctx, &policy.Approval{})
+	r, err = x.s.Approvals.PassedOver(ctx, r, fmt.Sprintf("promoted release %s to %s past %s", x.plan.Release.Digest.Short(), x.p.To, over))
+	return gates, r.ID, err
+}
+
+func gateMessages(gates []release.Gate) (out []*islev1.Gate) {
+	for _, g := range gates {
+		out = append(out, &islev1.Gate{Kind: g.Kind, Name: g.Name, Rule: g.Rule, State: g.State, Text: g.Text, Remedy: g.Remedy, Claim: g.Claim})
+	}
+	return out
+}
