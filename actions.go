@@ -43,7 +43,7 @@ func Actions() []ActionInfo {
 		{Action: ActionReleaseExport, Resource: "release", Does: "take a release out with its attestations: isle release export"},
 		{Action: ActionReleaseImport, Resource: "release", Does: "take in a release of the project: isle release import"},
 		{Action: ActionReleasePromote, Resource: "release", Does: "point a stage at the release that the stage before it points at: isle promote", Inside: true},
-		{Action: ActionReleaseSkip, Resource: "release", Does: "promote past a stage, in an emergency: isle promote --break-glass", Inside: true},
+		{Action: ActionReleaseSkip, Resource: "release", Does: "promote past stages and gates, in an emergency: isle promote --break-glass", Inside: true},
 		{Action: ActionReleaseRollback, Resource: "release", Does: "point a stage at a release that it pointed at before: isle rollback", Inside: true},
 		{Action: ActionReleaseDrift, Resource: "release", Does: "something that runs was not as its release: found by isle drift", Own: true},
 		{Action: ActionReleaseClear, Resource: "release", Does: "let a release be promoted again that a stage was rolled back from; nobody but a person does it: isle release clear", Inside: true},
