@@ -202,7 +202,14 @@ func (l *live) proxy(service string, number int) *httputil.ReverseProxy {
 			r.Out.Host = r.In.Host
 			r.SetXForwarded()
 		},
-		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
+		ModifyResponse: func(r *http.Response) error {
+			l.answers.add(r.StatusCode)
+			return nil
+		},
+		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
+			if r.Context().Err() == nil { // or whoever asked went away
+				l.answers.lost(1)
+			}
 			http.Error(w, fmt.Sprintf("isle: port %d of service %s of %s does not answer: %v\n", number, service, l.ref, err), http.StatusBadGateway)
 		},
 	}

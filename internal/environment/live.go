@@ -58,6 +58,8 @@ type live struct {
 	cutOff      context.CancelFunc // ends serving: what goes on inside is cut
 	transport   *http.Transport
 	aside       *aside // nil: it was not put aside
+
+	answers answers
 }
 
 func (m *Manager) newLive(e Environment) *live {

@@ -21,11 +21,17 @@ type passage struct {
 	to     *live              // that it leads to; nil: to none now
 	inside io.ReadWriteCloser // nil: to is
 	turns  turns
+	left   bool // the client has ended its side: who owes it an answer may have gone for that
 }
 
 func newPassage(p *publisher, client net.Conn) *passage {
 	c := &passage{p: p, client: client}
 	c.ctx, c.cancel = context.WithCancel(p.m.ctx)
+	c.turns.status = func(status int) { // with c.mu held
+		if c.to != nil {
+			c.to.answers.add(status)
+		}
+	}
 	return c
 }
 
@@ -76,6 +82,7 @@ func (c *passage) serve() {
 			continue
 		}
 		c.mu.Lock()
+		c.left = true
 		inside := c.inside
 		c.mu.Unlock()
 		half, ok := inside.(interface{ CloseWrite() error })
@@ -142,6 +149,9 @@ func (c *passage) attach() bool {
 			continue // another one serves by now
 		}
 		if err != nil {
+			if c.ctx.Err() == nil {
+				l.answers.lost(1)
+			}
 			l.letGo(c)
 			return false
 		}
@@ -174,6 +184,9 @@ func (c *passage) pump(inside io.ReadWriteCloser) {
 		here := c.inside == inside
 		if here {
 			c.turns.answered(b[:n])
+			if err != nil && c.ctx.Err() == nil && !c.left { // it ends owing answers
+				c.to.answers.lost(c.turns.owed())
+			}
 		}
 		c.mu.Unlock()
 		switch {

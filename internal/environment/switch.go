@@ -278,7 +278,7 @@ func (m *Manager) exchange(ctx context.Context, old, next *live, req UpRequest, 
 			}
 			return
 		}
-		e.Staged, e.Aside = true, &Aside{For: next.instance, Since: now, Until: now.Add(m.cfg.KeepAside)}
+		e.Staged, e.Aside = true, &Aside{For: next.instance, Since: now, Until: now.Add(max(m.cfg.KeepAside, req.Keep))}
 		if e.Yielding { // it does not run any more
 			e.Aside.Until = now
 		}

@@ -22,6 +22,8 @@ type turns struct {
 	// waiting are the requests whose answer has not ended: whether it has no body,
 	// whatever its header says.
 	waiting []bool
+	// status is called with the status of each answer; nil: with none.
+	status func(int)
 }
 
 // Bounds of what is followed.
@@ -54,6 +56,14 @@ func (h *half) idle() bool { return h.state == inHead && len(h.line) == 0 }
 // between reports whether the connection is between two turns.
 func (t *turns) between() bool {
 	return !t.opaque && len(t.waiting) == 0 && t.requests.idle() && t.answers.idle()
+}
+
+// owed is how many requests were sent whole that have no whole answer.
+func (t *turns) owed() int {
+	if n := len(t.waiting); n > 0 && !t.requests.idle() {
+		return n - 1
+	}
+	return len(t.waiting)
 }
 
 // sent takes what the client has sent.
@@ -183,6 +193,9 @@ func (t *turns) answer(head []byte) (framing, bool) {
 	}
 	status, err := strconv.ParseUint(first[9:12], 10, 16)
 	f, ok := framingOf(fields)
+	if err == nil && status >= 200 && t.status != nil {
+		t.status(int(status))
+	}
 	switch {
 	case err != nil || !ok || status < 100 || status == http.StatusSwitchingProtocols:
 		return framing{}, false

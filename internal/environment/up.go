@@ -46,6 +46,9 @@ type UpRequest struct {
 	// another instance serves: if it fails, nothing changes. nil: there is nothing
 	// to do then.
 	Last func(context.Context) error
+	// Keep is how long what a switch puts aside is kept at least, whatever
+	// Config.KeepAside says; 0: as long as that.
+	Keep time.Duration
 }
 
 // An UpResult is what Up came to.
