@@ -43,6 +43,17 @@ type environmentJSON struct {
 	Trouble    string `json:"trouble,omitempty"`
 	Warm       bool   `json:"warm,omitempty"` // it began with the ready state in origin
 	Kept       string `json:"kept,omitempty"` // what became of keeping its own
+	// Of releases.
+	Asides  []asideJSON `json:"asides,omitempty"`  // what served before and is kept frozen
+	Watched string      `json:"watched,omitempty"` // what its stage is watched for
+	Breach  string      `json:"breach,omitempty"`  // why it should have been rolled back, and was not
+}
+
+type asideJSON struct {
+	Instance string     `json:"instance"`
+	Release  string     `json:"release,omitempty"`
+	Since    *time.Time `json:"since"`
+	Until    *time.Time `json:"until"`
 }
 
 type limitsJSON struct {
@@ -101,7 +112,10 @@ func environmentView(e *islev1.Environment) environmentJSON {
 		Commit: e.GetCommit(), Dirty: e.GetDirty(), Release: e.GetRelease(),
 		Owner: e.GetOwner(), Phase: e.GetPhase(), Isolation: e.GetIsolation(), Created: at(e.GetCreated()), Expires: at(e.GetExpires()),
 		Services: []serviceJSON{}, Parent: e.GetParent(), ParentName: e.GetParentName(), Origin: e.GetOrigin(), Generation: e.GetGeneration(),
-		Opening: e.GetOpening(), Trouble: e.GetTrouble(), Warm: e.GetWarm(), Kept: e.GetKept(),
+		Opening: e.GetOpening(), Trouble: e.GetTrouble(), Warm: e.GetWarm(), Kept: e.GetKept(), Watched: e.GetWatched(), Breach: e.GetBreach(),
+	}
+	for _, x := range e.GetAsides() {
+		v.Asides = append(v.Asides, asideJSON{x.GetInstance(), x.GetRelease(), at(x.GetSince()), at(x.GetUntil())})
 	}
 	if l := e.GetLimits(); l != nil {
 		v.Limits = &limitsJSON{l.GetCpus(), l.GetMemory(), l.GetPids()}

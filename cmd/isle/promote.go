@@ -231,16 +231,25 @@ func orNone(s string) string {
 }
 
 type stageJSON struct {
-	Project string     `json:"project"`
-	Stage   string     `json:"stage"`
-	Release string     `json:"release"`
-	Since   *time.Time `json:"since"`
-	By      string     `json:"by"`
-	Before  string     `json:"before,omitempty"`
-	Values  []string   `json:"values"`
-	Passed  string     `json:"passed,omitempty"`
-	Earlier []string   `json:"earlier"` // the last one last
-	Marks   []markJSON `json:"marks"`   // what it was rolled back from
+	Project string      `json:"project"`
+	Stage   string      `json:"stage"`
+	Release string      `json:"release"`
+	Since   *time.Time  `json:"since"`
+	By      string      `json:"by"`
+	Before  string      `json:"before,omitempty"`
+	Values  []string    `json:"values"`
+	Passed  string      `json:"passed,omitempty"`
+	Earlier []string    `json:"earlier"` // the last one last
+	Marks   []markJSON  `json:"marks"`   // what it was rolled back from
+	Watches []watchJSON `json:"watches"`
+	Breach  string      `json:"breach,omitempty"` // why it should have been rolled back, and was not
+}
+
+type watchJSON struct {
+	Rule   string     `json:"rule"`
+	Until  *time.Time `json:"until"`
+	Errors float64    `json:"errors"`
+	Health bool       `json:"health"`
 }
 
 type markJSON struct {
@@ -251,7 +260,10 @@ type markJSON struct {
 }
 
 func stageView(s *islev1.Stage) stageJSON {
-	out := stageJSON{s.GetProject(), s.GetName(), s.GetRelease(), at(s.GetSince()), s.GetBy(), s.GetBefore(), s.GetValues(), s.GetPassed(), s.GetEarlier(), []markJSON{}}
+	out := stageJSON{s.GetProject(), s.GetName(), s.GetRelease(), at(s.GetSince()), s.GetBy(), s.GetBefore(), s.GetValues(), s.GetPassed(), s.GetEarlier(), []markJSON{}, []watchJSON{}, s.GetBreach()}
+	for _, w := range s.GetWatches() {
+		out.Watches = append(out.Watches, watchJSON{w.GetRule(), at(w.GetUntil()), w.GetErrors(), w.GetHealth()})
+	}
 	if out.Earlier == nil {
 		out.Earlier = []string{}
 	}
@@ -278,14 +290,27 @@ func newReleaseStages(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return showList(a, res.Msg.GetStages(), stageView, "project\tstage\trelease\tsince\tby\trolled back from\tvalues", func(m *islev1.Stage) []string {
+			return showList(a, res.Msg.GetStages(), stageView, "project\tstage\trelease\tsince\tby\trolled back from\twatched\tvalues", func(m *islev1.Stage) []string {
 				s := stageView(m)
 				var marks []string
 				for _, m := range s.Marks {
 					marks = append(marks, shortDigest(m.Release))
 				}
-				return []string{s.Project, s.Stage, shortDigest(s.Release), ago(s.Since), s.By, strings.Join(marks, ", "), strings.Join(s.Values, ", ")}
+				return []string{s.Project, s.Stage, shortDigest(s.Release), ago(s.Since), s.By, strings.Join(marks, ", "), watchedText(m), strings.Join(s.Values, ", ")}
 			})
 		},
 	}
+}
+
+// watchedText says how long a stage is watched, or that it should have been rolled
+// back.
+func watchedText(s *islev1.Stage) string {
+	var out []string
+	for _, w := range s.GetWatches() {
+		out = append(out, "until "+w.GetUntil().AsTime().Local().Format(time.DateTime)+" for "+w.GetText())
+	}
+	if s.GetBreach() != "" {
+		out = append(out, "NOT ROLLED BACK: "+s.GetBreach())
+	}
+	return strings.Join(out, "; ")
 }

@@ -52,6 +52,19 @@ func (a *app) status(e *islev1.Environment) error {
 	if e.GetRelease() != "" {
 		fmt.Fprintf(w, "  release   %s\n", shortDigest(e.GetRelease()))
 	}
+	for _, x := range e.GetAsides() {
+		what := "what was launched of a file"
+		if x.GetRelease() != "" {
+			what = "release " + shortDigest(x.GetRelease())
+		}
+		fmt.Fprintf(w, "  before    %s, kept frozen until %s\n", what, x.GetUntil().AsTime().Local().Format(time.DateTime))
+	}
+	if e.GetWatched() != "" {
+		fmt.Fprintf(w, "  watched   %s\n", cleanLine(e.GetWatched()))
+	}
+	if e.GetBreach() != "" {
+		fmt.Fprintf(w, "  ! breach  %s\n", cleanLine(e.GetBreach()))
+	}
 	if e.GetParent() != "" {
 		what := "copy of   "
 		if e.GetWarm() {

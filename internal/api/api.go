@@ -37,6 +37,8 @@ type Records interface {
 	Usage(ctx context.Context, ref isle.Ref) (environment.Usage, error)
 	VolumesOf(ctx context.Context, ref isle.Ref) ([]environment.Volume, error)
 	Kept(ctx context.Context) []isle.Ref
+	// Asides are the instances that served under a name before, the last one first.
+	Asides(ctx context.Context, ref isle.Ref) []environment.Environment
 	VolumeUsed(id isle.ID) (int64, error)
 	Doors(ctx context.Context, actor isle.Actor, ref isle.Ref) ([]environment.Door, error)
 }

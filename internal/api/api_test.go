@@ -112,6 +112,9 @@ func (r *rooms) Usage(context.Context, isle.Ref) (environment.Usage, error) {
 	return environment.Usage{}, nil
 }
 func (r *rooms) Kept(context.Context) []isle.Ref { return nil }
+func (r *rooms) Asides(context.Context, isle.Ref) []environment.Environment {
+	return nil
+}
 func (r *rooms) VolumesOf(_ context.Context, ref isle.Ref) (out []environment.Volume, err error) {
 	for _, v := range r.volumes {
 		if v.Ref == ref {

@@ -55,6 +55,10 @@ func (s *environments) Get(ctx context.Context, req *connect.Request[islev1.GetR
 			Id: string(v.ID), Service: v.Service, Path: v.Path, Size: v.Size, Used: used, DeleteAfter: timestamp(v.DeleteAfter),
 		})
 	}
+	for _, a := range s.Environments.Asides(ctx, ref) {
+		m.Asides = append(m.Asides, &islev1.Aside{Instance: string(a.Instance), Release: string(a.Release), Since: timestamp(a.Aside.Since), Until: timestamp(a.Aside.Until)})
+	}
+	m.Watched, m.Breach = s.watchedFor(e)
 	return connect.NewResponse(&islev1.GetResponse{Environment: m}), nil
 }
 

@@ -397,6 +397,25 @@ func (x *passing) breakGlass(ctx context.Context) (gates []release.Gate, request
 	return gates, r.ID, err
 }
 
+// watchedFor is what the stage of an environment is watched for, where that runs
+// the stage's release, and why it should have been rolled back.
+func (cfg Config) watchedFor(e environment.Environment) (watched, breach string) {
+	if cfg.Releases == nil || e.Release == "" || e.Ref.Name != e.Project {
+		return "", ""
+	}
+	st, ok := cfg.Releases.Stage(e.Project, e.Ref.Stage)
+	if !ok || st.Release != e.Release {
+		return "", ""
+	}
+	var out []string
+	for _, w := range st.Watches {
+		if cfg.Policy.Now().Before(w.Until) {
+			out = append(out, fmt.Sprintf("until %s for %s", w.Until.Format(time.RFC3339), w))
+		}
+	}
+	return strings.Join(out, "; "), st.Breach
+}
+
 func gateMessages(gates []release.Gate) (out []*islev1.Gate) {
 	for _, g := range gates {
 		out = append(out, &islev1.Gate{Kind: g.Kind, Name: g.Name, Rule: g.Rule, State: g.State, Text: g.Text, Remedy: g.Remedy, Claim: g.Claim})

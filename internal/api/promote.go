@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"time"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -74,6 +75,9 @@ func (s *releases) Promote(ctx context.Context, req *connect.Request[islev1.Prom
 	return stream.Send(&islev1.PromoteEvent{Event: &islev1.PromoteEvent_Result{Result: res}})
 }
 
+// watchMargin is how much longer than it is watched what served before is kept.
+const watchMargin = time.Minute
+
 // promote carries a plan out. What stands before it is asked before anything is
 // launched, and again right before the stage points at the release.
 func (s *releases) promote(ctx context.Context, p release.Promotion, plan release.Plan, seen isle.Digest, res *islev1.PromoteResponse, send func(*islev1.ProgressEvent) error) error {
@@ -101,8 +105,15 @@ func (s *releases) promote(ctx context.Context, p release.Promotion, plan releas
 			return err
 		}
 	}
+	c := carried{release: plan.Release, values: plan.Values, stage: p.To}
+	if _, runs := s.runsRelease(ctx, p.Project, p.To); runs && plan.Before.Release != "" {
+		p.Watch = x.rules()
+		if longest := release.LongestWatch(p.Watch); longest > 0 { // what it would be rolled back to is there as long
+			c.keep = longest + watchMargin
+		}
+	}
 	var err error
-	res.Switch, err = s.carry(ctx, carried{plan.Release, plan.Values, p.To, false}, send, func(ctx context.Context) error {
+	res.Switch, err = s.carry(ctx, c, send, func(ctx context.Context) error {
 		gates, err := pass(ctx)
 		if err == nil {
 			p.Gates, res.Gates = gates, gateMessages(gates)
@@ -216,6 +227,12 @@ func (s *releases) ListStages(ctx context.Context, req *connect.Request[islev1.L
 		}
 		for _, m := range st.Marks {
 			out.Marks = append(out.Marks, &islev1.Mark{Release: string(m.Release), By: m.By.String(), Time: timestamppb.New(m.Time), Reason: m.Reason})
+		}
+		out.Breach = st.Breach
+		for _, w := range st.Watches {
+			if s.Policy.Now().Before(w.Until) {
+				out.Watches = append(out.Watches, &islev1.Watch{Rule: w.Rule, Until: timestamppb.New(w.Until), Errors: w.Errors, Health: w.Health, Text: w.String()})
+			}
 		}
 		for _, p := range st.Earlier {
 			out.Earlier = append(out.Earlier, string(p.Release))

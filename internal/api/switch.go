@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -27,7 +28,8 @@ type carried struct {
 	release release.Release
 	values  release.Values
 	stage   string
-	back    bool // by an instance of it that was kept, where there is one
+	back    bool          // by an instance of it that was kept, where there is one
+	keep    time.Duration // of what it takes the place of, at least
 }
 
 // carry switches what runs in a stage, if a release does, and calls point, once,
@@ -50,18 +52,16 @@ func (s *releases) carry(ctx context.Context, c carried, send func(*islev1.Progr
 		return nil, err
 	}
 	asked, points := false, false
-	up := environment.UpRequest{
-		Ref: e.Ref, Project: project, Spec: file, Images: images, Release: rel.Digest, Back: c.back,
-		Branch: rel.Source.Branch, Commit: rel.Source.Commit, Dirty: rel.Source.Dirty, Repository: rel.Source.Repository,
-		Last: func(last context.Context) error {
-			if err := last.Err(); err != nil {
-				return err
-			}
-			asked = true
-			err := point(ctx)
-			points = err == nil
+	up := rel.UpRequest(e.Ref, images, file)
+	up.Back, up.Keep = c.back, c.keep
+	up.Last = func(last context.Context) error {
+		if err := last.Err(); err != nil {
 			return err
-		},
+		}
+		asked = true
+		err := point(ctx)
+		points = err == nil
+		return err
 	}
 	launch, launching := s.newTeller(ctx, isle.ActionEnvironmentLaunch, isle.Resource{}, send)
 	defer launch.done()

@@ -44,10 +44,8 @@ func (s *environments) upRelease(ctx context.Context, m *islev1.UpRequest, strea
 	if err != nil {
 		return err
 	}
-	up := environment.UpRequest{
-		Ref: ref, Project: project, Spec: file, Images: images, NoWait: m.GetNoWait(), Cold: m.GetCold(), Release: rel.Digest,
-		Branch: rel.Source.Branch, Commit: rel.Source.Commit, Dirty: rel.Source.Dirty, Repository: rel.Source.Repository,
-	}
+	up := rel.UpRequest(ref, images, file)
+	up.NoWait, up.Cold = m.GetNoWait(), m.GetCold()
 	if m.GetTtl() != nil {
 		d := m.GetTtl().AsDuration()
 		up.TTL = &d

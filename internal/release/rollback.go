@@ -71,6 +71,7 @@ type Rollback struct {
 	Reason  string // for people
 	// Restore says that the data goes back too: it need not be fit for To.
 	Restore bool
+	Rule    string // by which it is done, where nobody asked for it
 }
 
 // A Return is what a rollback does.
@@ -176,7 +177,7 @@ func (r *Releases) Rollback(ctx context.Context, actor isle.Actor, b Rollback, s
 		s.Marks = s.Marks[max(0, len(s.Marks)-maxMarks):]
 	}
 	e := audit.NewEvent(actor, isle.ActionReleaseRollback, resourceAt(s.Project, s.Name), isle.Allow, b.Reason).With("from", string(seen))
-	e.Release = s.Release
+	e.Release, e.Rule = s.Release, b.Rule
 	if d := s.Values.Digest(); d != plan.From.Values.Digest() {
 		e = e.With("values", string(d)).With("values_changed", changed(plan.From.Values, s.Values))
 	}

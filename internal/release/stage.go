@@ -11,6 +11,7 @@ import (
 	"isle"
 	"isle/internal/audit"
 	"isle/internal/ledger"
+	"isle/internal/policy"
 )
 
 // keyStage begins the key of a stage's record: the project and the stage follow,
@@ -37,6 +38,11 @@ type Stage struct {
 	// Marks are the releases that it was rolled back from and that nobody has
 	// cleared since: they are not promoted to it.
 	Marks []Mark `json:"marks,omitempty"`
+	// Watches are what it is watched for since it points at Release.
+	Watches []Watch `json:"watches,omitempty"`
+	// Breach is why it should have been rolled back by a watch, and what kept it
+	// from that; "": nothing did.
+	Breach string `json:"breach,omitempty"`
 }
 
 type stageKey struct{ project, stage string }
@@ -90,6 +96,8 @@ type Promotion struct {
 	// Gates are how what stands before it stands. BreakGlass passes over those that
 	// are not met.
 	Gates []Gate
+	// Watch are the gates by which To is watched from then on.
+	Watch []policy.Gate
 }
 
 // A Plan is what a promotion does.
@@ -209,6 +217,7 @@ func (r *Releases) Promote(ctx context.Context, actor isle.Actor, p Promotion, s
 		Project: p.Project, Name: p.To, Release: plan.Release.Digest, Values: plan.Values, Since: r.cfg.Now().UTC(), By: actor, Before: plan.Before.Release,
 		Earlier: plan.Before.after(), Marks: plan.Before.Marks,
 	}
+	s.Watches = WatchesOf(p.Watch, s.Since)
 	e := audit.NewEvent(actor, isle.ActionReleasePromote, resourceAt(p.Project, p.To), isle.Allow, "").With("before", string(s.Before)).With("from", plan.From)
 	e.Release = s.Release
 	if d := s.Values.Digest(); d != plan.Before.Values.Digest() {

@@ -224,6 +224,8 @@ func (r *rooms) reconcile(ctx context.Context) error {
 	r.following.Go(func() { r.machines.Run(follow) }) // so does this
 	r.following.Go(func() { r.issuer.Run(follow) })   // and this
 	r.following.Go(func() { r.approvals.Run(follow) })
+	watcher := release.NewWatcher(release.WatcherConfig{Releases: r.releases, Environments: r.manager, Hold: r.images.Hold, Now: r.server.cfg.Now, Slog: r.server.log})
+	r.following.Go(func() { watcher.Run(follow) })
 	return nil
 }
 

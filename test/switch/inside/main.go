@@ -24,6 +24,12 @@ func main() {
 		if err != nil {
 			return
 		}
+		switch { // a check of health asks otherwise
+		case version == "ill" && r.Method == http.MethodPost:
+			w.WriteHeader(http.StatusInternalServerError)
+		case version == "mortal" && r.Method == http.MethodPost:
+			os.Exit(1)
+		}
 		fmt.Fprintf(w, "%s %d\n", version, len(b))
 	})
 	// Which versions have written, one after the other: a data file is one writer's.

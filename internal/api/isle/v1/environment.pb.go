@@ -785,14 +785,17 @@ type Environment struct {
 	Generation int64  `protobuf:"varint,18,opt,name=generation,proto3" json:"generation,omitempty"`                  // Unix nanoseconds; 0: no copy
 	// "copying", "waking" (from memory) or "shut": a fork that does not run yet, or
 	// whose on_fork has not succeeded in every service.
-	Opening       string `protobuf:"bytes,19,opt,name=opening,proto3" json:"opening,omitempty"`
-	Trouble       string `protobuf:"bytes,20,opt,name=trouble,proto3" json:"trouble,omitempty"` // why it is not open
-	Commit        string `protobuf:"bytes,21,opt,name=commit,proto3" json:"commit,omitempty"`   // that the work tree was at when it was last brought up
-	Dirty         bool   `protobuf:"varint,22,opt,name=dirty,proto3" json:"dirty,omitempty"`    // it was not known to be that commit's files
-	Repository    string `protobuf:"bytes,23,opt,name=repository,proto3" json:"repository,omitempty"`
-	Release       string `protobuf:"bytes,24,opt,name=release,proto3" json:"release,omitempty"` // digest of the release that it was last brought up from; empty: of none
-	Warm          bool   `protobuf:"varint,40,opt,name=warm,proto3" json:"warm,omitempty"`      // it began with a ready state, the snapshot in origin
-	Kept          string `protobuf:"bytes,41,opt,name=kept,proto3" json:"kept,omitempty"`       // what became of keeping its ready state, for people; empty: it was not to be kept
+	Opening       string   `protobuf:"bytes,19,opt,name=opening,proto3" json:"opening,omitempty"`
+	Trouble       string   `protobuf:"bytes,20,opt,name=trouble,proto3" json:"trouble,omitempty"` // why it is not open
+	Commit        string   `protobuf:"bytes,21,opt,name=commit,proto3" json:"commit,omitempty"`   // that the work tree was at when it was last brought up
+	Dirty         bool     `protobuf:"varint,22,opt,name=dirty,proto3" json:"dirty,omitempty"`    // it was not known to be that commit's files
+	Repository    string   `protobuf:"bytes,23,opt,name=repository,proto3" json:"repository,omitempty"`
+	Release       string   `protobuf:"bytes,24,opt,name=release,proto3" json:"release,omitempty"` // digest of the release that it was last brought up from; empty: of none
+	Warm          bool     `protobuf:"varint,40,opt,name=warm,proto3" json:"warm,omitempty"`      // it began with a ready state, the snapshot in origin
+	Kept          string   `protobuf:"bytes,41,opt,name=kept,proto3" json:"kept,omitempty"`       // what became of keeping its ready state, for people; empty: it was not to be kept
+	Asides        []*Aside `protobuf:"bytes,42,rep,name=asides,proto3" json:"asides,omitempty"`   // of Get: instances that served before, kept frozen, the last one first
+	Watched       string   `protobuf:"bytes,43,opt,name=watched,proto3" json:"watched,omitempty"` // of Get: what its stage is watched for since it serves, for people; empty: nothing
+	Breach        string   `protobuf:"bytes,44,opt,name=breach,proto3" json:"breach,omitempty"`   // of Get: why its stage should have been rolled back, and was not
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1009,6 +1012,96 @@ func (x *Environment) GetKept() string {
 	return ""
 }
 
+func (x *Environment) GetAsides() []*Aside {
+	if x != nil {
+		return x.Asides
+	}
+	return nil
+}
+
+func (x *Environment) GetWatched() string {
+	if x != nil {
+		return x.Watched
+	}
+	return ""
+}
+
+func (x *Environment) GetBreach() string {
+	if x != nil {
+		return x.Breach
+	}
+	return ""
+}
+
+// An Aside is an instance that served before another took its place.
+type Aside struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Instance      string                 `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
+	Release       string                 `protobuf:"bytes,2,opt,name=release,proto3" json:"release,omitempty"`
+	Since         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"` // it serves no more
+	Until         *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=until,proto3" json:"until,omitempty"` // when it is removed
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Aside) Reset() {
+	*x = Aside{}
+	mi := &file_isle_v1_environment_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Aside) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Aside) ProtoMessage() {}
+
+func (x *Aside) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_environment_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Aside.ProtoReflect.Descriptor instead.
+func (*Aside) Descriptor() ([]byte, []int) {
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Aside) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
+}
+
+func (x *Aside) GetRelease() string {
+	if x != nil {
+		return x.Release
+	}
+	return ""
+}
+
+func (x *Aside) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *Aside) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
 type Service struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1027,7 +1120,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_isle_v1_environment_proto_msgTypes[9]
+	mi := &file_isle_v1_environment_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1039,7 +1132,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[9]
+	mi := &file_isle_v1_environment_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1052,7 +1145,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{9}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Service) GetName() string {
@@ -1137,7 +1230,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_isle_v1_environment_proto_msgTypes[10]
+	mi := &file_isle_v1_environment_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1149,7 +1242,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[10]
+	mi := &file_isle_v1_environment_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1162,7 +1255,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{10}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Port) GetName() string {
@@ -1205,7 +1298,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_isle_v1_environment_proto_msgTypes[11]
+	mi := &file_isle_v1_environment_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1217,7 +1310,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[11]
+	mi := &file_isle_v1_environment_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1230,7 +1323,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{11}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Usage) GetMemory() int64 {
@@ -1272,7 +1365,7 @@ type Limits struct {
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_isle_v1_environment_proto_msgTypes[12]
+	mi := &file_isle_v1_environment_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1284,7 +1377,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[12]
+	mi := &file_isle_v1_environment_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1297,7 +1390,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{12}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Limits) GetCpus() float64 {
@@ -1335,7 +1428,7 @@ type Volume struct {
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_isle_v1_environment_proto_msgTypes[13]
+	mi := &file_isle_v1_environment_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1347,7 +1440,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[13]
+	mi := &file_isle_v1_environment_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1360,7 +1453,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{13}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Volume) GetId() string {
@@ -1416,7 +1509,7 @@ type DownRequest struct {
 
 func (x *DownRequest) Reset() {
 	*x = DownRequest{}
-	mi := &file_isle_v1_environment_proto_msgTypes[14]
+	mi := &file_isle_v1_environment_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1428,7 +1521,7 @@ func (x *DownRequest) String() string {
 func (*DownRequest) ProtoMessage() {}
 
 func (x *DownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[14]
+	mi := &file_isle_v1_environment_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1441,7 +1534,7 @@ func (x *DownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownRequest.ProtoReflect.Descriptor instead.
 func (*DownRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{14}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DownRequest) GetEnvironments() []string {
@@ -1473,7 +1566,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_isle_v1_environment_proto_msgTypes[15]
+	mi := &file_isle_v1_environment_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1485,7 +1578,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[15]
+	mi := &file_isle_v1_environment_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1498,7 +1591,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{15}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{16}
 }
 
 type ListResponse struct {
@@ -1510,7 +1603,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_isle_v1_environment_proto_msgTypes[16]
+	mi := &file_isle_v1_environment_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1522,7 +1615,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[16]
+	mi := &file_isle_v1_environment_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1535,7 +1628,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{16}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListResponse) GetEnvironments() []*Environment {
@@ -1554,7 +1647,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_isle_v1_environment_proto_msgTypes[17]
+	mi := &file_isle_v1_environment_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1566,7 +1659,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[17]
+	mi := &file_isle_v1_environment_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1579,7 +1672,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{17}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *GetRequest) GetEnvironment() string {
@@ -1598,7 +1691,7 @@ type GetResponse struct {
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_isle_v1_environment_proto_msgTypes[18]
+	mi := &file_isle_v1_environment_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1610,7 +1703,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[18]
+	mi := &file_isle_v1_environment_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1623,7 +1716,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{18}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *GetResponse) GetEnvironment() *Environment {
@@ -1644,7 +1737,7 @@ type ExtendRequest struct {
 
 func (x *ExtendRequest) Reset() {
 	*x = ExtendRequest{}
-	mi := &file_isle_v1_environment_proto_msgTypes[19]
+	mi := &file_isle_v1_environment_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1656,7 +1749,7 @@ func (x *ExtendRequest) String() string {
 func (*ExtendRequest) ProtoMessage() {}
 
 func (x *ExtendRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[19]
+	mi := &file_isle_v1_environment_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1669,7 +1762,7 @@ func (x *ExtendRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtendRequest.ProtoReflect.Descriptor instead.
 func (*ExtendRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{19}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ExtendRequest) GetEnvironment() string {
@@ -1702,7 +1795,7 @@ type ExtendResponse struct {
 
 func (x *ExtendResponse) Reset() {
 	*x = ExtendResponse{}
-	mi := &file_isle_v1_environment_proto_msgTypes[20]
+	mi := &file_isle_v1_environment_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1714,7 +1807,7 @@ func (x *ExtendResponse) String() string {
 func (*ExtendResponse) ProtoMessage() {}
 
 func (x *ExtendResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[20]
+	mi := &file_isle_v1_environment_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1727,7 +1820,7 @@ func (x *ExtendResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtendResponse.ProtoReflect.Descriptor instead.
 func (*ExtendResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{20}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ExtendResponse) GetExpires() *timestamppb.Timestamp {
@@ -1753,7 +1846,7 @@ type ExecInput struct {
 
 func (x *ExecInput) Reset() {
 	*x = ExecInput{}
-	mi := &file_isle_v1_environment_proto_msgTypes[21]
+	mi := &file_isle_v1_environment_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1765,7 +1858,7 @@ func (x *ExecInput) String() string {
 func (*ExecInput) ProtoMessage() {}
 
 func (x *ExecInput) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[21]
+	mi := &file_isle_v1_environment_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1778,7 +1871,7 @@ func (x *ExecInput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecInput.ProtoReflect.Descriptor instead.
 func (*ExecInput) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{21}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ExecInput) GetInput() isExecInput_Input {
@@ -1883,7 +1976,7 @@ type ExecStart struct {
 
 func (x *ExecStart) Reset() {
 	*x = ExecStart{}
-	mi := &file_isle_v1_environment_proto_msgTypes[22]
+	mi := &file_isle_v1_environment_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1895,7 +1988,7 @@ func (x *ExecStart) String() string {
 func (*ExecStart) ProtoMessage() {}
 
 func (x *ExecStart) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[22]
+	mi := &file_isle_v1_environment_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1908,7 +2001,7 @@ func (x *ExecStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStart.ProtoReflect.Descriptor instead.
 func (*ExecStart) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{22}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ExecStart) GetEnvironment() string {
@@ -1977,7 +2070,7 @@ type TerminalSize struct {
 
 func (x *TerminalSize) Reset() {
 	*x = TerminalSize{}
-	mi := &file_isle_v1_environment_proto_msgTypes[23]
+	mi := &file_isle_v1_environment_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1989,7 +2082,7 @@ func (x *TerminalSize) String() string {
 func (*TerminalSize) ProtoMessage() {}
 
 func (x *TerminalSize) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[23]
+	mi := &file_isle_v1_environment_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2002,7 +2095,7 @@ func (x *TerminalSize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TerminalSize.ProtoReflect.Descriptor instead.
 func (*TerminalSize) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{23}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *TerminalSize) GetRows() uint32 {
@@ -2033,7 +2126,7 @@ type ExecOutput struct {
 
 func (x *ExecOutput) Reset() {
 	*x = ExecOutput{}
-	mi := &file_isle_v1_environment_proto_msgTypes[24]
+	mi := &file_isle_v1_environment_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2045,7 +2138,7 @@ func (x *ExecOutput) String() string {
 func (*ExecOutput) ProtoMessage() {}
 
 func (x *ExecOutput) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[24]
+	mi := &file_isle_v1_environment_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2058,7 +2151,7 @@ func (x *ExecOutput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecOutput.ProtoReflect.Descriptor instead.
 func (*ExecOutput) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{24}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ExecOutput) GetOutput() isExecOutput_Output {
@@ -2127,7 +2220,7 @@ type ExecExit struct {
 
 func (x *ExecExit) Reset() {
 	*x = ExecExit{}
-	mi := &file_isle_v1_environment_proto_msgTypes[25]
+	mi := &file_isle_v1_environment_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2139,7 +2232,7 @@ func (x *ExecExit) String() string {
 func (*ExecExit) ProtoMessage() {}
 
 func (x *ExecExit) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[25]
+	mi := &file_isle_v1_environment_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2152,7 +2245,7 @@ func (x *ExecExit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecExit.ProtoReflect.Descriptor instead.
 func (*ExecExit) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{25}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ExecExit) GetCode() int32 {
@@ -2181,7 +2274,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_isle_v1_environment_proto_msgTypes[26]
+	mi := &file_isle_v1_environment_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2193,7 +2286,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[26]
+	mi := &file_isle_v1_environment_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2206,7 +2299,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{26}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *LogsRequest) GetEnvironment() string {
@@ -2249,7 +2342,7 @@ type LogLine struct {
 
 func (x *LogLine) Reset() {
 	*x = LogLine{}
-	mi := &file_isle_v1_environment_proto_msgTypes[27]
+	mi := &file_isle_v1_environment_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2261,7 +2354,7 @@ func (x *LogLine) String() string {
 func (*LogLine) ProtoMessage() {}
 
 func (x *LogLine) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[27]
+	mi := &file_isle_v1_environment_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2274,7 +2367,7 @@ func (x *LogLine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogLine.ProtoReflect.Descriptor instead.
 func (*LogLine) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{27}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *LogLine) GetService() string {
@@ -2318,7 +2411,7 @@ type CopyInRequest struct {
 
 func (x *CopyInRequest) Reset() {
 	*x = CopyInRequest{}
-	mi := &file_isle_v1_environment_proto_msgTypes[28]
+	mi := &file_isle_v1_environment_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2330,7 +2423,7 @@ func (x *CopyInRequest) String() string {
 func (*CopyInRequest) ProtoMessage() {}
 
 func (x *CopyInRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[28]
+	mi := &file_isle_v1_environment_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2343,7 +2436,7 @@ func (x *CopyInRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyInRequest.ProtoReflect.Descriptor instead.
 func (*CopyInRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{28}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *CopyInRequest) GetInput() isCopyInRequest_Input {
@@ -2399,7 +2492,7 @@ type CopyInStart struct {
 
 func (x *CopyInStart) Reset() {
 	*x = CopyInStart{}
-	mi := &file_isle_v1_environment_proto_msgTypes[29]
+	mi := &file_isle_v1_environment_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2411,7 +2504,7 @@ func (x *CopyInStart) String() string {
 func (*CopyInStart) ProtoMessage() {}
 
 func (x *CopyInStart) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[29]
+	mi := &file_isle_v1_environment_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2424,7 +2517,7 @@ func (x *CopyInStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyInStart.ProtoReflect.Descriptor instead.
 func (*CopyInStart) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{29}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *CopyInStart) GetEnvironment() string {
@@ -2463,7 +2556,7 @@ type CopyInResponse struct {
 
 func (x *CopyInResponse) Reset() {
 	*x = CopyInResponse{}
-	mi := &file_isle_v1_environment_proto_msgTypes[30]
+	mi := &file_isle_v1_environment_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2475,7 +2568,7 @@ func (x *CopyInResponse) String() string {
 func (*CopyInResponse) ProtoMessage() {}
 
 func (x *CopyInResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[30]
+	mi := &file_isle_v1_environment_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2488,7 +2581,7 @@ func (x *CopyInResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyInResponse.ProtoReflect.Descriptor instead.
 func (*CopyInResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{30}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{31}
 }
 
 type CopyOutRequest struct {
@@ -2502,7 +2595,7 @@ type CopyOutRequest struct {
 
 func (x *CopyOutRequest) Reset() {
 	*x = CopyOutRequest{}
-	mi := &file_isle_v1_environment_proto_msgTypes[31]
+	mi := &file_isle_v1_environment_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2514,7 +2607,7 @@ func (x *CopyOutRequest) String() string {
 func (*CopyOutRequest) ProtoMessage() {}
 
 func (x *CopyOutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[31]
+	mi := &file_isle_v1_environment_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2527,7 +2620,7 @@ func (x *CopyOutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyOutRequest.ProtoReflect.Descriptor instead.
 func (*CopyOutRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{31}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *CopyOutRequest) GetEnvironment() string {
@@ -2560,7 +2653,7 @@ type Chunk struct {
 
 func (x *Chunk) Reset() {
 	*x = Chunk{}
-	mi := &file_isle_v1_environment_proto_msgTypes[32]
+	mi := &file_isle_v1_environment_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2572,7 +2665,7 @@ func (x *Chunk) String() string {
 func (*Chunk) ProtoMessage() {}
 
 func (x *Chunk) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[32]
+	mi := &file_isle_v1_environment_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2585,7 +2678,7 @@ func (x *Chunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Chunk.ProtoReflect.Descriptor instead.
 func (*Chunk) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{32}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Chunk) GetData() []byte {
@@ -2606,7 +2699,7 @@ type ListFilesRequest struct {
 
 func (x *ListFilesRequest) Reset() {
 	*x = ListFilesRequest{}
-	mi := &file_isle_v1_environment_proto_msgTypes[33]
+	mi := &file_isle_v1_environment_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2618,7 +2711,7 @@ func (x *ListFilesRequest) String() string {
 func (*ListFilesRequest) ProtoMessage() {}
 
 func (x *ListFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[33]
+	mi := &file_isle_v1_environment_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2631,7 +2724,7 @@ func (x *ListFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFilesRequest.ProtoReflect.Descriptor instead.
 func (*ListFilesRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{33}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListFilesRequest) GetEnvironment() string {
@@ -2664,7 +2757,7 @@ type ListFilesResponse struct {
 
 func (x *ListFilesResponse) Reset() {
 	*x = ListFilesResponse{}
-	mi := &file_isle_v1_environment_proto_msgTypes[34]
+	mi := &file_isle_v1_environment_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2676,7 +2769,7 @@ func (x *ListFilesResponse) String() string {
 func (*ListFilesResponse) ProtoMessage() {}
 
 func (x *ListFilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[34]
+	mi := &file_isle_v1_environment_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2689,7 +2782,7 @@ func (x *ListFilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFilesResponse.ProtoReflect.Descriptor instead.
 func (*ListFilesResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{34}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListFilesResponse) GetFiles() []*File {
@@ -2713,7 +2806,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_isle_v1_environment_proto_msgTypes[35]
+	mi := &file_isle_v1_environment_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2725,7 +2818,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[35]
+	mi := &file_isle_v1_environment_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2738,7 +2831,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{35}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *File) GetName() string {
@@ -2793,7 +2886,7 @@ type DiffRequest struct {
 
 func (x *DiffRequest) Reset() {
 	*x = DiffRequest{}
-	mi := &file_isle_v1_environment_proto_msgTypes[36]
+	mi := &file_isle_v1_environment_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2805,7 +2898,7 @@ func (x *DiffRequest) String() string {
 func (*DiffRequest) ProtoMessage() {}
 
 func (x *DiffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[36]
+	mi := &file_isle_v1_environment_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2818,7 +2911,7 @@ func (x *DiffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffRequest.ProtoReflect.Descriptor instead.
 func (*DiffRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{36}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *DiffRequest) GetEnvironment() string {
@@ -2844,7 +2937,7 @@ type DiffResponse struct {
 
 func (x *DiffResponse) Reset() {
 	*x = DiffResponse{}
-	mi := &file_isle_v1_environment_proto_msgTypes[37]
+	mi := &file_isle_v1_environment_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2856,7 +2949,7 @@ func (x *DiffResponse) String() string {
 func (*DiffResponse) ProtoMessage() {}
 
 func (x *DiffResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[37]
+	mi := &file_isle_v1_environment_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2869,7 +2962,7 @@ func (x *DiffResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffResponse.ProtoReflect.Descriptor instead.
 func (*DiffResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{37}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *DiffResponse) GetChanges() []*Change {
@@ -2892,7 +2985,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_isle_v1_environment_proto_msgTypes[38]
+	mi := &file_isle_v1_environment_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2904,7 +2997,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[38]
+	mi := &file_isle_v1_environment_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2917,7 +3010,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{38}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Change) GetService() string {
@@ -2968,7 +3061,7 @@ type PortInput struct {
 
 func (x *PortInput) Reset() {
 	*x = PortInput{}
-	mi := &file_isle_v1_environment_proto_msgTypes[39]
+	mi := &file_isle_v1_environment_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2980,7 +3073,7 @@ func (x *PortInput) String() string {
 func (*PortInput) ProtoMessage() {}
 
 func (x *PortInput) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[39]
+	mi := &file_isle_v1_environment_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2993,7 +3086,7 @@ func (x *PortInput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortInput.ProtoReflect.Descriptor instead.
 func (*PortInput) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{39}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *PortInput) GetInput() isPortInput_Input {
@@ -3048,7 +3141,7 @@ type PortStart struct {
 
 func (x *PortStart) Reset() {
 	*x = PortStart{}
-	mi := &file_isle_v1_environment_proto_msgTypes[40]
+	mi := &file_isle_v1_environment_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3060,7 +3153,7 @@ func (x *PortStart) String() string {
 func (*PortStart) ProtoMessage() {}
 
 func (x *PortStart) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[40]
+	mi := &file_isle_v1_environment_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3073,7 +3166,7 @@ func (x *PortStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortStart.ProtoReflect.Descriptor instead.
 func (*PortStart) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{40}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *PortStart) GetEnvironment() string {
@@ -3106,7 +3199,7 @@ type DoorsRequest struct {
 
 func (x *DoorsRequest) Reset() {
 	*x = DoorsRequest{}
-	mi := &file_isle_v1_environment_proto_msgTypes[41]
+	mi := &file_isle_v1_environment_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3118,7 +3211,7 @@ func (x *DoorsRequest) String() string {
 func (*DoorsRequest) ProtoMessage() {}
 
 func (x *DoorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[41]
+	mi := &file_isle_v1_environment_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3131,7 +3224,7 @@ func (x *DoorsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoorsRequest.ProtoReflect.Descriptor instead.
 func (*DoorsRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{41}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *DoorsRequest) GetEnvironment() string {
@@ -3150,7 +3243,7 @@ type DoorsResponse struct {
 
 func (x *DoorsResponse) Reset() {
 	*x = DoorsResponse{}
-	mi := &file_isle_v1_environment_proto_msgTypes[42]
+	mi := &file_isle_v1_environment_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3162,7 +3255,7 @@ func (x *DoorsResponse) String() string {
 func (*DoorsResponse) ProtoMessage() {}
 
 func (x *DoorsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[42]
+	mi := &file_isle_v1_environment_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3175,7 +3268,7 @@ func (x *DoorsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoorsResponse.ProtoReflect.Descriptor instead.
 func (*DoorsResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{42}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *DoorsResponse) GetDoors() []*Door {
@@ -3204,7 +3297,7 @@ type Door struct {
 
 func (x *Door) Reset() {
 	*x = Door{}
-	mi := &file_isle_v1_environment_proto_msgTypes[43]
+	mi := &file_isle_v1_environment_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3216,7 +3309,7 @@ func (x *Door) String() string {
 func (*Door) ProtoMessage() {}
 
 func (x *Door) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[43]
+	mi := &file_isle_v1_environment_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3229,7 +3322,7 @@ func (x *Door) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Door.ProtoReflect.Descriptor instead.
 func (*Door) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{43}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Door) GetDestination() string {
@@ -3378,7 +3471,7 @@ const file_isle_v1_environment_proto_rawDesc = "" +
 	"\x05state\x18\x03 \x01(\tR\x05state\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x12\x12\n" +
 	"\x04done\x18\x05 \x01(\x03R\x04done\x12\x14\n" +
-	"\x05total\x18\x06 \x01(\x03R\x05total\"\x98\x06\n" +
+	"\x05total\x18\x06 \x01(\x03R\x05total\"\xf2\x06\n" +
 	"\vEnvironment\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -3411,7 +3504,15 @@ const file_isle_v1_environment_proto_rawDesc = "" +
 	"repository\x12\x18\n" +
 	"\arelease\x18\x18 \x01(\tR\arelease\x12\x12\n" +
 	"\x04warm\x18( \x01(\bR\x04warm\x12\x12\n" +
-	"\x04kept\x18) \x01(\tR\x04kept\"\xc0\x02\n" +
+	"\x04kept\x18) \x01(\tR\x04kept\x12&\n" +
+	"\x06asides\x18* \x03(\v2\x0e.isle.v1.AsideR\x06asides\x12\x18\n" +
+	"\awatched\x18+ \x01(\tR\awatched\x12\x16\n" +
+	"\x06breach\x18, \x01(\tR\x06breach\"\xa1\x01\n" +
+	"\x05Aside\x12\x1a\n" +
+	"\binstance\x18\x01 \x01(\tR\binstance\x12\x18\n" +
+	"\arelease\x18\x02 \x01(\tR\arelease\x120\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
+	"\x05until\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"\xc0\x02\n" +
 	"\aService\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06launch\x18\x02 \x01(\tR\x06launch\x12\x16\n" +
@@ -3598,7 +3699,7 @@ func file_isle_v1_environment_proto_rawDescGZIP() []byte {
 	return file_isle_v1_environment_proto_rawDescData
 }
 
-var file_isle_v1_environment_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
+var file_isle_v1_environment_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_isle_v1_environment_proto_goTypes = []any{
 	(*Source)(nil),                // 0: isle.v1.Source
 	(*RegistryCredential)(nil),    // 1: isle.v1.RegistryCredential
@@ -3609,114 +3710,118 @@ var file_isle_v1_environment_proto_goTypes = []any{
 	(*UpResult)(nil),              // 6: isle.v1.UpResult
 	(*ProgressEvent)(nil),         // 7: isle.v1.ProgressEvent
 	(*Environment)(nil),           // 8: isle.v1.Environment
-	(*Service)(nil),               // 9: isle.v1.Service
-	(*Port)(nil),                  // 10: isle.v1.Port
-	(*Usage)(nil),                 // 11: isle.v1.Usage
-	(*Limits)(nil),                // 12: isle.v1.Limits
-	(*Volume)(nil),                // 13: isle.v1.Volume
-	(*DownRequest)(nil),           // 14: isle.v1.DownRequest
-	(*ListRequest)(nil),           // 15: isle.v1.ListRequest
-	(*ListResponse)(nil),          // 16: isle.v1.ListResponse
-	(*GetRequest)(nil),            // 17: isle.v1.GetRequest
-	(*GetResponse)(nil),           // 18: isle.v1.GetResponse
-	(*ExtendRequest)(nil),         // 19: isle.v1.ExtendRequest
-	(*ExtendResponse)(nil),        // 20: isle.v1.ExtendResponse
-	(*ExecInput)(nil),             // 21: isle.v1.ExecInput
-	(*ExecStart)(nil),             // 22: isle.v1.ExecStart
-	(*TerminalSize)(nil),          // 23: isle.v1.TerminalSize
-	(*ExecOutput)(nil),            // 24: isle.v1.ExecOutput
-	(*ExecExit)(nil),              // 25: isle.v1.ExecExit
-	(*LogsRequest)(nil),           // 26: isle.v1.LogsRequest
-	(*LogLine)(nil),               // 27: isle.v1.LogLine
-	(*CopyInRequest)(nil),         // 28: isle.v1.CopyInRequest
-	(*CopyInStart)(nil),           // 29: isle.v1.CopyInStart
-	(*CopyInResponse)(nil),        // 30: isle.v1.CopyInResponse
-	(*CopyOutRequest)(nil),        // 31: isle.v1.CopyOutRequest
-	(*Chunk)(nil),                 // 32: isle.v1.Chunk
-	(*ListFilesRequest)(nil),      // 33: isle.v1.ListFilesRequest
-	(*ListFilesResponse)(nil),     // 34: isle.v1.ListFilesResponse
-	(*File)(nil),                  // 35: isle.v1.File
-	(*DiffRequest)(nil),           // 36: isle.v1.DiffRequest
-	(*DiffResponse)(nil),          // 37: isle.v1.DiffResponse
-	(*Change)(nil),                // 38: isle.v1.Change
-	(*PortInput)(nil),             // 39: isle.v1.PortInput
-	(*PortStart)(nil),             // 40: isle.v1.PortStart
-	(*DoorsRequest)(nil),          // 41: isle.v1.DoorsRequest
-	(*DoorsResponse)(nil),         // 42: isle.v1.DoorsResponse
-	(*Door)(nil),                  // 43: isle.v1.Door
-	nil,                           // 44: isle.v1.ExecStart.EnvEntry
-	(*durationpb.Duration)(nil),   // 45: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 46: google.protobuf.Timestamp
+	(*Aside)(nil),                 // 9: isle.v1.Aside
+	(*Service)(nil),               // 10: isle.v1.Service
+	(*Port)(nil),                  // 11: isle.v1.Port
+	(*Usage)(nil),                 // 12: isle.v1.Usage
+	(*Limits)(nil),                // 13: isle.v1.Limits
+	(*Volume)(nil),                // 14: isle.v1.Volume
+	(*DownRequest)(nil),           // 15: isle.v1.DownRequest
+	(*ListRequest)(nil),           // 16: isle.v1.ListRequest
+	(*ListResponse)(nil),          // 17: isle.v1.ListResponse
+	(*GetRequest)(nil),            // 18: isle.v1.GetRequest
+	(*GetResponse)(nil),           // 19: isle.v1.GetResponse
+	(*ExtendRequest)(nil),         // 20: isle.v1.ExtendRequest
+	(*ExtendResponse)(nil),        // 21: isle.v1.ExtendResponse
+	(*ExecInput)(nil),             // 22: isle.v1.ExecInput
+	(*ExecStart)(nil),             // 23: isle.v1.ExecStart
+	(*TerminalSize)(nil),          // 24: isle.v1.TerminalSize
+	(*ExecOutput)(nil),            // 25: isle.v1.ExecOutput
+	(*ExecExit)(nil),              // 26: isle.v1.ExecExit
+	(*LogsRequest)(nil),           // 27: isle.v1.LogsRequest
+	(*LogLine)(nil),               // 28: isle.v1.LogLine
+	(*CopyInRequest)(nil),         // 29: isle.v1.CopyInRequest
+	(*CopyInStart)(nil),           // 30: isle.v1.CopyInStart
+	(*CopyInResponse)(nil),        // 31: isle.v1.CopyInResponse
+	(*CopyOutRequest)(nil),        // 32: isle.v1.CopyOutRequest
+	(*Chunk)(nil),                 // 33: isle.v1.Chunk
+	(*ListFilesRequest)(nil),      // 34: isle.v1.ListFilesRequest
+	(*ListFilesResponse)(nil),     // 35: isle.v1.ListFilesResponse
+	(*File)(nil),                  // 36: isle.v1.File
+	(*DiffRequest)(nil),           // 37: isle.v1.DiffRequest
+	(*DiffResponse)(nil),          // 38: isle.v1.DiffResponse
+	(*Change)(nil),                // 39: isle.v1.Change
+	(*PortInput)(nil),             // 40: isle.v1.PortInput
+	(*PortStart)(nil),             // 41: isle.v1.PortStart
+	(*DoorsRequest)(nil),          // 42: isle.v1.DoorsRequest
+	(*DoorsResponse)(nil),         // 43: isle.v1.DoorsResponse
+	(*Door)(nil),                  // 44: isle.v1.Door
+	nil,                           // 45: isle.v1.ExecStart.EnvEntry
+	(*durationpb.Duration)(nil),   // 46: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 47: google.protobuf.Timestamp
 }
 var file_isle_v1_environment_proto_depIdxs = []int32{
 	2,  // 0: isle.v1.Source.trees:type_name -> isle.v1.CopiedTree
 	1,  // 1: isle.v1.Source.credentials:type_name -> isle.v1.RegistryCredential
 	0,  // 2: isle.v1.UpRequest.source:type_name -> isle.v1.Source
-	45, // 3: isle.v1.UpRequest.ttl:type_name -> google.protobuf.Duration
+	46, // 3: isle.v1.UpRequest.ttl:type_name -> google.protobuf.Duration
 	7,  // 4: isle.v1.UpEvent.progress:type_name -> isle.v1.ProgressEvent
 	5,  // 5: isle.v1.UpEvent.need:type_name -> isle.v1.Need
 	6,  // 6: isle.v1.UpEvent.result:type_name -> isle.v1.UpResult
 	8,  // 7: isle.v1.UpResult.environment:type_name -> isle.v1.Environment
-	45, // 8: isle.v1.UpResult.warm_took:type_name -> google.protobuf.Duration
-	46, // 9: isle.v1.Environment.created:type_name -> google.protobuf.Timestamp
-	46, // 10: isle.v1.Environment.expires:type_name -> google.protobuf.Timestamp
-	9,  // 11: isle.v1.Environment.services:type_name -> isle.v1.Service
-	11, // 12: isle.v1.Environment.usage:type_name -> isle.v1.Usage
-	12, // 13: isle.v1.Environment.limits:type_name -> isle.v1.Limits
-	13, // 14: isle.v1.Environment.volumes:type_name -> isle.v1.Volume
-	46, // 15: isle.v1.Service.started:type_name -> google.protobuf.Timestamp
-	10, // 16: isle.v1.Service.ports:type_name -> isle.v1.Port
-	45, // 17: isle.v1.Usage.cpu:type_name -> google.protobuf.Duration
-	46, // 18: isle.v1.Volume.delete_after:type_name -> google.protobuf.Timestamp
-	8,  // 19: isle.v1.ListResponse.environments:type_name -> isle.v1.Environment
-	8,  // 20: isle.v1.GetResponse.environment:type_name -> isle.v1.Environment
-	45, // 21: isle.v1.ExtendRequest.by:type_name -> google.protobuf.Duration
-	46, // 22: isle.v1.ExtendResponse.expires:type_name -> google.protobuf.Timestamp
-	22, // 23: isle.v1.ExecInput.start:type_name -> isle.v1.ExecStart
-	23, // 24: isle.v1.ExecInput.size:type_name -> isle.v1.TerminalSize
-	44, // 25: isle.v1.ExecStart.env:type_name -> isle.v1.ExecStart.EnvEntry
-	23, // 26: isle.v1.ExecStart.size:type_name -> isle.v1.TerminalSize
-	25, // 27: isle.v1.ExecOutput.exit:type_name -> isle.v1.ExecExit
-	46, // 28: isle.v1.LogLine.time:type_name -> google.protobuf.Timestamp
-	29, // 29: isle.v1.CopyInRequest.start:type_name -> isle.v1.CopyInStart
-	35, // 30: isle.v1.ListFilesResponse.files:type_name -> isle.v1.File
-	46, // 31: isle.v1.File.time:type_name -> google.protobuf.Timestamp
-	38, // 32: isle.v1.DiffResponse.changes:type_name -> isle.v1.Change
-	40, // 33: isle.v1.PortInput.start:type_name -> isle.v1.PortStart
-	43, // 34: isle.v1.DoorsResponse.doors:type_name -> isle.v1.Door
-	46, // 35: isle.v1.Door.first:type_name -> google.protobuf.Timestamp
-	46, // 36: isle.v1.Door.last:type_name -> google.protobuf.Timestamp
-	3,  // 37: isle.v1.EnvironmentService.Up:input_type -> isle.v1.UpRequest
-	14, // 38: isle.v1.EnvironmentService.Down:input_type -> isle.v1.DownRequest
-	15, // 39: isle.v1.EnvironmentService.List:input_type -> isle.v1.ListRequest
-	17, // 40: isle.v1.EnvironmentService.Get:input_type -> isle.v1.GetRequest
-	19, // 41: isle.v1.EnvironmentService.Extend:input_type -> isle.v1.ExtendRequest
-	21, // 42: isle.v1.EnvironmentService.Exec:input_type -> isle.v1.ExecInput
-	26, // 43: isle.v1.EnvironmentService.Logs:input_type -> isle.v1.LogsRequest
-	28, // 44: isle.v1.EnvironmentService.CopyIn:input_type -> isle.v1.CopyInRequest
-	31, // 45: isle.v1.EnvironmentService.CopyOut:input_type -> isle.v1.CopyOutRequest
-	33, // 46: isle.v1.EnvironmentService.ListFiles:input_type -> isle.v1.ListFilesRequest
-	36, // 47: isle.v1.EnvironmentService.Diff:input_type -> isle.v1.DiffRequest
-	39, // 48: isle.v1.EnvironmentService.PortForward:input_type -> isle.v1.PortInput
-	41, // 49: isle.v1.EnvironmentService.Doors:input_type -> isle.v1.DoorsRequest
-	4,  // 50: isle.v1.EnvironmentService.Up:output_type -> isle.v1.UpEvent
-	7,  // 51: isle.v1.EnvironmentService.Down:output_type -> isle.v1.ProgressEvent
-	16, // 52: isle.v1.EnvironmentService.List:output_type -> isle.v1.ListResponse
-	18, // 53: isle.v1.EnvironmentService.Get:output_type -> isle.v1.GetResponse
-	20, // 54: isle.v1.EnvironmentService.Extend:output_type -> isle.v1.ExtendResponse
-	24, // 55: isle.v1.EnvironmentService.Exec:output_type -> isle.v1.ExecOutput
-	27, // 56: isle.v1.EnvironmentService.Logs:output_type -> isle.v1.LogLine
-	30, // 57: isle.v1.EnvironmentService.CopyIn:output_type -> isle.v1.CopyInResponse
-	32, // 58: isle.v1.EnvironmentService.CopyOut:output_type -> isle.v1.Chunk
-	34, // 59: isle.v1.EnvironmentService.ListFiles:output_type -> isle.v1.ListFilesResponse
-	37, // 60: isle.v1.EnvironmentService.Diff:output_type -> isle.v1.DiffResponse
-	32, // 61: isle.v1.EnvironmentService.PortForward:output_type -> isle.v1.Chunk
-	42, // 62: isle.v1.EnvironmentService.Doors:output_type -> isle.v1.DoorsResponse
-	50, // [50:63] is the sub-list for method output_type
-	37, // [37:50] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	46, // 8: isle.v1.UpResult.warm_took:type_name -> google.protobuf.Duration
+	47, // 9: isle.v1.Environment.created:type_name -> google.protobuf.Timestamp
+	47, // 10: isle.v1.Environment.expires:type_name -> google.protobuf.Timestamp
+	10, // 11: isle.v1.Environment.services:type_name -> isle.v1.Service
+	12, // 12: isle.v1.Environment.usage:type_name -> isle.v1.Usage
+	13, // 13: isle.v1.Environment.limits:type_name -> isle.v1.Limits
+	14, // 14: isle.v1.Environment.volumes:type_name -> isle.v1.Volume
+	9,  // 15: isle.v1.Environment.asides:type_name -> isle.v1.Aside
+	47, // 16: isle.v1.Aside.since:type_name -> google.protobuf.Timestamp
+	47, // 17: isle.v1.Aside.until:type_name -> google.protobuf.Timestamp
+	47, // 18: isle.v1.Service.started:type_name -> google.protobuf.Timestamp
+	11, // 19: isle.v1.Service.ports:type_name -> isle.v1.Port
+	46, // 20: isle.v1.Usage.cpu:type_name -> google.protobuf.Duration
+	47, // 21: isle.v1.Volume.delete_after:type_name -> google.protobuf.Timestamp
+	8,  // 22: isle.v1.ListResponse.environments:type_name -> isle.v1.Environment
+	8,  // 23: isle.v1.GetResponse.environment:type_name -> isle.v1.Environment
+	46, // 24: isle.v1.ExtendRequest.by:type_name -> google.protobuf.Duration
+	47, // 25: isle.v1.ExtendResponse.expires:type_name -> google.protobuf.Timestamp
+	23, // 26: isle.v1.ExecInput.start:type_name -> isle.v1.ExecStart
+	24, // 27: isle.v1.ExecInput.size:type_name -> isle.v1.TerminalSize
+	45, // 28: isle.v1.ExecStart.env:type_name -> isle.v1.ExecStart.EnvEntry
+	24, // 29: isle.v1.ExecStart.size:type_name -> isle.v1.TerminalSize
+	26, // 30: isle.v1.ExecOutput.exit:type_name -> isle.v1.ExecExit
+	47, // 31: isle.v1.LogLine.time:type_name -> google.protobuf.Timestamp
+	30, // 32: isle.v1.CopyInRequest.start:type_name -> isle.v1.CopyInStart
+	36, // 33: isle.v1.ListFilesResponse.files:type_name -> isle.v1.File
+	47, // 34: isle.v1.File.time:type_name -> google.protobuf.Timestamp
+	39, // 35: isle.v1.DiffResponse.changes:type_name -> isle.v1.Change
+	41, // 36: isle.v1.PortInput.start:type_name -> isle.v1.PortStart
+	44, // 37: isle.v1.DoorsResponse.doors:type_name -> isle.v1.Door
+	47, // 38: isle.v1.Door.first:type_name -> google.protobuf.Timestamp
+	47, // 39: isle.v1.Door.last:type_name -> google.protobuf.Timestamp
+	3,  // 40: isle.v1.EnvironmentService.Up:input_type -> isle.v1.UpRequest
+	15, // 41: isle.v1.EnvironmentService.Down:input_type -> isle.v1.DownRequest
+	16, // 42: isle.v1.EnvironmentService.List:input_type -> isle.v1.ListRequest
+	18, // 43: isle.v1.EnvironmentService.Get:input_type -> isle.v1.GetRequest
+	20, // 44: isle.v1.EnvironmentService.Extend:input_type -> isle.v1.ExtendRequest
+	22, // 45: isle.v1.EnvironmentService.Exec:input_type -> isle.v1.ExecInput
+	27, // 46: isle.v1.EnvironmentService.Logs:input_type -> isle.v1.LogsRequest
+	29, // 47: isle.v1.EnvironmentService.CopyIn:input_type -> isle.v1.CopyInRequest
+	32, // 48: isle.v1.EnvironmentService.CopyOut:input_type -> isle.v1.CopyOutRequest
+	34, // 49: isle.v1.EnvironmentService.ListFiles:input_type -> isle.v1.ListFilesRequest
+	37, // 50: isle.v1.EnvironmentService.Diff:input_type -> isle.v1.DiffRequest
+	40, // 51: isle.v1.EnvironmentService.PortForward:input_type -> isle.v1.PortInput
+	42, // 52: isle.v1.EnvironmentService.Doors:input_type -> isle.v1.DoorsRequest
+	4,  // 53: isle.v1.EnvironmentService.Up:output_type -> isle.v1.UpEvent
+	7,  // 54: isle.v1.EnvironmentService.Down:output_type -> isle.v1.ProgressEvent
+	17, // 55: isle.v1.EnvironmentService.List:output_type -> isle.v1.ListResponse
+	19, // 56: isle.v1.EnvironmentService.Get:output_type -> isle.v1.GetResponse
+	21, // 57: isle.v1.EnvironmentService.Extend:output_type -> isle.v1.ExtendResponse
+	25, // 58: isle.v1.EnvironmentService.Exec:output_type -> isle.v1.ExecOutput
+	28, // 59: isle.v1.EnvironmentService.Logs:output_type -> isle.v1.LogLine
+	31, // 60: isle.v1.EnvironmentService.CopyIn:output_type -> isle.v1.CopyInResponse
+	33, // 61: isle.v1.EnvironmentService.CopyOut:output_type -> isle.v1.Chunk
+	35, // 62: isle.v1.EnvironmentService.ListFiles:output_type -> isle.v1.ListFilesResponse
+	38, // 63: isle.v1.EnvironmentService.Diff:output_type -> isle.v1.DiffResponse
+	33, // 64: isle.v1.EnvironmentService.PortForward:output_type -> isle.v1.Chunk
+	43, // 65: isle.v1.EnvironmentService.Doors:output_type -> isle.v1.DoorsResponse
+	53, // [53:66] is the sub-list for method output_type
+	40, // [40:53] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_isle_v1_environment_proto_init() }
@@ -3729,24 +3834,24 @@ func file_isle_v1_environment_proto_init() {
 		(*UpEvent_Need)(nil),
 		(*UpEvent_Result)(nil),
 	}
-	file_isle_v1_environment_proto_msgTypes[9].OneofWrappers = []any{}
-	file_isle_v1_environment_proto_msgTypes[21].OneofWrappers = []any{
+	file_isle_v1_environment_proto_msgTypes[10].OneofWrappers = []any{}
+	file_isle_v1_environment_proto_msgTypes[22].OneofWrappers = []any{
 		(*ExecInput_Start)(nil),
 		(*ExecInput_Stdin)(nil),
 		(*ExecInput_StdinEnd)(nil),
 		(*ExecInput_Signal)(nil),
 		(*ExecInput_Size)(nil),
 	}
-	file_isle_v1_environment_proto_msgTypes[24].OneofWrappers = []any{
+	file_isle_v1_environment_proto_msgTypes[25].OneofWrappers = []any{
 		(*ExecOutput_Stdout)(nil),
 		(*ExecOutput_Stderr)(nil),
 		(*ExecOutput_Exit)(nil),
 	}
-	file_isle_v1_environment_proto_msgTypes[28].OneofWrappers = []any{
+	file_isle_v1_environment_proto_msgTypes[29].OneofWrappers = []any{
 		(*CopyInRequest_Start)(nil),
 		(*CopyInRequest_Data)(nil),
 	}
-	file_isle_v1_environment_proto_msgTypes[39].OneofWrappers = []any{
+	file_isle_v1_environment_proto_msgTypes[40].OneofWrappers = []any{
 		(*PortInput_Start)(nil),
 		(*PortInput_Data)(nil),
 	}
@@ -3756,7 +3861,7 @@ func file_isle_v1_environment_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isle_v1_environment_proto_rawDesc), len(file_isle_v1_environment_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   45,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

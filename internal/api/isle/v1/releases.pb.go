@@ -2273,6 +2273,8 @@ type Stage struct {
 	Passed        string                 `protobuf:"bytes,8,opt,name=passed,proto3" json:"passed,omitempty"`    // why a stage before was passed over
 	Marks         []*Mark                `protobuf:"bytes,9,rep,name=marks,proto3" json:"marks,omitempty"`      // what was rolled back from and is not promoted again
 	Earlier       []string               `protobuf:"bytes,10,rep,name=earlier,proto3" json:"earlier,omitempty"` // releases that it pointed at before, the last one last
+	Watches       []*Watch               `protobuf:"bytes,11,rep,name=watches,proto3" json:"watches,omitempty"` // what it is watched for since it points at that
+	Breach        string                 `protobuf:"bytes,12,opt,name=breach,proto3" json:"breach,omitempty"`   // why it should have been rolled back by a watch, and what kept it from that
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2377,6 +2379,97 @@ func (x *Stage) GetEarlier() []string {
 	return nil
 }
 
+func (x *Stage) GetWatches() []*Watch {
+	if x != nil {
+		return x.Watches
+	}
+	return nil
+}
+
+func (x *Stage) GetBreach() string {
+	if x != nil {
+		return x.Breach
+	}
+	return ""
+}
+
+// A Watch says when a stage is rolled back by itself.
+type Watch struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rule          string                 `protobuf:"bytes,1,opt,name=rule,proto3" json:"rule,omitempty"` // where the policy says so
+	Until         *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=until,proto3" json:"until,omitempty"`
+	Errors        float64                `protobuf:"fixed64,3,opt,name=errors,proto3" json:"errors,omitempty"` // the share of answers that may fail; 1: any
+	Health        bool                   `protobuf:"varint,4,opt,name=health,proto3" json:"health,omitempty"`  // a service that fails is enough
+	Text          string                 `protobuf:"bytes,5,opt,name=text,proto3" json:"text,omitempty"`       // for people
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Watch) Reset() {
+	*x = Watch{}
+	mi := &file_isle_v1_releases_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Watch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Watch) ProtoMessage() {}
+
+func (x *Watch) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_releases_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Watch.ProtoReflect.Descriptor instead.
+func (*Watch) Descriptor() ([]byte, []int) {
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *Watch) GetRule() string {
+	if x != nil {
+		return x.Rule
+	}
+	return ""
+}
+
+func (x *Watch) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+func (x *Watch) GetErrors() float64 {
+	if x != nil {
+		return x.Errors
+	}
+	return 0
+}
+
+func (x *Watch) GetHealth() bool {
+	if x != nil {
+		return x.Health
+	}
+	return false
+}
+
+func (x *Watch) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
 type ListStagesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Project       string                 `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"`
@@ -2386,7 +2479,7 @@ type ListStagesRequest struct {
 
 func (x *ListStagesRequest) Reset() {
 	*x = ListStagesRequest{}
-	mi := &file_isle_v1_releases_proto_msgTypes[33]
+	mi := &file_isle_v1_releases_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2398,7 +2491,7 @@ func (x *ListStagesRequest) String() string {
 func (*ListStagesRequest) ProtoMessage() {}
 
 func (x *ListStagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[33]
+	mi := &file_isle_v1_releases_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2411,7 +2504,7 @@ func (x *ListStagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStagesRequest.ProtoReflect.Descriptor instead.
 func (*ListStagesRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{33}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListStagesRequest) GetProject() string {
@@ -2431,7 +2524,7 @@ type ListStagesResponse struct {
 
 func (x *ListStagesResponse) Reset() {
 	*x = ListStagesResponse{}
-	mi := &file_isle_v1_releases_proto_msgTypes[34]
+	mi := &file_isle_v1_releases_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2443,7 +2536,7 @@ func (x *ListStagesResponse) String() string {
 func (*ListStagesResponse) ProtoMessage() {}
 
 func (x *ListStagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[34]
+	mi := &file_isle_v1_releases_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2456,7 +2549,7 @@ func (x *ListStagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStagesResponse.ProtoReflect.Descriptor instead.
 func (*ListStagesResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{34}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListStagesResponse) GetStages() []*Stage {
@@ -2484,7 +2577,7 @@ type ReleaseKey struct {
 
 func (x *ReleaseKey) Reset() {
 	*x = ReleaseKey{}
-	mi := &file_isle_v1_releases_proto_msgTypes[35]
+	mi := &file_isle_v1_releases_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2496,7 +2589,7 @@ func (x *ReleaseKey) String() string {
 func (*ReleaseKey) ProtoMessage() {}
 
 func (x *ReleaseKey) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[35]
+	mi := &file_isle_v1_releases_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2509,7 +2602,7 @@ func (x *ReleaseKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseKey.ProtoReflect.Descriptor instead.
 func (*ReleaseKey) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{35}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ReleaseKey) GetName() string {
@@ -2541,7 +2634,7 @@ type ListReleaseKeysRequest struct {
 
 func (x *ListReleaseKeysRequest) Reset() {
 	*x = ListReleaseKeysRequest{}
-	mi := &file_isle_v1_releases_proto_msgTypes[36]
+	mi := &file_isle_v1_releases_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2553,7 +2646,7 @@ func (x *ListReleaseKeysRequest) String() string {
 func (*ListReleaseKeysRequest) ProtoMessage() {}
 
 func (x *ListReleaseKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[36]
+	mi := &file_isle_v1_releases_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2566,7 +2659,7 @@ func (x *ListReleaseKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReleaseKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListReleaseKeysRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{36}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{37}
 }
 
 type ListReleaseKeysResponse struct {
@@ -2578,7 +2671,7 @@ type ListReleaseKeysResponse struct {
 
 func (x *ListReleaseKeysResponse) Reset() {
 	*x = ListReleaseKeysResponse{}
-	mi := &file_isle_v1_releases_proto_msgTypes[37]
+	mi := &file_isle_v1_releases_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2590,7 +2683,7 @@ func (x *ListReleaseKeysResponse) String() string {
 func (*ListReleaseKeysResponse) ProtoMessage() {}
 
 func (x *ListReleaseKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[37]
+	mi := &file_isle_v1_releases_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2603,7 +2696,7 @@ func (x *ListReleaseKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReleaseKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListReleaseKeysResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{37}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ListReleaseKeysResponse) GetKeys() []*ReleaseKey {
@@ -2623,7 +2716,7 @@ type TrustReleaseKeyRequest struct {
 
 func (x *TrustReleaseKeyRequest) Reset() {
 	*x = TrustReleaseKeyRequest{}
-	mi := &file_isle_v1_releases_proto_msgTypes[38]
+	mi := &file_isle_v1_releases_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2635,7 +2728,7 @@ func (x *TrustReleaseKeyRequest) String() string {
 func (*TrustReleaseKeyRequest) ProtoMessage() {}
 
 func (x *TrustReleaseKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[38]
+	mi := &file_isle_v1_releases_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2648,7 +2741,7 @@ func (x *TrustReleaseKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustReleaseKeyRequest.ProtoReflect.Descriptor instead.
 func (*TrustReleaseKeyRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{38}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *TrustReleaseKeyRequest) GetKey() string {
@@ -2674,7 +2767,7 @@ type TrustReleaseKeyResponse struct {
 
 func (x *TrustReleaseKeyResponse) Reset() {
 	*x = TrustReleaseKeyResponse{}
-	mi := &file_isle_v1_releases_proto_msgTypes[39]
+	mi := &file_isle_v1_releases_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2686,7 +2779,7 @@ func (x *TrustReleaseKeyResponse) String() string {
 func (*TrustReleaseKeyResponse) ProtoMessage() {}
 
 func (x *TrustReleaseKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[39]
+	mi := &file_isle_v1_releases_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2699,7 +2792,7 @@ func (x *TrustReleaseKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustReleaseKeyResponse.ProtoReflect.Descriptor instead.
 func (*TrustReleaseKeyResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{39}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *TrustReleaseKeyResponse) GetKey() *ReleaseKey {
@@ -2880,7 +2973,7 @@ const file_isle_v1_releases_proto_rawDesc = "" +
 	"\arelease\x18\x01 \x01(\tR\arelease\x12\x0e\n" +
 	"\x02by\x18\x02 \x01(\tR\x02by\x12.\n" +
 	"\x04time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reason\"\x98\x02\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"\xda\x02\n" +
 	"\x05Stage\x12\x18\n" +
 	"\aproject\x18\x01 \x01(\tR\aproject\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -2892,7 +2985,15 @@ const file_isle_v1_releases_proto_rawDesc = "" +
 	"\x06passed\x18\b \x01(\tR\x06passed\x12#\n" +
 	"\x05marks\x18\t \x03(\v2\r.isle.v1.MarkR\x05marks\x12\x18\n" +
 	"\aearlier\x18\n" +
-	" \x03(\tR\aearlier\"-\n" +
+	" \x03(\tR\aearlier\x12(\n" +
+	"\awatches\x18\v \x03(\v2\x0e.isle.v1.WatchR\awatches\x12\x16\n" +
+	"\x06breach\x18\f \x01(\tR\x06breach\"\x91\x01\n" +
+	"\x05Watch\x12\x12\n" +
+	"\x04rule\x18\x01 \x01(\tR\x04rule\x120\n" +
+	"\x05until\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x16\n" +
+	"\x06errors\x18\x03 \x01(\x01R\x06errors\x12\x16\n" +
+	"\x06health\x18\x04 \x01(\bR\x06health\x12\x12\n" +
+	"\x04text\x18\x05 \x01(\tR\x04text\"-\n" +
 	"\x11ListStagesRequest\x12\x18\n" +
 	"\aproject\x18\x01 \x01(\tR\aproject\"R\n" +
 	"\x12ListStagesResponse\x12&\n" +
@@ -2942,7 +3043,7 @@ func file_isle_v1_releases_proto_rawDescGZIP() []byte {
 	return file_isle_v1_releases_proto_rawDescData
 }
 
-var file_isle_v1_releases_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
+var file_isle_v1_releases_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
 var file_isle_v1_releases_proto_goTypes = []any{
 	(*Release)(nil),                 // 0: isle.v1.Release
 	(*ReleaseImage)(nil),            // 1: isle.v1.ReleaseImage
@@ -2977,30 +3078,31 @@ var file_isle_v1_releases_proto_goTypes = []any{
 	(*ClearReleaseResponse)(nil),    // 30: isle.v1.ClearReleaseResponse
 	(*Mark)(nil),                    // 31: isle.v1.Mark
 	(*Stage)(nil),                   // 32: isle.v1.Stage
-	(*ListStagesRequest)(nil),       // 33: isle.v1.ListStagesRequest
-	(*ListStagesResponse)(nil),      // 34: isle.v1.ListStagesResponse
-	(*ReleaseKey)(nil),              // 35: isle.v1.ReleaseKey
-	(*ListReleaseKeysRequest)(nil),  // 36: isle.v1.ListReleaseKeysRequest
-	(*ListReleaseKeysResponse)(nil), // 37: isle.v1.ListReleaseKeysResponse
-	(*TrustReleaseKeyRequest)(nil),  // 38: isle.v1.TrustReleaseKeyRequest
-	(*TrustReleaseKeyResponse)(nil), // 39: isle.v1.TrustReleaseKeyResponse
-	(*timestamppb.Timestamp)(nil),   // 40: google.protobuf.Timestamp
-	(*Source)(nil),                  // 41: isle.v1.Source
-	(*ProgressEvent)(nil),           // 42: isle.v1.ProgressEvent
-	(*Need)(nil),                    // 43: isle.v1.Need
-	(*PackageChange)(nil),           // 44: isle.v1.PackageChange
-	(*SettingChange)(nil),           // 45: isle.v1.SettingChange
-	(*durationpb.Duration)(nil),     // 46: google.protobuf.Duration
-	(*Chunk)(nil),                   // 47: isle.v1.Chunk
+	(*Watch)(nil),                   // 33: isle.v1.Watch
+	(*ListStagesRequest)(nil),       // 34: isle.v1.ListStagesRequest
+	(*ListStagesResponse)(nil),      // 35: isle.v1.ListStagesResponse
+	(*ReleaseKey)(nil),              // 36: isle.v1.ReleaseKey
+	(*ListReleaseKeysRequest)(nil),  // 37: isle.v1.ListReleaseKeysRequest
+	(*ListReleaseKeysResponse)(nil), // 38: isle.v1.ListReleaseKeysResponse
+	(*TrustReleaseKeyRequest)(nil),  // 39: isle.v1.TrustReleaseKeyRequest
+	(*TrustReleaseKeyResponse)(nil), // 40: isle.v1.TrustReleaseKeyResponse
+	(*timestamppb.Timestamp)(nil),   // 41: google.protobuf.Timestamp
+	(*Source)(nil),                  // 42: isle.v1.Source
+	(*ProgressEvent)(nil),           // 43: isle.v1.ProgressEvent
+	(*Need)(nil),                    // 44: isle.v1.Need
+	(*PackageChange)(nil),           // 45: isle.v1.PackageChange
+	(*SettingChange)(nil),           // 46: isle.v1.SettingChange
+	(*durationpb.Duration)(nil),     // 47: google.protobuf.Duration
+	(*Chunk)(nil),                   // 48: isle.v1.Chunk
 }
 var file_isle_v1_releases_proto_depIdxs = []int32{
-	40, // 0: isle.v1.Release.created:type_name -> google.protobuf.Timestamp
+	41, // 0: isle.v1.Release.created:type_name -> google.protobuf.Timestamp
 	1,  // 1: isle.v1.Release.images:type_name -> isle.v1.ReleaseImage
 	2,  // 2: isle.v1.Release.attestations:type_name -> isle.v1.Attestation
-	40, // 3: isle.v1.Attestation.added:type_name -> google.protobuf.Timestamp
-	41, // 4: isle.v1.CreateReleaseRequest.source:type_name -> isle.v1.Source
-	42, // 5: isle.v1.CreateReleaseEvent.progress:type_name -> isle.v1.ProgressEvent
-	43, // 6: isle.v1.CreateReleaseEvent.need:type_name -> isle.v1.Need
+	41, // 3: isle.v1.Attestation.added:type_name -> google.protobuf.Timestamp
+	42, // 4: isle.v1.CreateReleaseRequest.source:type_name -> isle.v1.Source
+	43, // 5: isle.v1.CreateReleaseEvent.progress:type_name -> isle.v1.ProgressEvent
+	44, // 6: isle.v1.CreateReleaseEvent.need:type_name -> isle.v1.Need
 	5,  // 7: isle.v1.CreateReleaseEvent.result:type_name -> isle.v1.CreateReleaseResult
 	0,  // 8: isle.v1.CreateReleaseResult.release:type_name -> isle.v1.Release
 	0,  // 9: isle.v1.ListReleasesResponse.releases:type_name -> isle.v1.Release
@@ -3008,62 +3110,64 @@ var file_isle_v1_releases_proto_depIdxs = []int32{
 	0,  // 11: isle.v1.VerifyReleaseEvent.release:type_name -> isle.v1.Release
 	0,  // 12: isle.v1.ImportReleaseResponse.release:type_name -> isle.v1.Release
 	0,  // 13: isle.v1.PromoteResponse.release:type_name -> isle.v1.Release
-	44, // 14: isle.v1.PromoteResponse.packages:type_name -> isle.v1.PackageChange
-	45, // 15: isle.v1.PromoteResponse.configuration:type_name -> isle.v1.SettingChange
+	45, // 14: isle.v1.PromoteResponse.packages:type_name -> isle.v1.PackageChange
+	46, // 15: isle.v1.PromoteResponse.configuration:type_name -> isle.v1.SettingChange
 	21, // 16: isle.v1.PromoteResponse.switch:type_name -> isle.v1.Switch
 	19, // 17: isle.v1.PromoteResponse.gates:type_name -> isle.v1.Gate
-	42, // 18: isle.v1.PromoteEvent.progress:type_name -> isle.v1.ProgressEvent
+	43, // 18: isle.v1.PromoteEvent.progress:type_name -> isle.v1.ProgressEvent
 	18, // 19: isle.v1.PromoteEvent.result:type_name -> isle.v1.PromoteResponse
-	46, // 20: isle.v1.Switch.took:type_name -> google.protobuf.Duration
-	46, // 21: isle.v1.Switch.pause:type_name -> google.protobuf.Duration
-	40, // 22: isle.v1.Switch.until:type_name -> google.protobuf.Timestamp
+	47, // 20: isle.v1.Switch.took:type_name -> google.protobuf.Duration
+	47, // 21: isle.v1.Switch.pause:type_name -> google.protobuf.Duration
+	41, // 22: isle.v1.Switch.until:type_name -> google.protobuf.Timestamp
 	0,  // 23: isle.v1.RollbackResponse.release:type_name -> isle.v1.Release
 	21, // 24: isle.v1.RollbackResponse.switch:type_name -> isle.v1.Switch
-	42, // 25: isle.v1.RollbackEvent.progress:type_name -> isle.v1.ProgressEvent
+	43, // 25: isle.v1.RollbackEvent.progress:type_name -> isle.v1.ProgressEvent
 	23, // 26: isle.v1.RollbackEvent.result:type_name -> isle.v1.RollbackResponse
 	27, // 27: isle.v1.DriftResponse.checked:type_name -> isle.v1.Checked
 	28, // 28: isle.v1.Checked.drifted:type_name -> isle.v1.Drifted
-	40, // 29: isle.v1.Mark.time:type_name -> google.protobuf.Timestamp
-	40, // 30: isle.v1.Stage.since:type_name -> google.protobuf.Timestamp
+	41, // 29: isle.v1.Mark.time:type_name -> google.protobuf.Timestamp
+	41, // 30: isle.v1.Stage.since:type_name -> google.protobuf.Timestamp
 	31, // 31: isle.v1.Stage.marks:type_name -> isle.v1.Mark
-	32, // 32: isle.v1.ListStagesResponse.stages:type_name -> isle.v1.Stage
-	35, // 33: isle.v1.ListReleaseKeysResponse.keys:type_name -> isle.v1.ReleaseKey
-	35, // 34: isle.v1.TrustReleaseKeyResponse.key:type_name -> isle.v1.ReleaseKey
-	3,  // 35: isle.v1.ReleaseService.CreateRelease:input_type -> isle.v1.CreateReleaseRequest
-	6,  // 36: isle.v1.ReleaseService.ListReleases:input_type -> isle.v1.ListReleasesRequest
-	8,  // 37: isle.v1.ReleaseService.GetRelease:input_type -> isle.v1.GetReleaseRequest
-	10, // 38: isle.v1.ReleaseService.VerifyRelease:input_type -> isle.v1.VerifyReleaseRequest
-	12, // 39: isle.v1.ReleaseService.RemoveRelease:input_type -> isle.v1.RemoveReleaseRequest
-	14, // 40: isle.v1.ReleaseService.GetAttestation:input_type -> isle.v1.GetAttestationRequest
-	15, // 41: isle.v1.ReleaseService.ExportRelease:input_type -> isle.v1.ExportReleaseRequest
-	47, // 42: isle.v1.ReleaseService.ImportRelease:input_type -> isle.v1.Chunk
-	17, // 43: isle.v1.ReleaseService.Promote:input_type -> isle.v1.PromoteRequest
-	22, // 44: isle.v1.ReleaseService.Rollback:input_type -> isle.v1.RollbackRequest
-	25, // 45: isle.v1.ReleaseService.Drift:input_type -> isle.v1.DriftRequest
-	29, // 46: isle.v1.ReleaseService.ClearRelease:input_type -> isle.v1.ClearReleaseRequest
-	33, // 47: isle.v1.ReleaseService.ListStages:input_type -> isle.v1.ListStagesRequest
-	36, // 48: isle.v1.ReleaseService.ListReleaseKeys:input_type -> isle.v1.ListReleaseKeysRequest
-	38, // 49: isle.v1.ReleaseService.TrustReleaseKey:input_type -> isle.v1.TrustReleaseKeyRequest
-	4,  // 50: isle.v1.ReleaseService.CreateRelease:output_type -> isle.v1.CreateReleaseEvent
-	7,  // 51: isle.v1.ReleaseService.ListReleases:output_type -> isle.v1.ListReleasesResponse
-	9,  // 52: isle.v1.ReleaseService.GetRelease:output_type -> isle.v1.GetReleaseResponse
-	11, // 53: isle.v1.ReleaseService.VerifyRelease:output_type -> isle.v1.VerifyReleaseEvent
-	13, // 54: isle.v1.ReleaseService.RemoveRelease:output_type -> isle.v1.RemoveReleaseResponse
-	47, // 55: isle.v1.ReleaseService.GetAttestation:output_type -> isle.v1.Chunk
-	47, // 56: isle.v1.ReleaseService.ExportRelease:output_type -> isle.v1.Chunk
-	16, // 57: isle.v1.ReleaseService.ImportRelease:output_type -> isle.v1.ImportReleaseResponse
-	20, // 58: isle.v1.ReleaseService.Promote:output_type -> isle.v1.PromoteEvent
-	24, // 59: isle.v1.ReleaseService.Rollback:output_type -> isle.v1.RollbackEvent
-	26, // 60: isle.v1.ReleaseService.Drift:output_type -> isle.v1.DriftResponse
-	30, // 61: isle.v1.ReleaseService.ClearRelease:output_type -> isle.v1.ClearReleaseResponse
-	34, // 62: isle.v1.ReleaseService.ListStages:output_type -> isle.v1.ListStagesResponse
-	37, // 63: isle.v1.ReleaseService.ListReleaseKeys:output_type -> isle.v1.ListReleaseKeysResponse
-	39, // 64: isle.v1.ReleaseService.TrustReleaseKey:output_type -> isle.v1.TrustReleaseKeyResponse
-	50, // [50:65] is the sub-list for method output_type
-	35, // [35:50] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	33, // 32: isle.v1.Stage.watches:type_name -> isle.v1.Watch
+	41, // 33: isle.v1.Watch.until:type_name -> google.protobuf.Timestamp
+	32, // 34: isle.v1.ListStagesResponse.stages:type_name -> isle.v1.Stage
+	36, // 35: isle.v1.ListReleaseKeysResponse.keys:type_name -> isle.v1.ReleaseKey
+	36, // 36: isle.v1.TrustReleaseKeyResponse.key:type_name -> isle.v1.ReleaseKey
+	3,  // 37: isle.v1.ReleaseService.CreateRelease:input_type -> isle.v1.CreateReleaseRequest
+	6,  // 38: isle.v1.ReleaseService.ListReleases:input_type -> isle.v1.ListReleasesRequest
+	8,  // 39: isle.v1.ReleaseService.GetRelease:input_type -> isle.v1.GetReleaseRequest
+	10, // 40: isle.v1.ReleaseService.VerifyRelease:input_type -> isle.v1.VerifyReleaseRequest
+	12, // 41: isle.v1.ReleaseService.RemoveRelease:input_type -> isle.v1.RemoveReleaseRequest
+	14, // 42: isle.v1.ReleaseService.GetAttestation:input_type -> isle.v1.GetAttestationRequest
+	15, // 43: isle.v1.ReleaseService.ExportRelease:input_type -> isle.v1.ExportReleaseRequest
+	48, // 44: isle.v1.ReleaseService.ImportRelease:input_type -> isle.v1.Chunk
+	17, // 45: isle.v1.ReleaseService.Promote:input_type -> isle.v1.PromoteRequest
+	22, // 46: isle.v1.ReleaseService.Rollback:input_type -> isle.v1.RollbackRequest
+	25, // 47: isle.v1.ReleaseService.Drift:input_type -> isle.v1.DriftRequest
+	29, // 48: isle.v1.ReleaseService.ClearRelease:input_type -> isle.v1.ClearReleaseRequest
+	34, // 49: isle.v1.ReleaseService.ListStages:input_type -> isle.v1.ListStagesRequest
+	37, // 50: isle.v1.ReleaseService.ListReleaseKeys:input_type -> isle.v1.ListReleaseKeysRequest
+	39, // 51: isle.v1.ReleaseService.TrustReleaseKey:input_type -> isle.v1.TrustReleaseKeyRequest
+	4,  // 52: isle.v1.ReleaseService.CreateRelease:output_type -> isle.v1.CreateReleaseEvent
+	7,  // 53: isle.v1.ReleaseService.ListReleases:output_type -> isle.v1.ListReleasesResponse
+	9,  // 54: isle.v1.ReleaseService.GetRelease:output_type -> isle.v1.GetReleaseResponse
+	11, // 55: isle.v1.ReleaseService.VerifyRelease:output_type -> isle.v1.VerifyReleaseEvent
+	13, // 56: isle.v1.ReleaseService.RemoveRelease:output_type -> isle.v1.RemoveReleaseResponse
+	48, // 57: isle.v1.ReleaseService.GetAttestation:output_type -> isle.v1.Chunk
+	48, // 58: isle.v1.ReleaseService.ExportRelease:output_type -> isle.v1.Chunk
+	16, // 59: isle.v1.ReleaseService.ImportRelease:output_type -> isle.v1.ImportReleaseResponse
+	20, // 60: isle.v1.ReleaseService.Promote:output_type -> isle.v1.PromoteEvent
+	24, // 61: isle.v1.ReleaseService.Rollback:output_type -> isle.v1.RollbackEvent
+	26, // 62: isle.v1.ReleaseService.Drift:output_type -> isle.v1.DriftResponse
+	30, // 63: isle.v1.ReleaseService.ClearRelease:output_type -> isle.v1.ClearReleaseResponse
+	35, // 64: isle.v1.ReleaseService.ListStages:output_type -> isle.v1.ListStagesResponse
+	38, // 65: isle.v1.ReleaseService.ListReleaseKeys:output_type -> isle.v1.ListReleaseKeysResponse
+	40, // 66: isle.v1.ReleaseService.TrustReleaseKey:output_type -> isle.v1.TrustReleaseKeyResponse
+	52, // [52:67] is the sub-list for method output_type
+	37, // [37:52] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_isle_v1_releases_proto_init() }
@@ -3092,7 +3196,7 @@ func file_isle_v1_releases_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isle_v1_releases_proto_rawDesc), len(file_isle_v1_releases_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   40,
+			NumMessages:   41,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
