@@ -240,6 +240,7 @@ const (
 	ActionReleaseSkip        Action = "release:skip"    // stages, on the way
 	ActionReleaseRollback    Action = "release:rollback"
 	ActionReleaseDrift       Action = "release:drift" // something is not as released
+	ActionReleaseHistory     Action = "release:history"
 	ActionReleaseClear       Action = "release:clear" // a mark that a rollback has left
 	ActionReleaseTrust       Action = "release:trust" // a key of another server
 	ActionEgressConnect      Action = "egress:connect"

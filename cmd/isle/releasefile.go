@@ -12,6 +12,7 @@ import (
 	"isle"
 	"isle/internal/api"
 	islev1 "isle/internal/api/isle/v1"
+	"isle/internal/audit"
 	"isle/internal/release"
 )
 
@@ -128,12 +129,15 @@ func newVerify(a *app) *cobra.Command {
 	var keys []string
 	cmd := &cobra.Command{
 		Use:   "verify FILE --key KEY",
-		Short: "Check the file of a release, without a server",
+		Short: "Check the file of a release or of a history, without a server",
 		Long: `Check all of a file that isle release export wrote: that the release has its digest, that a
 key given has signed it and each attestation, that these are of it, and that the layers in
-the file, if any, are its. No server is asked. isle release trust shows a server's key.`,
-		Example: `  isle verify shop.release --key isle-releases/isle-x.internal+0a1b2c3d+Ab…`,
-		Args:    args(1, 1, "one file"),
+the file, if any, are its. Of one that isle history --prove wrote: that each entry is in the
+log whose key is given, and the releases in it. No server is asked. isle release trust shows a
+server's key for releases, isle audit key that of its log.`,
+		Example: `  isle verify shop.release --key isle-releases/isle-x.internal+0a1b2c3d+Ab…
+  isle verify shop.history --key isle-log/06j8…+0a1b2c3d+Ab… --key isle-releases/…`,
+		Args: args(1, 1, "one file"),
 		RunE: func(_ *cobra.Command, given []string) error {
 			if len(keys) == 0 {
 				return usagef("isle verify needs the key that must have signed: --key NAME+HASH+BASE64").WithHint("`isle release trust` on the server that made the release shows its key")
@@ -143,7 +147,15 @@ the file, if any, are its. No server is asked. isle release trust shows a server
 				return isle.Errorf(isle.NotFound, "cannot read %s: %w", given[0], cause(err))
 			}
 			defer f.Close()
-			v, err := release.VerifyFile(bufio.NewReaderSize(f, 1<<20), keys)
+			r := bufio.NewReaderSize(f, 1<<20)
+			if begin, _ := r.Peek(512); release.IsBundle(begin) {
+				v, err := release.VerifyBundle(r, keys)
+				if err != nil {
+					return err
+				}
+				return a.showProved(v)
+			}
+			v, err := release.VerifyFile(r, keys)
 			if err != nil {
 				return err
 			}
@@ -152,6 +164,28 @@ the file, if any, are its. No server is asked. isle release trust shows a server
 	}
 	cmd.Flags().StringArrayVar(&keys, "key", nil, "a key that is trusted; may be said again")
 	return cmd
+}
+
+// showProved tells what stands in the file of a history.
+func (a *app) showProved(p release.Proved) error {
+	if a.output == "json" {
+		entries, releases := p.Entries, []string{}
+		if entries == nil {
+			entries = []audit.Entry{}
+		}
+		for _, f := range p.Releases {
+			releases = append(releases, string(f.Digest))
+		}
+		return a.json(map[string]any{
+			"of": p.Of, "origin": p.Checkpoint.Origin, "size": p.Checkpoint.Size, "root": p.Checkpoint.Root.String(), "entries": entries, "releases": releases, "vouched": p.Vouched,
+		})
+	}
+	fmt.Fprintf(a.stdout, "history of %s: %d entries are in the log %s of %d entries\n", cleanLine(p.Of), len(p.Entries), cleanLine(p.Checkpoint.Origin), p.Checkpoint.Size)
+	for _, f := range p.Releases {
+		fmt.Fprintf(a.stdout, "  release %s of %s is whole, signed by %s, with %d attestations\n", f.Digest.Short(), clean(f.Manifest.Project), clean(f.Signer), len(f.Attestations))
+	}
+	_, err := fmt.Fprintf(a.stdout, "  %d attestations are those that entries name\n", p.Vouched)
+	return err
 }
 
 // showVerified tells what stands in the file of a release.

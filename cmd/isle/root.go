@@ -97,7 +97,7 @@ them; isle starts one by itself when none answers.`,
 			newUp(a), newRun(a), newFork(a), newSnapshot(a), newRestore(a), newTree(a), newLs(a), newStatus(a), newLogs(a), newExec(a), newShell(a), newCp(a), newDiff(a), newPortForward(a),
 			newDoors(a), newConnect(a), newTTL(a), newDown(a),
 		}},
-		{"What they are made of:", []*cobra.Command{newInit(a), newConvert(a), newSchema(a), newLock(a), newBuild(a), newCache(a), newImage(a), newRelease(a), newPromote(a), newRollback(a), newDrift(a), newVerify(a)}},
+		{"What they are made of:", []*cobra.Command{newInit(a), newConvert(a), newSchema(a), newLock(a), newBuild(a), newCache(a), newImage(a), newRelease(a), newPromote(a), newRollback(a), newDrift(a), newHistory(a), newVerify(a)}},
 		{"Who may do what:", []*cobra.Command{newApply(a), newPolicy(a), newRole(a), newIdentity(a), newToken(a), newSecret(a), newApprovals(a), newRequest(a), newBreakGlass(a), newSessions(a), newAudit(a)}},
 		{"The server:", []*cobra.Command{newServer(a), newMCP(a), newLogin(a), newLogout(a), newWhoami(a), newDoctor(a), newGC(a), newVersion(a)}},
 	} {

@@ -259,7 +259,7 @@ func reads(a isle.Action) bool {
 	switch a {
 	case isle.ActionImageRead, isle.ActionEnvironmentList, isle.ActionEnvironmentRead, isle.ActionEnvironmentLogs, isle.ActionAuditRead, isle.ActionPolicyRead, isle.ActionSecretRead,
 		isle.ActionIdentityRead, isle.ActionTokenRead, isle.ActionSessionRead, isle.ActionRecordingRead, isle.ActionApprovalRead, isle.ActionSnapshotRead,
-		isle.ActionReleaseRead:
+		isle.ActionReleaseRead, isle.ActionReleaseHistory:
 		return true
 	}
 	return false

@@ -100,6 +100,7 @@ func (cfg Config) releaseRules() map[string]rule {
 			}
 			return []ask{cfg.onEnvironment(ctx, isle.ActionEnvironmentRead, name)}
 		},
+		islev1connect.ReleaseServiceHistoryProcedure: cfg.asksOfHistory,
 		islev1connect.ReleaseServiceClearReleaseProcedure: func(_ context.Context, msg any) []ask {
 			m := msg.(*islev1.ClearReleaseRequest)
 			project := clipped(m.GetProject())

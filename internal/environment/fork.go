@@ -342,7 +342,10 @@ func (m *Manager) copyInto(ctx context.Context, actor isle.Actor, o *origin, for
 	for _, f := range forks {
 		names = append(names, f.l.ref.String())
 		f.intent = audit.NewIntent(actor, isle.ActionEnvironmentLaunch, resource(f.l.ref), "fork of "+o.rec.Ref.String()).In(f.l.ref, f.l.instance).Explained(ctx)
-		for _, s := range f.l.snapshot().Services {
+		rec := f.l.snapshot()
+		f.intent = f.intent.With("project", rec.Project)
+		f.intent.Release = rec.Release
+		for _, s := range rec.Services {
 			f.intent = f.intent.With("image "+s.Name, string(s.Digest))
 		}
 		for i := range f.volumes {

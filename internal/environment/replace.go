@@ -125,7 +125,7 @@ func (m *Manager) replace(ctx context.Context, actor isle.Actor, l *live, req Up
 	if err != nil {
 		return UpResult{}, err
 	}
-	intent := audit.NewIntent(actor, isle.ActionEnvironmentLaunch, resource(req.Ref), strings.Join(p.reasons, "; ")).In(req.Ref, l.instance).Explained(ctx)
+	intent := audit.NewIntent(actor, isle.ActionEnvironmentLaunch, resource(req.Ref), strings.Join(p.reasons, "; ")).In(req.Ref, l.instance).Explained(ctx).With("project", req.Project)
 	now := m.cfg.Now().UTC()
 	secrets := map[string][]byte{}
 	services := make([]Service, 0, len(req.Spec.Services))

@@ -190,7 +190,8 @@ func (m *Manager) stage(ctx context.Context, actor isle.Actor, ref isle.Ref, old
 	m.staged[e.Instance] = f.l
 	m.mu.Unlock()
 	f.intent = audit.NewIntent(actor, isle.ActionEnvironmentRestore, resource(ref), "").In(ref, e.Instance).Explained(ctx)
-	f.intent = o.detail(f.intent)
+	f.intent = o.detail(f.intent.With("project", e.Project))
+	f.intent.Release = e.Release
 	if o.rec.Ref != ref {
 		f.intent = f.intent.With("of", o.rec.Ref.String())
 	}

@@ -167,7 +167,7 @@ func (m *Manager) stageRelease(ctx context.Context, actor isle.Actor, old *live,
 	f.l.rec.UIDBase = f.l.uids
 	m.staged[e.Instance] = f.l
 	m.mu.Unlock()
-	f.intent = audit.NewIntent(actor, isle.ActionEnvironmentLaunch, resource(req.Ref), switchedFrom(old)).In(req.Ref, e.Instance).Explained(ctx).With("replaces", string(was))
+	f.intent = audit.NewIntent(actor, isle.ActionEnvironmentLaunch, resource(req.Ref), switchedFrom(old)).In(req.Ref, e.Instance).Explained(ctx).With("project", e.Project).With("replaces", string(was))
 	for _, s := range e.Services {
 		f.intent = f.intent.With("image "+s.Name, string(s.Digest))
 	}
@@ -213,7 +213,7 @@ func (m *Manager) goBack(ctx context.Context, actor isle.Actor, old *live, req U
 		return r, false, err
 	}
 	intent, err := m.begin(ctx, req.from(audit.NewIntent(actor, isle.ActionEnvironmentLaunch, resource(req.Ref), switchedFrom(old)+" to an instance that was kept").
-		In(req.Ref, l.instance).With("replaces", string(old.instance))))
+		In(req.Ref, l.instance).With("project", req.Project).With("replaces", string(old.instance))))
 	if err == nil {
 		err = m.thaw(ctx, l, a)
 	}

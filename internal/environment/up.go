@@ -261,7 +261,7 @@ func (m *Manager) unchanged(ctx context.Context, actor isle.Actor, l *live, req 
 	if req.mark(&now); now.Branch == was.Branch && now.Commit == was.Commit && now.Dirty == was.Dirty && now.Repository == was.Repository && now.Release == was.Release {
 		return UpResult{Environment: now}, nil
 	}
-	e := audit.NewEvent(actor, isle.ActionEnvironmentLaunch, resource(req.Ref), isle.Allow, "nothing to do but to note where its files are from").In(req.Ref, l.instance).Explained(ctx)
+	e := audit.NewEvent(actor, isle.ActionEnvironmentLaunch, resource(req.Ref), isle.Allow, "nothing to do but to note where its files are from").In(req.Ref, l.instance).Explained(ctx).With("project", now.Project)
 	err := l.change(ctx, req.mark, Mutation{Entries: []audit.Entry{req.from(e)}})
 	return UpResult{Environment: l.snapshot()}, err
 }
@@ -302,7 +302,7 @@ func (m *Manager) create(ctx context.Context, actor isle.Actor, req UpRequest, s
 	l.rec.UIDBase = l.uids
 	m.envs[req.Ref] = l // so that nobody else picks its uids
 	m.mu.Unlock()
-	intent := audit.NewIntent(actor, isle.ActionEnvironmentLaunch, resource(req.Ref), "").In(req.Ref, e.Instance).Explained(ctx)
+	intent := audit.NewIntent(actor, isle.ActionEnvironmentLaunch, resource(req.Ref), "").In(req.Ref, e.Instance).Explained(ctx).With("project", e.Project)
 	for _, s := range e.Services {
 		intent = intent.With("image "+s.Name, string(s.Digest))
 	}

@@ -200,7 +200,7 @@ func (m *Manager) planWarm(ctx context.Context, actor isle.Actor, req UpRequest,
 	f.l.rec.UIDBase = f.l.uids
 	m.envs[req.Ref] = f.l
 	m.mu.Unlock()
-	intent := audit.NewIntent(actor, isle.ActionEnvironmentLaunch, resource(req.Ref), "warm start").In(req.Ref, e.Instance).Explained(ctx)
+	intent := audit.NewIntent(actor, isle.ActionEnvironmentLaunch, resource(req.Ref), "warm start").In(req.Ref, e.Instance).Explained(ctx).With("project", e.Project)
 	intent = o.detail(intent)
 	for _, s := range e.Services {
 		intent = intent.With("image "+s.Name, string(s.Digest))

@@ -20,7 +20,7 @@ const (
 // reason or an end because they are reviewed with the program.
 func builtinRoles() []Role {
 	everything := []Pattern{{Kind: "*", Name: "*"}}
-	look := []isle.Action{isle.ActionEnvironmentList, isle.ActionEnvironmentRead, isle.ActionSnapshotRead, isle.ActionReleaseRead, isle.ActionPolicyRead, isle.ActionServerRead}
+	look := []isle.Action{isle.ActionEnvironmentList, isle.ActionEnvironmentRead, isle.ActionSnapshotRead, isle.ActionReleaseRead, isle.ActionReleaseHistory, isle.ActionPolicyRead, isle.ActionServerRead}
 	images := []isle.Action{isle.ActionImageLock, isle.ActionImageBuild, isle.ActionImageRead, isle.ActionImageImport, isle.ActionImageExport}
 	run := []isle.Action{isle.ActionEnvironmentLaunch, isle.ActionEnvironmentDown, isle.ActionEnvironmentExtend, isle.ActionEnvironmentLogs}
 	copied := []isle.Action{isle.ActionEnvironmentFork, isle.ActionEnvironmentRestore}

@@ -2802,6 +2802,537 @@ func (x *TrustReleaseKeyResponse) GetKey() *ReleaseKey {
 	return nil
 }
 
+type HistoryRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Of            string                 `protobuf:"bytes,1,opt,name=of,proto3" json:"of,omitempty"`           // NAME[@STAGE], or the beginning of a digest of a release or an image
+	Project       string                 `protobuf:"bytes,2,opt,name=project,proto3" json:"project,omitempty"` // whose stage OF is, where it is the name of one; empty: of none
+	Limit         int32                  `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`    // of lines; 0: 100
+	Prove         bool                   `protobuf:"varint,4,opt,name=prove,proto3" json:"prove,omitempty"`    // with the proofs, and the releases that are named
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HistoryRequest) Reset() {
+	*x = HistoryRequest{}
+	mi := &file_isle_v1_releases_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HistoryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HistoryRequest) ProtoMessage() {}
+
+func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_releases_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HistoryRequest.ProtoReflect.Descriptor instead.
+func (*HistoryRequest) Descriptor() ([]byte, []int) {
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *HistoryRequest) GetOf() string {
+	if x != nil {
+		return x.Of
+	}
+	return ""
+}
+
+func (x *HistoryRequest) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
+}
+
+func (x *HistoryRequest) GetLimit() int32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *HistoryRequest) GetProve() bool {
+	if x != nil {
+		return x.Prove
+	}
+	return false
+}
+
+type HistoryEvent struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Event:
+	//
+	//	*HistoryEvent_Head
+	//	*HistoryEvent_Line
+	//	*HistoryEvent_Release
+	Event         isHistoryEvent_Event `protobuf_oneof:"event"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HistoryEvent) Reset() {
+	*x = HistoryEvent{}
+	mi := &file_isle_v1_releases_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HistoryEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HistoryEvent) ProtoMessage() {}
+
+func (x *HistoryEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_releases_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HistoryEvent.ProtoReflect.Descriptor instead.
+func (*HistoryEvent) Descriptor() ([]byte, []int) {
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *HistoryEvent) GetEvent() isHistoryEvent_Event {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+func (x *HistoryEvent) GetHead() *HistoryHead {
+	if x != nil {
+		if x, ok := x.Event.(*HistoryEvent_Head); ok {
+			return x.Head
+		}
+	}
+	return nil
+}
+
+func (x *HistoryEvent) GetLine() *HistoryLine {
+	if x != nil {
+		if x, ok := x.Event.(*HistoryEvent_Line); ok {
+			return x.Line
+		}
+	}
+	return nil
+}
+
+func (x *HistoryEvent) GetRelease() *HistoryRelease {
+	if x != nil {
+		if x, ok := x.Event.(*HistoryEvent_Release); ok {
+			return x.Release
+		}
+	}
+	return nil
+}
+
+type isHistoryEvent_Event interface {
+	isHistoryEvent_Event()
+}
+
+type HistoryEvent_Head struct {
+	Head *HistoryHead `protobuf:"bytes,1,opt,name=head,proto3,oneof"` // comes first
+}
+
+type HistoryEvent_Line struct {
+	Line *HistoryLine `protobuf:"bytes,2,opt,name=line,proto3,oneof"` // the last one first
+}
+
+type HistoryEvent_Release struct {
+	Release *HistoryRelease `protobuf:"bytes,3,opt,name=release,proto3,oneof"` // in parts that follow each other
+}
+
+func (*HistoryEvent_Head) isHistoryEvent_Event() {}
+
+func (*HistoryEvent_Line) isHistoryEvent_Event() {}
+
+func (*HistoryEvent_Release) isHistoryEvent_Event() {}
+
+type HistoryHead struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`         // "environment", "release" or "image"
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`         // NAME@STAGE or the digest
+	Releases      []*Release             `protobuf:"bytes,3,rep,name=releases,proto3" json:"releases,omitempty"` // that the history names and that are here
+	Runs          []*HistoryRun          `protobuf:"bytes,4,rep,name=runs,proto3" json:"runs,omitempty"`
+	Cut           bool                   `protobuf:"varint,5,opt,name=cut,proto3" json:"cut,omitempty"`              // there are more lines, before these
+	From          uint64                 `protobuf:"varint,6,opt,name=from,proto3" json:"from,omitempty"`            // the first entry of the log that was read
+	Size          uint64                 `protobuf:"varint,7,opt,name=size,proto3" json:"size,omitempty"`            // how many entries the log has
+	Checkpoint    []byte                 `protobuf:"bytes,8,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"` // of prove: the signed note that the proofs are of
+	Key           string                 `protobuf:"bytes,9,opt,name=key,proto3" json:"key,omitempty"`               // the log's, for convenience: it proves nothing
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HistoryHead) Reset() {
+	*x = HistoryHead{}
+	mi := &file_isle_v1_releases_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HistoryHead) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HistoryHead) ProtoMessage() {}
+
+func (x *HistoryHead) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_releases_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HistoryHead.ProtoReflect.Descriptor instead.
+func (*HistoryHead) Descriptor() ([]byte, []int) {
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *HistoryHead) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *HistoryHead) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *HistoryHead) GetReleases() []*Release {
+	if x != nil {
+		return x.Releases
+	}
+	return nil
+}
+
+func (x *HistoryHead) GetRuns() []*HistoryRun {
+	if x != nil {
+		return x.Runs
+	}
+	return nil
+}
+
+func (x *HistoryHead) GetCut() bool {
+	if x != nil {
+		return x.Cut
+	}
+	return false
+}
+
+func (x *HistoryHead) GetFrom() uint64 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *HistoryHead) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *HistoryHead) GetCheckpoint() []byte {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return nil
+}
+
+func (x *HistoryHead) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+// A HistoryRun is that an instance served.
+type HistoryRun struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Environment   string                 `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
+	Instance      string                 `protobuf:"bytes,2,opt,name=instance,proto3" json:"instance,omitempty"`
+	Release       string                 `protobuf:"bytes,3,opt,name=release,proto3" json:"release,omitempty"`
+	Began         *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=began,proto3" json:"began,omitempty"`
+	Ended         *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=ended,proto3" json:"ended,omitempty"` // unset: nothing says that it did
+	BeganEntry    uint64                 `protobuf:"varint,6,opt,name=began_entry,json=beganEntry,proto3" json:"began_entry,omitempty"`
+	EndedEntry    uint64                 `protobuf:"varint,7,opt,name=ended_entry,json=endedEntry,proto3" json:"ended_entry,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HistoryRun) Reset() {
+	*x = HistoryRun{}
+	mi := &file_isle_v1_releases_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HistoryRun) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HistoryRun) ProtoMessage() {}
+
+func (x *HistoryRun) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_releases_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HistoryRun.ProtoReflect.Descriptor instead.
+func (*HistoryRun) Descriptor() ([]byte, []int) {
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *HistoryRun) GetEnvironment() string {
+	if x != nil {
+		return x.Environment
+	}
+	return ""
+}
+
+func (x *HistoryRun) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
+}
+
+func (x *HistoryRun) GetRelease() string {
+	if x != nil {
+		return x.Release
+	}
+	return ""
+}
+
+func (x *HistoryRun) GetBegan() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Began
+	}
+	return nil
+}
+
+func (x *HistoryRun) GetEnded() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Ended
+	}
+	return nil
+}
+
+func (x *HistoryRun) GetBeganEntry() uint64 {
+	if x != nil {
+		return x.BeganEntry
+	}
+	return 0
+}
+
+func (x *HistoryRun) GetEndedEntry() uint64 {
+	if x != nil {
+		return x.EndedEntry
+	}
+	return 0
+}
+
+type HistoryLine struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Entry         *HistoryEntry          `protobuf:"bytes,1,opt,name=entry,proto3" json:"entry,omitempty"`
+	Intent        *HistoryEntry          `protobuf:"bytes,2,opt,name=intent,proto3" json:"intent,omitempty"` // what was said before it was done; unset: the entry says all
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HistoryLine) Reset() {
+	*x = HistoryLine{}
+	mi := &file_isle_v1_releases_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HistoryLine) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HistoryLine) ProtoMessage() {}
+
+func (x *HistoryLine) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_releases_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HistoryLine.ProtoReflect.Descriptor instead.
+func (*HistoryLine) Descriptor() ([]byte, []int) {
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *HistoryLine) GetEntry() *HistoryEntry {
+	if x != nil {
+		return x.Entry
+	}
+	return nil
+}
+
+func (x *HistoryLine) GetIntent() *HistoryEntry {
+	if x != nil {
+		return x.Intent
+	}
+	return nil
+}
+
+type HistoryEntry struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sequence      uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	Json          string                 `protobuf:"bytes,2,opt,name=json,proto3" json:"json,omitempty"` // the canonical encoding
+	Path          [][]byte               `protobuf:"bytes,3,rep,name=path,proto3" json:"path,omitempty"` // of prove: RFC 6962, section 2.1.1, from the leaf up
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HistoryEntry) Reset() {
+	*x = HistoryEntry{}
+	mi := &file_isle_v1_releases_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HistoryEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HistoryEntry) ProtoMessage() {}
+
+func (x *HistoryEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_releases_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HistoryEntry.ProtoReflect.Descriptor instead.
+func (*HistoryEntry) Descriptor() ([]byte, []int) {
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *HistoryEntry) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *HistoryEntry) GetJson() string {
+	if x != nil {
+		return x.Json
+	}
+	return ""
+}
+
+func (x *HistoryEntry) GetPath() [][]byte {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+type HistoryRelease struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Digest        string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	Data          []byte                 `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"` // of the file that isle release export writes, without layers
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HistoryRelease) Reset() {
+	*x = HistoryRelease{}
+	mi := &file_isle_v1_releases_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HistoryRelease) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HistoryRelease) ProtoMessage() {}
+
+func (x *HistoryRelease) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_releases_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HistoryRelease.ProtoReflect.Descriptor instead.
+func (*HistoryRelease) Descriptor() ([]byte, []int) {
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *HistoryRelease) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *HistoryRelease) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 var File_isle_v1_releases_proto protoreflect.FileDescriptor
 
 const file_isle_v1_releases_proto_rawDesc = "" +
@@ -3011,7 +3542,50 @@ const file_isle_v1_releases_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x16\n" +
 	"\x06remove\x18\x02 \x01(\bR\x06remove\"@\n" +
 	"\x17TrustReleaseKeyResponse\x12%\n" +
-	"\x03key\x18\x01 \x01(\v2\x13.isle.v1.ReleaseKeyR\x03key2\xd0\b\n" +
+	"\x03key\x18\x01 \x01(\v2\x13.isle.v1.ReleaseKeyR\x03key\"f\n" +
+	"\x0eHistoryRequest\x12\x0e\n" +
+	"\x02of\x18\x01 \x01(\tR\x02of\x12\x18\n" +
+	"\aproject\x18\x02 \x01(\tR\aproject\x12\x14\n" +
+	"\x05limit\x18\x03 \x01(\x05R\x05limit\x12\x14\n" +
+	"\x05prove\x18\x04 \x01(\bR\x05prove\"\xa4\x01\n" +
+	"\fHistoryEvent\x12*\n" +
+	"\x04head\x18\x01 \x01(\v2\x14.isle.v1.HistoryHeadH\x00R\x04head\x12*\n" +
+	"\x04line\x18\x02 \x01(\v2\x14.isle.v1.HistoryLineH\x00R\x04line\x123\n" +
+	"\arelease\x18\x03 \x01(\v2\x17.isle.v1.HistoryReleaseH\x00R\areleaseB\a\n" +
+	"\x05event\"\xf8\x01\n" +
+	"\vHistoryHead\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12,\n" +
+	"\breleases\x18\x03 \x03(\v2\x10.isle.v1.ReleaseR\breleases\x12'\n" +
+	"\x04runs\x18\x04 \x03(\v2\x13.isle.v1.HistoryRunR\x04runs\x12\x10\n" +
+	"\x03cut\x18\x05 \x01(\bR\x03cut\x12\x12\n" +
+	"\x04from\x18\x06 \x01(\x04R\x04from\x12\x12\n" +
+	"\x04size\x18\a \x01(\x04R\x04size\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\b \x01(\fR\n" +
+	"checkpoint\x12\x10\n" +
+	"\x03key\x18\t \x01(\tR\x03key\"\x8a\x02\n" +
+	"\n" +
+	"HistoryRun\x12 \n" +
+	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x1a\n" +
+	"\binstance\x18\x02 \x01(\tR\binstance\x12\x18\n" +
+	"\arelease\x18\x03 \x01(\tR\arelease\x120\n" +
+	"\x05began\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05began\x120\n" +
+	"\x05ended\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05ended\x12\x1f\n" +
+	"\vbegan_entry\x18\x06 \x01(\x04R\n" +
+	"beganEntry\x12\x1f\n" +
+	"\vended_entry\x18\a \x01(\x04R\n" +
+	"endedEntry\"i\n" +
+	"\vHistoryLine\x12+\n" +
+	"\x05entry\x18\x01 \x01(\v2\x15.isle.v1.HistoryEntryR\x05entry\x12-\n" +
+	"\x06intent\x18\x02 \x01(\v2\x15.isle.v1.HistoryEntryR\x06intent\"R\n" +
+	"\fHistoryEntry\x12\x1a\n" +
+	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x12\n" +
+	"\x04json\x18\x02 \x01(\tR\x04json\x12\x12\n" +
+	"\x04path\x18\x03 \x03(\fR\x04path\"<\n" +
+	"\x0eHistoryRelease\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data2\x8d\t\n" +
 	"\x0eReleaseService\x12M\n" +
 	"\rCreateRelease\x12\x1d.isle.v1.CreateReleaseRequest\x1a\x1b.isle.v1.CreateReleaseEvent0\x01\x12K\n" +
 	"\fListReleases\x12\x1c.isle.v1.ListReleasesRequest\x1a\x1d.isle.v1.ListReleasesResponse\x12E\n" +
@@ -3024,7 +3598,8 @@ const file_isle_v1_releases_proto_rawDesc = "" +
 	"\rImportRelease\x12\x0e.isle.v1.Chunk\x1a\x1e.isle.v1.ImportReleaseResponse(\x01\x12;\n" +
 	"\aPromote\x12\x17.isle.v1.PromoteRequest\x1a\x15.isle.v1.PromoteEvent0\x01\x12>\n" +
 	"\bRollback\x12\x18.isle.v1.RollbackRequest\x1a\x16.isle.v1.RollbackEvent0\x01\x126\n" +
-	"\x05Drift\x12\x15.isle.v1.DriftRequest\x1a\x16.isle.v1.DriftResponse\x12K\n" +
+	"\x05Drift\x12\x15.isle.v1.DriftRequest\x1a\x16.isle.v1.DriftResponse\x12;\n" +
+	"\aHistory\x12\x17.isle.v1.HistoryRequest\x1a\x15.isle.v1.HistoryEvent0\x01\x12K\n" +
 	"\fClearRelease\x12\x1c.isle.v1.ClearReleaseRequest\x1a\x1d.isle.v1.ClearReleaseResponse\x12E\n" +
 	"\n" +
 	"ListStages\x12\x1a.isle.v1.ListStagesRequest\x1a\x1b.isle.v1.ListStagesResponse\x12T\n" +
@@ -3043,7 +3618,7 @@ func file_isle_v1_releases_proto_rawDescGZIP() []byte {
 	return file_isle_v1_releases_proto_rawDescData
 }
 
-var file_isle_v1_releases_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_isle_v1_releases_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
 var file_isle_v1_releases_proto_goTypes = []any{
 	(*Release)(nil),                 // 0: isle.v1.Release
 	(*ReleaseImage)(nil),            // 1: isle.v1.ReleaseImage
@@ -3086,23 +3661,30 @@ var file_isle_v1_releases_proto_goTypes = []any{
 	(*ListReleaseKeysResponse)(nil), // 38: isle.v1.ListReleaseKeysResponse
 	(*TrustReleaseKeyRequest)(nil),  // 39: isle.v1.TrustReleaseKeyRequest
 	(*TrustReleaseKeyResponse)(nil), // 40: isle.v1.TrustReleaseKeyResponse
-	(*timestamppb.Timestamp)(nil),   // 41: google.protobuf.Timestamp
-	(*Source)(nil),                  // 42: isle.v1.Source
-	(*ProgressEvent)(nil),           // 43: isle.v1.ProgressEvent
-	(*Need)(nil),                    // 44: isle.v1.Need
-	(*PackageChange)(nil),           // 45: isle.v1.PackageChange
-	(*SettingChange)(nil),           // 46: isle.v1.SettingChange
-	(*durationpb.Duration)(nil),     // 47: google.protobuf.Duration
-	(*Chunk)(nil),                   // 48: isle.v1.Chunk
+	(*HistoryRequest)(nil),          // 41: isle.v1.HistoryRequest
+	(*HistoryEvent)(nil),            // 42: isle.v1.HistoryEvent
+	(*HistoryHead)(nil),             // 43: isle.v1.HistoryHead
+	(*HistoryRun)(nil),              // 44: isle.v1.HistoryRun
+	(*HistoryLine)(nil),             // 45: isle.v1.HistoryLine
+	(*HistoryEntry)(nil),            // 46: isle.v1.HistoryEntry
+	(*HistoryRelease)(nil),          // 47: isle.v1.HistoryRelease
+	(*timestamppb.Timestamp)(nil),   // 48: google.protobuf.Timestamp
+	(*Source)(nil),                  // 49: isle.v1.Source
+	(*ProgressEvent)(nil),           // 50: isle.v1.ProgressEvent
+	(*Need)(nil),                    // 51: isle.v1.Need
+	(*PackageChange)(nil),           // 52: isle.v1.PackageChange
+	(*SettingChange)(nil),           // 53: isle.v1.SettingChange
+	(*durationpb.Duration)(nil),     // 54: google.protobuf.Duration
+	(*Chunk)(nil),                   // 55: isle.v1.Chunk
 }
 var file_isle_v1_releases_proto_depIdxs = []int32{
-	41, // 0: isle.v1.Release.created:type_name -> google.protobuf.Timestamp
+	48, // 0: isle.v1.Release.created:type_name -> google.protobuf.Timestamp
 	1,  // 1: isle.v1.Release.images:type_name -> isle.v1.ReleaseImage
 	2,  // 2: isle.v1.Release.attestations:type_name -> isle.v1.Attestation
-	41, // 3: isle.v1.Attestation.added:type_name -> google.protobuf.Timestamp
-	42, // 4: isle.v1.CreateReleaseRequest.source:type_name -> isle.v1.Source
-	43, // 5: isle.v1.CreateReleaseEvent.progress:type_name -> isle.v1.ProgressEvent
-	44, // 6: isle.v1.CreateReleaseEvent.need:type_name -> isle.v1.Need
+	48, // 3: isle.v1.Attestation.added:type_name -> google.protobuf.Timestamp
+	49, // 4: isle.v1.CreateReleaseRequest.source:type_name -> isle.v1.Source
+	50, // 5: isle.v1.CreateReleaseEvent.progress:type_name -> isle.v1.ProgressEvent
+	51, // 6: isle.v1.CreateReleaseEvent.need:type_name -> isle.v1.Need
 	5,  // 7: isle.v1.CreateReleaseEvent.result:type_name -> isle.v1.CreateReleaseResult
 	0,  // 8: isle.v1.CreateReleaseResult.release:type_name -> isle.v1.Release
 	0,  // 9: isle.v1.ListReleasesResponse.releases:type_name -> isle.v1.Release
@@ -3110,64 +3692,75 @@ var file_isle_v1_releases_proto_depIdxs = []int32{
 	0,  // 11: isle.v1.VerifyReleaseEvent.release:type_name -> isle.v1.Release
 	0,  // 12: isle.v1.ImportReleaseResponse.release:type_name -> isle.v1.Release
 	0,  // 13: isle.v1.PromoteResponse.release:type_name -> isle.v1.Release
-	45, // 14: isle.v1.PromoteResponse.packages:type_name -> isle.v1.PackageChange
-	46, // 15: isle.v1.PromoteResponse.configuration:type_name -> isle.v1.SettingChange
+	52, // 14: isle.v1.PromoteResponse.packages:type_name -> isle.v1.PackageChange
+	53, // 15: isle.v1.PromoteResponse.configuration:type_name -> isle.v1.SettingChange
 	21, // 16: isle.v1.PromoteResponse.switch:type_name -> isle.v1.Switch
 	19, // 17: isle.v1.PromoteResponse.gates:type_name -> isle.v1.Gate
-	43, // 18: isle.v1.PromoteEvent.progress:type_name -> isle.v1.ProgressEvent
+	50, // 18: isle.v1.PromoteEvent.progress:type_name -> isle.v1.ProgressEvent
 	18, // 19: isle.v1.PromoteEvent.result:type_name -> isle.v1.PromoteResponse
-	47, // 20: isle.v1.Switch.took:type_name -> google.protobuf.Duration
-	47, // 21: isle.v1.Switch.pause:type_name -> google.protobuf.Duration
-	41, // 22: isle.v1.Switch.until:type_name -> google.protobuf.Timestamp
+	54, // 20: isle.v1.Switch.took:type_name -> google.protobuf.Duration
+	54, // 21: isle.v1.Switch.pause:type_name -> google.protobuf.Duration
+	48, // 22: isle.v1.Switch.until:type_name -> google.protobuf.Timestamp
 	0,  // 23: isle.v1.RollbackResponse.release:type_name -> isle.v1.Release
 	21, // 24: isle.v1.RollbackResponse.switch:type_name -> isle.v1.Switch
-	43, // 25: isle.v1.RollbackEvent.progress:type_name -> isle.v1.ProgressEvent
+	50, // 25: isle.v1.RollbackEvent.progress:type_name -> isle.v1.ProgressEvent
 	23, // 26: isle.v1.RollbackEvent.result:type_name -> isle.v1.RollbackResponse
 	27, // 27: isle.v1.DriftResponse.checked:type_name -> isle.v1.Checked
 	28, // 28: isle.v1.Checked.drifted:type_name -> isle.v1.Drifted
-	41, // 29: isle.v1.Mark.time:type_name -> google.protobuf.Timestamp
-	41, // 30: isle.v1.Stage.since:type_name -> google.protobuf.Timestamp
+	48, // 29: isle.v1.Mark.time:type_name -> google.protobuf.Timestamp
+	48, // 30: isle.v1.Stage.since:type_name -> google.protobuf.Timestamp
 	31, // 31: isle.v1.Stage.marks:type_name -> isle.v1.Mark
 	33, // 32: isle.v1.Stage.watches:type_name -> isle.v1.Watch
-	41, // 33: isle.v1.Watch.until:type_name -> google.protobuf.Timestamp
+	48, // 33: isle.v1.Watch.until:type_name -> google.protobuf.Timestamp
 	32, // 34: isle.v1.ListStagesResponse.stages:type_name -> isle.v1.Stage
 	36, // 35: isle.v1.ListReleaseKeysResponse.keys:type_name -> isle.v1.ReleaseKey
 	36, // 36: isle.v1.TrustReleaseKeyResponse.key:type_name -> isle.v1.ReleaseKey
-	3,  // 37: isle.v1.ReleaseService.CreateRelease:input_type -> isle.v1.CreateReleaseRequest
-	6,  // 38: isle.v1.ReleaseService.ListReleases:input_type -> isle.v1.ListReleasesRequest
-	8,  // 39: isle.v1.ReleaseService.GetRelease:input_type -> isle.v1.GetReleaseRequest
-	10, // 40: isle.v1.ReleaseService.VerifyRelease:input_type -> isle.v1.VerifyReleaseRequest
-	12, // 41: isle.v1.ReleaseService.RemoveRelease:input_type -> isle.v1.RemoveReleaseRequest
-	14, // 42: isle.v1.ReleaseService.GetAttestation:input_type -> isle.v1.GetAttestationRequest
-	15, // 43: isle.v1.ReleaseService.ExportRelease:input_type -> isle.v1.ExportReleaseRequest
-	48, // 44: isle.v1.ReleaseService.ImportRelease:input_type -> isle.v1.Chunk
-	17, // 45: isle.v1.ReleaseService.Promote:input_type -> isle.v1.PromoteRequest
-	22, // 46: isle.v1.ReleaseService.Rollback:input_type -> isle.v1.RollbackRequest
-	25, // 47: isle.v1.ReleaseService.Drift:input_type -> isle.v1.DriftRequest
-	29, // 48: isle.v1.ReleaseService.ClearRelease:input_type -> isle.v1.ClearReleaseRequest
-	34, // 49: isle.v1.ReleaseService.ListStages:input_type -> isle.v1.ListStagesRequest
-	37, // 50: isle.v1.ReleaseService.ListReleaseKeys:input_type -> isle.v1.ListReleaseKeysRequest
-	39, // 51: isle.v1.ReleaseService.TrustReleaseKey:input_type -> isle.v1.TrustReleaseKeyRequest
-	4,  // 52: isle.v1.ReleaseService.CreateRelease:output_type -> isle.v1.CreateReleaseEvent
-	7,  // 53: isle.v1.ReleaseService.ListReleases:output_type -> isle.v1.ListReleasesResponse
-	9,  // 54: isle.v1.ReleaseService.GetRelease:output_type -> isle.v1.GetReleaseResponse
-	11, // 55: isle.v1.ReleaseService.VerifyRelease:output_type -> isle.v1.VerifyReleaseEvent
-	13, // 56: isle.v1.ReleaseService.RemoveRelease:output_type -> isle.v1.RemoveReleaseResponse
-	48, // 57: isle.v1.ReleaseService.GetAttestation:output_type -> isle.v1.Chunk
-	48, // 58: isle.v1.ReleaseService.ExportRelease:output_type -> isle.v1.Chunk
-	16, // 59: isle.v1.ReleaseService.ImportRelease:output_type -> isle.v1.ImportReleaseResponse
-	20, // 60: isle.v1.ReleaseService.Promote:output_type -> isle.v1.PromoteEvent
-	24, // 61: isle.v1.ReleaseService.Rollback:output_type -> isle.v1.RollbackEvent
-	26, // 62: isle.v1.ReleaseService.Drift:output_type -> isle.v1.DriftResponse
-	30, // 63: isle.v1.ReleaseService.ClearRelease:output_type -> isle.v1.ClearReleaseResponse
-	35, // 64: isle.v1.ReleaseService.ListStages:output_type -> isle.v1.ListStagesResponse
-	38, // 65: isle.v1.ReleaseService.ListReleaseKeys:output_type -> isle.v1.ListReleaseKeysResponse
-	40, // 66: isle.v1.ReleaseService.TrustReleaseKey:output_type -> isle.v1.TrustReleaseKeyResponse
-	52, // [52:67] is the sub-list for method output_type
-	37, // [37:52] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	43, // 37: isle.v1.HistoryEvent.head:type_name -> isle.v1.HistoryHead
+	45, // 38: isle.v1.HistoryEvent.line:type_name -> isle.v1.HistoryLine
+	47, // 39: isle.v1.HistoryEvent.release:type_name -> isle.v1.HistoryRelease
+	0,  // 40: isle.v1.HistoryHead.releases:type_name -> isle.v1.Release
+	44, // 41: isle.v1.HistoryHead.runs:type_name -> isle.v1.HistoryRun
+	48, // 42: isle.v1.HistoryRun.began:type_name -> google.protobuf.Timestamp
+	48, // 43: isle.v1.HistoryRun.ended:type_name -> google.protobuf.Timestamp
+	46, // 44: isle.v1.HistoryLine.entry:type_name -> isle.v1.HistoryEntry
+	46, // 45: isle.v1.HistoryLine.intent:type_name -> isle.v1.HistoryEntry
+	3,  // 46: isle.v1.ReleaseService.CreateRelease:input_type -> isle.v1.CreateReleaseRequest
+	6,  // 47: isle.v1.ReleaseService.ListReleases:input_type -> isle.v1.ListReleasesRequest
+	8,  // 48: isle.v1.ReleaseService.GetRelease:input_type -> isle.v1.GetReleaseRequest
+	10, // 49: isle.v1.ReleaseService.VerifyRelease:input_type -> isle.v1.VerifyReleaseRequest
+	12, // 50: isle.v1.ReleaseService.RemoveRelease:input_type -> isle.v1.RemoveReleaseRequest
+	14, // 51: isle.v1.ReleaseService.GetAttestation:input_type -> isle.v1.GetAttestationRequest
+	15, // 52: isle.v1.ReleaseService.ExportRelease:input_type -> isle.v1.ExportReleaseRequest
+	55, // 53: isle.v1.ReleaseService.ImportRelease:input_type -> isle.v1.Chunk
+	17, // 54: isle.v1.ReleaseService.Promote:input_type -> isle.v1.PromoteRequest
+	22, // 55: isle.v1.ReleaseService.Rollback:input_type -> isle.v1.RollbackRequest
+	25, // 56: isle.v1.ReleaseService.Drift:input_type -> isle.v1.DriftRequest
+	41, // 57: isle.v1.ReleaseService.History:input_type -> isle.v1.HistoryRequest
+	29, // 58: isle.v1.ReleaseService.ClearRelease:input_type -> isle.v1.ClearReleaseRequest
+	34, // 59: isle.v1.ReleaseService.ListStages:input_type -> isle.v1.ListStagesRequest
+	37, // 60: isle.v1.ReleaseService.ListReleaseKeys:input_type -> isle.v1.ListReleaseKeysRequest
+	39, // 61: isle.v1.ReleaseService.TrustReleaseKey:input_type -> isle.v1.TrustReleaseKeyRequest
+	4,  // 62: isle.v1.ReleaseService.CreateRelease:output_type -> isle.v1.CreateReleaseEvent
+	7,  // 63: isle.v1.ReleaseService.ListReleases:output_type -> isle.v1.ListReleasesResponse
+	9,  // 64: isle.v1.ReleaseService.GetRelease:output_type -> isle.v1.GetReleaseResponse
+	11, // 65: isle.v1.ReleaseService.VerifyRelease:output_type -> isle.v1.VerifyReleaseEvent
+	13, // 66: isle.v1.ReleaseService.RemoveRelease:output_type -> isle.v1.RemoveReleaseResponse
+	55, // 67: isle.v1.ReleaseService.GetAttestation:output_type -> isle.v1.Chunk
+	55, // 68: isle.v1.ReleaseService.ExportRelease:output_type -> isle.v1.Chunk
+	16, // 69: isle.v1.ReleaseService.ImportRelease:output_type -> isle.v1.ImportReleaseResponse
+	20, // 70: isle.v1.ReleaseService.Promote:output_type -> isle.v1.PromoteEvent
+	24, // 71: isle.v1.ReleaseService.Rollback:output_type -> isle.v1.RollbackEvent
+	26, // 72: isle.v1.ReleaseService.Drift:output_type -> isle.v1.DriftResponse
+	42, // 73: isle.v1.ReleaseService.History:output_type -> isle.v1.HistoryEvent
+	30, // 74: isle.v1.ReleaseService.ClearRelease:output_type -> isle.v1.ClearReleaseResponse
+	35, // 75: isle.v1.ReleaseService.ListStages:output_type -> isle.v1.ListStagesResponse
+	38, // 76: isle.v1.ReleaseService.ListReleaseKeys:output_type -> isle.v1.ListReleaseKeysResponse
+	40, // 77: isle.v1.ReleaseService.TrustReleaseKey:output_type -> isle.v1.TrustReleaseKeyResponse
+	62, // [62:78] is the sub-list for method output_type
+	46, // [46:62] is the sub-list for method input_type
+	46, // [46:46] is the sub-list for extension type_name
+	46, // [46:46] is the sub-list for extension extendee
+	0,  // [0:46] is the sub-list for field type_name
 }
 
 func init() { file_isle_v1_releases_proto_init() }
@@ -3190,13 +3783,18 @@ func file_isle_v1_releases_proto_init() {
 		(*RollbackEvent_Progress)(nil),
 		(*RollbackEvent_Result)(nil),
 	}
+	file_isle_v1_releases_proto_msgTypes[42].OneofWrappers = []any{
+		(*HistoryEvent_Head)(nil),
+		(*HistoryEvent_Line)(nil),
+		(*HistoryEvent_Release)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isle_v1_releases_proto_rawDesc), len(file_isle_v1_releases_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   41,
+			NumMessages:   48,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -63,6 +63,8 @@ const (
 	ReleaseServiceRollbackProcedure = "/isle.v1.ReleaseService/Rollback"
 	// ReleaseServiceDriftProcedure is the fully-qualified name of the ReleaseService's Drift RPC.
 	ReleaseServiceDriftProcedure = "/isle.v1.ReleaseService/Drift"
+	// ReleaseServiceHistoryProcedure is the fully-qualified name of the ReleaseService's History RPC.
+	ReleaseServiceHistoryProcedure = "/isle.v1.ReleaseService/History"
 	// ReleaseServiceClearReleaseProcedure is the fully-qualified name of the ReleaseService's
 	// ClearRelease RPC.
 	ReleaseServiceClearReleaseProcedure = "/isle.v1.ReleaseService/ClearRelease"
@@ -107,6 +109,9 @@ type ReleaseServiceClient interface {
 	// Drift compares what runs of releases with them. What differs is an entry of
 	// the audit log.
 	Drift(context.Context, *connect.Request[v1.DriftRequest]) (*connect.Response[v1.DriftResponse], error)
+	// History tells what the audit log says of an environment, a stage, a release or
+	// an image, as far as the caller may read it.
+	History(context.Context, *connect.Request[v1.HistoryRequest]) (*connect.ServerStreamForClient[v1.HistoryEvent], error)
 	// ClearRelease lets a release be promoted again to a stage that was rolled back
 	// from it.
 	ClearRelease(context.Context, *connect.Request[v1.ClearReleaseRequest]) (*connect.Response[v1.ClearReleaseResponse], error)
@@ -197,6 +202,12 @@ func NewReleaseServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(releaseServiceMethods.ByName("Drift")),
 			connect.WithClientOptions(opts...),
 		),
+		history: connect.NewClient[v1.HistoryRequest, v1.HistoryEvent](
+			httpClient,
+			baseURL+ReleaseServiceHistoryProcedure,
+			connect.WithSchema(releaseServiceMethods.ByName("History")),
+			connect.WithClientOptions(opts...),
+		),
 		clearRelease: connect.NewClient[v1.ClearReleaseRequest, v1.ClearReleaseResponse](
 			httpClient,
 			baseURL+ReleaseServiceClearReleaseProcedure,
@@ -237,6 +248,7 @@ type releaseServiceClient struct {
 	promote         *connect.Client[v1.PromoteRequest, v1.PromoteEvent]
 	rollback        *connect.Client[v1.RollbackRequest, v1.RollbackEvent]
 	drift           *connect.Client[v1.DriftRequest, v1.DriftResponse]
+	history         *connect.Client[v1.HistoryRequest, v1.HistoryEvent]
 	clearRelease    *connect.Client[v1.ClearReleaseRequest, v1.ClearReleaseResponse]
 	listStages      *connect.Client[v1.ListStagesRequest, v1.ListStagesResponse]
 	listReleaseKeys *connect.Client[v1.ListReleaseKeysRequest, v1.ListReleaseKeysResponse]
@@ -298,6 +310,11 @@ func (c *releaseServiceClient) Drift(ctx context.Context, req *connect.Request[v
 	return c.drift.CallUnary(ctx, req)
 }
 
+// History calls isle.v1.ReleaseService.History.
+func (c *releaseServiceClient) History(ctx context.Context, req *connect.Request[v1.HistoryRequest]) (*connect.ServerStreamForClient[v1.HistoryEvent], error) {
+	return c.history.CallServerStream(ctx, req)
+}
+
 // ClearRelease calls isle.v1.ReleaseService.ClearRelease.
 func (c *releaseServiceClient) ClearRelease(ctx context.Context, req *connect.Request[v1.ClearReleaseRequest]) (*connect.Response[v1.ClearReleaseResponse], error) {
 	return c.clearRelease.CallUnary(ctx, req)
@@ -348,6 +365,9 @@ type ReleaseServiceHandler interface {
 	// Drift compares what runs of releases with them. What differs is an entry of
 	// the audit log.
 	Drift(context.Context, *connect.Request[v1.DriftRequest]) (*connect.Response[v1.DriftResponse], error)
+	// History tells what the audit log says of an environment, a stage, a release or
+	// an image, as far as the caller may read it.
+	History(context.Context, *connect.Request[v1.HistoryRequest], *connect.ServerStream[v1.HistoryEvent]) error
 	// ClearRelease lets a release be promoted again to a stage that was rolled back
 	// from it.
 	ClearRelease(context.Context, *connect.Request[v1.ClearReleaseRequest]) (*connect.Response[v1.ClearReleaseResponse], error)
@@ -434,6 +454,12 @@ func NewReleaseServiceHandler(svc ReleaseServiceHandler, opts ...connect.Handler
 		connect.WithSchema(releaseServiceMethods.ByName("Drift")),
 		connect.WithHandlerOptions(opts...),
 	)
+	releaseServiceHistoryHandler := connect.NewServerStreamHandler(
+		ReleaseServiceHistoryProcedure,
+		svc.History,
+		connect.WithSchema(releaseServiceMethods.ByName("History")),
+		connect.WithHandlerOptions(opts...),
+	)
 	releaseServiceClearReleaseHandler := connect.NewUnaryHandler(
 		ReleaseServiceClearReleaseProcedure,
 		svc.ClearRelease,
@@ -482,6 +508,8 @@ func NewReleaseServiceHandler(svc ReleaseServiceHandler, opts ...connect.Handler
 			releaseServiceRollbackHandler.ServeHTTP(w, r)
 		case ReleaseServiceDriftProcedure:
 			releaseServiceDriftHandler.ServeHTTP(w, r)
+		case ReleaseServiceHistoryProcedure:
+			releaseServiceHistoryHandler.ServeHTTP(w, r)
 		case ReleaseServiceClearReleaseProcedure:
 			releaseServiceClearReleaseHandler.ServeHTTP(w, r)
 		case ReleaseServiceListStagesProcedure:
@@ -541,6 +569,10 @@ func (UnimplementedReleaseServiceHandler) Rollback(context.Context, *connect.Req
 
 func (UnimplementedReleaseServiceHandler) Drift(context.Context, *connect.Request[v1.DriftRequest]) (*connect.Response[v1.DriftResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("isle.v1.ReleaseService.Drift is not implemented"))
+}
+
+func (UnimplementedReleaseServiceHandler) History(context.Context, *connect.Request[v1.HistoryRequest], *connect.ServerStream[v1.HistoryEvent]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("isle.v1.ReleaseService.History is not implemented"))
 }
 
 func (UnimplementedReleaseServiceHandler) ClearRelease(context.Context, *connect.Request[v1.ClearReleaseRequest]) (*connect.Response[v1.ClearReleaseResponse], error) {
