@@ -27,13 +27,20 @@ func newDiff(a *app) *cobra.Command {
 'isle run --copy' put there, or against an empty volume. Nothing else can change:
 roots are read-only. Bring changes back out with 'isle cp'.
 
-With two, each an environment that runs or a snapshot, list what differs in the second:
-files of volumes, packages, and settings of isle.yaml. A snapshot that is called as an
-environment is said as snapshot:NAME.`,
+With two, each an environment that runs, a snapshot or a release, list what differs in the
+second: files of volumes, packages, and settings of isle.yaml. A snapshot that is called as
+an environment is said as snapshot:NAME.
+
+Of releases, which are named by their digest or by a stage that points at them, layers and
+files of images are compared, packages, and what isle.yaml and the stage's values say: doors,
+limits and schema too. NAME@STAGE is the release beside another release, and else the
+environment, where it runs; release:NAME@STAGE is always the release.`,
 		Example: `  isle diff shop
   isle diff before shop
-  isle diff shop-f1 shop-f2 -s db`,
-		Args: args(1, 2, "one environment, or two environments or snapshots"),
+  isle diff shop-f1 shop-f2 -s db
+  isle diff 3fa9c1 shop@production
+  isle diff release:shop@staging release:shop@production`,
+		Args: args(1, 2, "one environment, or two of environments, snapshots and releases"),
 		RunE: func(cmd *cobra.Command, given []string) error {
 			if len(given) == 2 {
 				return a.compare(cmd.Context(), &islev1.CompareRequest{From: given[0], To: given[1], Service: service})
@@ -77,7 +84,11 @@ func (a *app) showChanges(list []*islev1.Change) {
 		if mark == "" {
 			mark = "?"
 		}
-		fmt.Fprintf(a.stdout, "%s %s:%s/%s\n", mark, ch.GetService(), ch.GetVolume(), cleanLine(ch.GetPath()))
+		where := ch.GetVolume() + "/" // of an image the path is whole
+		if ch.GetVolume() == "" {
+			where = ""
+		}
+		fmt.Fprintf(a.stdout, "%s %s:%s%s\n", mark, clean(ch.GetService()), where, cleanLine(ch.GetPath()))
 	}
 }
 
@@ -85,6 +96,7 @@ type differenceJSON struct {
 	Files         []changeJSON        `json:"files"`
 	Packages      []packageChangeJSON `json:"packages"`
 	Configuration []settingChangeJSON `json:"configuration"`
+	Images        *imagesJSON         `json:"images,omitempty"` // of releases
 }
 
 type packageChangeJSON struct {
@@ -116,7 +128,7 @@ func (a *app) compare(ctx context.Context, req *islev1.CompareRequest) error {
 	}
 	d := stream.Msg()
 	if a.output == "json" {
-		out := differenceJSON{changesView(d.GetFiles()), []packageChangeJSON{}, []settingChangeJSON{}}
+		out := differenceJSON{changesView(d.GetFiles()), []packageChangeJSON{}, []settingChangeJSON{}, imagesView(d.GetImages())}
 		for _, p := range d.GetPackages() {
 			out.Packages = append(out.Packages, packageChangeJSON{p.GetService(), p.GetName(), p.GetFrom(), p.GetTo()})
 		}
@@ -126,6 +138,7 @@ func (a *app) compare(ctx context.Context, req *islev1.CompareRequest) error {
 		return a.json(out)
 	}
 	a.showChanges(d.GetFiles())
+	a.showImages(d.GetImages(), "")
 	for _, p := range d.GetPackages() {
 		a.showValues("package "+p.GetService()+":"+p.GetName(), p.GetFrom(), p.GetTo())
 	}

@@ -75,6 +75,7 @@ type promoteJSON struct {
 	Images     []string            `json:"images"`
 	Packages   []packageChangeJSON `json:"packages"`
 	Settings   []settingChangeJSON `json:"configuration"`
+	Difference *imagesJSON         `json:"difference,omitempty"` // of images, in a dry run
 	Switch     *switchJSON         `json:"switch,omitempty"`
 	Gates      []gateJSON          `json:"gates"`
 	ReviewedAs string              `json:"reviewed_as,omitempty"`
@@ -84,7 +85,7 @@ func (a *app) promote(ctx context.Context, project string, o promoteOptions) err
 	if !isle.ValidName(o.to) {
 		return usagef("--to %q: want a stage, such as staging", o.to)
 	}
-	req := &islev1.PromoteRequest{Project: project, Stage: o.to, Release: o.release, BreakGlass: o.breakGlass, DryRun: true}
+	req := &islev1.PromoteRequest{Project: project, Stage: o.to, Release: o.release, BreakGlass: o.breakGlass, DryRun: true, Files: o.dryRun}
 	if err := o.readValues(project, req); err != nil {
 		return err
 	}
@@ -179,7 +180,7 @@ func promotion(project string, o promoteOptions, res *islev1.PromoteResponse) pr
 	out := promoteJSON{
 		Project: project, Stage: o.to, From: res.GetFrom(), Release: res.GetRelease().GetDigest(), Before: res.GetBefore(), Changed: res.GetChanged(), DryRun: o.dryRun,
 		PassedOver: res.GetPassedOver(), Values: res.GetValues(), Images: res.GetImages(), Packages: []packageChangeJSON{}, Settings: []settingChangeJSON{},
-		Switch: switchView(res.GetSwitch()), Gates: gateViews(res.GetGates()), ReviewedAs: res.GetReviewedAs(),
+		Difference: imagesView(res.GetDifference()), Switch: switchView(res.GetSwitch()), Gates: gateViews(res.GetGates()), ReviewedAs: res.GetReviewedAs(),
 	}
 	if out.Values == nil {
 		out.Values = []string{}
@@ -219,6 +220,7 @@ func (a *app) showPlan(project, stage string, res *islev1.PromoteResponse) {
 	for _, v := range res.GetValues() {
 		fmt.Fprintf(w, "  value     %s\n", cleanLine(v))
 	}
+	a.showImages(res.GetDifference(), "  ")
 	a.showGates(res.GetGates())
 }
 

@@ -95,6 +95,8 @@ type Blobs interface {
 	HasLayer(d isle.Digest) bool
 	// Packages are the versions of an image's Debian packages, by name.
 	Packages(ctx context.Context, m image.Image) (map[string]string, error)
+	// Compare says what differs between two images.
+	Compare(ctx context.Context, a, b image.Image) (image.Comparison, error)
 	// Hold keeps everything in the store until release is called.
 	Hold() (release func())
 }

@@ -56,7 +56,7 @@ func (s *releases) Promote(ctx context.Context, req *connect.Request[islev1.Prom
 	res := &islev1.PromoteResponse{
 		Release: s.message(plan.Release), From: plan.From, Before: string(plan.Before.Release), Changed: !plan.Same, PassedOver: plan.Skips, Values: plan.Values.Lines(),
 	}
-	if err := s.difference(ctx, plan, res); err != nil {
+	if err := s.difference(ctx, plan, m.GetFiles(), res); err != nil {
 		return err
 	}
 	if m.GetDryRun() {
@@ -152,7 +152,7 @@ func (s *releases) promotion(m *islev1.PromoteRequest) (p release.Promotion, err
 }
 
 // difference says what the release of a plan has that the one before does not.
-func (s *releases) difference(ctx context.Context, plan release.Plan, res *islev1.PromoteResponse) error {
+func (s *releases) difference(ctx context.Context, plan release.Plan, files bool, res *islev1.PromoteResponse) error {
 	if plan.Before.Release == "" {
 		return nil
 	}
@@ -163,11 +163,11 @@ func (s *releases) difference(ctx context.Context, plan release.Plan, res *islev
 	if err != nil { // it is no reason not to leave it
 		return nil
 	}
-	was, err := s.stateOf(ctx, before, plan.Before.Values)
+	was, err := (&released{before, plan.Before.Values}).state(ctx, s.Blobs, "")
 	if err != nil {
 		return err
 	}
-	is, err := s.stateOf(ctx, plan.Release, plan.Values)
+	is, err := (&released{plan.Release, plan.Values}).state(ctx, s.Blobs, "")
 	if err != nil {
 		return err
 	}
@@ -187,24 +187,10 @@ func (s *releases) difference(ctx context.Context, plan release.Plan, res *islev
 			res.Images = append(res.Images, svc.Name)
 		}
 	}
-	return nil
-}
-
-// stateOf is a release as it is launched with values, to be compared. What its
-// images had that are not here any more is not known.
-func (s *releases) stateOf(ctx context.Context, rel release.Release, v release.Values) (out snapshot.State, err error) {
-	if out.Spec, err = v.Apply(rel.Manifest.Spec); err != nil {
-		return out, err
+	if files {
+		res.Difference, err = s.imagesDiffer(ctx, old, plan.Release.Manifest.Images())
 	}
-	out.Packages = map[string]map[string]string{}
-	for _, svc := range rel.Manifest.Services {
-		packages, err := s.Blobs.Packages(ctx, svc.Image)
-		if err != nil && isle.CodeOf(err) != isle.NotFound {
-			return out, err
-		}
-		out.Packages[svc.Name] = packages
-	}
-	return out, nil
+	return err
 }
 
 // ListStages implements the RPC.

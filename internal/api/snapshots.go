@@ -320,10 +320,12 @@ func snapshotMessage(s snapshot.Snapshot) *islev1.Snapshot {
 	return out
 }
 
-// A side is one of two states that are compared: an environment or a snapshot.
+// A side is one of two states that are compared: an environment, a snapshot or a
+// release.
 type side struct {
 	ref  isle.Ref
 	snap *snapshot.Snapshot
+	rel  *released
 }
 
 // meansSnapshot is what the name of a snapshot may begin with where an environment
@@ -331,8 +333,12 @@ type side struct {
 const meansSnapshot = "snapshot:"
 
 // sideOf finds out what a name means: an environment's, or, where there is none
-// of that name, a snapshot's.
+// of that name, a snapshot's or a release's.
 func (cfg Config) sideOf(ctx context.Context, name string) (side, error) {
+	if given, ok := strings.CutPrefix(name, meansRelease); ok {
+		rel, err := cfg.releasedAs(given)
+		return side{rel: rel}, err
+	}
 	given, only := strings.CutPrefix(name, meansSnapshot)
 	ref, err := isle.ParseRef(given)
 	if err == nil && !only {
@@ -341,19 +347,34 @@ func (cfg Config) sideOf(ctx context.Context, name string) (side, error) {
 		}
 	}
 	snap, serr := cfg.Snapshots.Look(given)
+	var rel *released
+	rerr := serr
+	if !only {
+		rel, rerr = cfg.releasedAs(given)
+	}
 	switch {
+	case serr == nil && rerr == nil && rel != nil:
+		return side{}, isle.Errorf(isle.Conflict, "%q could be snapshot %s or release %s", clipped(name), snap.Digest.Short(), rel.Digest.Short()).
+			WithHint("say which one: %s%s or %s%s", meansSnapshot, given, meansRelease, given)
 	case serr == nil:
-		return side{snap.Manifest.Ref, &snap}, nil
+		return side{ref: snap.Manifest.Ref, snap: &snap}, nil
+	case rerr == nil && rel != nil && isle.CodeOf(serr) == isle.NotFound:
+		return side{rel: rel}, nil
 	case only || isle.CodeOf(serr) != isle.NotFound:
 		return side{}, serr
+	case isle.CodeOf(rerr) != isle.NotFound:
+		return side{}, rerr
 	case isle.CodeOf(err) == isle.NotFound:
-		return side{}, isle.Errorf(isle.NotFound, "there is no environment and no snapshot %q", clipped(name)).WithHint("see `isle ls` and `isle snapshot ls`")
+		return side{}, isle.Errorf(isle.NotFound, "there is no environment, no snapshot and no release %q", clipped(name)).WithHint("see `isle ls`, `isle snapshot ls` and `isle release ls`")
 	}
 	return side{}, err
 }
 
 // asksOfSide is whether the caller may see the files of a side.
 func (cfg Config) asksOfSide(ctx context.Context, s side) ask {
+	if s.rel != nil {
+		return releaseOf(isle.ActionReleaseRead, s.rel.Manifest.Project)
+	}
 	if s.snap != nil {
 		a := askOf(isle.ActionEnvironmentDiff, s.snap.Manifest)
 		a.resource.Kind = "environment"
@@ -365,26 +386,35 @@ func (cfg Config) asksOfSide(ctx context.Context, s side) ask {
 // asksOfCompare is to see the files of the first state; the second may be of
 // another stage, which is a session of its own, and the handler asks about it.
 func (cfg Config) asksOfCompare(ctx context.Context, msg any) []ask {
-	name := msg.(*islev1.CompareRequest).GetFrom()
-	s, err := cfg.sideOf(ctx, name)
+	m := msg.(*islev1.CompareRequest)
+	sides, err := cfg.sidesOf(ctx, m.GetFrom(), m.GetTo())
 	if err != nil { // found wrong by the handler, under the name given
-		return []ask{cfg.onEnvironment(ctx, isle.ActionEnvironmentDiff, name)}
+		return []ask{cfg.onEnvironment(ctx, isle.ActionEnvironmentDiff, m.GetFrom())}
 	}
-	return []ask{cfg.asksOfSide(ctx, s)}
+	return []ask{cfg.asksOfSide(ctx, sides[0])}
 }
 
 // Compare implements the RPC.
 func (s *snapshots) Compare(ctx context.Context, req *connect.Request[islev1.CompareRequest], stream *connect.ServerStream[islev1.CompareEvent]) error {
+	sides, err := s.sidesOf(ctx, req.Msg.GetFrom(), req.Msg.GetTo())
+	if err != nil {
+		return err
+	}
+	defer s.Blobs.Hold()()
 	var states [2]snapshot.State
-	for i, name := range []string{req.Msg.GetFrom(), req.Msg.GetTo()} {
-		what, err := s.sideOf(ctx, name)
-		if err != nil {
-			return err
-		}
+	var images [2]map[string]image.Image
+	released := sides[0].rel != nil || sides[1].rel != nil // one has nothing in volumes
+	for i, what := range sides {
 		if err := s.allowed(ctx, s.asksOfSide(ctx, what)); err != nil {
 			return err
 		}
-		if states[i], err = s.state(ctx, what, req.Msg.GetService()); err != nil {
+		if states[i], images[i], err = s.state(ctx, what, req.Msg.GetService(), !released); err != nil {
+			return err
+		}
+	}
+	res := &islev1.CompareEvent{}
+	if released {
+		if res.Images, err = s.imagesDiffer(ctx, images[0], images[1]); err != nil {
 			return err
 		}
 	}
@@ -392,7 +422,6 @@ func (s *snapshots) Compare(ctx context.Context, req *connect.Request[islev1.Com
 	if err != nil {
 		return err
 	}
-	res := &islev1.CompareEvent{}
 	for _, c := range d.Files {
 		res.Files = append(res.Files, &islev1.Change{Service: c.Service, Volume: c.Volume, Path: c.Path, Kind: c.Kind, Size: c.Size})
 	}
@@ -405,47 +434,61 @@ func (s *snapshots) Compare(ctx context.Context, req *connect.Request[islev1.Com
 	return stream.Send(res)
 }
 
-// state reads one side.
-func (s *snapshots) state(ctx context.Context, what side, service string) (out snapshot.State, err error) {
-	images := map[string]image.Image{}
-	if what.snap != nil {
+// state reads one side, with its images. Files of volumes are read where they are
+// to be compared.
+func (s *snapshots) state(ctx context.Context, what side, service string, files bool) (out snapshot.State, images map[string]image.Image, err error) {
+	images = map[string]image.Image{}
+	take := func(name string, img image.Image) {
+		if service == "" || name == service {
+			images[name] = img
+		}
+	}
+	switch {
+	case what.rel != nil:
+		for _, svc := range what.rel.Manifest.Services {
+			take(svc.Name, svc.Image)
+		}
+		out, err = what.rel.state(ctx, s.Blobs, service)
+		return out, images, err
+	case what.snap != nil:
 		if what.snap.Broken != nil {
-			return out, what.snap.Broken
+			return out, nil, what.snap.Broken
 		}
 		m := what.snap.Manifest
 		e := audit.NewEvent(actorOf(ctx), isle.ActionEnvironmentDiff, isle.Resource{Kind: "environment", Name: m.Ref.Name, Stage: m.Ref.Stage}, isle.Allow, "").
 			In(m.Ref, m.Instance).With("snapshot", string(what.snap.Digest))
 		if err := s.Audit.AppendSoon(ctx, e); err != nil {
-			return out, err
+			return out, nil, err
 		}
-		if out.Files, err = s.Snapshots.Files(ctx, what.snap.Digest, service); err != nil {
-			return out, err
+		if files {
+			if out.Files, err = s.Snapshots.Files(ctx, what.snap.Digest, service); err != nil {
+				return out, nil, err
+			}
 		}
 		out.Spec = m.Spec
 		for _, svc := range m.Services {
-			images[svc.Name] = svc.Image
+			take(svc.Name, svc.Image)
 		}
-	} else {
+	default:
 		e, err := s.Environments.Get(ctx, what.ref)
 		if err != nil {
-			return out, err
+			return out, nil, err
 		}
-		if out.Files, err = s.Environments.Files(ctx, actorOf(ctx), what.ref, service); err != nil {
-			return out, err
+		if files {
+			if out.Files, err = s.Environments.Files(ctx, actorOf(ctx), what.ref, service); err != nil {
+				return out, nil, err
+			}
 		}
 		out.Spec = e.Spec
 		for _, svc := range e.Services {
-			images[svc.Name] = svc.Image
+			take(svc.Name, svc.Image)
 		}
 	}
 	out.Packages = map[string]map[string]string{}
 	for name, img := range images {
-		if service != "" && name != service {
-			continue
-		}
 		if out.Packages[name], err = s.Blobs.Packages(ctx, img); err != nil {
-			return out, err
+			return out, nil, err
 		}
 	}
-	return out, nil
+	return out, images, nil
 }

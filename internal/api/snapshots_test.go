@@ -22,6 +22,7 @@ import (
 	"isle/internal/image"
 	"isle/internal/ledger/ledgertest"
 	"isle/internal/policy"
+	"isle/internal/release"
 	"isle/internal/seal"
 	"isle/internal/snapshot"
 	"isle/internal/spec"
@@ -115,13 +116,17 @@ func serveGallery(t *testing.T, r *rooms, g *gallery, p Policy) *Client {
 	if r.envs == nil {
 		r.envs = map[isle.Ref]environment.Environment{}
 	}
+	releases, err := release.Open(t.Context(), release.Config{Dir: filepath.Join(t.TempDir(), "releases"), Store: ledgertest.New()})
+	if err != nil {
+		t.Fatal(err)
+	}
 	socket := filepath.Join(t.TempDir(), "s")
 	l, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Fatal(err)
 	}
 	srv := &http.Server{ConnContext: ConnContext(""), Protocols: new(http.Protocols), Handler: New(Config{
-		Environments: r, Builder: r, Blobs: r, Audit: r, Signer: signer(t), Host: r, Policy: p, Log: slog.New(slog.DiscardHandler), Snapshots: g,
+		Environments: r, Builder: r, Blobs: r, Audit: r, Signer: signer(t), Host: r, Policy: p, Log: slog.New(slog.DiscardHandler), Snapshots: g, Releases: releases,
 		Capture: func(_ context.Context, _ isle.Actor, ref isle.Ref, req environment.SnapshotRequest) (snapshot.Snapshot, error) {
 			r.reach("Capture")
 			return g.take(t, ref.Stage, "captured", req.Tag), nil

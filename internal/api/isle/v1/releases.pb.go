@@ -1092,6 +1092,7 @@ type PromoteRequest struct {
 	DryRun        bool                   `protobuf:"varint,7,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	Seen          string                 `protobuf:"bytes,8,opt,name=seen,proto3" json:"seen,omitempty"`                               // what the stage pointed at when it was looked at; empty: nothing
 	ValuesName    string                 `protobuf:"bytes,9,opt,name=values_name,json=valuesName,proto3" json:"values_name,omitempty"` // of the file, for messages
+	Files         bool                   `protobuf:"varint,30,opt,name=files,proto3" json:"files,omitempty"`                           // what differs in images too, file by file
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1189,6 +1190,13 @@ func (x *PromoteRequest) GetValuesName() string {
 	return ""
 }
 
+func (x *PromoteRequest) GetFiles() bool {
+	if x != nil {
+		return x.Files
+	}
+	return false
+}
+
 type PromoteResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Release       *Release               `protobuf:"bytes,1,opt,name=release,proto3" json:"release,omitempty"`
@@ -1203,6 +1211,7 @@ type PromoteResponse struct {
 	Switch        *Switch                `protobuf:"bytes,10,opt,name=switch,proto3" json:"switch,omitempty"`                           // of what runs; unset: nothing of a release did
 	Gates         []*Gate                `protobuf:"bytes,11,rep,name=gates,proto3" json:"gates,omitempty"`                             // that stand before it, and how
 	ReviewedAs    string                 `protobuf:"bytes,12,opt,name=reviewed_as,json=reviewedAs,proto3" json:"reviewed_as,omitempty"` // the request under which it is listed until somebody reviews that gates were passed over; empty: none were
+	Difference    *ImageDifference       `protobuf:"bytes,13,opt,name=difference,proto3" json:"difference,omitempty"`                   // where files were asked for
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1319,6 +1328,13 @@ func (x *PromoteResponse) GetReviewedAs() string {
 		return x.ReviewedAs
 	}
 	return ""
+}
+
+func (x *PromoteResponse) GetDifference() *ImageDifference {
+	if x != nil {
+		return x.Difference
+	}
+	return nil
 }
 
 // A Gate is one condition of a promotion, and how it stands.
@@ -3409,7 +3425,7 @@ const file_isle_v1_releases_proto_rawDesc = "" +
 	"\arelease\x18\x01 \x01(\tR\arelease\x12\x16\n" +
 	"\x06layers\x18\x02 \x01(\bR\x06layers\"C\n" +
 	"\x15ImportReleaseResponse\x12*\n" +
-	"\arelease\x18\x01 \x01(\v2\x10.isle.v1.ReleaseR\arelease\"\x82\x02\n" +
+	"\arelease\x18\x01 \x01(\v2\x10.isle.v1.ReleaseR\arelease\"\x98\x02\n" +
 	"\x0ePromoteRequest\x12\x18\n" +
 	"\aproject\x18\x01 \x01(\tR\aproject\x12\x14\n" +
 	"\x05stage\x18\x02 \x01(\tR\x05stage\x12\x18\n" +
@@ -3422,7 +3438,8 @@ const file_isle_v1_releases_proto_rawDesc = "" +
 	"\adry_run\x18\a \x01(\bR\x06dryRun\x12\x12\n" +
 	"\x04seen\x18\b \x01(\tR\x04seen\x12\x1f\n" +
 	"\vvalues_name\x18\t \x01(\tR\n" +
-	"valuesName\"\xb5\x03\n" +
+	"valuesName\x12\x14\n" +
+	"\x05files\x18\x1e \x01(\bR\x05files\"\xef\x03\n" +
 	"\x0fPromoteResponse\x12*\n" +
 	"\arelease\x18\x01 \x01(\v2\x10.isle.v1.ReleaseR\arelease\x12\x12\n" +
 	"\x04from\x18\x02 \x01(\tR\x04from\x12\x16\n" +
@@ -3438,7 +3455,10 @@ const file_isle_v1_releases_proto_rawDesc = "" +
 	" \x01(\v2\x0f.isle.v1.SwitchR\x06switch\x12#\n" +
 	"\x05gates\x18\v \x03(\v2\r.isle.v1.GateR\x05gates\x12\x1f\n" +
 	"\vreviewed_as\x18\f \x01(\tR\n" +
-	"reviewedAs\"\x9a\x01\n" +
+	"reviewedAs\x128\n" +
+	"\n" +
+	"difference\x18\r \x01(\v2\x18.isle.v1.ImageDifferenceR\n" +
+	"difference\"\x9a\x01\n" +
 	"\x04Gate\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -3674,8 +3694,9 @@ var file_isle_v1_releases_proto_goTypes = []any{
 	(*Need)(nil),                    // 51: isle.v1.Need
 	(*PackageChange)(nil),           // 52: isle.v1.PackageChange
 	(*SettingChange)(nil),           // 53: isle.v1.SettingChange
-	(*durationpb.Duration)(nil),     // 54: google.protobuf.Duration
-	(*Chunk)(nil),                   // 55: isle.v1.Chunk
+	(*ImageDifference)(nil),         // 54: isle.v1.ImageDifference
+	(*durationpb.Duration)(nil),     // 55: google.protobuf.Duration
+	(*Chunk)(nil),                   // 56: isle.v1.Chunk
 }
 var file_isle_v1_releases_proto_depIdxs = []int32{
 	48, // 0: isle.v1.Release.created:type_name -> google.protobuf.Timestamp
@@ -3696,71 +3717,72 @@ var file_isle_v1_releases_proto_depIdxs = []int32{
 	53, // 15: isle.v1.PromoteResponse.configuration:type_name -> isle.v1.SettingChange
 	21, // 16: isle.v1.PromoteResponse.switch:type_name -> isle.v1.Switch
 	19, // 17: isle.v1.PromoteResponse.gates:type_name -> isle.v1.Gate
-	50, // 18: isle.v1.PromoteEvent.progress:type_name -> isle.v1.ProgressEvent
-	18, // 19: isle.v1.PromoteEvent.result:type_name -> isle.v1.PromoteResponse
-	54, // 20: isle.v1.Switch.took:type_name -> google.protobuf.Duration
-	54, // 21: isle.v1.Switch.pause:type_name -> google.protobuf.Duration
-	48, // 22: isle.v1.Switch.until:type_name -> google.protobuf.Timestamp
-	0,  // 23: isle.v1.RollbackResponse.release:type_name -> isle.v1.Release
-	21, // 24: isle.v1.RollbackResponse.switch:type_name -> isle.v1.Switch
-	50, // 25: isle.v1.RollbackEvent.progress:type_name -> isle.v1.ProgressEvent
-	23, // 26: isle.v1.RollbackEvent.result:type_name -> isle.v1.RollbackResponse
-	27, // 27: isle.v1.DriftResponse.checked:type_name -> isle.v1.Checked
-	28, // 28: isle.v1.Checked.drifted:type_name -> isle.v1.Drifted
-	48, // 29: isle.v1.Mark.time:type_name -> google.protobuf.Timestamp
-	48, // 30: isle.v1.Stage.since:type_name -> google.protobuf.Timestamp
-	31, // 31: isle.v1.Stage.marks:type_name -> isle.v1.Mark
-	33, // 32: isle.v1.Stage.watches:type_name -> isle.v1.Watch
-	48, // 33: isle.v1.Watch.until:type_name -> google.protobuf.Timestamp
-	32, // 34: isle.v1.ListStagesResponse.stages:type_name -> isle.v1.Stage
-	36, // 35: isle.v1.ListReleaseKeysResponse.keys:type_name -> isle.v1.ReleaseKey
-	36, // 36: isle.v1.TrustReleaseKeyResponse.key:type_name -> isle.v1.ReleaseKey
-	43, // 37: isle.v1.HistoryEvent.head:type_name -> isle.v1.HistoryHead
-	45, // 38: isle.v1.HistoryEvent.line:type_name -> isle.v1.HistoryLine
-	47, // 39: isle.v1.HistoryEvent.release:type_name -> isle.v1.HistoryRelease
-	0,  // 40: isle.v1.HistoryHead.releases:type_name -> isle.v1.Release
-	44, // 41: isle.v1.HistoryHead.runs:type_name -> isle.v1.HistoryRun
-	48, // 42: isle.v1.HistoryRun.began:type_name -> google.protobuf.Timestamp
-	48, // 43: isle.v1.HistoryRun.ended:type_name -> google.protobuf.Timestamp
-	46, // 44: isle.v1.HistoryLine.entry:type_name -> isle.v1.HistoryEntry
-	46, // 45: isle.v1.HistoryLine.intent:type_name -> isle.v1.HistoryEntry
-	3,  // 46: isle.v1.ReleaseService.CreateRelease:input_type -> isle.v1.CreateReleaseRequest
-	6,  // 47: isle.v1.ReleaseService.ListReleases:input_type -> isle.v1.ListReleasesRequest
-	8,  // 48: isle.v1.ReleaseService.GetRelease:input_type -> isle.v1.GetReleaseRequest
-	10, // 49: isle.v1.ReleaseService.VerifyRelease:input_type -> isle.v1.VerifyReleaseRequest
-	12, // 50: isle.v1.ReleaseService.RemoveRelease:input_type -> isle.v1.RemoveReleaseRequest
-	14, // 51: isle.v1.ReleaseService.GetAttestation:input_type -> isle.v1.GetAttestationRequest
-	15, // 52: isle.v1.ReleaseService.ExportRelease:input_type -> isle.v1.ExportReleaseRequest
-	55, // 53: isle.v1.ReleaseService.ImportRelease:input_type -> isle.v1.Chunk
-	17, // 54: isle.v1.ReleaseService.Promote:input_type -> isle.v1.PromoteRequest
-	22, // 55: isle.v1.ReleaseService.Rollback:input_type -> isle.v1.RollbackRequest
-	25, // 56: isle.v1.ReleaseService.Drift:input_type -> isle.v1.DriftRequest
-	41, // 57: isle.v1.ReleaseService.History:input_type -> isle.v1.HistoryRequest
-	29, // 58: isle.v1.ReleaseService.ClearRelease:input_type -> isle.v1.ClearReleaseRequest
-	34, // 59: isle.v1.ReleaseService.ListStages:input_type -> isle.v1.ListStagesRequest
-	37, // 60: isle.v1.ReleaseService.ListReleaseKeys:input_type -> isle.v1.ListReleaseKeysRequest
-	39, // 61: isle.v1.ReleaseService.TrustReleaseKey:input_type -> isle.v1.TrustReleaseKeyRequest
-	4,  // 62: isle.v1.ReleaseService.CreateRelease:output_type -> isle.v1.CreateReleaseEvent
-	7,  // 63: isle.v1.ReleaseService.ListReleases:output_type -> isle.v1.ListReleasesResponse
-	9,  // 64: isle.v1.ReleaseService.GetRelease:output_type -> isle.v1.GetReleaseResponse
-	11, // 65: isle.v1.ReleaseService.VerifyRelease:output_type -> isle.v1.VerifyReleaseEvent
-	13, // 66: isle.v1.ReleaseService.RemoveRelease:output_type -> isle.v1.RemoveReleaseResponse
-	55, // 67: isle.v1.ReleaseService.GetAttestation:output_type -> isle.v1.Chunk
-	55, // 68: isle.v1.ReleaseService.ExportRelease:output_type -> isle.v1.Chunk
-	16, // 69: isle.v1.ReleaseService.ImportRelease:output_type -> isle.v1.ImportReleaseResponse
-	20, // 70: isle.v1.ReleaseService.Promote:output_type -> isle.v1.PromoteEvent
-	24, // 71: isle.v1.ReleaseService.Rollback:output_type -> isle.v1.RollbackEvent
-	26, // 72: isle.v1.ReleaseService.Drift:output_type -> isle.v1.DriftResponse
-	42, // 73: isle.v1.ReleaseService.History:output_type -> isle.v1.HistoryEvent
-	30, // 74: isle.v1.ReleaseService.ClearRelease:output_type -> isle.v1.ClearReleaseResponse
-	35, // 75: isle.v1.ReleaseService.ListStages:output_type -> isle.v1.ListStagesResponse
-	38, // 76: isle.v1.ReleaseService.ListReleaseKeys:output_type -> isle.v1.ListReleaseKeysResponse
-	40, // 77: isle.v1.ReleaseService.TrustReleaseKey:output_type -> isle.v1.TrustReleaseKeyResponse
-	62, // [62:78] is the sub-list for method output_type
-	46, // [46:62] is the sub-list for method input_type
-	46, // [46:46] is the sub-list for extension type_name
-	46, // [46:46] is the sub-list for extension extendee
-	0,  // [0:46] is the sub-list for field type_name
+	54, // 18: isle.v1.PromoteResponse.difference:type_name -> isle.v1.ImageDifference
+	50, // 19: isle.v1.PromoteEvent.progress:type_name -> isle.v1.ProgressEvent
+	18, // 20: isle.v1.PromoteEvent.result:type_name -> isle.v1.PromoteResponse
+	55, // 21: isle.v1.Switch.took:type_name -> google.protobuf.Duration
+	55, // 22: isle.v1.Switch.pause:type_name -> google.protobuf.Duration
+	48, // 23: isle.v1.Switch.until:type_name -> google.protobuf.Timestamp
+	0,  // 24: isle.v1.RollbackResponse.release:type_name -> isle.v1.Release
+	21, // 25: isle.v1.RollbackResponse.switch:type_name -> isle.v1.Switch
+	50, // 26: isle.v1.RollbackEvent.progress:type_name -> isle.v1.ProgressEvent
+	23, // 27: isle.v1.RollbackEvent.result:type_name -> isle.v1.RollbackResponse
+	27, // 28: isle.v1.DriftResponse.checked:type_name -> isle.v1.Checked
+	28, // 29: isle.v1.Checked.drifted:type_name -> isle.v1.Drifted
+	48, // 30: isle.v1.Mark.time:type_name -> google.protobuf.Timestamp
+	48, // 31: isle.v1.Stage.since:type_name -> google.protobuf.Timestamp
+	31, // 32: isle.v1.Stage.marks:type_name -> isle.v1.Mark
+	33, // 33: isle.v1.Stage.watches:type_name -> isle.v1.Watch
+	48, // 34: isle.v1.Watch.until:type_name -> google.protobuf.Timestamp
+	32, // 35: isle.v1.ListStagesResponse.stages:type_name -> isle.v1.Stage
+	36, // 36: isle.v1.ListReleaseKeysResponse.keys:type_name -> isle.v1.ReleaseKey
+	36, // 37: isle.v1.TrustReleaseKeyResponse.key:type_name -> isle.v1.ReleaseKey
+	43, // 38: isle.v1.HistoryEvent.head:type_name -> isle.v1.HistoryHead
+	45, // 39: isle.v1.HistoryEvent.line:type_name -> isle.v1.HistoryLine
+	47, // 40: isle.v1.HistoryEvent.release:type_name -> isle.v1.HistoryRelease
+	0,  // 41: isle.v1.HistoryHead.releases:type_name -> isle.v1.Release
+	44, // 42: isle.v1.HistoryHead.runs:type_name -> isle.v1.HistoryRun
+	48, // 43: isle.v1.HistoryRun.began:type_name -> google.protobuf.Timestamp
+	48, // 44: isle.v1.HistoryRun.ended:type_name -> google.protobuf.Timestamp
+	46, // 45: isle.v1.HistoryLine.entry:type_name -> isle.v1.HistoryEntry
+	46, // 46: isle.v1.HistoryLine.intent:type_name -> isle.v1.HistoryEntry
+	3,  // 47: isle.v1.ReleaseService.CreateRelease:input_type -> isle.v1.CreateReleaseRequest
+	6,  // 48: isle.v1.ReleaseService.ListReleases:input_type -> isle.v1.ListReleasesRequest
+	8,  // 49: isle.v1.ReleaseService.GetRelease:input_type -> isle.v1.GetReleaseRequest
+	10, // 50: isle.v1.ReleaseService.VerifyRelease:input_type -> isle.v1.VerifyReleaseRequest
+	12, // 51: isle.v1.ReleaseService.RemoveRelease:input_type -> isle.v1.RemoveReleaseRequest
+	14, // 52: isle.v1.ReleaseService.GetAttestation:input_type -> isle.v1.GetAttestationRequest
+	15, // 53: isle.v1.ReleaseService.ExportRelease:input_type -> isle.v1.ExportReleaseRequest
+	56, // 54: isle.v1.ReleaseService.ImportRelease:input_type -> isle.v1.Chunk
+	17, // 55: isle.v1.ReleaseService.Promote:input_type -> isle.v1.PromoteRequest
+	22, // 56: isle.v1.ReleaseService.Rollback:input_type -> isle.v1.RollbackRequest
+	25, // 57: isle.v1.ReleaseService.Drift:input_type -> isle.v1.DriftRequest
+	41, // 58: isle.v1.ReleaseService.History:input_type -> isle.v1.HistoryRequest
+	29, // 59: isle.v1.ReleaseService.ClearRelease:input_type -> isle.v1.ClearReleaseRequest
+	34, // 60: isle.v1.ReleaseService.ListStages:input_type -> isle.v1.ListStagesRequest
+	37, // 61: isle.v1.ReleaseService.ListReleaseKeys:input_type -> isle.v1.ListReleaseKeysRequest
+	39, // 62: isle.v1.ReleaseService.TrustReleaseKey:input_type -> isle.v1.TrustReleaseKeyRequest
+	4,  // 63: isle.v1.ReleaseService.CreateRelease:output_type -> isle.v1.CreateReleaseEvent
+	7,  // 64: isle.v1.ReleaseService.ListReleases:output_type -> isle.v1.ListReleasesResponse
+	9,  // 65: isle.v1.ReleaseService.GetRelease:output_type -> isle.v1.GetReleaseResponse
+	11, // 66: isle.v1.ReleaseService.VerifyRelease:output_type -> isle.v1.VerifyReleaseEvent
+	13, // 67: isle.v1.ReleaseService.RemoveRelease:output_type -> isle.v1.RemoveReleaseResponse
+	56, // 68: isle.v1.ReleaseService.GetAttestation:output_type -> isle.v1.Chunk
+	56, // 69: isle.v1.ReleaseService.ExportRelease:output_type -> isle.v1.Chunk
+	16, // 70: isle.v1.ReleaseService.ImportRelease:output_type -> isle.v1.ImportReleaseResponse
+	20, // 71: isle.v1.ReleaseService.Promote:output_type -> isle.v1.PromoteEvent
+	24, // 72: isle.v1.ReleaseService.Rollback:output_type -> isle.v1.RollbackEvent
+	26, // 73: isle.v1.ReleaseService.Drift:output_type -> isle.v1.DriftResponse
+	42, // 74: isle.v1.ReleaseService.History:output_type -> isle.v1.HistoryEvent
+	30, // 75: isle.v1.ReleaseService.ClearRelease:output_type -> isle.v1.ClearReleaseResponse
+	35, // 76: isle.v1.ReleaseService.ListStages:output_type -> isle.v1.ListStagesResponse
+	38, // 77: isle.v1.ReleaseService.ListReleaseKeys:output_type -> isle.v1.ListReleaseKeysResponse
+	40, // 78: isle.v1.ReleaseService.TrustReleaseKey:output_type -> isle.v1.TrustReleaseKeyResponse
+	63, // [63:79] is the sub-list for method output_type
+	47, // [47:63] is the sub-list for method input_type
+	47, // [47:47] is the sub-list for extension type_name
+	47, // [47:47] is the sub-list for extension extendee
+	0,  // [0:47] is the sub-list for field type_name
 }
 
 func init() { file_isle_v1_releases_proto_init() }

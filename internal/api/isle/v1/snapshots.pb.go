@@ -1224,7 +1224,7 @@ func (x *ImportSnapshotResponse) GetSnapshot() *Snapshot {
 
 type CompareRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	From          string                 `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"` // NAME[@STAGE], or a snapshot
+	From          string                 `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"` // NAME[@STAGE], a snapshot or a release
 	To            string                 `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
 	Service       string                 `protobuf:"bytes,3,opt,name=service,proto3" json:"service,omitempty"` // only this one
 	unknownFields protoimpl.UnknownFields
@@ -1287,6 +1287,7 @@ type CompareEvent struct {
 	Files         []*Change              `protobuf:"bytes,1,rep,name=files,proto3" json:"files,omitempty"`
 	Packages      []*PackageChange       `protobuf:"bytes,2,rep,name=packages,proto3" json:"packages,omitempty"`
 	Configuration []*SettingChange       `protobuf:"bytes,3,rep,name=configuration,proto3" json:"configuration,omitempty"`
+	Images        *ImageDifference       `protobuf:"bytes,4,opt,name=images,proto3" json:"images,omitempty"` // where one of the two is a release
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1342,6 +1343,158 @@ func (x *CompareEvent) GetConfiguration() []*SettingChange {
 	return nil
 }
 
+func (x *CompareEvent) GetImages() *ImageDifference {
+	if x != nil {
+		return x.Images
+	}
+	return nil
+}
+
+// An ImageDifference is what differs between the images of services.
+type ImageDifference struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Layers        []*LayerChange         `protobuf:"bytes,1,rep,name=layers,proto3" json:"layers,omitempty"`
+	Files         []*Change              `protobuf:"bytes,2,rep,name=files,proto3" json:"files,omitempty"`   // of those layers, but for those of packages; no volume
+	More          bool                   `protobuf:"varint,3,opt,name=more,proto3" json:"more,omitempty"`    // there are more files
+	Unread        []string               `protobuf:"bytes,4,rep,name=unread,proto3" json:"unread,omitempty"` // services of whose images layers are not here any more
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImageDifference) Reset() {
+	*x = ImageDifference{}
+	mi := &file_isle_v1_snapshots_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImageDifference) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImageDifference) ProtoMessage() {}
+
+func (x *ImageDifference) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_snapshots_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImageDifference.ProtoReflect.Descriptor instead.
+func (*ImageDifference) Descriptor() ([]byte, []int) {
+	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ImageDifference) GetLayers() []*LayerChange {
+	if x != nil {
+		return x.Layers
+	}
+	return nil
+}
+
+func (x *ImageDifference) GetFiles() []*Change {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+func (x *ImageDifference) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
+func (x *ImageDifference) GetUnread() []string {
+	if x != nil {
+		return x.Unread
+	}
+	return nil
+}
+
+type LayerChange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Service       string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
+	Digest        string                 `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	Size          int64                  `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
+	Kind          string                 `protobuf:"bytes,4,opt,name=kind,proto3" json:"kind,omitempty"`    // packages, system, copy, run or oci
+	Added         bool                   `protobuf:"varint,5,opt,name=added,proto3" json:"added,omitempty"` // or deleted
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LayerChange) Reset() {
+	*x = LayerChange{}
+	mi := &file_isle_v1_snapshots_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LayerChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LayerChange) ProtoMessage() {}
+
+func (x *LayerChange) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_snapshots_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LayerChange.ProtoReflect.Descriptor instead.
+func (*LayerChange) Descriptor() ([]byte, []int) {
+	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *LayerChange) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *LayerChange) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *LayerChange) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *LayerChange) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *LayerChange) GetAdded() bool {
+	if x != nil {
+		return x.Added
+	}
+	return false
+}
+
 type PackageChange struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Service       string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
@@ -1354,7 +1507,7 @@ type PackageChange struct {
 
 func (x *PackageChange) Reset() {
 	*x = PackageChange{}
-	mi := &file_isle_v1_snapshots_proto_msgTypes[22]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1366,7 +1519,7 @@ func (x *PackageChange) String() string {
 func (*PackageChange) ProtoMessage() {}
 
 func (x *PackageChange) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_snapshots_proto_msgTypes[22]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1379,7 +1532,7 @@ func (x *PackageChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PackageChange.ProtoReflect.Descriptor instead.
 func (*PackageChange) Descriptor() ([]byte, []int) {
-	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{22}
+	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *PackageChange) GetService() string {
@@ -1421,7 +1574,7 @@ type SettingChange struct {
 
 func (x *SettingChange) Reset() {
 	*x = SettingChange{}
-	mi := &file_isle_v1_snapshots_proto_msgTypes[23]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1433,7 +1586,7 @@ func (x *SettingChange) String() string {
 func (*SettingChange) ProtoMessage() {}
 
 func (x *SettingChange) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_snapshots_proto_msgTypes[23]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1446,7 +1599,7 @@ func (x *SettingChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SettingChange.ProtoReflect.Descriptor instead.
 func (*SettingChange) Descriptor() ([]byte, []int) {
-	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{23}
+	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SettingChange) GetKey() string {
@@ -1481,7 +1634,7 @@ type SnapshotKey struct {
 
 func (x *SnapshotKey) Reset() {
 	*x = SnapshotKey{}
-	mi := &file_isle_v1_snapshots_proto_msgTypes[24]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1493,7 +1646,7 @@ func (x *SnapshotKey) String() string {
 func (*SnapshotKey) ProtoMessage() {}
 
 func (x *SnapshotKey) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_snapshots_proto_msgTypes[24]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1506,7 +1659,7 @@ func (x *SnapshotKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotKey.ProtoReflect.Descriptor instead.
 func (*SnapshotKey) Descriptor() ([]byte, []int) {
-	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{24}
+	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *SnapshotKey) GetName() string {
@@ -1538,7 +1691,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_isle_v1_snapshots_proto_msgTypes[25]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1550,7 +1703,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_snapshots_proto_msgTypes[25]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1563,7 +1716,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{25}
+	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{27}
 }
 
 type ListKeysResponse struct {
@@ -1575,7 +1728,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_isle_v1_snapshots_proto_msgTypes[26]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1587,7 +1740,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_snapshots_proto_msgTypes[26]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1600,7 +1753,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{26}
+	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ListKeysResponse) GetKeys() []*SnapshotKey {
@@ -1620,7 +1773,7 @@ type TrustKeyRequest struct {
 
 func (x *TrustKeyRequest) Reset() {
 	*x = TrustKeyRequest{}
-	mi := &file_isle_v1_snapshots_proto_msgTypes[27]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1632,7 +1785,7 @@ func (x *TrustKeyRequest) String() string {
 func (*TrustKeyRequest) ProtoMessage() {}
 
 func (x *TrustKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_snapshots_proto_msgTypes[27]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1645,7 +1798,7 @@ func (x *TrustKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustKeyRequest.ProtoReflect.Descriptor instead.
 func (*TrustKeyRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{27}
+	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *TrustKeyRequest) GetKey() string {
@@ -1671,7 +1824,7 @@ type TrustKeyResponse struct {
 
 func (x *TrustKeyResponse) Reset() {
 	*x = TrustKeyResponse{}
-	mi := &file_isle_v1_snapshots_proto_msgTypes[28]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1683,7 +1836,7 @@ func (x *TrustKeyResponse) String() string {
 func (*TrustKeyResponse) ProtoMessage() {}
 
 func (x *TrustKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_snapshots_proto_msgTypes[28]
+	mi := &file_isle_v1_snapshots_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1696,7 +1849,7 @@ func (x *TrustKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustKeyResponse.ProtoReflect.Descriptor instead.
 func (*TrustKeyResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{28}
+	return file_isle_v1_snapshots_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *TrustKeyResponse) GetKey() *SnapshotKey {
@@ -1797,11 +1950,23 @@ const file_isle_v1_snapshots_proto_rawDesc = "" +
 	"\x0eCompareRequest\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\tR\x04from\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\tR\x02to\x12\x18\n" +
-	"\aservice\x18\x03 \x01(\tR\aservice\"\xa7\x01\n" +
+	"\aservice\x18\x03 \x01(\tR\aservice\"\xd9\x01\n" +
 	"\fCompareEvent\x12%\n" +
 	"\x05files\x18\x01 \x03(\v2\x0f.isle.v1.ChangeR\x05files\x122\n" +
 	"\bpackages\x18\x02 \x03(\v2\x16.isle.v1.PackageChangeR\bpackages\x12<\n" +
-	"\rconfiguration\x18\x03 \x03(\v2\x16.isle.v1.SettingChangeR\rconfiguration\"a\n" +
+	"\rconfiguration\x18\x03 \x03(\v2\x16.isle.v1.SettingChangeR\rconfiguration\x120\n" +
+	"\x06images\x18\x04 \x01(\v2\x18.isle.v1.ImageDifferenceR\x06images\"\x92\x01\n" +
+	"\x0fImageDifference\x12,\n" +
+	"\x06layers\x18\x01 \x03(\v2\x14.isle.v1.LayerChangeR\x06layers\x12%\n" +
+	"\x05files\x18\x02 \x03(\v2\x0f.isle.v1.ChangeR\x05files\x12\x12\n" +
+	"\x04more\x18\x03 \x01(\bR\x04more\x12\x16\n" +
+	"\x06unread\x18\x04 \x03(\tR\x06unread\"}\n" +
+	"\vLayerChange\x12\x18\n" +
+	"\aservice\x18\x01 \x01(\tR\aservice\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x12\n" +
+	"\x04size\x18\x03 \x01(\x03R\x04size\x12\x12\n" +
+	"\x04kind\x18\x04 \x01(\tR\x04kind\x12\x14\n" +
+	"\x05added\x18\x05 \x01(\bR\x05added\"a\n" +
 	"\rPackageChange\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -1849,7 +2014,7 @@ func file_isle_v1_snapshots_proto_rawDescGZIP() []byte {
 	return file_isle_v1_snapshots_proto_rawDescData
 }
 
-var file_isle_v1_snapshots_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_isle_v1_snapshots_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_isle_v1_snapshots_proto_goTypes = []any{
 	(*Snapshot)(nil),               // 0: isle.v1.Snapshot
 	(*SnapshotWarm)(nil),           // 1: isle.v1.SnapshotWarm
@@ -1873,63 +2038,68 @@ var file_isle_v1_snapshots_proto_goTypes = []any{
 	(*ImportSnapshotResponse)(nil), // 19: isle.v1.ImportSnapshotResponse
 	(*CompareRequest)(nil),         // 20: isle.v1.CompareRequest
 	(*CompareEvent)(nil),           // 21: isle.v1.CompareEvent
-	(*PackageChange)(nil),          // 22: isle.v1.PackageChange
-	(*SettingChange)(nil),          // 23: isle.v1.SettingChange
-	(*SnapshotKey)(nil),            // 24: isle.v1.SnapshotKey
-	(*ListKeysRequest)(nil),        // 25: isle.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),       // 26: isle.v1.ListKeysResponse
-	(*TrustKeyRequest)(nil),        // 27: isle.v1.TrustKeyRequest
-	(*TrustKeyResponse)(nil),       // 28: isle.v1.TrustKeyResponse
-	(*timestamppb.Timestamp)(nil),  // 29: google.protobuf.Timestamp
-	(*Change)(nil),                 // 30: isle.v1.Change
-	(*Chunk)(nil),                  // 31: isle.v1.Chunk
+	(*ImageDifference)(nil),        // 22: isle.v1.ImageDifference
+	(*LayerChange)(nil),            // 23: isle.v1.LayerChange
+	(*PackageChange)(nil),          // 24: isle.v1.PackageChange
+	(*SettingChange)(nil),          // 25: isle.v1.SettingChange
+	(*SnapshotKey)(nil),            // 26: isle.v1.SnapshotKey
+	(*ListKeysRequest)(nil),        // 27: isle.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),       // 28: isle.v1.ListKeysResponse
+	(*TrustKeyRequest)(nil),        // 29: isle.v1.TrustKeyRequest
+	(*TrustKeyResponse)(nil),       // 30: isle.v1.TrustKeyResponse
+	(*timestamppb.Timestamp)(nil),  // 31: google.protobuf.Timestamp
+	(*Change)(nil),                 // 32: isle.v1.Change
+	(*Chunk)(nil),                  // 33: isle.v1.Chunk
 }
 var file_isle_v1_snapshots_proto_depIdxs = []int32{
-	29, // 0: isle.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
+	31, // 0: isle.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
 	2,  // 1: isle.v1.Snapshot.volumes:type_name -> isle.v1.SnapshotVolume
 	3,  // 2: isle.v1.Snapshot.images:type_name -> isle.v1.SnapshotImage
 	1,  // 3: isle.v1.Snapshot.warm:type_name -> isle.v1.SnapshotWarm
-	29, // 4: isle.v1.SnapshotWarm.used:type_name -> google.protobuf.Timestamp
+	31, // 4: isle.v1.SnapshotWarm.used:type_name -> google.protobuf.Timestamp
 	0,  // 5: isle.v1.CreateSnapshotEvent.snapshot:type_name -> isle.v1.Snapshot
 	0,  // 6: isle.v1.ListSnapshotsResponse.snapshots:type_name -> isle.v1.Snapshot
 	0,  // 7: isle.v1.GetSnapshotResponse.snapshot:type_name -> isle.v1.Snapshot
 	0,  // 8: isle.v1.TagSnapshotResponse.snapshot:type_name -> isle.v1.Snapshot
 	0,  // 9: isle.v1.VerifySnapshotEvent.snapshot:type_name -> isle.v1.Snapshot
 	0,  // 10: isle.v1.ImportSnapshotResponse.snapshot:type_name -> isle.v1.Snapshot
-	30, // 11: isle.v1.CompareEvent.files:type_name -> isle.v1.Change
-	22, // 12: isle.v1.CompareEvent.packages:type_name -> isle.v1.PackageChange
-	23, // 13: isle.v1.CompareEvent.configuration:type_name -> isle.v1.SettingChange
-	24, // 14: isle.v1.ListKeysResponse.keys:type_name -> isle.v1.SnapshotKey
-	24, // 15: isle.v1.TrustKeyResponse.key:type_name -> isle.v1.SnapshotKey
-	4,  // 16: isle.v1.SnapshotService.CreateSnapshot:input_type -> isle.v1.CreateSnapshotRequest
-	6,  // 17: isle.v1.SnapshotService.ListSnapshots:input_type -> isle.v1.ListSnapshotsRequest
-	8,  // 18: isle.v1.SnapshotService.GetSnapshot:input_type -> isle.v1.GetSnapshotRequest
-	10, // 19: isle.v1.SnapshotService.TagSnapshot:input_type -> isle.v1.TagSnapshotRequest
-	12, // 20: isle.v1.SnapshotService.UntagSnapshot:input_type -> isle.v1.UntagSnapshotRequest
-	14, // 21: isle.v1.SnapshotService.RemoveSnapshot:input_type -> isle.v1.RemoveSnapshotRequest
-	16, // 22: isle.v1.SnapshotService.VerifySnapshot:input_type -> isle.v1.VerifySnapshotRequest
-	18, // 23: isle.v1.SnapshotService.ExportSnapshot:input_type -> isle.v1.ExportSnapshotRequest
-	31, // 24: isle.v1.SnapshotService.ImportSnapshot:input_type -> isle.v1.Chunk
-	20, // 25: isle.v1.SnapshotService.Compare:input_type -> isle.v1.CompareRequest
-	25, // 26: isle.v1.SnapshotService.ListKeys:input_type -> isle.v1.ListKeysRequest
-	27, // 27: isle.v1.SnapshotService.TrustKey:input_type -> isle.v1.TrustKeyRequest
-	5,  // 28: isle.v1.SnapshotService.CreateSnapshot:output_type -> isle.v1.CreateSnapshotEvent
-	7,  // 29: isle.v1.SnapshotService.ListSnapshots:output_type -> isle.v1.ListSnapshotsResponse
-	9,  // 30: isle.v1.SnapshotService.GetSnapshot:output_type -> isle.v1.GetSnapshotResponse
-	11, // 31: isle.v1.SnapshotService.TagSnapshot:output_type -> isle.v1.TagSnapshotResponse
-	13, // 32: isle.v1.SnapshotService.UntagSnapshot:output_type -> isle.v1.UntagSnapshotResponse
-	15, // 33: isle.v1.SnapshotService.RemoveSnapshot:output_type -> isle.v1.RemoveSnapshotResponse
-	17, // 34: isle.v1.SnapshotService.VerifySnapshot:output_type -> isle.v1.VerifySnapshotEvent
-	31, // 35: isle.v1.SnapshotService.ExportSnapshot:output_type -> isle.v1.Chunk
-	19, // 36: isle.v1.SnapshotService.ImportSnapshot:output_type -> isle.v1.ImportSnapshotResponse
-	21, // 37: isle.v1.SnapshotService.Compare:output_type -> isle.v1.CompareEvent
-	26, // 38: isle.v1.SnapshotService.ListKeys:output_type -> isle.v1.ListKeysResponse
-	28, // 39: isle.v1.SnapshotService.TrustKey:output_type -> isle.v1.TrustKeyResponse
-	28, // [28:40] is the sub-list for method output_type
-	16, // [16:28] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	32, // 11: isle.v1.CompareEvent.files:type_name -> isle.v1.Change
+	24, // 12: isle.v1.CompareEvent.packages:type_name -> isle.v1.PackageChange
+	25, // 13: isle.v1.CompareEvent.configuration:type_name -> isle.v1.SettingChange
+	22, // 14: isle.v1.CompareEvent.images:type_name -> isle.v1.ImageDifference
+	23, // 15: isle.v1.ImageDifference.layers:type_name -> isle.v1.LayerChange
+	32, // 16: isle.v1.ImageDifference.files:type_name -> isle.v1.Change
+	26, // 17: isle.v1.ListKeysResponse.keys:type_name -> isle.v1.SnapshotKey
+	26, // 18: isle.v1.TrustKeyResponse.key:type_name -> isle.v1.SnapshotKey
+	4,  // 19: isle.v1.SnapshotService.CreateSnapshot:input_type -> isle.v1.CreateSnapshotRequest
+	6,  // 20: isle.v1.SnapshotService.ListSnapshots:input_type -> isle.v1.ListSnapshotsRequest
+	8,  // 21: isle.v1.SnapshotService.GetSnapshot:input_type -> isle.v1.GetSnapshotRequest
+	10, // 22: isle.v1.SnapshotService.TagSnapshot:input_type -> isle.v1.TagSnapshotRequest
+	12, // 23: isle.v1.SnapshotService.UntagSnapshot:input_type -> isle.v1.UntagSnapshotRequest
+	14, // 24: isle.v1.SnapshotService.RemoveSnapshot:input_type -> isle.v1.RemoveSnapshotRequest
+	16, // 25: isle.v1.SnapshotService.VerifySnapshot:input_type -> isle.v1.VerifySnapshotRequest
+	18, // 26: isle.v1.SnapshotService.ExportSnapshot:input_type -> isle.v1.ExportSnapshotRequest
+	33, // 27: isle.v1.SnapshotService.ImportSnapshot:input_type -> isle.v1.Chunk
+	20, // 28: isle.v1.SnapshotService.Compare:input_type -> isle.v1.CompareRequest
+	27, // 29: isle.v1.SnapshotService.ListKeys:input_type -> isle.v1.ListKeysRequest
+	29, // 30: isle.v1.SnapshotService.TrustKey:input_type -> isle.v1.TrustKeyRequest
+	5,  // 31: isle.v1.SnapshotService.CreateSnapshot:output_type -> isle.v1.CreateSnapshotEvent
+	7,  // 32: isle.v1.SnapshotService.ListSnapshots:output_type -> isle.v1.ListSnapshotsResponse
+	9,  // 33: isle.v1.SnapshotService.GetSnapshot:output_type -> isle.v1.GetSnapshotResponse
+	11, // 34: isle.v1.SnapshotService.TagSnapshot:output_type -> isle.v1.TagSnapshotResponse
+	13, // 35: isle.v1.SnapshotService.UntagSnapshot:output_type -> isle.v1.UntagSnapshotResponse
+	15, // 36: isle.v1.SnapshotService.RemoveSnapshot:output_type -> isle.v1.RemoveSnapshotResponse
+	17, // 37: isle.v1.SnapshotService.VerifySnapshot:output_type -> isle.v1.VerifySnapshotEvent
+	33, // 38: isle.v1.SnapshotService.ExportSnapshot:output_type -> isle.v1.Chunk
+	19, // 39: isle.v1.SnapshotService.ImportSnapshot:output_type -> isle.v1.ImportSnapshotResponse
+	21, // 40: isle.v1.SnapshotService.Compare:output_type -> isle.v1.CompareEvent
+	28, // 41: isle.v1.SnapshotService.ListKeys:output_type -> isle.v1.ListKeysResponse
+	30, // 42: isle.v1.SnapshotService.TrustKey:output_type -> isle.v1.TrustKeyResponse
+	31, // [31:43] is the sub-list for method output_type
+	19, // [19:31] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_isle_v1_snapshots_proto_init() }
@@ -1944,7 +2114,7 @@ func file_isle_v1_snapshots_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isle_v1_snapshots_proto_rawDesc), len(file_isle_v1_snapshots_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   29,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
