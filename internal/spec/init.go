@@ -115,7 +115,7 @@ func (l look) node() template {
 		t.Notes = append(t.Notes, "No start script of the form `node FILE` was found; see whether `command` is right.")
 	}
 	if len(p.Dependencies) > 0 {
-		t.Notes = append(t.Notes, "Builds have no network: run `npm install` in this folder first, node_modules is copied.")
+		t.Notes = append(t.Notes, "Builds have no network: run `npm install` in this folder first, node_modules is copied. Or see `network: record` (docs/dockerfile.md).")
 	}
 	t.Notes = append(t.Notes, "The program has to listen on $PORT.")
 	return t

@@ -54,7 +54,7 @@ func (w *Walk) run(place Place, c command, i *instructions.RunCommand) (Op, erro
 func (w *Walk) checkRun(c command, i *instructions.RunCommand) error {
 	switch {
 	case instructions.GetNetwork(i) == instructions.NetworkHost:
-		return w.fail(c, "--network=host: no step has the machine's network; --network=none says so")
+		return w.fail(c, "--network=host: no step has a network of the machine's; --network=none says so")
 	case !w.plan.network && slices.Contains(i.FlagsUsed, "network") && instructions.GetNetwork(i) == instructions.NetworkDefault:
 		return w.plan.file.fail(c.line, "--network=default: the file says of no network that steps have").WithHint("add `network: record` to the service, and what it is answered is pinned in isle.lock")
 	case slices.Contains(i.FlagsUsed, "device"):

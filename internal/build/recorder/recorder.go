@@ -207,7 +207,11 @@ func (r *Recorder) note(list *[]string, format string, args ...any) string {
 		r.more++
 	default:
 		*list = append(*list, reason)
-		r.say(0, "refused: %s", reason)
+		what := "refused"
+		if list == &r.missed {
+			what = "not in isle.lock"
+		}
+		r.say(0, "%s: %s", what, reason)
 	}
 	return reason
 }
