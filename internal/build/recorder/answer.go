@@ -83,6 +83,9 @@ func (r *Recorder) answerQuery(w http.ResponseWriter, req *http.Request, q query
 		stream = w
 	}
 	m, streamed, err := r.obtain(r.ctx, q, stream)
+	if streamed && err != nil {
+		return errors.New(err.Error()) // to one that has its header already nothing else can be said
+	}
 	if err != nil || streamed {
 		return err
 	}

@@ -2,17 +2,19 @@ package recorder
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/url"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
 
-	"crypto/tls"
+	"golang.org/x/sys/unix"
 
 	"isle"
 	"isle/internal/spec"
@@ -50,11 +52,14 @@ func (r *Recorder) newClient() *http.Client {
 func (r *Recorder) forward(ctx context.Context, q query, stream http.ResponseWriter) (m spec.Material, streamed bool, err error) {
 	m, streamed, err = r.fetch(ctx, q, stream)
 	if err != nil {
-		if ctx.Err() != nil || streamed || isle.CodeOf(err) == isle.Exhausted {
+		if ctx.Err() != nil || isle.CodeOf(err) == isle.Exhausted {
 			return m, streamed, err
 		}
-		m, err = r.failure(q, r.note(&r.refused, "%v: %v", q, reason(err)))
-		return m, false, err
+		failed, ferr := r.failure(q, r.note(&r.refused, "%v: %v", q, reason(err)))
+		if ferr != nil || !streamed {
+			err = ferr
+		}
+		return failed, streamed, err
 	}
 	if err := r.use(m); err != nil {
 		return m, streamed, err
@@ -116,9 +121,12 @@ func (r *Recorder) fetch(ctx context.Context, q query, stream http.ResponseWrite
 	if m, err = r.describe(q, response); err != nil {
 		return m, false, err
 	}
-	if streamed = stream != nil; streamed {
+	// A replay says how long its answer is, and so does this, or it waits for the end.
+	if streamed = stream != nil && response.ContentLength >= 0; !streamed {
+		stream = nil
+	} else {
 		head(stream.Header(), m)
-		if response.ContentLength >= 0 && q.Method == "" {
+		if q.Method == "" {
 			stream.Header().Set("Content-Length", strconv.FormatInt(response.ContentLength, 10))
 		}
 		stream.WriteHeader(m.Status)
@@ -141,6 +149,11 @@ func (r *Recorder) copyBody(w io.Writer, stream http.ResponseWriter, body io.Rea
 	var size int64
 	buffer := make([]byte, 64<<10)
 	for {
+		if size%(8<<20) < int64(len(buffer)) {
+			if err := r.room(); err != nil {
+				return err
+			}
+		}
 		n, err := body.Read(buffer)
 		if n > 0 {
 			quiet.Reset(stall)
@@ -163,6 +176,22 @@ func (r *Recorder) copyBody(w io.Writer, stream http.ResponseWriter, body io.Rea
 			return fmt.Errorf("the answer ended early: %w", err)
 		}
 	}
+}
+
+// reserve is how many bytes a step's answers leave free on the store's disk: the
+// server's log and database need some when a step runs wild.
+const reserve = 256 << 20
+
+// room is an error where the store's disk is nearly full.
+func (r *Recorder) room() error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(filepath.Dir(r.config.Store.BlobPath(isle.DigestOf(nil))), &st); err != nil {
+		return isle.Errorf(isle.Internal, "ask how much room the image store has: %w", err)
+	}
+	if free := int64(st.Bavail) * st.Bsize; free < reserve {
+		return isle.Errorf(isle.Exhausted, "no space left to keep what a step is answered: only %d MiB are free", free>>20).WithHint("`isle gc` frees what nothing uses")
+	}
+	return nil
 }
 
 // send sends a request on.
