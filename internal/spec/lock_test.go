@@ -110,6 +110,7 @@ func TestALockOfAnotherVersionSaysWhatToDo(t *testing.T) {
 
 func FuzzParseLock(f *testing.F) {
 	f.Add(testLock().Encode())
+	f.Add(recordedLock().Encode())
 	f.Add([]byte(`{"version": 1, "image_format": 1, "architecture": "amd64"}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		l, err := ParseLock("isle.lock", b)
@@ -120,6 +121,13 @@ func FuzzParseLock(f *testing.F) {
 			return
 		}
 		for _, s := range l.Services {
+			for _, step := range s.Network {
+				for _, m := range step.Materials {
+					if err := m.Check(); err != nil || strings.ContainsAny(m.URL, "\r\n") {
+						t.Errorf("accepted %+v: %v", m, err)
+					}
+				}
+			}
 			for _, p := range s.Packages {
 				if strings.Contains("/"+p.Path+"/", "/../") || strings.HasPrefix(p.Path, "/") || !p.Digest.Valid() {
 					t.Errorf("accepted %+v", p)
