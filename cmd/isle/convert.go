@@ -12,6 +12,7 @@ import (
 
 	"isle"
 	"isle/internal/compose"
+	"isle/internal/problem"
 )
 
 func newConvert(a *app) *cobra.Command {
@@ -19,8 +20,8 @@ func newConvert(a *app) *cobra.Command {
 	var profiles []string
 	cmd := &cobra.Command{
 		Use:   "convert [DIR|FILE]",
-		Short: "Write the isle.yaml that a Compose file means",
-		Long: `Write the isle.yaml that a Compose file means. What is done in
+		Short: "Write the isle.yaml that a Compose file or devcontainer.json means",
+		Long: `Write the isle.yaml that a Compose file or a devcontainer.json means. What is done in
 another way, left out or missing is at its top, as comments, and on standard error,
 each with its line, the reason and what to do: a start to go on from.
 
@@ -58,14 +59,14 @@ func findConverted(arg string) (file string, over []string, err error) {
 	}
 	st, err := os.Stat(arg)
 	if err != nil {
-		return "", nil, isle.Errorf(isle.NotFound, "cannot read %s: %w", arg, cause(err)).WithHint("name a Compose file, or the folder of one")
+		return "", nil, isle.Errorf(isle.NotFound, "cannot read %s: %w", arg, cause(err)).WithHint("name a Compose file or a devcontainer.json, or the folder of one")
 	}
 	if !st.IsDir() {
 		return arg, nil, nil
 	}
 	name, over := compose.Find(arg)
 	if name == "" {
-		return "", nil, isle.Errorf(isle.NotFound, "there is no Compose file in %s", arg).WithHint("name one; `isle init` writes an isle.yaml to start from")
+		return "", nil, isle.Errorf(isle.NotFound, "there is no Compose file and no devcontainer.json in %s", arg).WithHint("name one; `isle init` writes an isle.yaml to start from")
 	}
 	return filepath.Join(arg, filepath.FromSlash(name)), over, nil
 }
@@ -77,6 +78,13 @@ func convertFile(file string, over, profiles []string) (c compose.Conversion, di
 	}
 	dir, name := compose.Folder(file)
 	c, err = compose.Convert(compose.Source{Dir: dir, Name: name, Over: over, Profiles: profiles, Environ: os.LookupEnv})
+	// Places are told as they are found from here.
+	if fe, ok := errors.AsType[*problem.FileError](err); ok {
+		fe.File = filepath.Join(dir, filepath.FromSlash(fe.File))
+	}
+	for i, n := range c.Notes {
+		c.Notes[i].File = filepath.Join(dir, filepath.FromSlash(n.File))
+	}
 	return c, dir, err
 }
 

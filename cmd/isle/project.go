@@ -44,7 +44,7 @@ type project struct {
 
 // readProject reads [DIR|FILE]; "" is the current folder. A folder without a
 // file is looked for upwards, as git does; where there is none, it is a Compose
-// file of the folder itself, of which profiles are asked for.
+// file, of which profiles are asked for, or devcontainer.json of the folder itself.
 func readProject(arg string, profiles ...string) (*project, error) {
 	path := arg
 	if path == "" {

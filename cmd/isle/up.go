@@ -41,7 +41,7 @@ environment of the branch that it was created from (else the default one), data
 included, where they differ in copied files alone; else, and with --no-fork, it is
 made from the file, without data.
 
-The file may be a Compose file (docs/compose.md): what of it is
+The file may be a Compose file or a devcontainer.json (docs/compose.md): what of it is
 done in another way is said, and what would make it something else is refused.
 
 Where the file says warm: true, one that is not there yet begins with the ready state

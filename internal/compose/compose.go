@@ -1,5 +1,5 @@
-// Package compose reads Compose files, which other tools describe environments
-// with, and says them as an isle.yaml.
+// Package compose reads what other tools describe environments with, Compose
+// files and devcontainer.json, and says it as an isle.yaml.
 //
 // A Conversion is that isle.yaml with its Notes. A Note is about one key that
 // Isle does in another way (Differs), leaves out (Dropped), or cannot do without
@@ -21,6 +21,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -123,6 +124,9 @@ func (c Conversion) Err() error {
 // IsName reports whether a file is one of those that are converted, by its name.
 func IsName(name string) bool {
 	base := filepath.Base(name)
+	if base == "devcontainer.json" || base == ".devcontainer.json" {
+		return true
+	}
 	ext := filepath.Ext(base)
 	return (ext == ".yaml" || ext == ".yml") && (strings.HasPrefix(base, "compose.") || strings.HasPrefix(base, "docker-compose."))
 }
@@ -147,13 +151,22 @@ func Find(dir string) (name string, over []string) {
 			return base + ext, nil
 		}
 	}
+	for _, name := range []string{".devcontainer/devcontainer.json", ".devcontainer.json"} {
+		if there(name) {
+			return name, nil
+		}
+	}
 	return "", nil
 }
 
 // Folder is the project's folder of a file, and its name relative to that.
 func Folder(file string) (dir, name string) {
 	dir, name = filepath.Split(file)
-	return filepath.Clean(dir), name
+	dir = filepath.Clean(dir)
+	if name == "devcontainer.json" && filepath.Base(dir) == ".devcontainer" {
+		return filepath.Dir(dir), path.Join(".devcontainer", name)
+	}
+	return dir, name
 }
 
 // Convert reads a Source. Its error says why there is no Conversion at all; what
@@ -170,7 +183,11 @@ func Convert(src Source) (c Conversion, err error) {
 	}
 	defer root.Close()
 	r := &reader{root: root, src: src}
-	out, err := r.compose()
+	convert := r.compose
+	if path.Ext(src.Name) == ".json" {
+		convert = r.devcontainer
+	}
+	out, err := convert()
 	if err != nil {
 		return Conversion{}, err
 	}

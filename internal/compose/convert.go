@@ -20,6 +20,16 @@ type draft struct {
 
 // compose reads a Compose file and what is laid over it.
 func (r *reader) compose() (*draft, error) {
+	d, err := r.draft()
+	if err != nil {
+		return nil, err
+	}
+	d.finish(r)
+	return d, nil
+}
+
+// draft is a Compose file, service by service.
+func (r *reader) draft() (*draft, error) {
 	r.vars.environ = r.src.Environ
 	if err := r.readDotEnv(); err != nil {
 		return nil, err
@@ -45,12 +55,16 @@ func (r *reader) compose() (*draft, error) {
 	if err := r.addServices(d, services); err != nil {
 		return nil, err
 	}
+	return d, nil
+}
+
+// finish looks at what services mean to each other.
+func (d *draft) finish(r *reader) {
 	r.tellVariables()
 	d.connect(r)
 	d.checkVolumes(r)
 	d.checkNames(r)
 	d.checkPorts(r)
-	return d, nil
 }
 
 // projectName is what a file says, or else the folder's name.

@@ -91,12 +91,15 @@ func (s *service) addVolume(m mount) {
 }
 
 // bind copies what would be mounted: nothing of the machine is inside.
-func (s *service) bind(m mount) {
+func (s *service) bind(m mount) { s.bindFrom(s.baseOf(m.at), m) }
+
+// bindFrom is bind with the folder that the source is relative to.
+func (s *service) bindFrom(base string, m mount) {
 	if strings.HasSuffix(m.source, "docker.sock") {
 		s.refuse(m.at, "volumes", "nothing inside may have the machine's container engine", "remove it")
 		return
 	}
-	name, err := below(s.baseOf(m.at), m.source)
+	name, err := below(base, m.source)
 	if err != nil {
 		s.refuse(m.at, "volumes", quote(m.source)+" "+err.Error()+", or make it a named volume", "")
 		return

@@ -113,6 +113,7 @@ type reader struct {
 	values int
 	notes  []Note
 	vars   variables
+	expand func(string) (string, error) // puts variables into a text; nil: vars does
 }
 
 // note tells something about a key.
@@ -182,14 +183,19 @@ func (r *reader) parse(name string) (*node, error) {
 	if err != nil {
 		return nil, err
 	}
+	return r.tree(name, b)
+}
+
+// tree is a document as nodes.
+func (r *reader) tree(name string, b []byte) (*node, error) {
 	var d document.Reader
-	top, ok := d.Root(b, document.Bounds{Noun: "such a file", Bytes: maxFile, Values: maxValues, Empty: "it has to name services", Second: "one file is one document, remove the `---`"})
+	top, ok := d.Root(b, document.Bounds{Noun: "such a file", Bytes: maxFile, Values: maxValues, Empty: "it has to say what the environment is made of", Second: "one file is one document"})
 	if !ok {
 		return nil, d.Err(name)
 	}
 	n, err := r.build(top, place{name, top.Line}, 0)
 	if err == nil && n.kind != yaml.MappingNode {
-		err = invalid(n.place, "is %s; want a mapping with services", document.Words(top))
+		err = invalid(n.place, "is %s; want a mapping", document.Words(top))
 	}
 	return n, err
 }
@@ -233,7 +239,11 @@ func (r *reader) scalar(n *node, y *yaml.Node) error {
 	if n.null {
 		return nil
 	}
-	text, err := r.vars.expand(n.text)
+	expand := r.expand
+	if expand == nil {
+		expand = r.vars.expand
+	}
+	text, err := expand(n.text)
 	if err != nil {
 		return invalid(n.place, "%v", err)
 	}

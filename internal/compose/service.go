@@ -26,6 +26,7 @@ type service struct {
 
 	entrypoint, arguments []string
 	command               []string // both, where they are known
+	setup                 []string // once, while the volumes are empty
 
 	env     map[string]string
 	envAt   map[string]place

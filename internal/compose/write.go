@@ -222,6 +222,7 @@ func (s *service) object(at map[string]place) object {
 	o.text("workdir", s.workdir)
 	o.object("env", sortedTexts(s.env))
 	s.writeMounts(o)
+	o.texts("setup", s.setup)
 	o.texts("command", s.command)
 	if h := s.health; h != nil {
 		m := newObject()
