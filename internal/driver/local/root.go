@@ -7,6 +7,7 @@ import (
 	"path"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -44,7 +45,7 @@ func (d *Driver) assemble(c *container) error {
 		return err
 	}
 	lower := []string{"bottom"}
-	for i, layer := range c.layers {
+	for i, layer := range distinct(c.layers) {
 		at := fmt.Sprintf("l%d", i)
 		if err := os.Mkdir(at, 0o755); err != nil {
 			return err
@@ -106,6 +107,19 @@ func (d *Driver) assemble(c *container) error {
 		}
 	}
 	return nil
+}
+
+// distinct are layers without those that are there again further up, and hide
+// all that they have: overlayfs takes no folder twice. An image that is built on
+// one that Isle built may have such.
+func distinct(layers []string) []string {
+	var out []string
+	for i, l := range layers {
+		if !slices.Contains(layers[i+1:], l) {
+			out = append(out, l)
+		}
+	}
+	return out
 }
 
 // openFolderIn opens a folder below root as a process whose root that is would

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -65,6 +66,27 @@ func TestABuildStepLeavesItsChangesWithTheOwnersSeenInside(t *testing.T) {
 			}
 		}
 		seesNothing(t, b.Driver)
+	})
+}
+
+func TestALayerMayBeInAnImageTwice(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, b *bench) {
+		b.layers = append(slices.Clone(b.layers), b.layers[0])
+		l := b.launchOf(isle.NewID(), "links")
+		exited := b.up(&l)
+		b.report(l)
+		if err := b.Kill(t.Context(), l.Instance, l.ID); err != nil {
+			t.Fatal(err)
+		}
+		<-exited
+		if err := b.Remove(t.Context(), l.Instance); err != nil {
+			t.Fatal(err)
+		}
+		s, out := step(t, b, "/bin/guest", "change")
+		s.Mounts = []build.Mount{{Target: "/tree", Layers: b.layers, Source: "/app", ReadOnly: true}}
+		if err := b.RunStep(t.Context(), s); err != nil {
+			t.Error(err, out)
+		}
 	})
 }
 

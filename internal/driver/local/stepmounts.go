@@ -127,7 +127,7 @@ func (d *Driver) assembleTree(c *container, base string, m build.Mount) error {
 			return err
 		}
 	}
-	for i, layer := range m.Layers {
+	for i, layer := range distinct(m.Layers) {
 		at := fmt.Sprintf("%s/l%d", base, i)
 		if err := os.Mkdir(at, 0o755); err != nil {
 			return err
