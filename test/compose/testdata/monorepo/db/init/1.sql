@@ -1,0 +1,2 @@
+create table items (name text);
+insert into items values ('one'), ('two'), ('three');

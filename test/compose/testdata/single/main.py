@@ -1,0 +1,2 @@
+import runpy
+runpy.run_path("/app/serve.py", run_name="__main__")
