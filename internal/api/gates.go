@@ -27,8 +27,7 @@ type passing struct {
 
 	checked []release.Gate // what was run
 	scanned uint64         // up to where the log was looked through for refusals
-	refused []audit.Entry  // the last one found, if there is any
-	count   int            // of them
+	refused audit.Entry    // the last one found; without an ID there is none
 	uses    []approval.Use // of what people agreed to, spent
 }
 
@@ -107,9 +106,8 @@ func (x *passing) serving(ctx context.Context, longest time.Duration) (out relea
 	if err := x.scan(ctx, e, x.s.Policy.Now().Add(-longest)); err != nil {
 		return out, err
 	}
-	for _, r := range x.refused {
-		out.At, out.Count = r.Time, x.count
-		out.Refused = fmt.Sprintf("%s of %s, by %s", r.Action, r.Resource, r.Rule)
+	if r := x.refused; r.ID != "" {
+		out.At, out.Refused = r.Time, fmt.Sprintf("%s of %s, by %s", r.Action, r.Resource, r.Rule)
 	}
 	return out, nil
 }
@@ -164,8 +162,7 @@ func (x *passing) scan(ctx context.Context, e environment.Environment, since tim
 				return isle.Errorf(isle.Internal, "an entry of the audit log cannot be read: %w", err).WithHint("see `isle audit verify`")
 			}
 			if r.Decision == isle.Deny && r.Instance == e.Instance && r.Actor.Kind == isle.Workload {
-				x.refused = []audit.Entry{r}
-				x.count += max(r.Count, 1)
+				x.refused = r
 			}
 		}
 		x.scanned += uint64(len(page))
@@ -393,7 +390,7 @@ func (x *passing) breakGlass(ctx context.Context) (gates []release.Gate, request
 		return gates, "", nil
 	}
 	r := x.request(ctx, &policy.Approval{})
-	r, err = x.s.Approvals.PassedOver(ctx, r, fmt.Sprintf("promoted release %s to %s past %s", x.plan.Release.Digest.Short(), x.p.To, over))
+	r, err = x.s.Approvals.PassedOver(ctx, r, fmt.Sprintf("promote release %s to %s past %s", x.plan.Release.Digest.Short(), x.p.To, over))
 	return gates, r.ID, err
 }
 

@@ -91,12 +91,11 @@ func (s *releases) promote(ctx context.Context, p release.Promotion, plan releas
 	case plan.Same: // it passed when it was promoted
 		pass = func(context.Context) ([]release.Gate, error) { return nil, nil }
 	case p.BreakGlass != "":
-		gates, request, err := x.breakGlass(ctx)
-		if err != nil {
-			return err
+		pass = func(ctx context.Context) ([]release.Gate, error) {
+			gates, request, err := x.breakGlass(ctx)
+			res.ReviewedAs = string(request)
+			return gates, err
 		}
-		res.ReviewedAs = string(request)
-		pass = func(context.Context) ([]release.Gate, error) { return gates, nil }
 	default:
 		tell, work := s.newTeller(ctx, isle.ActionEnvironmentFork, isle.Resource{}, send)
 		err := x.prepare(work, tell.event)

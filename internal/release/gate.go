@@ -52,7 +52,6 @@ type Serving struct {
 	// time: nothing was.
 	Refused string
 	At      time.Time
-	Count   int // how often something was, within the longest time that is asked for
 }
 
 // Gates are the conditions of a plan by what a gate of the policy asks for, but
@@ -83,7 +82,7 @@ func (r *Releases) Gates(g policy.Gate, plan Plan, s Serving) (out []Gate) {
 		loud := serves && !s.At.IsZero() && now.Sub(s.At) < g.Quiet
 		switch {
 		case loud:
-			text = fmt.Sprintf("%s was refused in %s %s ago, within %s: %s", plural(s.Count, "request", "requests"), s.Stage, now.Sub(s.At).Truncate(time.Second), g.Quiet, s.Refused)
+			text = fmt.Sprintf("the last thing that was refused to it in %s was %s ago, within %s: %s", s.Stage, now.Sub(s.At).Truncate(time.Second), g.Quiet, s.Refused)
 			remedy = fmt.Sprintf("isle audit search --environment %s@%s --decision deny shows it; grant what it needs, or wait until %s", project, s.Stage, s.At.Add(g.Quiet).UTC().Format(time.RFC3339))
 		case serves:
 			text = fmt.Sprintf("nothing was refused to it in %s within %s", s.Stage, g.Quiet)
@@ -101,13 +100,6 @@ func (r *Releases) Gates(g policy.Gate, plan Plan, s Serving) (out []Gate) {
 			fmt.Sprintf("release %s is signed by %s, and has to be by %s", d, clip(signer), strings.Join(g.Signers, " or ")), "release it on that server, and bring it here: isle release export, isle release import")
 	}
 	return out
-}
-
-func plural(n int, one, many string) string {
-	if n <= 1 {
-		return "1 " + one
-	}
-	return fmt.Sprintf("%d %s", n, many)
 }
 
 // made is when a release was last made: what its youngest provenance says, and
