@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
@@ -15,6 +17,7 @@ type checkedJSON struct {
 	Instance    string        `json:"instance"`
 	Release     string        `json:"release"`
 	Drifted     []driftedJSON `json:"drifted"`
+	Equal       []string      `json:"equal"` // stages of the project that run the same as it is, this one too
 }
 
 type driftedJSON struct {
@@ -26,15 +29,16 @@ type driftedJSON struct {
 func newDrift(a *app) *cobra.Command {
 	var full bool
 	cmd := &cobra.Command{
-		Use:   "drift [ENV]",
+		Use:   "drift [ENV|PROJECT]",
 		Short: "Compare what runs with its release",
-		Long: `Compare an environment that runs a release, or all that do, with that release: its signature,
-what its stage points at, the image of each service, what it was launched with, doors and
-limits included, and the layers on disk; --full reads every byte of them.
+		Long: `Compare an environment that runs a release, the stages of a project, or all that run one, with
+that release: its signature, what its stage points at, the image of each service, what it was
+launched with, doors and limits included, what is mounted in it, and the layers on disk;
+--full reads every byte of them. Stages that run the same without a finding are equal.
 
 What is not as released is listed, and an entry of the audit log; the exit code is 1 then.`,
 		Example: "  isle drift\n  isle drift shop@production --full",
-		Args:    args(0, 1, "at most one environment"),
+		Args:    args(0, 1, "at most one environment or project"),
 		RunE: func(cmd *cobra.Command, given []string) error {
 			c, err := a.connect(cmd.Context())
 			if err != nil {
@@ -44,17 +48,17 @@ What is not as released is listed, and an entry of the audit log; the exit code 
 			if err != nil {
 				return err
 			}
-			return a.showDrift(res.Msg.GetChecked())
+			return a.showDrift(res.Msg)
 		},
 	}
 	cmd.Flags().BoolVar(&full, "full", false, "read every byte of the layers")
 	return cmd
 }
 
-func (a *app) showDrift(checked []*islev1.Checked) error {
+func (a *app) showDrift(res *islev1.DriftResponse) error {
 	list, n := []checkedJSON{}, 0
-	for _, c := range checked {
-		out := checkedJSON{c.GetEnvironment(), c.GetInstance(), c.GetRelease(), []driftedJSON{}}
+	for _, c := range res.GetChecked() {
+		out := checkedJSON{c.GetEnvironment(), c.GetInstance(), c.GetRelease(), []driftedJSON{}, equalTo(c, res.GetEqual())}
 		for _, d := range c.GetDrifted() {
 			out.Drifted = append(out.Drifted, driftedJSON{d.GetKind(), d.GetService(), d.GetMessage()})
 			n++
@@ -78,6 +82,12 @@ func (a *app) showDrift(checked []*islev1.Checked) error {
 				fmt.Fprintf(a.stdout, "! %s: %s: %s\n", where, d.Kind, cleanLine(d.Message))
 			}
 		}
+		for _, e := range res.GetEqual() {
+			fmt.Fprintf(a.stdout, "%s: %s are equal: release %s\n", clean(e.GetProject()), clean(strings.Join(e.GetStages(), ", ")), shortDigest(e.GetRelease()))
+			for _, v := range e.GetValues() {
+				fmt.Fprintf(a.stdout, "  but for %s\n", cleanLine(v))
+			}
+		}
 		if len(list) == 0 {
 			fmt.Fprintln(a.stdout, "no environment runs a release")
 		}
@@ -86,4 +96,15 @@ func (a *app) showDrift(checked []*islev1.Checked) error {
 		return isle.Errorf(isle.Failed, "%d things are not as released", n).WithHint("isle audit search --action release:drift has them; isle up --release launches what was released")
 	}
 	return nil
+}
+
+// equalTo are the stages that run the same as an environment.
+func equalTo(c *islev1.Checked, all []*islev1.Equal) []string {
+	ref, err := isle.ParseRef(c.GetEnvironment())
+	for _, e := range all {
+		if err == nil && e.GetProject() == ref.Name && e.GetRelease() == c.GetRelease() && slices.Contains(e.GetStages(), ref.Stage) {
+			return e.GetStages()
+		}
+	}
+	return []string{}
 }

@@ -66,8 +66,14 @@ type Copies interface {
 	Lineage(ctx context.Context, visible func(kind string, ref isle.Ref, project string) bool) ([]environment.Relation, error)
 }
 
+// Witness says what runs otherwise than it was declared; *environment.Manager implements it.
+type Witness interface {
+	Undeclared(ctx context.Context, ref isle.Ref) (map[string][]string, error)
+}
+
 // Environments is all that the EnvironmentService and the ForkService need.
 type Environments interface {
+	Witness
 	Lifecycle
 	Copies
 	Records

@@ -161,6 +161,10 @@ func (r *rooms) Files(_ context.Context, _ isle.Actor, ref isle.Ref, _ string) (
 	r.reach("Files")
 	return r.files[ref], nil
 }
+func (r *rooms) Undeclared(context.Context, isle.Ref) (map[string][]string, error) {
+	r.reach("Undeclared")
+	return nil, nil
+}
 func (r *rooms) Compare(_ context.Context, a, b image.Image) (image.Comparison, error) {
 	r.reach("Compare")
 	return image.Comparison{Gone: a.Layers, New: b.Layers}, nil

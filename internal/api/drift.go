@@ -2,6 +2,8 @@ package api
 
 import (
 	"context"
+	"slices"
+	"strings"
 
 	"connectrpc.com/connect"
 
@@ -26,6 +28,9 @@ func (s *releases) Drift(ctx context.Context, req *connect.Request[islev1.DriftR
 		for _, svc := range e.Services {
 			run.Images[svc.Name] = svc.Image
 		}
+		if run.Undeclared, err = s.Environments.Undeclared(ctx, e.Ref); err != nil {
+			return nil, err
+		}
 		found, err := s.Releases.Drift(ctx, run, req.Msg.GetFull())
 		if err != nil {
 			return nil, err
@@ -46,12 +51,53 @@ func (s *releases) Drift(ctx context.Context, req *connect.Request[islev1.DriftR
 		}
 		res.Checked = append(res.Checked, out)
 	}
+	res.Equal = s.equal(envs, res.GetChecked())
 	return connect.NewResponse(res), nil
+}
+
+// equal are the stages of projects that run the same release without a finding, in
+// the order of promotion.
+func (s *releases) equal(envs []environment.Environment, checked []*islev1.Checked) (out []*islev1.Equal) {
+	order := s.Policy.State().Set.Stages()
+	of := map[string]*islev1.Equal{}
+	values := map[string][][]string{}
+	for _, stage := range order {
+		for i, e := range envs {
+			if e.Ref.Stage != stage || e.Ref.Name != e.Project || len(checked[i].GetDrifted()) > 0 {
+				continue
+			}
+			key := e.Project + " " + string(e.Release)
+			if of[key] == nil {
+				of[key] = &islev1.Equal{Project: e.Project, Release: string(e.Release)}
+				out = append(out, of[key])
+			}
+			of[key].Stages = append(of[key].Stages, stage)
+			rel, _ := s.Releases.Use(string(e.Release))
+			v, _ := s.Releases.At(rel, stage, false)
+			values[key] = append(values[key], v.Lines())
+		}
+	}
+	out = slices.DeleteFunc(out, func(e *islev1.Equal) bool { return len(e.GetStages()) < 2 })
+	for _, e := range out {
+		all := values[e.GetProject()+" "+e.GetRelease()]
+		for i, stage := range e.GetStages() {
+			for _, line := range all[i] {
+				if slices.ContainsFunc(all, func(other []string) bool { return !slices.Contains(other, line) }) {
+					e.Values = append(e.Values, stage+": "+line)
+				}
+			}
+		}
+	}
+	return out
 }
 
 // released are the environments that run a release: one, or all that the caller
 // may see.
 func (s *releases) released(ctx context.Context, name string) (out []environment.Environment, err error) {
+	project := ""
+	if !strings.Contains(name, "@") && slices.ContainsFunc(s.Releases.StagesOf(""), func(st release.Stage) bool { return st.Project == name }) {
+		name, project = "", name
+	}
 	if name != "" {
 		ref, err := isle.ParseRef(name)
 		if err != nil {
@@ -73,7 +119,7 @@ func (s *releases) released(ctx context.Context, name string) (out []environment
 	who, _ := callerFrom(ctx)
 	for _, e := range all {
 		q := queriesOf(who, s.onEnvironment(ctx, isle.ActionEnvironmentRead, e.Ref.String()))
-		if e.Release != "" && s.Policy.Decide(q[0]).Allowed() {
+		if e.Release != "" && (project == "" || e.Project == project && e.Ref.Name == project) && s.Policy.Decide(q[0]).Allowed() {
 			out = append(out, e)
 		}
 	}

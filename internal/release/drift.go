@@ -19,6 +19,7 @@ const (
 	DriftImage   = "image"         // a service runs an image that is not the release's
 	DriftSetting = "configuration" // it was launched as the release and the stage's values do not say
 	DriftBytes   = "bytes"         // a layer has other bytes than its digest says
+	DriftMounts  = "mounts"        // something is mounted that the release does not say, or could be written to
 )
 
 // A Running is what runs of a release.
@@ -27,6 +28,8 @@ type Running struct {
 	Release isle.Digest
 	Spec    spec.File
 	Images  map[string]image.Image // by service
+	// Undeclared is what is mounted otherwise than declared, by service, for people.
+	Undeclared map[string][]string
 }
 
 // A Finding is one thing that is not as it was released.
@@ -67,6 +70,9 @@ func (r *Releases) Drift(ctx context.Context, run Running, full bool) (out []Fin
 			continue
 		case img.Digest() != svc.Digest:
 			find(DriftImage, svc.Name, "it runs image "+img.Digest().Short()+", and the release has "+svc.Digest.Short())
+		}
+		for _, what := range run.Undeclared[svc.Name] {
+			find(DriftMounts, svc.Name, what)
 		}
 		if _, err = r.cfg.Images.Verify(ctx, img); err == nil && full {
 			err = r.cfg.Images.Reread(ctx, img)
@@ -115,7 +121,7 @@ func settings(is, want spec.File) (out []Finding) {
 		what     string
 		is, want any
 	}{
-		{"uses", is.Uses, want.Uses}, {"egress", is.Egress, want.Egress}, {"limits", is.Limits, want.Limits}, {"isolation", is.Isolation, want.Isolation},
+		{"uses", is.Uses, want.Uses}, {"egress", is.Egress, want.Egress}, {"limits", is.Limits, want.Limits}, {"isolation", is.Isolation, want.Isolation}, {"schema", is.Schema, want.Schema},
 	} {
 		if !equal(x.is, x.want) {
 			find("", x.what)

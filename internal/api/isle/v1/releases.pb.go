@@ -1881,7 +1881,7 @@ func (*RollbackEvent_Result) isRollbackEvent_Event() {}
 
 type DriftRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Environment   string                 `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"` // empty: all that the caller may see and that run releases
+	Environment   string                 `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"` // or a project, all stages of it; empty: all that the caller may see and that run releases
 	Full          bool                   `protobuf:"varint,2,opt,name=full,proto3" json:"full,omitempty"`              // read every byte
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1934,6 +1934,7 @@ func (x *DriftRequest) GetFull() bool {
 type DriftResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Checked       []*Checked             `protobuf:"bytes,1,rep,name=checked,proto3" json:"checked,omitempty"`
+	Equal         []*Equal               `protobuf:"bytes,2,rep,name=equal,proto3" json:"equal,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1975,6 +1976,82 @@ func (x *DriftResponse) GetChecked() []*Checked {
 	return nil
 }
 
+func (x *DriftResponse) GetEqual() []*Equal {
+	if x != nil {
+		return x.Equal
+	}
+	return nil
+}
+
+// An Equal is that stages of a project run the same release, as it is.
+type Equal struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Project       string                 `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"`
+	Release       string                 `protobuf:"bytes,2,opt,name=release,proto3" json:"release,omitempty"`
+	Stages        []string               `protobuf:"bytes,3,rep,name=stages,proto3" json:"stages,omitempty"`
+	Values        []string               `protobuf:"bytes,4,rep,name=values,proto3" json:"values,omitempty"` // that only some of them have, or others of: STAGE: KEY=VALUE
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Equal) Reset() {
+	*x = Equal{}
+	mi := &file_isle_v1_releases_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Equal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Equal) ProtoMessage() {}
+
+func (x *Equal) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_releases_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Equal.ProtoReflect.Descriptor instead.
+func (*Equal) Descriptor() ([]byte, []int) {
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *Equal) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
+}
+
+func (x *Equal) GetRelease() string {
+	if x != nil {
+		return x.Release
+	}
+	return ""
+}
+
+func (x *Equal) GetStages() []string {
+	if x != nil {
+		return x.Stages
+	}
+	return nil
+}
+
+func (x *Equal) GetValues() []string {
+	if x != nil {
+		return x.Values
+	}
+	return nil
+}
+
 // A Checked is an environment that was compared with its release.
 type Checked struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1988,7 +2065,7 @@ type Checked struct {
 
 func (x *Checked) Reset() {
 	*x = Checked{}
-	mi := &file_isle_v1_releases_proto_msgTypes[27]
+	mi := &file_isle_v1_releases_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2000,7 +2077,7 @@ func (x *Checked) String() string {
 func (*Checked) ProtoMessage() {}
 
 func (x *Checked) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[27]
+	mi := &file_isle_v1_releases_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2013,7 +2090,7 @@ func (x *Checked) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Checked.ProtoReflect.Descriptor instead.
 func (*Checked) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{27}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Checked) GetEnvironment() string {
@@ -2046,7 +2123,7 @@ func (x *Checked) GetDrifted() []*Drifted {
 
 type Drifted struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"` // release, stage, image, configuration or bytes
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"` // release, stage, image, configuration, mounts or bytes
 	Service       string                 `protobuf:"bytes,2,opt,name=service,proto3" json:"service,omitempty"`
 	Message       string                 `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -2055,7 +2132,7 @@ type Drifted struct {
 
 func (x *Drifted) Reset() {
 	*x = Drifted{}
-	mi := &file_isle_v1_releases_proto_msgTypes[28]
+	mi := &file_isle_v1_releases_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2067,7 +2144,7 @@ func (x *Drifted) String() string {
 func (*Drifted) ProtoMessage() {}
 
 func (x *Drifted) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[28]
+	mi := &file_isle_v1_releases_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2080,7 +2157,7 @@ func (x *Drifted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drifted.ProtoReflect.Descriptor instead.
 func (*Drifted) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{28}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Drifted) GetKind() string {
@@ -2115,7 +2192,7 @@ type ClearReleaseRequest struct {
 
 func (x *ClearReleaseRequest) Reset() {
 	*x = ClearReleaseRequest{}
-	mi := &file_isle_v1_releases_proto_msgTypes[29]
+	mi := &file_isle_v1_releases_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2127,7 +2204,7 @@ func (x *ClearReleaseRequest) String() string {
 func (*ClearReleaseRequest) ProtoMessage() {}
 
 func (x *ClearReleaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[29]
+	mi := &file_isle_v1_releases_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2140,7 +2217,7 @@ func (x *ClearReleaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClearReleaseRequest.ProtoReflect.Descriptor instead.
 func (*ClearReleaseRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{29}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ClearReleaseRequest) GetProject() string {
@@ -2173,7 +2250,7 @@ type ClearReleaseResponse struct {
 
 func (x *ClearReleaseResponse) Reset() {
 	*x = ClearReleaseResponse{}
-	mi := &file_isle_v1_releases_proto_msgTypes[30]
+	mi := &file_isle_v1_releases_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2185,7 +2262,7 @@ func (x *ClearReleaseResponse) String() string {
 func (*ClearReleaseResponse) ProtoMessage() {}
 
 func (x *ClearReleaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[30]
+	mi := &file_isle_v1_releases_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2198,7 +2275,7 @@ func (x *ClearReleaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClearReleaseResponse.ProtoReflect.Descriptor instead.
 func (*ClearReleaseResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{30}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ClearReleaseResponse) GetRelease() string {
@@ -2221,7 +2298,7 @@ type Mark struct {
 
 func (x *Mark) Reset() {
 	*x = Mark{}
-	mi := &file_isle_v1_releases_proto_msgTypes[31]
+	mi := &file_isle_v1_releases_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2233,7 +2310,7 @@ func (x *Mark) String() string {
 func (*Mark) ProtoMessage() {}
 
 func (x *Mark) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[31]
+	mi := &file_isle_v1_releases_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2246,7 +2323,7 @@ func (x *Mark) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mark.ProtoReflect.Descriptor instead.
 func (*Mark) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{31}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Mark) GetRelease() string {
@@ -2297,7 +2374,7 @@ type Stage struct {
 
 func (x *Stage) Reset() {
 	*x = Stage{}
-	mi := &file_isle_v1_releases_proto_msgTypes[32]
+	mi := &file_isle_v1_releases_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2309,7 +2386,7 @@ func (x *Stage) String() string {
 func (*Stage) ProtoMessage() {}
 
 func (x *Stage) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[32]
+	mi := &file_isle_v1_releases_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2322,7 +2399,7 @@ func (x *Stage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stage.ProtoReflect.Descriptor instead.
 func (*Stage) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{32}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Stage) GetProject() string {
@@ -2423,7 +2500,7 @@ type Watch struct {
 
 func (x *Watch) Reset() {
 	*x = Watch{}
-	mi := &file_isle_v1_releases_proto_msgTypes[33]
+	mi := &file_isle_v1_releases_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2435,7 +2512,7 @@ func (x *Watch) String() string {
 func (*Watch) ProtoMessage() {}
 
 func (x *Watch) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[33]
+	mi := &file_isle_v1_releases_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2448,7 +2525,7 @@ func (x *Watch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Watch.ProtoReflect.Descriptor instead.
 func (*Watch) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{33}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Watch) GetRule() string {
@@ -2495,7 +2572,7 @@ type ListStagesRequest struct {
 
 func (x *ListStagesRequest) Reset() {
 	*x = ListStagesRequest{}
-	mi := &file_isle_v1_releases_proto_msgTypes[34]
+	mi := &file_isle_v1_releases_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2507,7 +2584,7 @@ func (x *ListStagesRequest) String() string {
 func (*ListStagesRequest) ProtoMessage() {}
 
 func (x *ListStagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[34]
+	mi := &file_isle_v1_releases_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2520,7 +2597,7 @@ func (x *ListStagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStagesRequest.ProtoReflect.Descriptor instead.
 func (*ListStagesRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{34}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListStagesRequest) GetProject() string {
@@ -2540,7 +2617,7 @@ type ListStagesResponse struct {
 
 func (x *ListStagesResponse) Reset() {
 	*x = ListStagesResponse{}
-	mi := &file_isle_v1_releases_proto_msgTypes[35]
+	mi := &file_isle_v1_releases_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2552,7 +2629,7 @@ func (x *ListStagesResponse) String() string {
 func (*ListStagesResponse) ProtoMessage() {}
 
 func (x *ListStagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[35]
+	mi := &file_isle_v1_releases_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2565,7 +2642,7 @@ func (x *ListStagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStagesResponse.ProtoReflect.Descriptor instead.
 func (*ListStagesResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{35}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListStagesResponse) GetStages() []*Stage {
@@ -2593,7 +2670,7 @@ type ReleaseKey struct {
 
 func (x *ReleaseKey) Reset() {
 	*x = ReleaseKey{}
-	mi := &file_isle_v1_releases_proto_msgTypes[36]
+	mi := &file_isle_v1_releases_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2605,7 +2682,7 @@ func (x *ReleaseKey) String() string {
 func (*ReleaseKey) ProtoMessage() {}
 
 func (x *ReleaseKey) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[36]
+	mi := &file_isle_v1_releases_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2618,7 +2695,7 @@ func (x *ReleaseKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseKey.ProtoReflect.Descriptor instead.
 func (*ReleaseKey) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{36}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ReleaseKey) GetName() string {
@@ -2650,7 +2727,7 @@ type ListReleaseKeysRequest struct {
 
 func (x *ListReleaseKeysRequest) Reset() {
 	*x = ListReleaseKeysRequest{}
-	mi := &file_isle_v1_releases_proto_msgTypes[37]
+	mi := &file_isle_v1_releases_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2662,7 +2739,7 @@ func (x *ListReleaseKeysRequest) String() string {
 func (*ListReleaseKeysRequest) ProtoMessage() {}
 
 func (x *ListReleaseKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[37]
+	mi := &file_isle_v1_releases_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2675,7 +2752,7 @@ func (x *ListReleaseKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReleaseKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListReleaseKeysRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{37}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{38}
 }
 
 type ListReleaseKeysResponse struct {
@@ -2687,7 +2764,7 @@ type ListReleaseKeysResponse struct {
 
 func (x *ListReleaseKeysResponse) Reset() {
 	*x = ListReleaseKeysResponse{}
-	mi := &file_isle_v1_releases_proto_msgTypes[38]
+	mi := &file_isle_v1_releases_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2699,7 +2776,7 @@ func (x *ListReleaseKeysResponse) String() string {
 func (*ListReleaseKeysResponse) ProtoMessage() {}
 
 func (x *ListReleaseKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[38]
+	mi := &file_isle_v1_releases_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2712,7 +2789,7 @@ func (x *ListReleaseKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReleaseKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListReleaseKeysResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{38}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListReleaseKeysResponse) GetKeys() []*ReleaseKey {
@@ -2732,7 +2809,7 @@ type TrustReleaseKeyRequest struct {
 
 func (x *TrustReleaseKeyRequest) Reset() {
 	*x = TrustReleaseKeyRequest{}
-	mi := &file_isle_v1_releases_proto_msgTypes[39]
+	mi := &file_isle_v1_releases_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2744,7 +2821,7 @@ func (x *TrustReleaseKeyRequest) String() string {
 func (*TrustReleaseKeyRequest) ProtoMessage() {}
 
 func (x *TrustReleaseKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[39]
+	mi := &file_isle_v1_releases_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2757,7 +2834,7 @@ func (x *TrustReleaseKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustReleaseKeyRequest.ProtoReflect.Descriptor instead.
 func (*TrustReleaseKeyRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{39}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *TrustReleaseKeyRequest) GetKey() string {
@@ -2783,7 +2860,7 @@ type TrustReleaseKeyResponse struct {
 
 func (x *TrustReleaseKeyResponse) Reset() {
 	*x = TrustReleaseKeyResponse{}
-	mi := &file_isle_v1_releases_proto_msgTypes[40]
+	mi := &file_isle_v1_releases_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2795,7 +2872,7 @@ func (x *TrustReleaseKeyResponse) String() string {
 func (*TrustReleaseKeyResponse) ProtoMessage() {}
 
 func (x *TrustReleaseKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[40]
+	mi := &file_isle_v1_releases_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2808,7 +2885,7 @@ func (x *TrustReleaseKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustReleaseKeyResponse.ProtoReflect.Descriptor instead.
 func (*TrustReleaseKeyResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{40}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *TrustReleaseKeyResponse) GetKey() *ReleaseKey {
@@ -2830,7 +2907,7 @@ type HistoryRequest struct {
 
 func (x *HistoryRequest) Reset() {
 	*x = HistoryRequest{}
-	mi := &file_isle_v1_releases_proto_msgTypes[41]
+	mi := &file_isle_v1_releases_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2842,7 +2919,7 @@ func (x *HistoryRequest) String() string {
 func (*HistoryRequest) ProtoMessage() {}
 
 func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[41]
+	mi := &file_isle_v1_releases_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2855,7 +2932,7 @@ func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryRequest.ProtoReflect.Descriptor instead.
 func (*HistoryRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{41}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *HistoryRequest) GetOf() string {
@@ -2900,7 +2977,7 @@ type HistoryEvent struct {
 
 func (x *HistoryEvent) Reset() {
 	*x = HistoryEvent{}
-	mi := &file_isle_v1_releases_proto_msgTypes[42]
+	mi := &file_isle_v1_releases_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2912,7 +2989,7 @@ func (x *HistoryEvent) String() string {
 func (*HistoryEvent) ProtoMessage() {}
 
 func (x *HistoryEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[42]
+	mi := &file_isle_v1_releases_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2925,7 +3002,7 @@ func (x *HistoryEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryEvent.ProtoReflect.Descriptor instead.
 func (*HistoryEvent) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{42}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *HistoryEvent) GetEvent() isHistoryEvent_Event {
@@ -3001,7 +3078,7 @@ type HistoryHead struct {
 
 func (x *HistoryHead) Reset() {
 	*x = HistoryHead{}
-	mi := &file_isle_v1_releases_proto_msgTypes[43]
+	mi := &file_isle_v1_releases_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3013,7 +3090,7 @@ func (x *HistoryHead) String() string {
 func (*HistoryHead) ProtoMessage() {}
 
 func (x *HistoryHead) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[43]
+	mi := &file_isle_v1_releases_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3026,7 +3103,7 @@ func (x *HistoryHead) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryHead.ProtoReflect.Descriptor instead.
 func (*HistoryHead) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{43}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *HistoryHead) GetKind() string {
@@ -3108,7 +3185,7 @@ type HistoryRun struct {
 
 func (x *HistoryRun) Reset() {
 	*x = HistoryRun{}
-	mi := &file_isle_v1_releases_proto_msgTypes[44]
+	mi := &file_isle_v1_releases_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3120,7 +3197,7 @@ func (x *HistoryRun) String() string {
 func (*HistoryRun) ProtoMessage() {}
 
 func (x *HistoryRun) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[44]
+	mi := &file_isle_v1_releases_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3133,7 +3210,7 @@ func (x *HistoryRun) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryRun.ProtoReflect.Descriptor instead.
 func (*HistoryRun) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{44}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *HistoryRun) GetEnvironment() string {
@@ -3195,7 +3272,7 @@ type HistoryLine struct {
 
 func (x *HistoryLine) Reset() {
 	*x = HistoryLine{}
-	mi := &file_isle_v1_releases_proto_msgTypes[45]
+	mi := &file_isle_v1_releases_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3207,7 +3284,7 @@ func (x *HistoryLine) String() string {
 func (*HistoryLine) ProtoMessage() {}
 
 func (x *HistoryLine) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[45]
+	mi := &file_isle_v1_releases_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3220,7 +3297,7 @@ func (x *HistoryLine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryLine.ProtoReflect.Descriptor instead.
 func (*HistoryLine) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{45}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *HistoryLine) GetEntry() *HistoryEntry {
@@ -3248,7 +3325,7 @@ type HistoryEntry struct {
 
 func (x *HistoryEntry) Reset() {
 	*x = HistoryEntry{}
-	mi := &file_isle_v1_releases_proto_msgTypes[46]
+	mi := &file_isle_v1_releases_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3260,7 +3337,7 @@ func (x *HistoryEntry) String() string {
 func (*HistoryEntry) ProtoMessage() {}
 
 func (x *HistoryEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[46]
+	mi := &file_isle_v1_releases_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3273,7 +3350,7 @@ func (x *HistoryEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryEntry.ProtoReflect.Descriptor instead.
 func (*HistoryEntry) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{46}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *HistoryEntry) GetSequence() uint64 {
@@ -3307,7 +3384,7 @@ type HistoryRelease struct {
 
 func (x *HistoryRelease) Reset() {
 	*x = HistoryRelease{}
-	mi := &file_isle_v1_releases_proto_msgTypes[47]
+	mi := &file_isle_v1_releases_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3319,7 +3396,7 @@ func (x *HistoryRelease) String() string {
 func (*HistoryRelease) ProtoMessage() {}
 
 func (x *HistoryRelease) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[47]
+	mi := &file_isle_v1_releases_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3332,7 +3409,7 @@ func (x *HistoryRelease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryRelease.ProtoReflect.Descriptor instead.
 func (*HistoryRelease) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{47}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *HistoryRelease) GetDigest() string {
@@ -3502,9 +3579,15 @@ const file_isle_v1_releases_proto_rawDesc = "" +
 	"\x05event\"D\n" +
 	"\fDriftRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x12\n" +
-	"\x04full\x18\x02 \x01(\bR\x04full\";\n" +
+	"\x04full\x18\x02 \x01(\bR\x04full\"a\n" +
 	"\rDriftResponse\x12*\n" +
-	"\achecked\x18\x01 \x03(\v2\x10.isle.v1.CheckedR\achecked\"\x8d\x01\n" +
+	"\achecked\x18\x01 \x03(\v2\x10.isle.v1.CheckedR\achecked\x12$\n" +
+	"\x05equal\x18\x02 \x03(\v2\x0e.isle.v1.EqualR\x05equal\"k\n" +
+	"\x05Equal\x12\x18\n" +
+	"\aproject\x18\x01 \x01(\tR\aproject\x12\x18\n" +
+	"\arelease\x18\x02 \x01(\tR\arelease\x12\x16\n" +
+	"\x06stages\x18\x03 \x03(\tR\x06stages\x12\x16\n" +
+	"\x06values\x18\x04 \x03(\tR\x06values\"\x8d\x01\n" +
 	"\aChecked\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x1a\n" +
 	"\binstance\x18\x02 \x01(\tR\binstance\x12\x18\n" +
@@ -3638,7 +3721,7 @@ func file_isle_v1_releases_proto_rawDescGZIP() []byte {
 	return file_isle_v1_releases_proto_rawDescData
 }
 
-var file_isle_v1_releases_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
+var file_isle_v1_releases_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_isle_v1_releases_proto_goTypes = []any{
 	(*Release)(nil),                 // 0: isle.v1.Release
 	(*ReleaseImage)(nil),            // 1: isle.v1.ReleaseImage
@@ -3667,45 +3750,46 @@ var file_isle_v1_releases_proto_goTypes = []any{
 	(*RollbackEvent)(nil),           // 24: isle.v1.RollbackEvent
 	(*DriftRequest)(nil),            // 25: isle.v1.DriftRequest
 	(*DriftResponse)(nil),           // 26: isle.v1.DriftResponse
-	(*Checked)(nil),                 // 27: isle.v1.Checked
-	(*Drifted)(nil),                 // 28: isle.v1.Drifted
-	(*ClearReleaseRequest)(nil),     // 29: isle.v1.ClearReleaseRequest
-	(*ClearReleaseResponse)(nil),    // 30: isle.v1.ClearReleaseResponse
-	(*Mark)(nil),                    // 31: isle.v1.Mark
-	(*Stage)(nil),                   // 32: isle.v1.Stage
-	(*Watch)(nil),                   // 33: isle.v1.Watch
-	(*ListStagesRequest)(nil),       // 34: isle.v1.ListStagesRequest
-	(*ListStagesResponse)(nil),      // 35: isle.v1.ListStagesResponse
-	(*ReleaseKey)(nil),              // 36: isle.v1.ReleaseKey
-	(*ListReleaseKeysRequest)(nil),  // 37: isle.v1.ListReleaseKeysRequest
-	(*ListReleaseKeysResponse)(nil), // 38: isle.v1.ListReleaseKeysResponse
-	(*TrustReleaseKeyRequest)(nil),  // 39: isle.v1.TrustReleaseKeyRequest
-	(*TrustReleaseKeyResponse)(nil), // 40: isle.v1.TrustReleaseKeyResponse
-	(*HistoryRequest)(nil),          // 41: isle.v1.HistoryRequest
-	(*HistoryEvent)(nil),            // 42: isle.v1.HistoryEvent
-	(*HistoryHead)(nil),             // 43: isle.v1.HistoryHead
-	(*HistoryRun)(nil),              // 44: isle.v1.HistoryRun
-	(*HistoryLine)(nil),             // 45: isle.v1.HistoryLine
-	(*HistoryEntry)(nil),            // 46: isle.v1.HistoryEntry
-	(*HistoryRelease)(nil),          // 47: isle.v1.HistoryRelease
-	(*timestamppb.Timestamp)(nil),   // 48: google.protobuf.Timestamp
-	(*Source)(nil),                  // 49: isle.v1.Source
-	(*ProgressEvent)(nil),           // 50: isle.v1.ProgressEvent
-	(*Need)(nil),                    // 51: isle.v1.Need
-	(*PackageChange)(nil),           // 52: isle.v1.PackageChange
-	(*SettingChange)(nil),           // 53: isle.v1.SettingChange
-	(*ImageDifference)(nil),         // 54: isle.v1.ImageDifference
-	(*durationpb.Duration)(nil),     // 55: google.protobuf.Duration
-	(*Chunk)(nil),                   // 56: isle.v1.Chunk
+	(*Equal)(nil),                   // 27: isle.v1.Equal
+	(*Checked)(nil),                 // 28: isle.v1.Checked
+	(*Drifted)(nil),                 // 29: isle.v1.Drifted
+	(*ClearReleaseRequest)(nil),     // 30: isle.v1.ClearReleaseRequest
+	(*ClearReleaseResponse)(nil),    // 31: isle.v1.ClearReleaseResponse
+	(*Mark)(nil),                    // 32: isle.v1.Mark
+	(*Stage)(nil),                   // 33: isle.v1.Stage
+	(*Watch)(nil),                   // 34: isle.v1.Watch
+	(*ListStagesRequest)(nil),       // 35: isle.v1.ListStagesRequest
+	(*ListStagesResponse)(nil),      // 36: isle.v1.ListStagesResponse
+	(*ReleaseKey)(nil),              // 37: isle.v1.ReleaseKey
+	(*ListReleaseKeysRequest)(nil),  // 38: isle.v1.ListReleaseKeysRequest
+	(*ListReleaseKeysResponse)(nil), // 39: isle.v1.ListReleaseKeysResponse
+	(*TrustReleaseKeyRequest)(nil),  // 40: isle.v1.TrustReleaseKeyRequest
+	(*TrustReleaseKeyResponse)(nil), // 41: isle.v1.TrustReleaseKeyResponse
+	(*HistoryRequest)(nil),          // 42: isle.v1.HistoryRequest
+	(*HistoryEvent)(nil),            // 43: isle.v1.HistoryEvent
+	(*HistoryHead)(nil),             // 44: isle.v1.HistoryHead
+	(*HistoryRun)(nil),              // 45: isle.v1.HistoryRun
+	(*HistoryLine)(nil),             // 46: isle.v1.HistoryLine
+	(*HistoryEntry)(nil),            // 47: isle.v1.HistoryEntry
+	(*HistoryRelease)(nil),          // 48: isle.v1.HistoryRelease
+	(*timestamppb.Timestamp)(nil),   // 49: google.protobuf.Timestamp
+	(*Source)(nil),                  // 50: isle.v1.Source
+	(*ProgressEvent)(nil),           // 51: isle.v1.ProgressEvent
+	(*Need)(nil),                    // 52: isle.v1.Need
+	(*PackageChange)(nil),           // 53: isle.v1.PackageChange
+	(*SettingChange)(nil),           // 54: isle.v1.SettingChange
+	(*ImageDifference)(nil),         // 55: isle.v1.ImageDifference
+	(*durationpb.Duration)(nil),     // 56: google.protobuf.Duration
+	(*Chunk)(nil),                   // 57: isle.v1.Chunk
 }
 var file_isle_v1_releases_proto_depIdxs = []int32{
-	48, // 0: isle.v1.Release.created:type_name -> google.protobuf.Timestamp
+	49, // 0: isle.v1.Release.created:type_name -> google.protobuf.Timestamp
 	1,  // 1: isle.v1.Release.images:type_name -> isle.v1.ReleaseImage
 	2,  // 2: isle.v1.Release.attestations:type_name -> isle.v1.Attestation
-	48, // 3: isle.v1.Attestation.added:type_name -> google.protobuf.Timestamp
-	49, // 4: isle.v1.CreateReleaseRequest.source:type_name -> isle.v1.Source
-	50, // 5: isle.v1.CreateReleaseEvent.progress:type_name -> isle.v1.ProgressEvent
-	51, // 6: isle.v1.CreateReleaseEvent.need:type_name -> isle.v1.Need
+	49, // 3: isle.v1.Attestation.added:type_name -> google.protobuf.Timestamp
+	50, // 4: isle.v1.CreateReleaseRequest.source:type_name -> isle.v1.Source
+	51, // 5: isle.v1.CreateReleaseEvent.progress:type_name -> isle.v1.ProgressEvent
+	52, // 6: isle.v1.CreateReleaseEvent.need:type_name -> isle.v1.Need
 	5,  // 7: isle.v1.CreateReleaseEvent.result:type_name -> isle.v1.CreateReleaseResult
 	0,  // 8: isle.v1.CreateReleaseResult.release:type_name -> isle.v1.Release
 	0,  // 9: isle.v1.ListReleasesResponse.releases:type_name -> isle.v1.Release
@@ -3713,76 +3797,77 @@ var file_isle_v1_releases_proto_depIdxs = []int32{
 	0,  // 11: isle.v1.VerifyReleaseEvent.release:type_name -> isle.v1.Release
 	0,  // 12: isle.v1.ImportReleaseResponse.release:type_name -> isle.v1.Release
 	0,  // 13: isle.v1.PromoteResponse.release:type_name -> isle.v1.Release
-	52, // 14: isle.v1.PromoteResponse.packages:type_name -> isle.v1.PackageChange
-	53, // 15: isle.v1.PromoteResponse.configuration:type_name -> isle.v1.SettingChange
+	53, // 14: isle.v1.PromoteResponse.packages:type_name -> isle.v1.PackageChange
+	54, // 15: isle.v1.PromoteResponse.configuration:type_name -> isle.v1.SettingChange
 	21, // 16: isle.v1.PromoteResponse.switch:type_name -> isle.v1.Switch
 	19, // 17: isle.v1.PromoteResponse.gates:type_name -> isle.v1.Gate
-	54, // 18: isle.v1.PromoteResponse.difference:type_name -> isle.v1.ImageDifference
-	50, // 19: isle.v1.PromoteEvent.progress:type_name -> isle.v1.ProgressEvent
+	55, // 18: isle.v1.PromoteResponse.difference:type_name -> isle.v1.ImageDifference
+	51, // 19: isle.v1.PromoteEvent.progress:type_name -> isle.v1.ProgressEvent
 	18, // 20: isle.v1.PromoteEvent.result:type_name -> isle.v1.PromoteResponse
-	55, // 21: isle.v1.Switch.took:type_name -> google.protobuf.Duration
-	55, // 22: isle.v1.Switch.pause:type_name -> google.protobuf.Duration
-	48, // 23: isle.v1.Switch.until:type_name -> google.protobuf.Timestamp
+	56, // 21: isle.v1.Switch.took:type_name -> google.protobuf.Duration
+	56, // 22: isle.v1.Switch.pause:type_name -> google.protobuf.Duration
+	49, // 23: isle.v1.Switch.until:type_name -> google.protobuf.Timestamp
 	0,  // 24: isle.v1.RollbackResponse.release:type_name -> isle.v1.Release
 	21, // 25: isle.v1.RollbackResponse.switch:type_name -> isle.v1.Switch
-	50, // 26: isle.v1.RollbackEvent.progress:type_name -> isle.v1.ProgressEvent
+	51, // 26: isle.v1.RollbackEvent.progress:type_name -> isle.v1.ProgressEvent
 	23, // 27: isle.v1.RollbackEvent.result:type_name -> isle.v1.RollbackResponse
-	27, // 28: isle.v1.DriftResponse.checked:type_name -> isle.v1.Checked
-	28, // 29: isle.v1.Checked.drifted:type_name -> isle.v1.Drifted
-	48, // 30: isle.v1.Mark.time:type_name -> google.protobuf.Timestamp
-	48, // 31: isle.v1.Stage.since:type_name -> google.protobuf.Timestamp
-	31, // 32: isle.v1.Stage.marks:type_name -> isle.v1.Mark
-	33, // 33: isle.v1.Stage.watches:type_name -> isle.v1.Watch
-	48, // 34: isle.v1.Watch.until:type_name -> google.protobuf.Timestamp
-	32, // 35: isle.v1.ListStagesResponse.stages:type_name -> isle.v1.Stage
-	36, // 36: isle.v1.ListReleaseKeysResponse.keys:type_name -> isle.v1.ReleaseKey
-	36, // 37: isle.v1.TrustReleaseKeyResponse.key:type_name -> isle.v1.ReleaseKey
-	43, // 38: isle.v1.HistoryEvent.head:type_name -> isle.v1.HistoryHead
-	45, // 39: isle.v1.HistoryEvent.line:type_name -> isle.v1.HistoryLine
-	47, // 40: isle.v1.HistoryEvent.release:type_name -> isle.v1.HistoryRelease
-	0,  // 41: isle.v1.HistoryHead.releases:type_name -> isle.v1.Release
-	44, // 42: isle.v1.HistoryHead.runs:type_name -> isle.v1.HistoryRun
-	48, // 43: isle.v1.HistoryRun.began:type_name -> google.protobuf.Timestamp
-	48, // 44: isle.v1.HistoryRun.ended:type_name -> google.protobuf.Timestamp
-	46, // 45: isle.v1.HistoryLine.entry:type_name -> isle.v1.HistoryEntry
-	46, // 46: isle.v1.HistoryLine.intent:type_name -> isle.v1.HistoryEntry
-	3,  // 47: isle.v1.ReleaseService.CreateRelease:input_type -> isle.v1.CreateReleaseRequest
-	6,  // 48: isle.v1.ReleaseService.ListReleases:input_type -> isle.v1.ListReleasesRequest
-	8,  // 49: isle.v1.ReleaseService.GetRelease:input_type -> isle.v1.GetReleaseRequest
-	10, // 50: isle.v1.ReleaseService.VerifyRelease:input_type -> isle.v1.VerifyReleaseRequest
-	12, // 51: isle.v1.ReleaseService.RemoveRelease:input_type -> isle.v1.RemoveReleaseRequest
-	14, // 52: isle.v1.ReleaseService.GetAttestation:input_type -> isle.v1.GetAttestationRequest
-	15, // 53: isle.v1.ReleaseService.ExportRelease:input_type -> isle.v1.ExportReleaseRequest
-	56, // 54: isle.v1.ReleaseService.ImportRelease:input_type -> isle.v1.Chunk
-	17, // 55: isle.v1.ReleaseService.Promote:input_type -> isle.v1.PromoteRequest
-	22, // 56: isle.v1.ReleaseService.Rollback:input_type -> isle.v1.RollbackRequest
-	25, // 57: isle.v1.ReleaseService.Drift:input_type -> isle.v1.DriftRequest
-	41, // 58: isle.v1.ReleaseService.History:input_type -> isle.v1.HistoryRequest
-	29, // 59: isle.v1.ReleaseService.ClearRelease:input_type -> isle.v1.ClearReleaseRequest
-	34, // 60: isle.v1.ReleaseService.ListStages:input_type -> isle.v1.ListStagesRequest
-	37, // 61: isle.v1.ReleaseService.ListReleaseKeys:input_type -> isle.v1.ListReleaseKeysRequest
-	39, // 62: isle.v1.ReleaseService.TrustReleaseKey:input_type -> isle.v1.TrustReleaseKeyRequest
-	4,  // 63: isle.v1.ReleaseService.CreateRelease:output_type -> isle.v1.CreateReleaseEvent
-	7,  // 64: isle.v1.ReleaseService.ListReleases:output_type -> isle.v1.ListReleasesResponse
-	9,  // 65: isle.v1.ReleaseService.GetRelease:output_type -> isle.v1.GetReleaseResponse
-	11, // 66: isle.v1.ReleaseService.VerifyRelease:output_type -> isle.v1.VerifyReleaseEvent
-	13, // 67: isle.v1.ReleaseService.RemoveRelease:output_type -> isle.v1.RemoveReleaseResponse
-	56, // 68: isle.v1.ReleaseService.GetAttestation:output_type -> isle.v1.Chunk
-	56, // 69: isle.v1.ReleaseService.ExportRelease:output_type -> isle.v1.Chunk
-	16, // 70: isle.v1.ReleaseService.ImportRelease:output_type -> isle.v1.ImportReleaseResponse
-	20, // 71: isle.v1.ReleaseService.Promote:output_type -> isle.v1.PromoteEvent
-	24, // 72: isle.v1.ReleaseService.Rollback:output_type -> isle.v1.RollbackEvent
-	26, // 73: isle.v1.ReleaseService.Drift:output_type -> isle.v1.DriftResponse
-	42, // 74: isle.v1.ReleaseService.History:output_type -> isle.v1.HistoryEvent
-	30, // 75: isle.v1.ReleaseService.ClearRelease:output_type -> isle.v1.ClearReleaseResponse
-	35, // 76: isle.v1.ReleaseService.ListStages:output_type -> isle.v1.ListStagesResponse
-	38, // 77: isle.v1.ReleaseService.ListReleaseKeys:output_type -> isle.v1.ListReleaseKeysResponse
-	40, // 78: isle.v1.ReleaseService.TrustReleaseKey:output_type -> isle.v1.TrustReleaseKeyResponse
-	63, // [63:79] is the sub-list for method output_type
-	47, // [47:63] is the sub-list for method input_type
-	47, // [47:47] is the sub-list for extension type_name
-	47, // [47:47] is the sub-list for extension extendee
-	0,  // [0:47] is the sub-list for field type_name
+	28, // 28: isle.v1.DriftResponse.checked:type_name -> isle.v1.Checked
+	27, // 29: isle.v1.DriftResponse.equal:type_name -> isle.v1.Equal
+	29, // 30: isle.v1.Checked.drifted:type_name -> isle.v1.Drifted
+	49, // 31: isle.v1.Mark.time:type_name -> google.protobuf.Timestamp
+	49, // 32: isle.v1.Stage.since:type_name -> google.protobuf.Timestamp
+	32, // 33: isle.v1.Stage.marks:type_name -> isle.v1.Mark
+	34, // 34: isle.v1.Stage.watches:type_name -> isle.v1.Watch
+	49, // 35: isle.v1.Watch.until:type_name -> google.protobuf.Timestamp
+	33, // 36: isle.v1.ListStagesResponse.stages:type_name -> isle.v1.Stage
+	37, // 37: isle.v1.ListReleaseKeysResponse.keys:type_name -> isle.v1.ReleaseKey
+	37, // 38: isle.v1.TrustReleaseKeyResponse.key:type_name -> isle.v1.ReleaseKey
+	44, // 39: isle.v1.HistoryEvent.head:type_name -> isle.v1.HistoryHead
+	46, // 40: isle.v1.HistoryEvent.line:type_name -> isle.v1.HistoryLine
+	48, // 41: isle.v1.HistoryEvent.release:type_name -> isle.v1.HistoryRelease
+	0,  // 42: isle.v1.HistoryHead.releases:type_name -> isle.v1.Release
+	45, // 43: isle.v1.HistoryHead.runs:type_name -> isle.v1.HistoryRun
+	49, // 44: isle.v1.HistoryRun.began:type_name -> google.protobuf.Timestamp
+	49, // 45: isle.v1.HistoryRun.ended:type_name -> google.protobuf.Timestamp
+	47, // 46: isle.v1.HistoryLine.entry:type_name -> isle.v1.HistoryEntry
+	47, // 47: isle.v1.HistoryLine.intent:type_name -> isle.v1.HistoryEntry
+	3,  // 48: isle.v1.ReleaseService.CreateRelease:input_type -> isle.v1.CreateReleaseRequest
+	6,  // 49: isle.v1.ReleaseService.ListReleases:input_type -> isle.v1.ListReleasesRequest
+	8,  // 50: isle.v1.ReleaseService.GetRelease:input_type -> isle.v1.GetReleaseRequest
+	10, // 51: isle.v1.ReleaseService.VerifyRelease:input_type -> isle.v1.VerifyReleaseRequest
+	12, // 52: isle.v1.ReleaseService.RemoveRelease:input_type -> isle.v1.RemoveReleaseRequest
+	14, // 53: isle.v1.ReleaseService.GetAttestation:input_type -> isle.v1.GetAttestationRequest
+	15, // 54: isle.v1.ReleaseService.ExportRelease:input_type -> isle.v1.ExportReleaseRequest
+	57, // 55: isle.v1.ReleaseService.ImportRelease:input_type -> isle.v1.Chunk
+	17, // 56: isle.v1.ReleaseService.Promote:input_type -> isle.v1.PromoteRequest
+	22, // 57: isle.v1.ReleaseService.Rollback:input_type -> isle.v1.RollbackRequest
+	25, // 58: isle.v1.ReleaseService.Drift:input_type -> isle.v1.DriftRequest
+	42, // 59: isle.v1.ReleaseService.History:input_type -> isle.v1.HistoryRequest
+	30, // 60: isle.v1.ReleaseService.ClearRelease:input_type -> isle.v1.ClearReleaseRequest
+	35, // 61: isle.v1.ReleaseService.ListStages:input_type -> isle.v1.ListStagesRequest
+	38, // 62: isle.v1.ReleaseService.ListReleaseKeys:input_type -> isle.v1.ListReleaseKeysRequest
+	40, // 63: isle.v1.ReleaseService.TrustReleaseKey:input_type -> isle.v1.TrustReleaseKeyRequest
+	4,  // 64: isle.v1.ReleaseService.CreateRelease:output_type -> isle.v1.CreateReleaseEvent
+	7,  // 65: isle.v1.ReleaseService.ListReleases:output_type -> isle.v1.ListReleasesResponse
+	9,  // 66: isle.v1.ReleaseService.GetRelease:output_type -> isle.v1.GetReleaseResponse
+	11, // 67: isle.v1.ReleaseService.VerifyRelease:output_type -> isle.v1.VerifyReleaseEvent
+	13, // 68: isle.v1.ReleaseService.RemoveRelease:output_type -> isle.v1.RemoveReleaseResponse
+	57, // 69: isle.v1.ReleaseService.GetAttestation:output_type -> isle.v1.Chunk
+	57, // 70: isle.v1.ReleaseService.ExportRelease:output_type -> isle.v1.Chunk
+	16, // 71: isle.v1.ReleaseService.ImportRelease:output_type -> isle.v1.ImportReleaseResponse
+	20, // 72: isle.v1.ReleaseService.Promote:output_type -> isle.v1.PromoteEvent
+	24, // 73: isle.v1.ReleaseService.Rollback:output_type -> isle.v1.RollbackEvent
+	26, // 74: isle.v1.ReleaseService.Drift:output_type -> isle.v1.DriftResponse
+	43, // 75: isle.v1.ReleaseService.History:output_type -> isle.v1.HistoryEvent
+	31, // 76: isle.v1.ReleaseService.ClearRelease:output_type -> isle.v1.ClearReleaseResponse
+	36, // 77: isle.v1.ReleaseService.ListStages:output_type -> isle.v1.ListStagesResponse
+	39, // 78: isle.v1.ReleaseService.ListReleaseKeys:output_type -> isle.v1.ListReleaseKeysResponse
+	41, // 79: isle.v1.ReleaseService.TrustReleaseKey:output_type -> isle.v1.TrustReleaseKeyResponse
+	64, // [64:80] is the sub-list for method output_type
+	48, // [48:64] is the sub-list for method input_type
+	48, // [48:48] is the sub-list for extension type_name
+	48, // [48:48] is the sub-list for extension extendee
+	0,  // [0:48] is the sub-list for field type_name
 }
 
 func init() { file_isle_v1_releases_proto_init() }
@@ -3805,7 +3890,7 @@ func file_isle_v1_releases_proto_init() {
 		(*RollbackEvent_Progress)(nil),
 		(*RollbackEvent_Result)(nil),
 	}
-	file_isle_v1_releases_proto_msgTypes[42].OneofWrappers = []any{
+	file_isle_v1_releases_proto_msgTypes[43].OneofWrappers = []any{
 		(*HistoryEvent_Head)(nil),
 		(*HistoryEvent_Line)(nil),
 		(*HistoryEvent_Release)(nil),
@@ -3816,7 +3901,7 @@ func file_isle_v1_releases_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isle_v1_releases_proto_rawDesc), len(file_isle_v1_releases_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   48,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
