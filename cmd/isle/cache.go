@@ -31,10 +31,10 @@ func newCache(a *app) *cobra.Command {
 		Long: `What builds keep for the next one: the folders of RUN --mount=type=cache, of each
 project, and what each step made of which inputs. What steps made is layers, which
 isle gc frees when nothing needs them; isle build --explain says what is found.`,
-		Args: args(0, 0, "a command: ls, prune"),
+		Args: args(0, 0, "a command: ls, prune, export, import"),
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newCacheLs(a), newCachePrune(a))
+	cmd.AddCommand(newCacheLs(a), newCachePrune(a), newCacheExport(a), newCacheImport(a))
 	return cmd
 }
 

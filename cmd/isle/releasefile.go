@@ -222,7 +222,7 @@ func (a *app) showVerified(f release.File) error {
 
 func newReleaseTrust(a *app) *cobra.Command {
 	return newTrust(a, "List whose releases are launched, or add a server",
-		"what it released is launched here.",
+		"what it released is launched here, and\nwhat its build steps made is built on (isle cache import).",
 		func(ctx context.Context, c *api.Client) ([]*islev1.ReleaseKey, error) {
 			res, err := c.Releases.ListReleaseKeys(ctx, connect.NewRequest(&islev1.ListReleaseKeysRequest{}))
 			if err != nil {

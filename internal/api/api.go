@@ -17,6 +17,7 @@ import (
 	"isle/internal/environment"
 	"isle/internal/identity"
 	"isle/internal/image"
+	"isle/internal/seal"
 	"isle/internal/snapshot"
 	"isle/internal/spec"
 )
@@ -91,6 +92,8 @@ type Builder interface {
 	Caches(project string) ([]build.CacheMount, int, error)
 	PruneCaches(project string, unused time.Duration) ([]build.CacheMount, error)
 	ForgetSteps() (int, error)
+	ExportCache(ctx context.Context, keys *seal.Ring, project string, w io.Writer) (build.CacheFile, error)
+	ImportCache(ctx context.Context, keys *seal.Ring, r io.Reader) (build.CacheFile, error)
 	Import(ctx context.Context, r io.Reader) (packages int, size int64, err error)
 }
 

@@ -25,6 +25,7 @@ import (
 	"isle/internal/environment"
 	"isle/internal/image"
 	"isle/internal/policy"
+	"isle/internal/seal"
 	"isle/internal/spec"
 )
 
@@ -190,6 +191,16 @@ func (r *rooms) Caches(string) ([]build.CacheMount, int, error) {
 func (r *rooms) PruneCaches(string, time.Duration) ([]build.CacheMount, error) {
 	r.reach("PruneCaches")
 	return nil, nil
+}
+
+func (r *rooms) ExportCache(context.Context, *seal.Ring, string, io.Writer) (build.CacheFile, error) {
+	r.reach("ExportCache")
+	return build.CacheFile{}, nil
+}
+
+func (r *rooms) ImportCache(context.Context, *seal.Ring, io.Reader) (build.CacheFile, error) {
+	r.reach("ImportCache")
+	return build.CacheFile{}, nil
 }
 
 func (r *rooms) ForgetSteps() (int, error) {
@@ -479,6 +490,19 @@ func calls(ctx context.Context, c *Client) map[string]func() error {
 		},
 		"BuildService/Import": func() error {
 			s := c.Images.Import(ctx)
+			s.Send(&islev1.Chunk{Data: []byte("x")})
+			_, err := s.CloseAndReceive()
+			return err
+		},
+		"BuildService/ExportCache": func() error {
+			s, err := c.Images.ExportCache(ctx, connect.NewRequest(&islev1.ExportCacheRequest{}))
+			if err != nil {
+				return err
+			}
+			return drain(s.Receive, s.Err)
+		},
+		"BuildService/ImportCache": func() error {
+			s := c.Images.ImportCache(ctx)
 			s.Send(&islev1.Chunk{Data: []byte("x")})
 			_, err := s.CloseAndReceive()
 			return err

@@ -98,7 +98,7 @@ func TestNothingHappensWhereTheLogCannotBeWritten(t *testing.T) {
 		if err := all[name](); isle.CodeOf(err) != isle.Exhausted {
 			t.Errorf("%s: %v", name, err)
 		}
-		for _, what := range []string{"PutBlob", "Import", "Export", "Collect", "Caches", "PruneCaches", "Stop", "Encoded", "Missing", "Logs", "Doors"} {
+		for _, what := range []string{"PutBlob", "Import", "Export", "Collect", "Caches", "PruneCaches", "ExportCache", "ImportCache", "Stop", "Encoded", "Missing", "Logs", "Doors"} {
 			if r.seen(what) {
 				t.Errorf("%s reached %s", name, what)
 			}

@@ -99,6 +99,13 @@ func (cfg Config) rules() map[string]rule {
 
 		islev1connect.BuildServiceListCachesProcedure:  images(isle.ActionImageRead),
 		islev1connect.BuildServicePruneCachesProcedure: server(isle.ActionServerCollect),
+		islev1connect.BuildServiceExportCacheProcedure: func(_ context.Context, msg any) []ask {
+			if project := clipped(msg.(*islev1.ExportCacheRequest).GetProject()); project != "" {
+				return []ask{{isle.ActionImageExport, isle.Resource{Kind: "image", Name: project}, project}}
+			}
+			return []ask{{isle.ActionImageExport, isle.Resource{Kind: "image", Name: "*"}, ""}}
+		},
+		islev1connect.BuildServiceImportCacheProcedure: images(isle.ActionImageImport),
 
 		islev1connect.ServerServiceInfoProcedure:    server(isle.ActionServerRead),
 		islev1connect.ServerServiceDoctorProcedure:  server(isle.ActionServerRead),

@@ -39,6 +39,8 @@ type ReleaseReader interface {
 	Statement(d isle.Digest, a release.Attestation) ([]byte, error)
 	Export(ctx context.Context, name string, layers bool, w io.Writer) error
 	Keys() ([]seal.TrustedKey, error)
+	// Ring is the keys whose signatures count.
+	Ring() (*seal.Ring, error)
 	StagesOf(d isle.Digest) []release.Stage
 	Stage(project, stage string) (release.Stage, bool)
 	At(rel release.Release, stage string, must bool) (release.Values, error)

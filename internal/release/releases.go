@@ -255,6 +255,9 @@ func (r *Releases) find(name string) (isle.Digest, error) {
 // Keys returns the keys that are trusted, this server's own first.
 func (r *Releases) Keys() ([]seal.TrustedKey, error) { return r.shelf.Keys() }
 
+// Ring is the keys whose signatures count.
+func (r *Releases) Ring() (*seal.Ring, error) { return r.shelf.Ring(), r.shelf.Err() }
+
 // Trust makes the signatures of another server's key count: what it released is
 // launched here.
 func (r *Releases) Trust(ctx context.Context, actor isle.Actor, key string) (seal.TrustedKey, error) {

@@ -23,6 +23,118 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type ExportCacheRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Project       string                 `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"` // empty: of all
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportCacheRequest) Reset() {
+	*x = ExportCacheRequest{}
+	mi := &file_isle_v1_build_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportCacheRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportCacheRequest) ProtoMessage() {}
+
+func (x *ExportCacheRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_build_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportCacheRequest.ProtoReflect.Descriptor instead.
+func (*ExportCacheRequest) Descriptor() ([]byte, []int) {
+	return file_isle_v1_build_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *ExportCacheRequest) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
+}
+
+type ImportCacheResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Steps         int32                  `protobuf:"varint,1,opt,name=steps,proto3" json:"steps,omitempty"`   // whose results are in it
+	Layers        int32                  `protobuf:"varint,2,opt,name=layers,proto3" json:"layers,omitempty"` // that were new here
+	Size          int64                  `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`     // of those, bytes
+	Signer        string                 `protobuf:"bytes,4,opt,name=signer,proto3" json:"signer,omitempty"`  // the name of the key
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportCacheResponse) Reset() {
+	*x = ImportCacheResponse{}
+	mi := &file_isle_v1_build_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportCacheResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportCacheResponse) ProtoMessage() {}
+
+func (x *ImportCacheResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_build_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportCacheResponse.ProtoReflect.Descriptor instead.
+func (*ImportCacheResponse) Descriptor() ([]byte, []int) {
+	return file_isle_v1_build_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ImportCacheResponse) GetSteps() int32 {
+	if x != nil {
+		return x.Steps
+	}
+	return 0
+}
+
+func (x *ImportCacheResponse) GetLayers() int32 {
+	if x != nil {
+		return x.Layers
+	}
+	return 0
+}
+
+func (x *ImportCacheResponse) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *ImportCacheResponse) GetSigner() string {
+	if x != nil {
+		return x.Signer
+	}
+	return ""
+}
+
 type ListCachesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Project       string                 `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"` // empty: of all
@@ -32,7 +144,7 @@ type ListCachesRequest struct {
 
 func (x *ListCachesRequest) Reset() {
 	*x = ListCachesRequest{}
-	mi := &file_isle_v1_build_proto_msgTypes[0]
+	mi := &file_isle_v1_build_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -44,7 +156,7 @@ func (x *ListCachesRequest) String() string {
 func (*ListCachesRequest) ProtoMessage() {}
 
 func (x *ListCachesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_build_proto_msgTypes[0]
+	mi := &file_isle_v1_build_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -57,7 +169,7 @@ func (x *ListCachesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCachesRequest.ProtoReflect.Descriptor instead.
 func (*ListCachesRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_build_proto_rawDescGZIP(), []int{0}
+	return file_isle_v1_build_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *ListCachesRequest) GetProject() string {
@@ -77,7 +189,7 @@ type ListCachesResponse struct {
 
 func (x *ListCachesResponse) Reset() {
 	*x = ListCachesResponse{}
-	mi := &file_isle_v1_build_proto_msgTypes[1]
+	mi := &file_isle_v1_build_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -89,7 +201,7 @@ func (x *ListCachesResponse) String() string {
 func (*ListCachesResponse) ProtoMessage() {}
 
 func (x *ListCachesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_build_proto_msgTypes[1]
+	mi := &file_isle_v1_build_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -102,7 +214,7 @@ func (x *ListCachesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCachesResponse.ProtoReflect.Descriptor instead.
 func (*ListCachesResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_build_proto_rawDescGZIP(), []int{1}
+	return file_isle_v1_build_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *ListCachesResponse) GetMounts() []*CacheMount {
@@ -131,7 +243,7 @@ type CacheMount struct {
 
 func (x *CacheMount) Reset() {
 	*x = CacheMount{}
-	mi := &file_isle_v1_build_proto_msgTypes[2]
+	mi := &file_isle_v1_build_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -143,7 +255,7 @@ func (x *CacheMount) String() string {
 func (*CacheMount) ProtoMessage() {}
 
 func (x *CacheMount) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_build_proto_msgTypes[2]
+	mi := &file_isle_v1_build_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -156,7 +268,7 @@ func (x *CacheMount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheMount.ProtoReflect.Descriptor instead.
 func (*CacheMount) Descriptor() ([]byte, []int) {
-	return file_isle_v1_build_proto_rawDescGZIP(), []int{2}
+	return file_isle_v1_build_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *CacheMount) GetProject() string {
@@ -198,7 +310,7 @@ type PruneCachesRequest struct {
 
 func (x *PruneCachesRequest) Reset() {
 	*x = PruneCachesRequest{}
-	mi := &file_isle_v1_build_proto_msgTypes[3]
+	mi := &file_isle_v1_build_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -210,7 +322,7 @@ func (x *PruneCachesRequest) String() string {
 func (*PruneCachesRequest) ProtoMessage() {}
 
 func (x *PruneCachesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_build_proto_msgTypes[3]
+	mi := &file_isle_v1_build_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -223,7 +335,7 @@ func (x *PruneCachesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneCachesRequest.ProtoReflect.Descriptor instead.
 func (*PruneCachesRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_build_proto_rawDescGZIP(), []int{3}
+	return file_isle_v1_build_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *PruneCachesRequest) GetProject() string {
@@ -257,7 +369,7 @@ type PruneCachesResponse struct {
 
 func (x *PruneCachesResponse) Reset() {
 	*x = PruneCachesResponse{}
-	mi := &file_isle_v1_build_proto_msgTypes[4]
+	mi := &file_isle_v1_build_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -269,7 +381,7 @@ func (x *PruneCachesResponse) String() string {
 func (*PruneCachesResponse) ProtoMessage() {}
 
 func (x *PruneCachesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_build_proto_msgTypes[4]
+	mi := &file_isle_v1_build_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -282,7 +394,7 @@ func (x *PruneCachesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneCachesResponse.ProtoReflect.Descriptor instead.
 func (*PruneCachesResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_build_proto_rawDescGZIP(), []int{4}
+	return file_isle_v1_build_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *PruneCachesResponse) GetMounts() []*CacheMount {
@@ -310,7 +422,7 @@ type LockRequest struct {
 
 func (x *LockRequest) Reset() {
 	*x = LockRequest{}
-	mi := &file_isle_v1_build_proto_msgTypes[5]
+	mi := &file_isle_v1_build_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -322,7 +434,7 @@ func (x *LockRequest) String() string {
 func (*LockRequest) ProtoMessage() {}
 
 func (x *LockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_build_proto_msgTypes[5]
+	mi := &file_isle_v1_build_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -335,7 +447,7 @@ func (x *LockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LockRequest.ProtoReflect.Descriptor instead.
 func (*LockRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_build_proto_rawDescGZIP(), []int{5}
+	return file_isle_v1_build_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *LockRequest) GetSource() *Source {
@@ -373,7 +485,7 @@ type LockEvent struct {
 
 func (x *LockEvent) Reset() {
 	*x = LockEvent{}
-	mi := &file_isle_v1_build_proto_msgTypes[6]
+	mi := &file_isle_v1_build_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -385,7 +497,7 @@ func (x *LockEvent) String() string {
 func (*LockEvent) ProtoMessage() {}
 
 func (x *LockEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_build_proto_msgTypes[6]
+	mi := &file_isle_v1_build_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -398,7 +510,7 @@ func (x *LockEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LockEvent.ProtoReflect.Descriptor instead.
 func (*LockEvent) Descriptor() ([]byte, []int) {
-	return file_isle_v1_build_proto_rawDescGZIP(), []int{6}
+	return file_isle_v1_build_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *LockEvent) GetEvent() isLockEvent_Event {
@@ -468,7 +580,7 @@ type LockResult struct {
 
 func (x *LockResult) Reset() {
 	*x = LockResult{}
-	mi := &file_isle_v1_build_proto_msgTypes[7]
+	mi := &file_isle_v1_build_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -480,7 +592,7 @@ func (x *LockResult) String() string {
 func (*LockResult) ProtoMessage() {}
 
 func (x *LockResult) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_build_proto_msgTypes[7]
+	mi := &file_isle_v1_build_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -493,7 +605,7 @@ func (x *LockResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LockResult.ProtoReflect.Descriptor instead.
 func (*LockResult) Descriptor() ([]byte, []int) {
-	return file_isle_v1_build_proto_rawDescGZIP(), []int{7}
+	return file_isle_v1_build_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *LockResult) GetLock() []byte {
@@ -530,7 +642,7 @@ type BuildRequest struct {
 
 func (x *BuildRequest) Reset() {
 	*x = BuildRequest{}
-	mi := &file_isle_v1_build_proto_msgTypes[8]
+	mi := &file_isle_v1_build_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -542,7 +654,7 @@ func (x *BuildRequest) String() string {
 func (*BuildRequest) ProtoMessage() {}
 
 func (x *BuildRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_build_proto_msgTypes[8]
+	mi := &file_isle_v1_build_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -555,7 +667,7 @@ func (x *BuildRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildRequest.ProtoReflect.Descriptor instead.
 func (*BuildRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_build_proto_rawDescGZIP(), []int{8}
+	return file_isle_v1_build_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *BuildRequest) GetSource() *Source {
@@ -607,7 +719,7 @@ type BuildEvent struct {
 
 func (x *BuildEvent) Reset() {
 	*x = BuildEvent{}
-	mi := &file_isle_v1_build_proto_msgTypes[9]
+	mi := &file_isle_v1_build_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -619,7 +731,7 @@ func (x *BuildEvent) String() string {
 func (*BuildEvent) ProtoMessage() {}
 
 func (x *BuildEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_build_proto_msgTypes[9]
+	mi := &file_isle_v1_build_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -632,7 +744,7 @@ func (x *BuildEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildEvent.ProtoReflect.Descriptor instead.
 func (*BuildEvent) Descriptor() ([]byte, []int) {
-	return file_isle_v1_build_proto_rawDescGZIP(), []int{9}
+	return file_isle_v1_build_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *BuildEvent) GetEvent() isBuildEvent_Event {
@@ -701,7 +813,7 @@ type BuildResult struct {
 
 func (x *BuildResult) Reset() {
 	*x = BuildResult{}
-	mi := &file_isle_v1_build_proto_msgTypes[10]
+	mi := &file_isle_v1_build_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -713,7 +825,7 @@ func (x *BuildResult) String() string {
 func (*BuildResult) ProtoMessage() {}
 
 func (x *BuildResult) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_build_proto_msgTypes[10]
+	mi := &file_isle_v1_build_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -726,7 +838,7 @@ func (x *BuildResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildResult.ProtoReflect.Descriptor instead.
 func (*BuildResult) Descriptor() ([]byte, []int) {
-	return file_isle_v1_build_proto_rawDescGZIP(), []int{10}
+	return file_isle_v1_build_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *BuildResult) GetImages() []*BuiltImage {
@@ -755,7 +867,7 @@ type BuiltImage struct {
 
 func (x *BuiltImage) Reset() {
 	*x = BuiltImage{}
-	mi := &file_isle_v1_build_proto_msgTypes[11]
+	mi := &file_isle_v1_build_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -767,7 +879,7 @@ func (x *BuiltImage) String() string {
 func (*BuiltImage) ProtoMessage() {}
 
 func (x *BuiltImage) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_build_proto_msgTypes[11]
+	mi := &file_isle_v1_build_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -780,7 +892,7 @@ func (x *BuiltImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuiltImage.ProtoReflect.Descriptor instead.
 func (*BuiltImage) Descriptor() ([]byte, []int) {
-	return file_isle_v1_build_proto_rawDescGZIP(), []int{11}
+	return file_isle_v1_build_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *BuiltImage) GetService() string {
@@ -823,7 +935,7 @@ type Layer struct {
 
 func (x *Layer) Reset() {
 	*x = Layer{}
-	mi := &file_isle_v1_build_proto_msgTypes[12]
+	mi := &file_isle_v1_build_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -835,7 +947,7 @@ func (x *Layer) String() string {
 func (*Layer) ProtoMessage() {}
 
 func (x *Layer) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_build_proto_msgTypes[12]
+	mi := &file_isle_v1_build_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -848,7 +960,7 @@ func (x *Layer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Layer.ProtoReflect.Descriptor instead.
 func (*Layer) Descriptor() ([]byte, []int) {
-	return file_isle_v1_build_proto_rawDescGZIP(), []int{12}
+	return file_isle_v1_build_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Layer) GetDigest() string {
@@ -888,7 +1000,7 @@ type MissingRequest struct {
 
 func (x *MissingRequest) Reset() {
 	*x = MissingRequest{}
-	mi := &file_isle_v1_build_proto_msgTypes[13]
+	mi := &file_isle_v1_build_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -900,7 +1012,7 @@ func (x *MissingRequest) String() string {
 func (*MissingRequest) ProtoMessage() {}
 
 func (x *MissingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_build_proto_msgTypes[13]
+	mi := &file_isle_v1_build_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -913,7 +1025,7 @@ func (x *MissingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MissingRequest.ProtoReflect.Descriptor instead.
 func (*MissingRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_build_proto_rawDescGZIP(), []int{13}
+	return file_isle_v1_build_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *MissingRequest) GetDigests() []string {
@@ -932,7 +1044,7 @@ type MissingResponse struct {
 
 func (x *MissingResponse) Reset() {
 	*x = MissingResponse{}
-	mi := &file_isle_v1_build_proto_msgTypes[14]
+	mi := &file_isle_v1_build_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -944,7 +1056,7 @@ func (x *MissingResponse) String() string {
 func (*MissingResponse) ProtoMessage() {}
 
 func (x *MissingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_build_proto_msgTypes[14]
+	mi := &file_isle_v1_build_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -957,7 +1069,7 @@ func (x *MissingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MissingResponse.ProtoReflect.Descriptor instead.
 func (*MissingResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_build_proto_rawDescGZIP(), []int{14}
+	return file_isle_v1_build_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *MissingResponse) GetDigests() []string {
@@ -977,7 +1089,7 @@ type PutRequest struct {
 
 func (x *PutRequest) Reset() {
 	*x = PutRequest{}
-	mi := &file_isle_v1_build_proto_msgTypes[15]
+	mi := &file_isle_v1_build_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -989,7 +1101,7 @@ func (x *PutRequest) String() string {
 func (*PutRequest) ProtoMessage() {}
 
 func (x *PutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_build_proto_msgTypes[15]
+	mi := &file_isle_v1_build_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1002,7 +1114,7 @@ func (x *PutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRequest.ProtoReflect.Descriptor instead.
 func (*PutRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_build_proto_rawDescGZIP(), []int{15}
+	return file_isle_v1_build_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *PutRequest) GetDigest() string {
@@ -1028,7 +1140,7 @@ type PutResponse struct {
 
 func (x *PutResponse) Reset() {
 	*x = PutResponse{}
-	mi := &file_isle_v1_build_proto_msgTypes[16]
+	mi := &file_isle_v1_build_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1040,7 +1152,7 @@ func (x *PutResponse) String() string {
 func (*PutResponse) ProtoMessage() {}
 
 func (x *PutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_build_proto_msgTypes[16]
+	mi := &file_isle_v1_build_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1053,7 +1165,7 @@ func (x *PutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutResponse.ProtoReflect.Descriptor instead.
 func (*PutResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_build_proto_rawDescGZIP(), []int{16}
+	return file_isle_v1_build_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PutResponse) GetBlobs() int32 {
@@ -1072,7 +1184,7 @@ type ExportRequest struct {
 
 func (x *ExportRequest) Reset() {
 	*x = ExportRequest{}
-	mi := &file_isle_v1_build_proto_msgTypes[17]
+	mi := &file_isle_v1_build_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1084,7 +1196,7 @@ func (x *ExportRequest) String() string {
 func (*ExportRequest) ProtoMessage() {}
 
 func (x *ExportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_build_proto_msgTypes[17]
+	mi := &file_isle_v1_build_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1097,7 +1209,7 @@ func (x *ExportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRequest.ProtoReflect.Descriptor instead.
 func (*ExportRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_build_proto_rawDescGZIP(), []int{17}
+	return file_isle_v1_build_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ExportRequest) GetLock() []byte {
@@ -1117,7 +1229,7 @@ type ImportResponse struct {
 
 func (x *ImportResponse) Reset() {
 	*x = ImportResponse{}
-	mi := &file_isle_v1_build_proto_msgTypes[18]
+	mi := &file_isle_v1_build_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1129,7 +1241,7 @@ func (x *ImportResponse) String() string {
 func (*ImportResponse) ProtoMessage() {}
 
 func (x *ImportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_build_proto_msgTypes[18]
+	mi := &file_isle_v1_build_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1142,7 +1254,7 @@ func (x *ImportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportResponse.ProtoReflect.Descriptor instead.
 func (*ImportResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_build_proto_rawDescGZIP(), []int{18}
+	return file_isle_v1_build_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ImportResponse) GetPackages() int32 {
@@ -1163,7 +1275,14 @@ var File_isle_v1_build_proto protoreflect.FileDescriptor
 
 const file_isle_v1_build_proto_rawDesc = "" +
 	"\n" +
-	"\x13isle/v1/build.proto\x12\aisle.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19isle/v1/environment.proto\"-\n" +
+	"\x13isle/v1/build.proto\x12\aisle.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19isle/v1/environment.proto\".\n" +
+	"\x12ExportCacheRequest\x12\x18\n" +
+	"\aproject\x18\x01 \x01(\tR\aproject\"o\n" +
+	"\x13ImportCacheResponse\x12\x14\n" +
+	"\x05steps\x18\x01 \x01(\x05R\x05steps\x12\x16\n" +
+	"\x06layers\x18\x02 \x01(\x05R\x06layers\x12\x12\n" +
+	"\x04size\x18\x03 \x01(\x03R\x04size\x12\x16\n" +
+	"\x06signer\x18\x04 \x01(\tR\x06signer\"-\n" +
 	"\x11ListCachesRequest\x12\x18\n" +
 	"\aproject\x18\x01 \x01(\tR\aproject\"W\n" +
 	"\x12ListCachesResponse\x12+\n" +
@@ -1236,7 +1355,7 @@ const file_isle_v1_build_proto_rawDesc = "" +
 	"\x04lock\x18\x01 \x01(\fR\x04lock\"@\n" +
 	"\x0eImportResponse\x12\x1a\n" +
 	"\bpackages\x18\x01 \x01(\x05R\bpackages\x12\x12\n" +
-	"\x04size\x18\x02 \x01(\x03R\x04size2\xe5\x03\n" +
+	"\x04size\x18\x02 \x01(\x03R\x04size2\xe2\x04\n" +
 	"\fBuildService\x122\n" +
 	"\x04Lock\x12\x14.isle.v1.LockRequest\x1a\x12.isle.v1.LockEvent0\x01\x125\n" +
 	"\x05Build\x12\x15.isle.v1.BuildRequest\x1a\x13.isle.v1.BuildEvent0\x01\x12<\n" +
@@ -1246,7 +1365,9 @@ const file_isle_v1_build_proto_rawDesc = "" +
 	"\x06Import\x12\x0e.isle.v1.Chunk\x1a\x17.isle.v1.ImportResponse(\x01\x12E\n" +
 	"\n" +
 	"ListCaches\x12\x1a.isle.v1.ListCachesRequest\x1a\x1b.isle.v1.ListCachesResponse\x12H\n" +
-	"\vPruneCaches\x12\x1b.isle.v1.PruneCachesRequest\x1a\x1c.isle.v1.PruneCachesResponseB\"Z isle/internal/api/isle/v1;islev1b\x06proto3"
+	"\vPruneCaches\x12\x1b.isle.v1.PruneCachesRequest\x1a\x1c.isle.v1.PruneCachesResponse\x12<\n" +
+	"\vExportCache\x12\x1b.isle.v1.ExportCacheRequest\x1a\x0e.isle.v1.Chunk0\x01\x12=\n" +
+	"\vImportCache\x12\x0e.isle.v1.Chunk\x1a\x1c.isle.v1.ImportCacheResponse(\x01B\"Z isle/internal/api/isle/v1;islev1b\x06proto3"
 
 var (
 	file_isle_v1_build_proto_rawDescOnce sync.Once
@@ -1260,67 +1381,73 @@ func file_isle_v1_build_proto_rawDescGZIP() []byte {
 	return file_isle_v1_build_proto_rawDescData
 }
 
-var file_isle_v1_build_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_isle_v1_build_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_isle_v1_build_proto_goTypes = []any{
-	(*ListCachesRequest)(nil),     // 0: isle.v1.ListCachesRequest
-	(*ListCachesResponse)(nil),    // 1: isle.v1.ListCachesResponse
-	(*CacheMount)(nil),            // 2: isle.v1.CacheMount
-	(*PruneCachesRequest)(nil),    // 3: isle.v1.PruneCachesRequest
-	(*PruneCachesResponse)(nil),   // 4: isle.v1.PruneCachesResponse
-	(*LockRequest)(nil),           // 5: isle.v1.LockRequest
-	(*LockEvent)(nil),             // 6: isle.v1.LockEvent
-	(*LockResult)(nil),            // 7: isle.v1.LockResult
-	(*BuildRequest)(nil),          // 8: isle.v1.BuildRequest
-	(*BuildEvent)(nil),            // 9: isle.v1.BuildEvent
-	(*BuildResult)(nil),           // 10: isle.v1.BuildResult
-	(*BuiltImage)(nil),            // 11: isle.v1.BuiltImage
-	(*Layer)(nil),                 // 12: isle.v1.Layer
-	(*MissingRequest)(nil),        // 13: isle.v1.MissingRequest
-	(*MissingResponse)(nil),       // 14: isle.v1.MissingResponse
-	(*PutRequest)(nil),            // 15: isle.v1.PutRequest
-	(*PutResponse)(nil),           // 16: isle.v1.PutResponse
-	(*ExportRequest)(nil),         // 17: isle.v1.ExportRequest
-	(*ImportResponse)(nil),        // 18: isle.v1.ImportResponse
-	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 20: google.protobuf.Duration
-	(*Source)(nil),                // 21: isle.v1.Source
-	(*ProgressEvent)(nil),         // 22: isle.v1.ProgressEvent
-	(*Need)(nil),                  // 23: isle.v1.Need
-	(*Chunk)(nil),                 // 24: isle.v1.Chunk
+	(*ExportCacheRequest)(nil),    // 0: isle.v1.ExportCacheRequest
+	(*ImportCacheResponse)(nil),   // 1: isle.v1.ImportCacheResponse
+	(*ListCachesRequest)(nil),     // 2: isle.v1.ListCachesRequest
+	(*ListCachesResponse)(nil),    // 3: isle.v1.ListCachesResponse
+	(*CacheMount)(nil),            // 4: isle.v1.CacheMount
+	(*PruneCachesRequest)(nil),    // 5: isle.v1.PruneCachesRequest
+	(*PruneCachesResponse)(nil),   // 6: isle.v1.PruneCachesResponse
+	(*LockRequest)(nil),           // 7: isle.v1.LockRequest
+	(*LockEvent)(nil),             // 8: isle.v1.LockEvent
+	(*LockResult)(nil),            // 9: isle.v1.LockResult
+	(*BuildRequest)(nil),          // 10: isle.v1.BuildRequest
+	(*BuildEvent)(nil),            // 11: isle.v1.BuildEvent
+	(*BuildResult)(nil),           // 12: isle.v1.BuildResult
+	(*BuiltImage)(nil),            // 13: isle.v1.BuiltImage
+	(*Layer)(nil),                 // 14: isle.v1.Layer
+	(*MissingRequest)(nil),        // 15: isle.v1.MissingRequest
+	(*MissingResponse)(nil),       // 16: isle.v1.MissingResponse
+	(*PutRequest)(nil),            // 17: isle.v1.PutRequest
+	(*PutResponse)(nil),           // 18: isle.v1.PutResponse
+	(*ExportRequest)(nil),         // 19: isle.v1.ExportRequest
+	(*ImportResponse)(nil),        // 20: isle.v1.ImportResponse
+	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 22: google.protobuf.Duration
+	(*Source)(nil),                // 23: isle.v1.Source
+	(*ProgressEvent)(nil),         // 24: isle.v1.ProgressEvent
+	(*Need)(nil),                  // 25: isle.v1.Need
+	(*Chunk)(nil),                 // 26: isle.v1.Chunk
 }
 var file_isle_v1_build_proto_depIdxs = []int32{
-	2,  // 0: isle.v1.ListCachesResponse.mounts:type_name -> isle.v1.CacheMount
-	19, // 1: isle.v1.CacheMount.used:type_name -> google.protobuf.Timestamp
-	20, // 2: isle.v1.PruneCachesRequest.unused:type_name -> google.protobuf.Duration
-	2,  // 3: isle.v1.PruneCachesResponse.mounts:type_name -> isle.v1.CacheMount
-	21, // 4: isle.v1.LockRequest.source:type_name -> isle.v1.Source
-	22, // 5: isle.v1.LockEvent.progress:type_name -> isle.v1.ProgressEvent
-	7,  // 6: isle.v1.LockEvent.result:type_name -> isle.v1.LockResult
-	23, // 7: isle.v1.LockEvent.need:type_name -> isle.v1.Need
-	21, // 8: isle.v1.BuildRequest.source:type_name -> isle.v1.Source
-	22, // 9: isle.v1.BuildEvent.progress:type_name -> isle.v1.ProgressEvent
-	23, // 10: isle.v1.BuildEvent.need:type_name -> isle.v1.Need
-	10, // 11: isle.v1.BuildEvent.result:type_name -> isle.v1.BuildResult
-	11, // 12: isle.v1.BuildResult.images:type_name -> isle.v1.BuiltImage
-	12, // 13: isle.v1.BuiltImage.layers:type_name -> isle.v1.Layer
-	5,  // 14: isle.v1.BuildService.Lock:input_type -> isle.v1.LockRequest
-	8,  // 15: isle.v1.BuildService.Build:input_type -> isle.v1.BuildRequest
-	13, // 16: isle.v1.BuildService.Missing:input_type -> isle.v1.MissingRequest
-	15, // 17: isle.v1.BuildService.Put:input_type -> isle.v1.PutRequest
-	17, // 18: isle.v1.BuildService.Export:input_type -> isle.v1.ExportRequest
-	24, // 19: isle.v1.BuildService.Import:input_type -> isle.v1.Chunk
-	0,  // 20: isle.v1.BuildService.ListCaches:input_type -> isle.v1.ListCachesRequest
-	3,  // 21: isle.v1.BuildService.PruneCaches:input_type -> isle.v1.PruneCachesRequest
-	6,  // 22: isle.v1.BuildService.Lock:output_type -> isle.v1.LockEvent
-	9,  // 23: isle.v1.BuildService.Build:output_type -> isle.v1.BuildEvent
-	14, // 24: isle.v1.BuildService.Missing:output_type -> isle.v1.MissingResponse
-	16, // 25: isle.v1.BuildService.Put:output_type -> isle.v1.PutResponse
-	24, // 26: isle.v1.BuildService.Export:output_type -> isle.v1.Chunk
-	18, // 27: isle.v1.BuildService.Import:output_type -> isle.v1.ImportResponse
-	1,  // 28: isle.v1.BuildService.ListCaches:output_type -> isle.v1.ListCachesResponse
-	4,  // 29: isle.v1.BuildService.PruneCaches:output_type -> isle.v1.PruneCachesResponse
-	22, // [22:30] is the sub-list for method output_type
-	14, // [14:22] is the sub-list for method input_type
+	4,  // 0: isle.v1.ListCachesResponse.mounts:type_name -> isle.v1.CacheMount
+	21, // 1: isle.v1.CacheMount.used:type_name -> google.protobuf.Timestamp
+	22, // 2: isle.v1.PruneCachesRequest.unused:type_name -> google.protobuf.Duration
+	4,  // 3: isle.v1.PruneCachesResponse.mounts:type_name -> isle.v1.CacheMount
+	23, // 4: isle.v1.LockRequest.source:type_name -> isle.v1.Source
+	24, // 5: isle.v1.LockEvent.progress:type_name -> isle.v1.ProgressEvent
+	9,  // 6: isle.v1.LockEvent.result:type_name -> isle.v1.LockResult
+	25, // 7: isle.v1.LockEvent.need:type_name -> isle.v1.Need
+	23, // 8: isle.v1.BuildRequest.source:type_name -> isle.v1.Source
+	24, // 9: isle.v1.BuildEvent.progress:type_name -> isle.v1.ProgressEvent
+	25, // 10: isle.v1.BuildEvent.need:type_name -> isle.v1.Need
+	12, // 11: isle.v1.BuildEvent.result:type_name -> isle.v1.BuildResult
+	13, // 12: isle.v1.BuildResult.images:type_name -> isle.v1.BuiltImage
+	14, // 13: isle.v1.BuiltImage.layers:type_name -> isle.v1.Layer
+	7,  // 14: isle.v1.BuildService.Lock:input_type -> isle.v1.LockRequest
+	10, // 15: isle.v1.BuildService.Build:input_type -> isle.v1.BuildRequest
+	15, // 16: isle.v1.BuildService.Missing:input_type -> isle.v1.MissingRequest
+	17, // 17: isle.v1.BuildService.Put:input_type -> isle.v1.PutRequest
+	19, // 18: isle.v1.BuildService.Export:input_type -> isle.v1.ExportRequest
+	26, // 19: isle.v1.BuildService.Import:input_type -> isle.v1.Chunk
+	2,  // 20: isle.v1.BuildService.ListCaches:input_type -> isle.v1.ListCachesRequest
+	5,  // 21: isle.v1.BuildService.PruneCaches:input_type -> isle.v1.PruneCachesRequest
+	0,  // 22: isle.v1.BuildService.ExportCache:input_type -> isle.v1.ExportCacheRequest
+	26, // 23: isle.v1.BuildService.ImportCache:input_type -> isle.v1.Chunk
+	8,  // 24: isle.v1.BuildService.Lock:output_type -> isle.v1.LockEvent
+	11, // 25: isle.v1.BuildService.Build:output_type -> isle.v1.BuildEvent
+	16, // 26: isle.v1.BuildService.Missing:output_type -> isle.v1.MissingResponse
+	18, // 27: isle.v1.BuildService.Put:output_type -> isle.v1.PutResponse
+	26, // 28: isle.v1.BuildService.Export:output_type -> isle.v1.Chunk
+	20, // 29: isle.v1.BuildService.Import:output_type -> isle.v1.ImportResponse
+	3,  // 30: isle.v1.BuildService.ListCaches:output_type -> isle.v1.ListCachesResponse
+	6,  // 31: isle.v1.BuildService.PruneCaches:output_type -> isle.v1.PruneCachesResponse
+	26, // 32: isle.v1.BuildService.ExportCache:output_type -> isle.v1.Chunk
+	1,  // 33: isle.v1.BuildService.ImportCache:output_type -> isle.v1.ImportCacheResponse
+	24, // [24:34] is the sub-list for method output_type
+	14, // [14:24] is the sub-list for method input_type
 	14, // [14:14] is the sub-list for extension type_name
 	14, // [14:14] is the sub-list for extension extendee
 	0,  // [0:14] is the sub-list for field type_name
@@ -1332,12 +1459,12 @@ func file_isle_v1_build_proto_init() {
 		return
 	}
 	file_isle_v1_environment_proto_init()
-	file_isle_v1_build_proto_msgTypes[6].OneofWrappers = []any{
+	file_isle_v1_build_proto_msgTypes[8].OneofWrappers = []any{
 		(*LockEvent_Progress)(nil),
 		(*LockEvent_Result)(nil),
 		(*LockEvent_Need)(nil),
 	}
-	file_isle_v1_build_proto_msgTypes[9].OneofWrappers = []any{
+	file_isle_v1_build_proto_msgTypes[11].OneofWrappers = []any{
 		(*BuildEvent_Progress)(nil),
 		(*BuildEvent_Need)(nil),
 		(*BuildEvent_Result)(nil),
@@ -1348,7 +1475,7 @@ func file_isle_v1_build_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isle_v1_build_proto_rawDesc), len(file_isle_v1_build_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

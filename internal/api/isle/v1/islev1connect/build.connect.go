@@ -50,6 +50,12 @@ const (
 	// BuildServicePruneCachesProcedure is the fully-qualified name of the BuildService's PruneCaches
 	// RPC.
 	BuildServicePruneCachesProcedure = "/isle.v1.BuildService/PruneCaches"
+	// BuildServiceExportCacheProcedure is the fully-qualified name of the BuildService's ExportCache
+	// RPC.
+	BuildServiceExportCacheProcedure = "/isle.v1.BuildService/ExportCache"
+	// BuildServiceImportCacheProcedure is the fully-qualified name of the BuildService's ImportCache
+	// RPC.
+	BuildServiceImportCacheProcedure = "/isle.v1.BuildService/ImportCache"
 )
 
 // BuildServiceClient is a client for the isle.v1.BuildService service.
@@ -73,6 +79,12 @@ type BuildServiceClient interface {
 	// PruneCaches removes them, or forgets what steps made. It waits for no build:
 	// it is refused while one uses a cache.
 	PruneCaches(context.Context, *connect.Request[v1.PruneCachesRequest]) (*connect.Response[v1.PruneCachesResponse], error)
+	// ExportCache gives what the steps of last builds made as one file, signed by
+	// this server.
+	ExportCache(context.Context, *connect.Request[v1.ExportCacheRequest]) (*connect.ServerStreamForClient[v1.Chunk], error)
+	// ImportCache reads such a file, if a key has signed it that is trusted with
+	// releases.
+	ImportCache(context.Context) *connect.ClientStreamForClient[v1.Chunk, v1.ImportCacheResponse]
 }
 
 // NewBuildServiceClient constructs a client for the isle.v1.BuildService service. By default, it
@@ -134,6 +146,18 @@ func NewBuildServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(buildServiceMethods.ByName("PruneCaches")),
 			connect.WithClientOptions(opts...),
 		),
+		exportCache: connect.NewClient[v1.ExportCacheRequest, v1.Chunk](
+			httpClient,
+			baseURL+BuildServiceExportCacheProcedure,
+			connect.WithSchema(buildServiceMethods.ByName("ExportCache")),
+			connect.WithClientOptions(opts...),
+		),
+		importCache: connect.NewClient[v1.Chunk, v1.ImportCacheResponse](
+			httpClient,
+			baseURL+BuildServiceImportCacheProcedure,
+			connect.WithSchema(buildServiceMethods.ByName("ImportCache")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -147,6 +171,8 @@ type buildServiceClient struct {
 	_import     *connect.Client[v1.Chunk, v1.ImportResponse]
 	listCaches  *connect.Client[v1.ListCachesRequest, v1.ListCachesResponse]
 	pruneCaches *connect.Client[v1.PruneCachesRequest, v1.PruneCachesResponse]
+	exportCache *connect.Client[v1.ExportCacheRequest, v1.Chunk]
+	importCache *connect.Client[v1.Chunk, v1.ImportCacheResponse]
 }
 
 // Lock calls isle.v1.BuildService.Lock.
@@ -189,6 +215,16 @@ func (c *buildServiceClient) PruneCaches(ctx context.Context, req *connect.Reque
 	return c.pruneCaches.CallUnary(ctx, req)
 }
 
+// ExportCache calls isle.v1.BuildService.ExportCache.
+func (c *buildServiceClient) ExportCache(ctx context.Context, req *connect.Request[v1.ExportCacheRequest]) (*connect.ServerStreamForClient[v1.Chunk], error) {
+	return c.exportCache.CallServerStream(ctx, req)
+}
+
+// ImportCache calls isle.v1.BuildService.ImportCache.
+func (c *buildServiceClient) ImportCache(ctx context.Context) *connect.ClientStreamForClient[v1.Chunk, v1.ImportCacheResponse] {
+	return c.importCache.CallClientStream(ctx)
+}
+
 // BuildServiceHandler is an implementation of the isle.v1.BuildService service.
 type BuildServiceHandler interface {
 	// Lock pins the inputs of a file by hash.
@@ -210,6 +246,12 @@ type BuildServiceHandler interface {
 	// PruneCaches removes them, or forgets what steps made. It waits for no build:
 	// it is refused while one uses a cache.
 	PruneCaches(context.Context, *connect.Request[v1.PruneCachesRequest]) (*connect.Response[v1.PruneCachesResponse], error)
+	// ExportCache gives what the steps of last builds made as one file, signed by
+	// this server.
+	ExportCache(context.Context, *connect.Request[v1.ExportCacheRequest], *connect.ServerStream[v1.Chunk]) error
+	// ImportCache reads such a file, if a key has signed it that is trusted with
+	// releases.
+	ImportCache(context.Context, *connect.ClientStream[v1.Chunk]) (*connect.Response[v1.ImportCacheResponse], error)
 }
 
 // NewBuildServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -267,6 +309,18 @@ func NewBuildServiceHandler(svc BuildServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(buildServiceMethods.ByName("PruneCaches")),
 		connect.WithHandlerOptions(opts...),
 	)
+	buildServiceExportCacheHandler := connect.NewServerStreamHandler(
+		BuildServiceExportCacheProcedure,
+		svc.ExportCache,
+		connect.WithSchema(buildServiceMethods.ByName("ExportCache")),
+		connect.WithHandlerOptions(opts...),
+	)
+	buildServiceImportCacheHandler := connect.NewClientStreamHandler(
+		BuildServiceImportCacheProcedure,
+		svc.ImportCache,
+		connect.WithSchema(buildServiceMethods.ByName("ImportCache")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/isle.v1.BuildService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case BuildServiceLockProcedure:
@@ -285,6 +339,10 @@ func NewBuildServiceHandler(svc BuildServiceHandler, opts ...connect.HandlerOpti
 			buildServiceListCachesHandler.ServeHTTP(w, r)
 		case BuildServicePruneCachesProcedure:
 			buildServicePruneCachesHandler.ServeHTTP(w, r)
+		case BuildServiceExportCacheProcedure:
+			buildServiceExportCacheHandler.ServeHTTP(w, r)
+		case BuildServiceImportCacheProcedure:
+			buildServiceImportCacheHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -324,4 +382,12 @@ func (UnimplementedBuildServiceHandler) ListCaches(context.Context, *connect.Req
 
 func (UnimplementedBuildServiceHandler) PruneCaches(context.Context, *connect.Request[v1.PruneCachesRequest]) (*connect.Response[v1.PruneCachesResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("isle.v1.BuildService.PruneCaches is not implemented"))
+}
+
+func (UnimplementedBuildServiceHandler) ExportCache(context.Context, *connect.Request[v1.ExportCacheRequest], *connect.ServerStream[v1.Chunk]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("isle.v1.BuildService.ExportCache is not implemented"))
+}
+
+func (UnimplementedBuildServiceHandler) ImportCache(context.Context, *connect.ClientStream[v1.Chunk]) (*connect.Response[v1.ImportCacheResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("isle.v1.BuildService.ImportCache is not implemented"))
 }
