@@ -161,7 +161,7 @@ func (b *Builder) knownBase(in inputs) (image.Image, bool) {
 // an archive or a registry.
 func (b *Builder) base(ctx context.Context, service string, l *spec.LockedImage, common inputs, o Options, p Progress) (base, error) {
 	in := baseInputs(l, common)
-	leave, err := b.flights.enter(ctx, in.key())
+	p, leave, err := b.flights.enterPast(ctx, in.key(), b.patience, p)
 	if err != nil {
 		return base{}, err
 	}

@@ -130,6 +130,9 @@ type Builder struct {
 	unpack  unpackFunc
 	flights flights
 	caches  sync.RWMutex // held shared by steps that have a cache mounted
+	// patience is how long a build waits for another that makes the same, and is
+	// itself kept waiting by whoever reads what it tells.
+	patience time.Duration
 }
 
 // New makes a Builder and its cache folder, and removes what a process that
@@ -138,7 +141,7 @@ func New(c Config) (*Builder, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	b := &Builder{Config: c, unpack: unpackDebian}
+	b := &Builder{Config: c, unpack: unpackDebian, patience: 10 * time.Second}
 	if err := removeAll(b.scratchDir()); err != nil {
 		return nil, isle.Errorf(isle.Internal, "clear the build's scratch folder: %w", err)
 	}
@@ -173,52 +176,5 @@ func serial(p Progress) Progress {
 		mu.Lock()
 		defer mu.Unlock()
 		p(e)
-	}
-}
-
-// flights lets one goroutine at a time work on a key.
-type flights struct {
-	mu   sync.Mutex
-	busy map[isle.Digest]chan struct{}
-}
-
-// try enters the key if nobody is in it.
-func (f *flights) try(key isle.Digest) (leave func(), ok bool) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.busy[key] != nil {
-		return func() {}, false
-	}
-	if f.busy == nil {
-		f.busy = make(map[isle.Digest]chan struct{})
-	}
-	mine := make(chan struct{})
-	f.busy[key] = mine
-	return func() {
-		f.mu.Lock()
-		delete(f.busy, key)
-		f.mu.Unlock()
-		close(mine)
-	}, true
-}
-
-// enter waits until nobody else is in the key, and returns the way out.
-func (f *flights) enter(ctx context.Context, key isle.Digest) (leave func(), err error) {
-	for {
-		leave, ok := f.try(key)
-		if ok {
-			return leave, nil
-		}
-		f.mu.Lock()
-		other := f.busy[key]
-		f.mu.Unlock()
-		if other == nil {
-			continue
-		}
-		select {
-		case <-other:
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
 	}
 }

@@ -31,6 +31,26 @@ func dockered(b spec.Build) spec.File {
 // docker locks and builds a Dockerfile on files.
 func (b *bench) docker(f spec.File, dockerfile string, files map[string]string) (image.Image, error) {
 	b.t.Helper()
+	lock, err := b.tryLock(f, dockerfile, files)
+	if err != nil {
+		return image.Image{}, err
+	}
+	res, err := b.Build(context.Background(), f, lock, Options{}, b.say)
+	return res.Images["web"], err
+}
+
+// dockerLock locks a Dockerfile on files.
+func (b *bench) dockerLock(f spec.File, dockerfile string, files map[string]string) *spec.Lock {
+	b.t.Helper()
+	lock, err := b.tryLock(f, dockerfile, files)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return lock
+}
+
+func (b *bench) tryLock(f spec.File, dockerfile string, files map[string]string) (*spec.Lock, error) {
+	b.t.Helper()
 	t := spec.Tree{Entries: []spec.TreeEntry{{Type: spec.TypeFile, Size: int64(len(dockerfile)), Digest: b.blob(dockerfile)}}}
 	s := f.Services[0]
 	copies := []Copied{{Service: s.Name, From: s.Build.Context, Tree: b.put(files)}, {Service: s.Name, From: s.Build.File(), Tree: b.blob(string(t.Encode()))}}
@@ -40,7 +60,7 @@ func (b *bench) docker(f spec.File, dockerfile string, files map[string]string) 
 	}
 	lock, _, err := b.Lock(ctx, f, nil, copies, LockOptions{}, b.say)
 	if err != nil {
-		return image.Image{}, err
+		return nil, err
 	}
 	if _, err := spec.ParseLock("isle.lock", lock.Encode()); err != nil {
 		b.t.Fatal(err)
@@ -48,8 +68,7 @@ func (b *bench) docker(f spec.File, dockerfile string, files map[string]string) 
 	if need := b.Needs(lock); len(need) > 0 {
 		b.t.Fatalf("it needs %v, which was sent", need)
 	}
-	res, err := b.Build(ctx, f, lock, Options{}, b.say)
-	return res.Images["web"], err
+	return lock, nil
 }
 
 func (b *bench) mustDocker(dockerfile string, files map[string]string) image.Image {

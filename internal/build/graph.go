@@ -204,13 +204,13 @@ func (st *step) settle(used []spec.Material) {
 // run returns a step's layers, made or from the cache. What the step was answered
 // is among its inputs then.
 func (b *Builder) run(ctx context.Context, st *step, below image.Image, o Options, why func() string, made *memo, p Progress) ([]image.Layer, error) {
-	say := st.events(p)
 	key := st.inputs.key()
-	leave, err := b.flights.enter(ctx, key)
+	p, leave, err := b.flights.enterPast(ctx, key, b.patience, p)
 	if err != nil {
 		return nil, err
 	}
 	defer leave()
+	say := st.events(p)
 	known, ok := made.get(key)
 	layers := known.layers
 	if ok {

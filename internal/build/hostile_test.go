@@ -11,7 +11,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -204,6 +206,45 @@ func TestAMountThatALinkLeadsToTheSandboxsOwnIsRefused(t *testing.T) {
 			_, err := b.docker(project("p"+isle.Slug(name)), "FROM scratch\nCOPY a /\nENV L="+name+"\nRUN link\nRUN --mount="+mount+",target="+to+" x\n", map[string]string{"a": "1"})
 			if isle.CodeOf(err) != isle.Invalid || !strings.Contains(err.Error(), "leads to") {
 				t.Errorf("%s to %s: %v", mount, name, err)
+			}
+		}
+	}
+}
+
+// Whoever builds what another builds waits for it, and not for its client: one that
+// is stopped, or reads nothing on purpose.
+func TestAClientThatDoesNotReadKeepsNoOtherBuildWaiting(t *testing.T) {
+	b := newBench(t)
+	b.patience = 20 * time.Millisecond
+	b.sandbox.programs["talk"] = func(ctx context.Context, s Step) error {
+		_, err := io.WriteString(s.Output, "hello\n")
+		return err
+	}
+	file, files := "FROM scratch\nCOPY a /\nRUN talk\n", map[string]string{"a": "1"}
+	for _, state := range []string{"log", "start", "cached"} {
+		f, lock := project("p"), b.dockerLock(project("p"), file, files)
+		stuck, goOn, first := make(chan struct{}), make(chan struct{}), make(chan error)
+		var once sync.Once
+		go func() {
+			_, err := b.Build(context.Background(), f, lock, Options{}, func(e Event) {
+				if e.State == state {
+					once.Do(func() { close(stuck) })
+					<-goOn
+				}
+			})
+			first <- err
+		}()
+		<-stuck
+		if _, err := b.Build(t.Context(), f, lock, Options{}, nil); err != nil {
+			t.Error(err)
+		}
+		close(goOn)
+		if err := <-first; err != nil {
+			t.Error(err)
+		}
+		if state == "log" {
+			if _, err := b.ForgetSteps(); err != nil {
+				t.Fatal(err)
 			}
 		}
 	}
