@@ -19,6 +19,7 @@ import (
 type draft struct {
 	file *os.File
 	hash hash.Hash // nil where the content is hashed by reading it back
+	room room
 }
 
 func (s *Store) newDraft() (*draft, error) {
@@ -26,11 +27,14 @@ func (s *Store) newDraft() (*draft, error) {
 	if err != nil {
 		return nil, storeError("make a file in the image store", err)
 	}
-	return &draft{file: f, hash: sha256.New()}, nil
+	return &draft{file: f, hash: sha256.New(), room: s.room()}, nil
 }
 
 // Write appends to the file and to its hash.
 func (d *draft) Write(p []byte) (int, error) {
+	if err := d.room.take(int64(len(p))); err != nil {
+		return 0, err
+	}
 	n, err := d.file.Write(p)
 	d.hash.Write(p[:n])
 	return n, err

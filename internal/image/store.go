@@ -30,7 +30,8 @@ import (
 // Folders are 0700 and files 0400. One process at a time uses the folder; its
 // methods may be called from any number of goroutines.
 type Store struct {
-	dir string
+	dir     string
+	reserve int64 // bytes of the disk that a large file leaves free
 
 	mu     sync.Mutex
 	stamps map[string]stamp // by path; what was hashed and found right
@@ -91,7 +92,7 @@ func Open(dir string) (*Store, error) {
 			return nil, storeError("open the image store", err)
 		}
 	}
-	return &Store{dir: dir, stamps: make(map[string]stamp)}, nil
+	return &Store{dir: dir, reserve: reserve, stamps: make(map[string]stamp)}, nil
 }
 
 // Hold keeps Collect from removing anything until release is called. Whoever

@@ -66,6 +66,7 @@ type Writer struct {
 	spool  *os.File // contents in the order of arrival, unlinked
 	buffer *bufio.Writer
 	offset int64
+	room   room
 }
 
 // A node is one entry with the place of its content in the spool.
@@ -190,7 +191,7 @@ func (w *Writer) copyIn(name string, content func() (io.ReadCloser, error)) (int
 	if err != nil {
 		return 0, err
 	}
-	size, err := io.Copy(w.buffer, contextReader{w.ctx, r})
+	size, err := io.Copy(w.buffer, roomReader{&w.room, contextReader{w.ctx, r}})
 	if cerr := r.Close(); err == nil {
 		err = cerr
 	}
@@ -315,6 +316,11 @@ func (w *Writer) finish(out io.WriteSeeker) error {
 	if err := w.buffer.Flush(); err != nil {
 		return err
 	}
+	if w.offset > w.room.reserve/4 { // the layer is as large as the spool, which goes after it
+		if err := w.room.left(w.offset); err != nil {
+			return err
+		}
+	}
 	b := &bufferedSeeker{out: out, w: bufio.NewWriterSize(out, 1<<20)}
 	ew := erofs.Create(b, erofs.WithBuildTime(uint64(Time.Unix()), 0), erofs.WithBlockSize(4096))
 	if err := ew.CopyFrom(&tree{writer: w}); err != nil {
@@ -337,6 +343,7 @@ func (s *Store) WriteLayer(ctx context.Context, kind, title string, fill func(w 
 		return Layer{}, storeError("write a layer", err)
 	}
 	defer w.spool.Close()
+	w.room = s.room()
 	if err := fill(w); err != nil {
 		return Layer{}, err
 	}
