@@ -25,6 +25,10 @@ import (
 // with their full size, which is what a layer would take.
 const maxStepSize = 16 << 30
 
+// maxStepFiles bounds how many files and folders one run step may leave: memory
+// grows with them.
+const maxStepFiles = 1 << 20
+
 // runEnv is the environment of every run step. The service's own variables are
 // not in it: they are values of a launch, and a change of one must not build
 // anything again. The last two make compilers and archivers reproducible.
@@ -139,9 +143,13 @@ func (l *lines) emit() {
 // opaque marks that hide nothing: kernels differ in when they leave those.
 func addUpper(l *image.Writer, upper string, below *image.Stack, scrubbed func(inside string, mode fs.FileMode) bool) error {
 	var size int64
+	files := 0
 	return filepath.WalkDir(upper, func(name string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return diskError("read what the step changed", err)
+		}
+		if files++; files > maxStepFiles {
+			return isle.Errorf(isle.Exhausted, "the step left more than %d files", maxStepFiles).WithHint("remove what the image does not need at the end of the step, and leave data to volumes")
 		}
 		rel, err := filepath.Rel(upper, name)
 		if err != nil {
