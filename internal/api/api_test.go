@@ -211,12 +211,15 @@ func (r *rooms) ForgetSteps() (int, error) {
 func (r *rooms) LockNeeds(spec.File, []build.Copied) []isle.Digest { return nil }
 
 func (r *rooms) Needs(*spec.Lock) []isle.Digest { return nil }
-func (r *rooms) Build(ctx context.Context, _ spec.File, _ *spec.Lock, _ build.Options, p build.Progress) (build.Result, error) {
+func (r *rooms) Build(ctx context.Context, _ spec.File, lock *spec.Lock, _ build.Options, p build.Progress) (build.Result, error) {
 	r.reach("Build")
+	res := build.Result{Images: map[string]image.Image{}}
+	var err error
 	if r.build != nil {
-		return r.build(ctx, p)
+		res, err = r.build(ctx, p)
 	}
-	return build.Result{Images: map[string]image.Image{}}, nil
+	res.Lock = lock
+	return res, err
 }
 func (r *rooms) Verify(context.Context, spec.File, *spec.Lock, build.Options, build.Progress) (build.Result, error) {
 	r.reach("Verify")
