@@ -202,5 +202,5 @@ func TestTheLogSaysWhatWasCopiedFromWhereAndWhatItReplaced(t *testing.T) {
 	if _, err := m.RestoreTo(t.Context(), root, fork.Ref, RestoreRequest{At: "good"}, nil); err != nil {
 		t.Fatal(err)
 	}
-	has(isle.ActionEnvironmentRestore, map[string]string{"snapshot": string(made.Digest), "memory": "true", "of": "shop", "replaces": string(fork.Instance)})
+	has(isle.ActionEnvironmentRestore, map[string]string{"snapshot": string(made.Digest), "memory": "true", "project": "shop", "of": "shop", "replaces": string(fork.Instance)})
 }
