@@ -136,7 +136,7 @@ func (x *stages) step(ctx context.Context, n int, op dockerfile.Op, made image.I
 	case *dockerfile.Run:
 		st, err = x.runStep(ctx, n, op)
 	case *dockerfile.Copy:
-		st, err = x.copyStep(ctx, op)
+		st, err = x.copyStep(ctx, n, op)
 	case *dockerfile.Folder:
 		st = x.folderStep(op)
 	}

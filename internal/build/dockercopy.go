@@ -30,16 +30,26 @@ type copyInput struct {
 	Parents bool                `json:"parents,omitempty"`
 	Link    bool                `json:"link,omitempty"`
 	Unpack  bool                `json:"unpack,omitempty"`
+
+	Remote       []dockerfile.Remote `json:"remote,omitempty"`
+	UnpackRemote bool                `json:"unpack_remote,omitempty"`
+	Checksum     isle.Digest         `json:"checksum,omitempty"`
 }
 
 // copyStep makes a layer of what COPY or ADD copies.
-func (x *stages) copyStep(ctx context.Context, op *dockerfile.Copy) (step, error) {
+func (x *stages) copyStep(ctx context.Context, n int, op *dockerfile.Copy) (step, error) {
 	in := x.common
 	in.Kind, in.To = "copy", op.To
 	in.From = strings.Join(op.Sources, " ")
 	in.Copy = &copyInput{
 		Sources: op.Sources, Inline: op.Inline, Chown: op.Chown, Chmod: op.Chmod,
 		Exclude: op.Exclude, Parents: op.Parents, Link: op.Link, Unpack: op.Unpack,
+		Remote: op.Remote, UnpackRemote: op.UnpackRemote, Checksum: op.Checksum,
+	}
+	var net *wire
+	if len(op.Remote) > 0 && x.network {
+		net = newWire(x.sl, x.plan.Stages[n].Name, op.At.Text, x.o.Frozen, x.results[n].seen)
+		in.Network = answersOf(net.locked)
 	}
 	c := &copying{x: x, op: op}
 	var err error
@@ -61,7 +71,13 @@ func (x *stages) copyStep(ctx context.Context, op *dockerfile.Copy) (step, error
 			in.Materials = append(in.Materials, l.Digest)
 		}
 	}
-	return step{inputs: in, make: func(ctx context.Context, w work) ([]image.Layer, error) {
+	return step{inputs: in, wire: net, make: func(ctx context.Context, w work) ([]image.Layer, error) {
+		if len(op.Remote) > 0 {
+			var err error
+			if c.remote, err = net.fetch(ctx, x.b, op, w.say); err != nil {
+				return nil, err
+			}
+		}
 		from := source(x.context)
 		if op.From.Kind != dockerfile.Context {
 			paths, err := x.b.Images.Verify(ctx, layers)
@@ -310,11 +326,12 @@ func digestOf(items []item, from *treeSource) isle.Digest {
 
 // copying writes the layer of one COPY.
 type copying struct {
-	x     *stages
-	op    *dockerfile.Copy
-	items []item
-	chmod func(fs.FileMode) fs.FileMode // nil: as they are
-	own   *owner                        // nil: as they are
+	x      *stages
+	op     *dockerfile.Copy
+	items  []item
+	remote []isle.Digest                 // of op.Remote
+	chmod  func(fs.FileMode) fs.FileMode // nil: as they are
+	own    *owner                        // nil: as they are
 }
 
 // write writes everything that is copied.
@@ -344,6 +361,20 @@ func (c *copying) write(ctx context.Context, w work, from source, over *overlay)
 		e := image.Entry{Mode: 0o644}
 		it := item{base: f.Name, files: []pick{{"", e}}}
 		if err := c.file(over, it, func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(f.Data)), nil }); err != nil {
+			return err
+		}
+	}
+	for i, f := range c.op.Remote {
+		content := func() (io.ReadCloser, error) { return c.x.b.Images.OpenBlob(c.remote[i]) }
+		if c.op.UnpackRemote {
+			if done, err := c.unpack(ctx, w, content, over); done || err != nil {
+				if err != nil {
+					return err
+				}
+				continue
+			}
+		}
+		if err := c.file(over, item{base: f.Name, files: []pick{{"", image.Entry{Mode: 0o600}}}}, content); err != nil {
 			return err
 		}
 	}

@@ -1,12 +1,14 @@
 package build
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
 
 	"isle"
+	"isle/internal/build/dockerfile"
 	"isle/internal/build/recorder"
 	"isle/internal/image"
 	"isle/internal/initproto"
@@ -98,9 +100,7 @@ func (w *wire) open(b *Builder, st *Step, say func(Event)) (finish func(error) e
 	if w == nil {
 		return func(err error) error { return err }, nil
 	}
-	r, err := recorder.New(b.recording(), recorder.Options{
-		Locked: w.locked, Others: w.others, Frozen: w.frozen, Say: func(m string) { say(Event{State: "log", Message: m}) },
-	})
+	r, err := w.record(b, say)
 	if err != nil {
 		return nil, err
 	}
@@ -120,17 +120,55 @@ func (w *wire) open(b *Builder, st *Step, say func(Event)) (finish func(error) e
 	} {
 		st.Mounts = append(st.Mounts, Mount{Target: path, ReadOnly: true, Content: content, Mode: 0o644})
 	}
-	return func(err error) error {
-		r.Close()
-		if err := r.Judge(err); err != nil {
-			return err
+	return func(err error) error { return w.finish(r, err, say) }, nil
+}
+
+// record begins to answer.
+func (w *wire) record(b *Builder, say func(Event)) (*recorder.Recorder, error) {
+	return recorder.New(recorder.Config{Store: b.Images, Dial: b.Dial, Roots: b.Roots, Now: b.Now}, recorder.Options{
+		Locked: w.locked, Others: w.others, Frozen: w.frozen, Say: func(m string) { say(Event{State: "log", Message: m}) },
+	})
+}
+
+// finish ends what record began. err is how the step ended.
+func (w *wire) finish(r *recorder.Recorder, err error, say func(Event)) error {
+	r.Close()
+	if err := r.Judge(err); err != nil {
+		return err
+	}
+	w.take(r)
+	if n := len(w.used); n > 0 && w.step != "" {
+		say(Event{State: "log", Message: fmt.Sprintf("network: %s, %d of them new in isle.lock", count(n, "request"), w.fresh)})
+	}
+	return nil
+}
+
+// fetch has the files of an ADD that are elsewhere, and returns their contents. A
+// file with a checksum is what it is, wherever it comes from: w may be nil, and
+// what the store has is not asked for.
+func (w *wire) fetch(ctx context.Context, b *Builder, op *dockerfile.Copy, say func(Event)) ([]isle.Digest, error) {
+	if w == nil {
+		if len(b.Images.Missing([]isle.Digest{op.Checksum})) == 0 {
+			return []isle.Digest{op.Checksum}, nil
 		}
-		w.take(r)
-		if n := len(w.used); n > 0 {
-			say(Event{State: "log", Message: fmt.Sprintf("network: %s, %d of them new in isle.lock", count(n, "request"), w.fresh)})
+		w = &wire{}
+	}
+	r, err := w.record(b, say)
+	if err != nil {
+		return nil, err
+	}
+	var out []isle.Digest
+	for _, f := range op.Remote {
+		m, ferr := r.Get(ctx, f.URL)
+		if err = ferr; err == nil && op.Checksum != "" && m.Digest != op.Checksum {
+			err = isle.Errorf(isle.Failed, "what it got has %s, not %s", m.Digest, op.Checksum).WithHint("the file was changed where it is, or the checksum is another's")
 		}
-		return nil
-	}, nil
+		if err != nil {
+			break
+		}
+		out = append(out, m.Digest)
+	}
+	return out, w.finish(r, err, say)
 }
 
 // resolvConf is where a step's programs find whom to ask for names: what its
@@ -152,10 +190,6 @@ func (w *wire) take(r *recorder.Recorder) {
 		return
 	}
 	w.used = r.Materials()
-}
-
-func (b *Builder) recording() recorder.Config {
-	return recorder.Config{Store: b.Images, Dial: b.Dial, Roots: b.Roots, Now: b.Now}
 }
 
 // networkOf are the steps' answers as a lock has them.

@@ -91,3 +91,36 @@ func TestAFrozenBuildAsksForNothingThatIsNotLocked(t *testing.T) {
 		t.Errorf("%d requests", n)
 	}
 }
+
+func TestAFileFromElsewhereIsAddedAsItIsPinned(t *testing.T) {
+	w := newWorld(t)
+	var requests atomic.Int64
+	w.serve("files.example.com", files(&requests))
+	const dockerfile = "FROM scratch\nADD https://files.example.com/a /in/\nADD --chown=5:6 --chmod=644 https://files.example.com/moved?x=1 /in/b\n"
+	p := w.project("name: add\nservices: {web: {build: ., network: record}}", map[string]string{"Dockerfile": dockerfile})
+	first := w.mustBuild(p, build.Options{}).Images["web"]
+	for path, want := range map[string]string{"/in/a": "-rw------- 0:0", "/in/b": "-rw-r--r-- 5:6"} {
+		if got := w.listing(first)[path]; got != want {
+			t.Errorf("%s is %s, want %s", path, got, want)
+		}
+	}
+	w.leave()
+	w.another()
+	if again := w.mustBuild(p, build.Options{Frozen: true}).Images["web"]; again.Digest() != first.Digest() {
+		t.Errorf("%s, then %s", first.Digest(), again.Digest())
+	}
+
+	// A checksum pins it without the lock, and another one is not taken.
+	sum := isle.DigestOf([]byte("the 1th\n"))
+	pinned := func(sum isle.Digest) *project {
+		return w.project("name: add\nservices: {web: {build: .}}", map[string]string{"Dockerfile": "FROM scratch\nADD --checksum=" + string(sum) + " https://files.example.com/a /\n"})
+	}
+	w.mustBuild(pinned(sum), build.Options{})
+	w.away = false
+	if _, err := w.build(pinned(isle.DigestOf([]byte("x"))), build.Options{}); isle.CodeOf(err) != isle.Failed || !strings.Contains(err.Error(), "what it got has sha256:") {
+		t.Errorf("with another checksum: %v", err)
+	}
+	if _, err := w.build(w.project("name: add\nservices: {web: {build: .}}", map[string]string{"Dockerfile": "FROM scratch\nADD https://files.example.com/a /\n"}), build.Options{}); isle.CodeOf(err) != isle.Invalid {
+		t.Errorf("with nothing that pins it: %v", err)
+	}
+}

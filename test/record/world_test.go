@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -216,4 +217,20 @@ func (w *world) mustBuild(p *project, o build.Options) build.Result {
 		w.t.Fatalf("%v\n%s", err, w.said())
 	}
 	return res
+}
+
+// listing is what an image shows: mode and owner by path.
+func (w *world) listing(m image.Image) map[string]string {
+	w.t.Helper()
+	out := map[string]string{}
+	for _, l := range m.Layers {
+		files, err := image.ReadLayer(w.t.Context(), w.images.LayerPath(l.Digest))
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		for _, f := range files {
+			out[f.Path] = fmt.Sprintf("%v %d:%d", f.Mode, f.UID, f.GID)
+		}
+	}
+	return out
 }

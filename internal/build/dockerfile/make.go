@@ -3,11 +3,14 @@ package dockerfile
 import (
 	"io/fs"
 	"maps"
+	"net/url"
 	"path"
 	"slices"
 	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+
+	"isle"
 )
 
 // run is RUN as an Op.
@@ -228,15 +231,50 @@ func (w *Walk) add(place Place, c command, i *instructions.AddCommand) (Op, erro
 	if i.KeepGitDir != nil {
 		return nil, w.fail(c, "ADD --keep-git-dir: a build reaches no network; take the files into the build's folder")
 	}
-	for _, s := range i.SourcePaths {
-		if remote(s) {
-			return nil, w.fail(c, "ADD %s: a build reaches no network, and nothing pins what is elsewhere; take it into the build's folder", clip(s))
+	if out.UnpackRemote = i.Unpack != nil && *i.Unpack; i.Checksum != "" {
+		if out.Checksum = isle.Digest(i.Checksum); !out.Checksum.Valid() {
+			return nil, w.fail(c, "ADD --checksum=%s: want sha256: and 64 hexadecimal characters", clip(i.Checksum))
 		}
 	}
-	if i.Checksum != "" {
-		return nil, w.fail(c, "ADD --checksum is for a URL; the build's own files are pinned by isle.lock")
+	s := i.SourcesAndDest
+	s.SourcePaths = nil
+	for _, p := range i.SourcePaths {
+		if !remote(p) {
+			s.SourcePaths = append(s.SourcePaths, p)
+			continue
+		}
+		r, err := w.remote(c, p, out.Checksum != "")
+		if err != nil {
+			return nil, err
+		}
+		out.Remote = append(out.Remote, r)
 	}
-	return out, w.sources(c, out, i.SourcesAndDest)
+	if out.Checksum != "" && (len(out.Remote) != 1 || len(s.SourcePaths)+len(s.SourceContents) > 0) {
+		return nil, w.fail(c, "ADD --checksum is for one URL; the build's own files are pinned by isle.lock")
+	}
+	return out, w.sources(c, out, s)
+}
+
+// remote is a file of ADD that is elsewhere. Something has to pin it: the lock, or
+// a checksum.
+func (w *Walk) remote(c command, address string, pinned bool) (Remote, error) {
+	if !w.plan.network && !pinned {
+		return Remote{}, w.plan.file.fail(c.line, "ADD %s: a build reaches no network, and nothing pins what is elsewhere", clip(address)).
+			WithHint("add --checksum=sha256:…, or `network: record` to the service, or take it into the build's folder")
+	}
+	u, err := url.Parse(address)
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || strings.HasSuffix(u.Path, ".git") {
+		return Remote{}, w.fail(c, "ADD %s: a repository cannot be had; take the files into the build's folder", clip(address))
+	}
+	if u.User != nil {
+		return Remote{}, w.fail(c, "ADD of a URL with a user and a password in it: whoever has the Dockerfile has them")
+	}
+	u.Fragment, u.RawFragment = "", ""
+	name := path.Base(u.Path)
+	if name == "." || name == "/" || name == ".." {
+		name = ""
+	}
+	return Remote{URL: u.String(), Name: name}, nil
 }
 
 // remote reports whether a source of ADD is not a path.
@@ -271,7 +309,12 @@ func (w *Walk) sources(c command, out *Copy, s instructions.SourcesAndDest) erro
 		}
 		out.Inline = append(out.Inline, Inline{Name: f.Path, Data: f.Data})
 	}
-	if n := len(out.Sources) + len(out.Inline); n == 0 {
+	for _, r := range out.Remote {
+		if r.Name == "" && (folder || out.To == "/") {
+			return w.fail(c, "%s does not say what its file is called; name it in the destination", clip(r.URL))
+		}
+	}
+	if n := len(out.Sources) + len(out.Inline) + len(out.Remote); n == 0 {
 		return w.fail(c, "there is nothing to copy")
 	} else if n > maxNames || len(out.Exclude) > maxNames {
 		return w.fail(c, "more than %d things are copied or left out", maxNames)

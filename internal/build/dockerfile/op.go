@@ -1,6 +1,10 @@
 package dockerfile
 
-import "os"
+import (
+	"os"
+
+	"isle"
+)
 
 // An Op makes a layer: a *Run, a *Copy or a *Folder. Every variable in it is
 // replaced by its value.
@@ -54,6 +58,7 @@ type Copy struct {
 	From    Source
 	Sources []string // patterns, relative to the root of From
 	Inline  []Inline // files that the Dockerfile has in itself
+	Remote  []Remote // files from elsewhere
 	To      string   // absolute; a slash at its end says that it is a folder
 	Chown   string   // "" as they are: root's of Context, the image's own of others
 	Chmod   string   // octal or symbolic; "" as they are
@@ -61,6 +66,16 @@ type Copy struct {
 	Parents bool     // each keeps its folders below To
 	Link    bool     // nothing below is looked at
 	Unpack  bool     // archives become what is in them
+	// UnpackRemote says so of those from elsewhere, and Checksum is what the only
+	// one has to have; "": nothing is said.
+	UnpackRemote bool
+	Checksum     isle.Digest
+}
+
+// A Remote is a file that is had over HTTP.
+type Remote struct {
+	URL  string `json:"url"`
+	Name string `json:"name"` // what it is called in a folder
 }
 
 // An Inline is a file that a Dockerfile has in itself.
