@@ -88,7 +88,7 @@ func (r *reader) readDotEnv() error {
 	if err != nil {
 		return err
 	}
-	pairs, err := readEnv(name, b, &variables{environ: r.src.Environ}, false)
+	pairs, err := readEnv(name, b, r.src.Environ, false)
 	if err != nil {
 		return err
 	}

@@ -21,19 +21,21 @@ func (s *service) valueOf(p pair) (string, bool) {
 	return s.vars.lookup(p.key)
 }
 
+// readEnvironment reads the variables of the file. They come before those of
+// env_file, which may name them, and stand over them, also where they have no
+// value.
 func (s *service) readEnvironment(n *node) {
 	for _, p := range asMapping("environment", n).pairs {
 		if v, ok := s.valueOf(p); ok {
 			s.setEnv(p.place, p.key, v)
-		} else {
-			delete(s.env, p.key)
 		}
+		s.envAt[p.key] = p.place
 	}
 }
 
 // setEnv sets a variable, and says of what is called like a secret where it goes.
 func (s *service) setEnv(at place, key, value string) {
-	s.env[key], s.envAt[key] = value, at
+	s.env[key] = value
 	upper := strings.ToUpper(key)
 	for _, word := range []string{"PASSWORD", "PASSWD", "SECRET", "TOKEN", "API_KEY", "PRIVATE_KEY", "CREDENTIAL"} {
 		if strings.Contains(upper, word) && value != "" && !strings.HasSuffix(upper, "_FILE") {
@@ -68,17 +70,21 @@ func (s *service) readEnvFile(n *node) {
 			}
 			continue
 		}
-		outer := &s.vars
-		if raw {
-			outer = &variables{}
-		}
-		pairs, err := readEnv(name, b, outer, raw)
+		pairs, err := readEnv(name, b, func(name string) (string, bool) {
+			if v, ok := s.vars.lookup(name); ok {
+				return v, true
+			}
+			_, own := s.envAt[name]
+			return s.env[name], own
+		}, raw)
 		if err != nil {
 			s.refuse(i.place, "env_file", err.Error(), "mend it")
 			continue
 		}
 		for _, kv := range pairs {
-			s.setEnv(i.place, kv[0], kv[1])
+			if _, own := s.envAt[kv[0]]; !own {
+				s.setEnv(i.place, kv[0], kv[1])
+			}
 		}
 		s.differs(i.place, "env_file", strconv.Itoa(len(pairs))+" variables of "+quote(file.str())+" are taken as they are now", "")
 	}

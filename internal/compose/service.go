@@ -29,7 +29,7 @@ type service struct {
 	setup                 []string // once, while the volumes are empty
 
 	env     map[string]string
-	envAt   map[string]place
+	envAt   map[string]place // of those that the file itself names
 	user    string
 	workdir string
 	copies  []copied
@@ -109,7 +109,7 @@ func keys() []keyReader {
 		{"image", (*service).readImage}, {"build", (*service).readBuild},
 		{"entrypoint", func(s *service, n *node) { s.entrypoint = s.words(n) }},
 		{"command", func(s *service, n *node) { s.arguments = s.words(n) }},
-		{"env_file", (*service).readEnvFile}, {"environment", (*service).readEnvironment},
+		{"environment", (*service).readEnvironment}, {"env_file", (*service).readEnvFile},
 		{"user", (*service).readUser},
 		{"working_dir", func(s *service, n *node) { s.workdir = path.Clean(n.str()) }},
 		{"volumes", (*service).readVolumes}, {"tmpfs", (*service).readTmpfs},

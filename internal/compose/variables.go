@@ -144,36 +144,35 @@ func nameLength(s string) int {
 	return len(s)
 }
 
-// closing is where the brace ends that s begins with, -1 if nowhere.
+// closing is where the brace ends that s begins with, -1 if nowhere. Braces in a
+// default count, as in {"a": {}}; what stands right behind one that opens does
+// not, and where they do not fit it is the last one, as in Compose.
 func closing(s string) int {
 	deep := 0
 	for i := 0; i < len(s); i++ {
-		switch {
-		case s[i] == '$' && i+1 < len(s) && s[i+1] == '{', i == 0:
+		switch s[i] {
+		case '{':
 			deep++
-			if i > 0 {
-				i++
-			}
-		case s[i] == '}':
+			i++
+		case '}':
 			if deep--; deep == 0 {
 				return i
 			}
 		}
 	}
-	return -1
+	return strings.LastIndexByte(s, '}')
 }
 
 // readEnv reads a file of NAME=VALUE lines, as .env and env_file are: comments,
 // `export`, quotes, escapes in double quotes, and variables outside of single
-// quotes, which may be those of lines before.
-func readEnv(name string, b []byte, outer *variables, raw bool) ([][2]string, error) {
+// quotes: those that lookup finds, and those of lines before. raw takes values as
+// they are.
+func readEnv(name string, b []byte, lookup func(string) (string, bool), raw bool) ([][2]string, error) {
+	if lookup == nil {
+		lookup = func(string) (string, bool) { return "", false }
+	}
 	seen := map[string]string{}
-	inner := variables{environ: func(n string) (string, bool) {
-		if s, ok := seen[n]; ok {
-			return s, true
-		}
-		return outer.lookup(n)
-	}}
+	inner := variables{environ: lookup, file: seen}
 	var out [][2]string
 	lines := bufio.NewScanner(bytes.NewReader(bytes.TrimPrefix(b, []byte("\ufeff"))))
 	lines.Buffer(nil, maxFile+1)
@@ -183,13 +182,16 @@ func readEnv(name string, b []byte, outer *variables, raw bool) ([][2]string, er
 		if line == "" || line[0] == '#' {
 			continue
 		}
-		key, value, ok := strings.Cut(line, "=")
+		key, value, ok := line, "", false
+		if i := strings.IndexAny(line, "=:"); i >= 0 {
+			key, value, ok = line[:i], line[i+1:], true
+		}
 		key = strings.TrimSpace(key)
 		if key == "" || strings.ContainsAny(key, " \t\"'") {
 			return nil, invalid(at, "%s is no NAME=VALUE", quote(line))
 		}
 		if !ok { // the value of whoever asks, if there is one
-			if value, ok = outer.lookup(key); !ok {
+			if value, ok = lookup(key); !ok {
 				continue
 			}
 			out, seen[key] = append(out, [2]string{key, value}), value
