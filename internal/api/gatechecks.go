@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -30,32 +29,27 @@ var errCheckTime = errors.New("the time of the check is over")
 // before. The copy is made for it and removed after it. What they say is the
 // environment's own word: nothing of it is believed but whether they pass.
 func (x *passing) runChecks(ctx context.Context, say func(*islev1.ProgressEvent)) {
-	rules := slices.DeleteFunc(x.rules(), func(g policy.Gate) bool { return len(g.Checks) == 0 })
-	from := isle.Ref{Name: x.p.Project, Stage: x.plan.From}
-	limit := forkTime
-	for _, g := range rules {
-		for _, c := range g.Checks {
-			limit += c.Timeout
-		}
-	}
-	if limit == forkTime {
+	checks, from := x.checks(), isle.Ref{Name: x.p.Project, Stage: x.plan.From}
+	if len(checks) == 0 {
 		return
+	}
+	limit := forkTime
+	for _, c := range checks {
+		limit += c.Timeout
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, errCheckTime)
 	defer cancel()
-	ref, err := x.copyOf(ctx, from, rules, say)
+	ref, err := x.copyOf(ctx, from, checks[0].rule, say)
 	if ref.Name != "" {
 		defer x.remove(ctx, ref)
 	}
-	for _, g := range rules {
-		for _, c := range g.Checks {
-			x.checked = append(x.checked, x.run(ctx, ref, g, c, err, say))
-		}
+	for _, c := range checks {
+		x.checked = append(x.checked, x.run(ctx, ref, c, err, say))
 	}
 }
 
 // copyOf makes the copy. It has a name as soon as something of it may be there.
-func (x *passing) copyOf(ctx context.Context, from isle.Ref, rules []policy.Gate, say func(*islev1.ProgressEvent)) (ref isle.Ref, err error) {
+func (x *passing) copyOf(ctx context.Context, from isle.Ref, rule string, say func(*islev1.ProgressEvent)) (ref isle.Ref, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, forkTime, errCheckTime)
 	defer cancel()
 	actor := actorOf(ctx)
@@ -64,10 +58,10 @@ func (x *passing) copyOf(ctx context.Context, from isle.Ref, rules []policy.Gate
 			return isle.Errorf(isle.Conflict, "release %s runs in %s by now", plan.Release.Short(), from)
 		}
 		ref = plan.Forks[0]
-		// Whoever promotes needs no leave to copy the stage: the policy asks for it.
-		audit.Allowed(ctx, actor, isle.ActionEnvironmentFork, isle.Resource{Kind: "environment", Name: from.Name, Stage: from.Stage}, rules[0].String())
+		// Whoever promotes needs no leave to copy the stage: that is what the gate asks.
+		audit.Allowed(ctx, actor, isle.ActionEnvironmentFork, isle.Resource{Kind: "environment", Name: from.Name, Stage: from.Stage}, rule)
 		for _, a := range []isle.Action{isle.ActionEnvironmentLaunch, isle.ActionEnvironmentExec, isle.ActionEnvironmentDown, isle.ActionVolumeDelete} {
-			audit.Allowed(ctx, actor, a, isle.Resource{Kind: "environment", Name: ref.Name, Stage: ref.Stage}, rules[0].String())
+			audit.Allowed(ctx, actor, a, isle.Resource{Kind: "environment", Name: ref.Name, Stage: ref.Stage}, rule)
 		}
 		return nil
 	}}
@@ -83,8 +77,8 @@ func (x *passing) remove(ctx context.Context, ref isle.Ref) {
 }
 
 // run runs one check in the copy; copied is why there is none.
-func (x *passing) run(ctx context.Context, ref isle.Ref, g policy.Gate, c policy.GateCheck, copied error, say func(*islev1.ProgressEvent)) release.Gate {
-	o := release.Gate{Kind: release.GateCheck, Name: c.String(), Rule: g.String(), State: release.GateUnmet}
+func (x *passing) run(ctx context.Context, ref isle.Ref, c check, copied error, say func(*islev1.ProgressEvent)) release.Gate {
+	o := release.Gate{Kind: release.GateCheck, Name: c.String(), Rule: c.rule, State: release.GateUnmet}
 	if copied != nil {
 		o.Text = fmt.Sprintf("%s could not be copied to run it in: %s", isle.Ref{Name: x.p.Project, Stage: x.plan.From}, Flatten(copied).Message)
 		o.Remedy = "find out why: isle fork " + isle.Ref{Name: x.p.Project, Stage: x.plan.From}.String()
@@ -96,7 +90,7 @@ func (x *passing) run(ctx context.Context, ref isle.Ref, g policy.Gate, c policy
 	}
 	tell("start", o.Name)
 	began := time.Now()
-	code, output, err := x.execute(ctx, ref, c)
+	code, output, err := x.execute(ctx, ref, c.GateCheck)
 	took := time.Since(began).Round(time.Millisecond)
 	switch {
 	case errors.Is(err, errCheckTime):

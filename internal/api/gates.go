@@ -40,14 +40,38 @@ func (x *passing) rules() []policy.Gate {
 	return x.s.Policy.State().Set.Gates(x.p.Project, x.p.To)
 }
 
+// A check is one that has to succeed, and who asks for it.
+type check struct {
+	policy.GateCheck
+	rule string
+}
+
+// checks are those of the policy, and those of the release itself, which adds to
+// what is asked of it and takes nothing away.
+func (x *passing) checks() (out []check) {
+	for _, g := range x.rules() {
+		for _, c := range g.Checks {
+			out = append(out, check{c, g.String()})
+		}
+	}
+	own := x.plan.Release.Manifest.Spec.Stages
+	if own == nil || x.plan.From == "" {
+		return out
+	}
+	for _, c := range own.Checks {
+		out = append(out, check{policy.GateCheck(c), "release " + x.plan.Release.Digest.Short()})
+	}
+	return out
+}
+
 // known are the gates that can be told without asking anybody, and those of the
 // checks: as they came out, or as not asked yet.
 func (x *passing) known(ctx context.Context) (out []release.Gate, err error) {
-	rules := x.rules()
-	longest, back := time.Duration(0), false
+	rules, checks := x.rules(), x.checks()
+	longest, back := time.Duration(0), len(checks) > 0
 	for _, g := range rules {
 		longest = max(longest, g.Quiet)
-		back = back || g.Soak > 0 || g.Quiet > 0 || len(g.Checks) > 0
+		back = back || g.Soak > 0 || g.Quiet > 0
 	}
 	serving := release.Serving{Stage: x.plan.From}
 	if back {
@@ -57,16 +81,16 @@ func (x *passing) known(ctx context.Context) (out []release.Gate, err error) {
 	}
 	for _, g := range rules {
 		out = append(out, x.s.Releases.Gates(g, x.plan, serving)...)
-		for _, c := range g.Checks {
-			out = append(out, x.check(g, c, serving))
-		}
+	}
+	for _, c := range checks {
+		out = append(out, x.check(c, serving))
 	}
 	return out, nil
 }
 
 // check is how the gate of a check stands.
-func (x *passing) check(g policy.Gate, c policy.GateCheck, s release.Serving) release.Gate {
-	o := release.Gate{Kind: release.GateCheck, Name: c.String(), Rule: g.String()}
+func (x *passing) check(c check, s release.Serving) release.Gate {
+	o := release.Gate{Kind: release.GateCheck, Name: c.String(), Rule: c.rule}
 	if i := slices.IndexFunc(x.checked, func(r release.Gate) bool { return r.Name == o.Name && r.Rule == o.Rule }); i >= 0 {
 		return x.checked[i]
 	}

@@ -161,6 +161,9 @@ func (r *Releases) Plan(ctx context.Context, p Promotion) (plan Plan, err error)
 	if p.Values != nil {
 		plan.Values = *p.Values
 	}
+	if err := plan.Values.enough(plan.Release, p.To); err != nil {
+		return plan, err
+	}
 	if _, err := plan.Values.Apply(plan.Release.Manifest.Spec); err != nil {
 		return plan, err
 	}
@@ -285,5 +288,5 @@ func (r *Releases) At(rel Release, stage string, must bool) (Values, error) {
 		return Values{}, isle.Errorf(isle.Conflict, "nothing was promoted to stage %s of %s", stage, project).
 			WithHint("isle promote %s --to %s, after the stages before it", project, stage)
 	}
-	return Values{}, nil
+	return Values{}, Values{}.enough(rel, stage)
 }

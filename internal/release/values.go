@@ -66,9 +66,42 @@ func (v Values) Lines() (out []string) {
 	return out
 }
 
+// has reports whether there is a value, named by the keys that lead to it.
+func (v Values) has(name string) bool {
+	kind, rest, _ := strings.Cut(name, ".")
+	ok := false
+	switch kind {
+	case "env":
+		service, variable, _ := strings.Cut(rest, ".")
+		_, ok = v.Env[service][variable]
+	case "uses":
+		_, ok = v.Uses[rest]
+	default:
+		ok = rest == "cpus" && v.Limits.CPUs != 0 || rest == "memory" && v.Limits.Memory != 0 || rest == "pids" && v.Limits.PIDs != 0
+	}
+	return ok
+}
+
+// enough fails with Invalid where a release asks for values of each stage that
+// are not all there. The error names them, and the file that they belong in.
+func (v Values) enough(rel Release, stage string) error {
+	asked := rel.Manifest.Spec.Stages
+	if asked == nil {
+		return nil
+	}
+	missing := slices.DeleteFunc(slices.Clone(asked.Values), v.has)
+	if len(missing) == 0 {
+		return nil
+	}
+	return isle.Errorf(isle.Invalid, "release %s asks for values that stage %s of %s has not: %s", rel.Digest.Short(), stage, rel.Manifest.Project, strings.Join(missing, ", ")).
+		WithHint("write them into values.%s.yaml beside isle.yaml, and promote it from there", stage)
+}
+
 // Apply is a release's file as it is launched in the stage of the values. It fails
 // with Invalid for a value that replaces nothing, or that the file cannot have.
+// What it asks of stages is no part of what is launched.
 func (v Values) Apply(f spec.File) (spec.File, error) {
+	f.Stages = nil
 	if v.empty() {
 		return f, nil
 	}

@@ -46,6 +46,7 @@ func (r *reader) check(f *File) {
 		}
 	}
 	r.checkUses(f)
+	r.checkStages(f)
 	if f.Warm && f.Isolation == Container {
 		r.problemFor("warm", "needs memory that can be captured, which isolation container has not; add `isolation: gvisor`, or remove it")
 	}

@@ -120,6 +120,8 @@ func fileShape() shape[File] {
 			scalar("true or false", schema{Type: "boolean"}, parseBool), func(f *File) *bool { return &f.Warm }),
 		key("schema", "", "What the release makes of its data: a rollback to a release that cannot use it is refused (docs/releases.md).",
 			pointer(schemaShape()), func(f *File) **DataSchema { return &f.Schema }),
+		key("stages", "", "What a release asks of the stages that it is promoted to, beside what they ask of releases by the policy (docs/releases.md).",
+			pointer(stagesShape()), func(f *File) **Stages { return &f.Stages }),
 	)
 }
 

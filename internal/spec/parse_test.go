@@ -70,7 +70,7 @@ func TestAnErrorSaysWhereAndWhatToDo(t *testing.T) {
 	for _, c := range []struct{ name, in, want string }{
 		{"empty", "", "isle.yaml:1:1: is empty; `isle init` writes one to start from"},
 		{"comments only", "# nothing\n", "isle.yaml:1:1: is empty; `isle init` writes one to start from"},
-		{"a list", "- a\n", "isle.yaml:1:1: is a list; want an environment file with the keys name, isolation, services, egress, uses, limits, ttl, warm, schema"},
+		{"a list", "- a\n", "isle.yaml:1:1: is a list; want an environment file with the keys name, isolation, services, egress, uses, limits, ttl, warm, schema, stages"},
 		{"tab", "name: a\nservices:\n\tweb: {}\n", "isle.yaml:3:2: this is not YAML: found character that cannot start any token; indent with spaces, not tabs, and quote values that begin with @, ` or %"},
 		{"bracket further down", "name: a\nservices:\n  web: {command: [a, b}\n", "isle.yaml:3:3: this is not YAML: did not find expected ',' or ']'; check the indentation, brackets and quotes here and on the line before"},
 		{"bracket", "name: [a\n", "isle.yaml:1:1: this is not YAML: did not find expected ',' or ']'; check the indentation, brackets and quotes here and on the line before"},
@@ -84,7 +84,7 @@ func TestAnErrorSaysWhereAndWhatToDo(t *testing.T) {
 		{"near key", service("comand: [true]"), `isle.yaml:4:5: services.s: unknown key "comand"; did you mean "command"?`},
 		{"warm without memory", "name: a\nservices: {s: {}}\nwarm: true\n",
 			"isle.yaml:3:7: warm: needs memory that can be captured, which isolation container has not; add `isolation: gvisor`, or remove it"},
-		{"far key", "name: a\nvalues: [x]\nservices: {s: {}}\n", `isle.yaml:2:1: unknown key "values"; the nearest known one is "name", of name, isolation, services, egress, uses, limits, ttl, warm, schema`},
+		{"far key", "name: a\nvarious: [x]\nservices: {s: {}}\n", `isle.yaml:2:1: unknown key "various"; the nearest known one is "services", of name, isolation, services, egress, uses, limits, ttl, warm, schema, stages`},
 		{"misplaced key", "name: a\nports: {web: 80}\nservices: {s: {}}\n", `isle.yaml:2:1: unknown key "ports" here; it belongs in services.NAME`},
 		{"misplaced limit", service("memory: 1GiB"), `isle.yaml:4:5: services.s: unknown key "memory" here; it belongs in limits`},
 		{"key twice", "name: a\nname: b\nservices: {s: {}}\n", `isle.yaml:2:1: key "name" is here a second time, first on line 1; remove one`},

@@ -30,6 +30,7 @@ func (f File) Render() ([]byte, error) {
 	if s := f.Schema; s != nil {
 		root.add("schema", newMapping().number("version", int64(s.Version)).number("compatible_with", int64(s.CompatibleWith)).Node)
 	}
+	root.add("stages", f.Stages.node().some())
 	var b bytes.Buffer
 	enc := yaml.NewEncoder(&b)
 	enc.SetIndent(2)

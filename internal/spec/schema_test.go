@@ -163,6 +163,7 @@ func TestTheSchemaAgreesWithTheParser(t *testing.T) {
 		service("{volumes: {/d: {size: 1073741824}}, command: sleep 1, run: make, env: {A: 1, B: true, C: x, D: 1.5}}"),
 		service("{user: 1000, workdir: /x, healthcheck: {command: [true], interval: 1m30s, retries: 5}}"),
 		service("{user: '0:0', caps: [net_bind_service, CAP_CHOWN], packages: [a1=1.2-3]}") + "egress: [{host: db, port: 1, addresses: [10.0.0.0/8]}]\nlimits: {cpus: 0.5, memory: 1.5GiB}\n",
+		service("{env: {A: 1}}") + "uses: [db]\nstages: {values: [env.s.A, uses.db, limits.cpus], checks: [{command: make smoke}, {command: [a, b], service: s, timeout: 90s}]}\n",
 	} {
 		if _, err := Parse("isle.yaml", []byte(in)); err != nil {
 			t.Errorf("the parser refuses: %v\n%s", err, in)
@@ -176,7 +177,7 @@ func TestTheSchemaAgreesWithTheParser(t *testing.T) {
 		service("comand: [x]"), service("command: []"), service("restart: sometimes"), service("healthcheck: {tcp: 1, http: 'http://localhost/'}"),
 		service("healthcheck: {http: 'http://example.com/'}"), service("ports: {web: 70000}"), service("volumes: {data: {}}"), service("volumes: {/d: {size: 2G}}"),
 		service("env: {'1': x}"), service("copy: [{from: a}]"), service("packages: [A]"), service("packages: a"),
-		"name: a\nservices: {s: {}}\nttl: 30\n", "name: a\nservices: {s: {}}\nlimits: {pids: 1}\n", "name: a\nservices: {s: {}}\negress: ['*.a:1']\n",
+		"name: a\nservices: {s: {}}\nttl: 30\n", "name: a\nservices: {s: {}}\nstages: {values: [ttl]}\n", "name: a\nservices: {s: {}}\nstages: {checks: [{service: s}]}\n", "name: a\nservices: {s: {}}\nlimits: {pids: 1}\n", "name: a\nservices: {s: {}}\negress: ['*.a:1']\n",
 	} {
 		if _, err := Parse("isle.yaml", []byte(in)); err == nil {
 			t.Errorf("the parser accepts:\n%s", in)

@@ -38,6 +38,9 @@ type File struct {
 	Warm bool `json:"warm,omitempty"`
 	// Schema is what the release makes of its data; nil: nothing is said.
 	Schema *DataSchema `json:"schema,omitempty"`
+	// Stages is what a release asks of the stages that it goes through; nil:
+	// nothing.
+	Stages *Stages `json:"stages,omitempty"`
 }
 
 // A DataSchema is what a release makes of its data, and who else can use it then.

@@ -37,6 +37,7 @@ var (
 	packageRegexp  = pattern{text: packagePattern}
 	userRegexp     = pattern{text: userPattern}
 	envRegexp      = pattern{text: envPattern}
+	valueRegexp    = pattern{text: valuePattern}
 	sizeRegexp     = pattern{text: `^([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)$`}
 	durationRegexp = pattern{text: `([0-9]+(?:\.[0-9]+)?)(ms|d|h|m|s)`}
 	durationWhole  = pattern{text: durationPattern}
