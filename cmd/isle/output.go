@@ -35,14 +35,15 @@ type environmentJSON struct {
 	Services  []serviceJSON `json:"services"`
 	Volumes   []volumeJSON  `json:"volumes,omitempty"`
 	// Of copies.
-	Parent     string `json:"parent,omitempty"`
-	ParentName string `json:"parent_name,omitempty"`
-	Origin     string `json:"origin,omitempty"`
-	Generation int64  `json:"generation,omitempty"`
-	Opening    string `json:"opening,omitempty"`
-	Trouble    string `json:"trouble,omitempty"`
-	Warm       bool   `json:"warm,omitempty"` // it began with the ready state in origin
-	Kept       string `json:"kept,omitempty"` // what became of keeping its own
+	Parent     string   `json:"parent,omitempty"`
+	ParentName string   `json:"parent_name,omitempty"`
+	Origin     string   `json:"origin,omitempty"`
+	Generation int64    `json:"generation,omitempty"`
+	Opening    string   `json:"opening,omitempty"`
+	Trouble    string   `json:"trouble,omitempty"`
+	Warm       bool     `json:"warm,omitempty"`  // it began with the ready state in origin
+	Drift      []string `json:"drift,omitempty"` // what is not as released
+	Kept       string   `json:"kept,omitempty"`  // what became of keeping its own
 	// Of releases.
 	Asides  []asideJSON `json:"asides,omitempty"`  // what served before and is kept frozen
 	Watched string      `json:"watched,omitempty"` // what its stage is watched for
@@ -112,7 +113,7 @@ func environmentView(e *islev1.Environment) environmentJSON {
 		Commit: e.GetCommit(), Dirty: e.GetDirty(), Release: e.GetRelease(),
 		Owner: e.GetOwner(), Phase: e.GetPhase(), Isolation: e.GetIsolation(), Created: at(e.GetCreated()), Expires: at(e.GetExpires()),
 		Services: []serviceJSON{}, Parent: e.GetParent(), ParentName: e.GetParentName(), Origin: e.GetOrigin(), Generation: e.GetGeneration(),
-		Opening: e.GetOpening(), Trouble: e.GetTrouble(), Warm: e.GetWarm(), Kept: e.GetKept(), Watched: e.GetWatched(), Breach: e.GetBreach(),
+		Opening: e.GetOpening(), Trouble: e.GetTrouble(), Warm: e.GetWarm(), Kept: e.GetKept(), Drift: e.GetDrift(), Watched: e.GetWatched(), Breach: e.GetBreach(),
 	}
 	for _, x := range e.GetAsides() {
 		v.Asides = append(v.Asides, asideJSON{x.GetInstance(), x.GetRelease(), at(x.GetSince()), at(x.GetUntil())})

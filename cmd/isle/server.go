@@ -84,6 +84,8 @@ Authorization: Bearer.`,
 	f.IntVar(&cfg.WarmCount, "warm-count", 0, "how many ready states one owner may have (default 8)")
 	f.Var(durationFlag{&cfg.Drain}, "drain", "how long what an instance was asked may take once another release has taken its place (default 30s)")
 	f.Var(durationFlag{&cfg.KeepBefore}, "keep-before", "how long an instance is kept, frozen, after another release has taken its place (default 1h)")
+	cfg.DriftSample = defaultDriftSample
+	f.Var(paceFlag{&cfg.DriftSample}, "drift-sample", "bytes of the layers of what runs of releases to read again in a minute, to find drift, or off (default 64MiB)")
 	f.StringVar(&cfg.Log, "log", "", "file to log to, rotated (default: standard error)")
 	f.StringVar(&cfg.Group, "group", "", "group whose members may connect (default: isle, if there is one)")
 	f.BoolVar(&cfg.DefaultPolicy, "default-policy", false, "replace the policy by the default one: the way back in for who is locked out")
@@ -109,6 +111,10 @@ Authorization: Bearer.`,
 	cmd.AddCommand(newServerStop(a), newServerReload(a))
 	return cmd
 }
+
+// defaultDriftSample is what a disk and a core hardly notice: a GiB in a quarter of
+// an hour, some ten milliseconds of a core a second.
+const defaultDriftSample = 64 << 20
 
 func newServerStop(a *app) *cobra.Command {
 	return &cobra.Command{
@@ -229,6 +235,19 @@ type sizeFlag struct{ to *int64 }
 func (f sizeFlag) String() string { return "" }
 func (f sizeFlag) Type() string   { return "size" }
 func (f sizeFlag) Set(s string) (err error) {
+	*f.to, err = spec.ParseSize(s)
+	return err
+}
+
+// paceFlag is a sizeFlag that may be off.
+type paceFlag struct{ to *int64 }
+
+func (f paceFlag) String() string { return "" }
+func (f paceFlag) Type() string   { return "size" }
+func (f paceFlag) Set(s string) (err error) {
+	if *f.to = 0; s == "off" {
+		return nil
+	}
 	*f.to, err = spec.ParseSize(s)
 	return err
 }

@@ -79,6 +79,9 @@ func (a *app) status(e *islev1.Environment) error {
 	if e.GetKept() != "" {
 		fmt.Fprintf(w, "  ready     %s\n", cleanLine(e.GetKept()))
 	}
+	for _, d := range e.GetDrift() {
+		fmt.Fprintf(w, "  drift     %s\n", cleanLine(d))
+	}
 	switch {
 	case e.GetTrouble() != "":
 		fmt.Fprintf(w, "  shut      %s\n", cleanLine(e.GetTrouble()))

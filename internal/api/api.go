@@ -187,6 +187,9 @@ type Config struct {
 	Approvals    Approvals
 	Snapshots    Snapshots
 	Releases     Releases
+	// Drifting is what was found of an instance that is not as released, for people;
+	// nil: nobody looks.
+	Drifting func(isle.ID) []string
 	// Capture makes a snapshot of an environment; environment.Manager does.
 	Capture     func(ctx context.Context, actor isle.Actor, ref isle.Ref, req environment.SnapshotRequest) (snapshot.Snapshot, error)
 	Identities  *identity.Registry

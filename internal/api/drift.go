@@ -24,10 +24,7 @@ func (s *releases) Drift(ctx context.Context, req *connect.Request[islev1.DriftR
 	defer s.Blobs.Hold()()
 	res := &islev1.DriftResponse{}
 	for _, e := range envs {
-		run := release.Running{Ref: e.Ref, Release: e.Release, Spec: e.Spec, Images: map[string]image.Image{}}
-		for _, svc := range e.Services {
-			run.Images[svc.Name] = svc.Image
-		}
+		run := RunningOf(e)
 		if run.Undeclared, err = s.Environments.Undeclared(ctx, e.Ref); err != nil {
 			return nil, err
 		}
@@ -39,10 +36,7 @@ func (s *releases) Drift(ctx context.Context, req *connect.Request[islev1.DriftR
 		var entries []audit.Entry
 		for _, f := range found {
 			out.Drifted = append(out.Drifted, &islev1.Drifted{Kind: f.Kind, Service: f.Service, Message: f.Message})
-			resource := isle.Resource{Kind: "release", Name: e.Project, Stage: e.Ref.Stage}
-			entry := audit.NewEvent(actorOf(ctx), isle.ActionReleaseDrift, resource, isle.Allow, f.Message).In(e.Ref, e.Instance).With("kind", f.Kind).With("service", f.Service)
-			entry.Release, entry.Result = e.Release, string(isle.Failed)
-			entries = append(entries, entry)
+			entries = append(entries, f.Entry(actorOf(ctx), run))
 		}
 		if len(entries) > 0 {
 			if err := s.Audit.Append(ctx, entries...); err != nil {
@@ -53,6 +47,16 @@ func (s *releases) Drift(ctx context.Context, req *connect.Request[islev1.DriftR
 	}
 	res.Equal = s.equal(envs, res.GetChecked())
 	return connect.NewResponse(res), nil
+}
+
+// RunningOf is an environment that runs a release, as it is compared with that;
+// what is mounted in it is not known yet.
+func RunningOf(e environment.Environment) release.Running {
+	run := release.Running{Ref: e.Ref, Instance: e.Instance, Project: e.Project, Release: e.Release, Spec: e.Spec, Images: map[string]image.Image{}}
+	for _, svc := range e.Services {
+		run.Images[svc.Name] = svc.Image
+	}
+	return run
 }
 
 // equal are the stages of projects that run the same release without a finding, in

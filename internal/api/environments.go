@@ -58,6 +58,9 @@ func (s *environments) Get(ctx context.Context, req *connect.Request[islev1.GetR
 	for _, a := range s.Environments.Asides(ctx, ref) {
 		m.Asides = append(m.Asides, &islev1.Aside{Instance: string(a.Instance), Release: string(a.Release), Since: timestamp(a.Aside.Since), Until: timestamp(a.Aside.Until)})
 	}
+	if s.Drifting != nil {
+		m.Drift = s.Drifting(e.Instance)
+	}
 	m.Watched, m.Breach = s.watchedFor(e)
 	return connect.NewResponse(&islev1.GetResponse{Environment: m}), nil
 }

@@ -24,10 +24,12 @@ const (
 
 // A Running is what runs of a release.
 type Running struct {
-	Ref     isle.Ref
-	Release isle.Digest
-	Spec    spec.File
-	Images  map[string]image.Image // by service
+	Ref      isle.Ref
+	Instance isle.ID
+	Project  string
+	Release  isle.Digest
+	Spec     spec.File
+	Images   map[string]image.Image // by service
 	// Undeclared is what is mounted otherwise than declared, by service, for people.
 	Undeclared map[string][]string
 }

@@ -61,6 +61,7 @@ type rooms struct {
 	sessions  *session.Sessions
 	snapshots *snapshot.Snapshots
 	releases  *release.Releases
+	sampler   *release.Sampler
 	gateway   *gateway.Gateway
 	postgres  *postgres.Protocol // of the gateway
 	tries     *api.Tries         // of credentials, at every listener
@@ -157,12 +158,14 @@ func compose(s *Server) (r *rooms, err error) {
 			return s.handover.Listen(key, func() (net.Listener, error) { return net.Listen(network, address) })
 		},
 	})
+	r.openSampler()
 	r.handler = api.New(api.Config{
 		Environments: r.manager, Builder: r.builder, Images: r.builder, Blobs: r.images, Audit: r.store, Signer: r.book.signer, Host: r, Policy: r.policy,
 		Credentials: r.credentials, TrustDomain: r.issuer.TrustDomain, Secrets: r.secrets, Identities: r.machines,
 		Recordings: r.sessions, Approvals: r.approvals, Gateway: r.gateway, Snapshots: r.snapshots, Releases: r.releases, Capture: r.manager.Snapshot,
-		Refused: r.refusals.actor,
-		Mirror:  cfg.Mirror, Log: s.log,
+		Drifting: r.sampler.Of,
+		Refused:  r.refusals.actor,
+		Mirror:   cfg.Mirror, Log: s.log,
 	})
 	return r, nil
 }
@@ -226,6 +229,7 @@ func (r *rooms) reconcile(ctx context.Context) error {
 	r.following.Go(func() { r.approvals.Run(follow) })
 	watcher := release.NewWatcher(release.WatcherConfig{Releases: r.releases, Environments: r.manager, Hold: r.images.Hold, Now: r.server.cfg.Now, Slog: r.server.log})
 	r.following.Go(func() { watcher.Run(follow) })
+	r.following.Go(func() { r.sampler.Run(follow) })
 	return nil
 }
 
@@ -336,6 +340,7 @@ func (r *rooms) Doctor(context.Context) []api.Check {
 		r.checkSessions(),
 		r.checkSnapshots(),
 		r.checkReleases(),
+		r.checkDrift(),
 		r.checkIssuer(),
 		r.checkApprovals(),
 		r.checkPrepared(),

@@ -95,6 +95,11 @@ type Config struct {
 	// frozen, so that a stage can go back to it at once. Default: 30 s and 1 hour.
 	Drain, KeepBefore time.Duration
 
+	// DriftSample is how many bytes of the layers of what runs of releases are read
+	// again in a minute, to find what was changed on disk; every minute all of it is
+	// compared with its release besides. 0: nothing is looked at.
+	DriftSample int64
+
 	// Cgroup is the control group below which every environment's is made.
 	// Default: one named for the state folder, below the root.
 	Cgroup string

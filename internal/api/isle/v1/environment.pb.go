@@ -791,6 +791,7 @@ type Environment struct {
 	Dirty         bool     `protobuf:"varint,22,opt,name=dirty,proto3" json:"dirty,omitempty"`    // it was not known to be that commit's files
 	Repository    string   `protobuf:"bytes,23,opt,name=repository,proto3" json:"repository,omitempty"`
 	Release       string   `protobuf:"bytes,24,opt,name=release,proto3" json:"release,omitempty"` // digest of the release that it was last brought up from; empty: of none
+	Drift         []string `protobuf:"bytes,60,rep,name=drift,proto3" json:"drift,omitempty"`     // what is not as released, for people; of Get
 	Warm          bool     `protobuf:"varint,40,opt,name=warm,proto3" json:"warm,omitempty"`      // it began with a ready state, the snapshot in origin
 	Kept          string   `protobuf:"bytes,41,opt,name=kept,proto3" json:"kept,omitempty"`       // what became of keeping its ready state, for people; empty: it was not to be kept
 	Asides        []*Aside `protobuf:"bytes,42,rep,name=asides,proto3" json:"asides,omitempty"`   // of Get: instances that served before, kept frozen, the last one first
@@ -996,6 +997,13 @@ func (x *Environment) GetRelease() string {
 		return x.Release
 	}
 	return ""
+}
+
+func (x *Environment) GetDrift() []string {
+	if x != nil {
+		return x.Drift
+	}
+	return nil
 }
 
 func (x *Environment) GetWarm() bool {
@@ -3471,7 +3479,7 @@ const file_isle_v1_environment_proto_rawDesc = "" +
 	"\x05state\x18\x03 \x01(\tR\x05state\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x12\x12\n" +
 	"\x04done\x18\x05 \x01(\x03R\x04done\x12\x14\n" +
-	"\x05total\x18\x06 \x01(\x03R\x05total\"\xf2\x06\n" +
+	"\x05total\x18\x06 \x01(\x03R\x05total\"\x88\a\n" +
 	"\vEnvironment\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -3502,7 +3510,8 @@ const file_isle_v1_environment_proto_rawDesc = "" +
 	"\n" +
 	"repository\x18\x17 \x01(\tR\n" +
 	"repository\x12\x18\n" +
-	"\arelease\x18\x18 \x01(\tR\arelease\x12\x12\n" +
+	"\arelease\x18\x18 \x01(\tR\arelease\x12\x14\n" +
+	"\x05drift\x18< \x03(\tR\x05drift\x12\x12\n" +
 	"\x04warm\x18( \x01(\bR\x04warm\x12\x12\n" +
 	"\x04kept\x18) \x01(\tR\x04kept\x12&\n" +
 	"\x06asides\x18* \x03(\v2\x0e.isle.v1.AsideR\x06asides\x12\x18\n" +
