@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"errors"
 	"io/fs"
 	"maps"
 	"os"
@@ -166,6 +167,39 @@ func TestVerifyMakesTheStepsOfADockerfileAgain(t *testing.T) {
 	err := verify("FROM scratch\nCOPY a /\nRUN moody\n")
 	if isle.CodeOf(err) != isle.Failed || !strings.Contains(err.Error(), "Dockerfile:3 RUN moody: layer") || !strings.Contains(err.Error(), "/mood: 1 bytes, then 2") {
 		t.Errorf("%v", err)
+	}
+	if e := new(isle.Error); !errors.As(err, &e) || !strings.Contains(e.Hint, "a time, a random number") {
+		t.Errorf("no cause is named: %v", err)
+	}
+	// A stage that the image copies from is verified too.
+	err = verify("FROM scratch AS tools\nCOPY a /\nRUN moody\nFROM scratch\nCOPY --from=tools /a /\n")
+	if isle.CodeOf(err) != isle.Failed || !strings.Contains(err.Error(), "Dockerfile:3 RUN moody: layer") {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestTheUsualCauseIsNamed(t *testing.T) {
+	run := inputs{Kind: "run"}
+	for _, c := range []struct {
+		in        inputs
+		file, how string
+		want      string
+	}{
+		{inputs{Kind: "copy"}, "/x", "content", "fault of isle"},
+		{run, "/app/__pycache__/x.cpython-311.pyc", "content", "unchecked-hash"},
+		{run, "/var/log/dpkg.log", "content", "a log"},
+		{run, "/etc/ssh/ssh_host_rsa_key", "content", "an identity"},
+		{run, "/srv/site.tar.gz", "content", "gzip -n"},
+		{run, "/usr/lib/libx.so.1", "content", "build-id"},
+		{run, "/root/.cache/pip/x", "content", "a cache"},
+		{run, "/data/app.sqlite", "content", "a database"},
+		{run, "/srv/out-1732", "only there the first time", "its name"},
+		{run, "/srv/out", "content", "a random number"},
+		{inputs{Kind: "run", Mounts: []mountInput{{Type: "cache"}}}, "/x.pyc", "content", "a cache mounted"},
+	} {
+		if got := usualCause(c.in, c.file, c.how); !strings.Contains(got, c.want) {
+			t.Errorf("%s: %s", c.file, got)
+		}
 	}
 }
 

@@ -249,3 +249,21 @@ func TestAClientThatDoesNotReadKeepsNoOtherBuildWaiting(t *testing.T) {
 		}
 	}
 }
+
+func TestATimeThatIsGivenAsAnArgumentIsAnInputOfTheSteps(t *testing.T) {
+	b := newBench(t)
+	var times []string
+	b.sandbox.programs["tell"] = func(_ context.Context, s Step) error {
+		times = append(times, s.Env["SOURCE_DATE_EPOCH"])
+		return nil
+	}
+	const file = "FROM scratch\nCOPY a /\nARG SOURCE_DATE_EPOCH\nRUN tell\n"
+	for _, args := range []map[string]string{nil, {"SOURCE_DATE_EPOCH": "1700000000"}, nil} {
+		if _, err := b.docker(dockered(spec.Build{Args: args}), file, map[string]string{"a": "1"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if want := []string{runEnv()["SOURCE_DATE_EPOCH"], "1700000000"}; !slices.Equal(times, want) {
+		t.Errorf("%v", times)
+	}
+}

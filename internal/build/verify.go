@@ -149,11 +149,7 @@ func (b *Builder) differs(ctx context.Context, st step, below image.Image, want 
 		return stepError(st, err)
 	}
 	path, how := firstDifference(first, second)
-	hint := "the step depends on something that is not locked: a time, a random number, an order"
-	if st.inputs.Kind != "run" {
-		hint = "this is a fault of isle: please report it with the lock"
-	}
-	return stepError(st, isle.Errorf(isle.Failed, "layer %s (%s) is not the same made again: %s: %s", want[n].Digest.Short(), want[n].Kind, path, how).WithHint("%s", hint))
+	return stepError(st, isle.Errorf(isle.Failed, "layer %s (%s) is not the same made again: %s: %s", want[n].Digest.Short(), want[n].Kind, path, how).WithHint("%s", usualCause(st.inputs, path, how)))
 }
 
 // firstDifference compares two listings sorted by path.
