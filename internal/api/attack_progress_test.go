@@ -35,6 +35,20 @@ func TestAClientThatDoesNotReadKeepsNobodyWaiting(t *testing.T) {
 	}
 }
 
+// Whoever pulls what another wants too waits for nobody to read how far it is.
+func TestABuildWaitsForNobodyToReadHowFarItIs(t *testing.T) {
+	stuck := make(chan struct{})
+	tell, work := Config{}.newTeller(t.Context(), isle.ActionImageBuild, isle.Resource{}, func(*islev1.ProgressEvent) error { <-stuck; return nil })
+	for range 2 * tellAhead {
+		tell.build(build.Event{Step: "pull", State: "progress", Total: 1, Done: 1})
+	}
+	if work.Err() != nil {
+		t.Error(context.Cause(work))
+	}
+	close(stuck)
+	tell.done()
+}
+
 func TestWhatIsToldIsSentInItsOrderBeforeTheResult(t *testing.T) {
 	var got []string
 	tell, work := Config{}.newTeller(t.Context(), isle.ActionImageBuild, isle.Resource{}, func(e *islev1.ProgressEvent) error { got = append(got, e.GetMessage()); return nil })

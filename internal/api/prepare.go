@@ -189,7 +189,7 @@ func (t *teller) build(e build.Event) {
 			return
 		}
 	}
-	t.tell(&islev1.ProgressEvent{Service: e.Service, Step: e.Step, State: e.State, Message: e.Message, Done: e.Done, Total: e.Total}, true)
+	t.tell(&islev1.ProgressEvent{Service: e.Service, Step: e.Step, State: e.State, Message: e.Message, Done: e.Done, Total: e.Total}, e.State != "progress") // what a pull tells keeps who pulls the same waiting
 }
 
 // event passes an event on that is no build's.

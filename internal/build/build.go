@@ -170,10 +170,14 @@ func (b *Builder) scratch(kind string) (dir string, done func(), err error) {
 func serial(p Progress) Progress {
 	var mu sync.Mutex
 	return func(e Event) {
-		if p == nil {
+		switch {
+		case p == nil:
+			return
+		case e.State != "progress":
+			mu.Lock()
+		case !mu.TryLock(): // the next one says more, and who pulls keeps others waiting that want the same
 			return
 		}
-		mu.Lock()
 		defer mu.Unlock()
 		p(e)
 	}

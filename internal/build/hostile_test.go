@@ -267,3 +267,21 @@ func TestATimeThatIsGivenAsAnArgumentIsAnInputOfTheSteps(t *testing.T) {
 		t.Errorf("%v", times)
 	}
 }
+
+// What is pulled is pulled once, for all who want it: whoever tells of it must not
+// wait for a client.
+func TestNothingWaitsToTellHowFarAPullIs(t *testing.T) {
+	stuck, goOn := make(chan struct{}), make(chan struct{})
+	p := serial(func(e Event) {
+		if e.State == "log" {
+			close(stuck)
+			<-goOn
+		}
+	})
+	done := make(chan struct{})
+	go func() { defer close(done); p(Event{State: "log"}) }()
+	<-stuck
+	p(Event{State: "progress"}) // it comes back
+	close(goOn)
+	<-done
+}
