@@ -181,7 +181,7 @@ func TestAFileIsConvertedAsTheReadersOfItExpect(t *testing.T) {
 	c := good(t, map[string]string{"compose.yaml": `
 services:
   web:
-    build: {context: web, args: [V=1]}
+    build: {context: web, args: [V=1], network: default}
     command: --port "80 80"
     depends_on: {db: {condition: service_healthy}, setup: {condition: service_completed_successfully}}
     ports: ["127.0.0.1:8080:80", "9000-9001:9000-9001", {target: 443, name: tls}]
@@ -201,10 +201,10 @@ services:
 volumes: {data: {}}
 configs: {conf: {content: "it's $$HOME"}}
 x-isle: {isolation: gvisor, egress: ["api.example.com:443"]}
-`, "web/Dockerfile": "FROM x AS a\nENTRYPOINT [\"no\"]\nFROM y\nENTRYPOINT [\"serve\"]\n"})
+`, "web/Dockerfile": "FROM x AS a\nENTRYPOINT [\"no\"]\nFROM y\nRUN make\nENTRYPOINT [\"serve\"]\n"})
 	web, _ := c.File.Service("web")
 	if !slices.Equal(web.Command, []string{"serve", "--port", "80 80"}) || len(web.Ports) != 4 || web.Ports[3].Name != "tls" || web.Writable != 0 || web.Restart != "always" ||
-		!slices.Equal(web.Caps, []string{"CAP_NET_BIND_SERVICE"}) || !slices.Equal(web.DependsOn, []string{"db", "setup"}) || web.Build.Args["V"] != "1" ||
+		!slices.Equal(web.Caps, []string{"CAP_NET_BIND_SERVICE"}) || !slices.Equal(web.DependsOn, []string{"db", "setup"}) || web.Build.Args["V"] != "1" || web.Network != "record" ||
 		!slices.Equal(web.Run, []string{`mkdir -p '/etc' && printf %s 'it'\''s $HOME' > '/etc/conf'`}) {
 		t.Errorf("web is %+v, %+v", web, *web.Build)
 	}

@@ -204,6 +204,7 @@ func (c *container) read(top *node) {
 }
 
 func (c *container) readBegin(top *node) {
+	defer c.setNetwork()
 	if n := top.get("image"); n != nil {
 		c.image = n.str()
 	}

@@ -63,6 +63,22 @@ func (s *service) instructions() (lines [][2]string) {
 	return lines
 }
 
+// setNetwork gives a build the recorded network where it has steps: in Compose
+// they reach the world.
+func (s *service) setNetwork() {
+	if s.build == nil || s.build.network == "none" {
+		return
+	}
+	for line := range strings.Lines(s.dockerfile()) {
+		if word, _, _ := strings.Cut(strings.TrimSpace(line), " "); strings.EqualFold(word, "RUN") {
+			s.build.record = true
+			s.differs(s.build.at, "build", "steps reach the internet through a recorder: GET and HEAD over HTTP and HTTPS, each answer pinned in the lock, and the next build has the same without a network",
+				"write build: {network: none} if they need none (docs/dockerfile.md)")
+			return
+		}
+	}
+}
+
 // dockerEntrypoint is the entrypoint of a build's image, and whether it is known:
 // not where it may be that of the image it begins with.
 func (s *service) dockerEntrypoint() (entrypoint []string, known bool) {

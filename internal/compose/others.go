@@ -49,7 +49,7 @@ func others() map[string]rule {
 
 // buildOthers are the keys of a build that are not done.
 func buildOthers() map[string]rule {
-	network := rule{Refused, "steps have no network of their own to name", "remove it (docs/dockerfile.md)"}
+	network := rule{Refused, "steps reach what is recorded, or nothing", "remove it, or write none (docs/dockerfile.md)"}
 	cache := rule{Dropped, "steps are cached by what they are made from", "use `isle build --no-cache` for once"}
 	image := rule{Dropped, "is not kept in what is built", ""}
 	return map[string]rule{

@@ -56,6 +56,8 @@ type build struct {
 	at                          place
 	context, dockerfile, target string
 	args                        map[string]string
+	network                     string // "none", or what is open
+	record                      bool   // its steps have the recorded network
 }
 
 type copied struct {
@@ -154,6 +156,7 @@ func (s *service) convert() {
 	}
 	s.setCaps()
 	s.setCommand()
+	s.setNetwork()
 	if s.image == "" && s.build == nil {
 		s.note(Refused, s.at, s.was, "image", "the service begins with nothing: it has neither an image nor a build", "name one of the two")
 	}
@@ -208,6 +211,10 @@ func (s *service) readBuild(n *node) {
 			}
 		}
 		for _, p := range n.pairs {
+			if p.key == "network" && slices.Contains([]string{"none", "default"}, p.value.str()) {
+				b.network = p.value.str()
+				continue
+			}
 			if slices.Contains([]string{"context", "dockerfile", "target", "args"}, p.key) || strings.HasPrefix(p.key, "x-") || p.value.null {
 				continue
 			}

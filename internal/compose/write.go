@@ -216,6 +216,9 @@ func (s *service) object(at map[string]place) object {
 		m.text("target", b.target)
 		m.object("args", sortedTexts(b.args))
 		o.object("build", m)
+		if b.record {
+			o.text("network", spec.NetworkRecord)
+		}
 	}
 	s.writeFiles(o, mark)
 	o.text("user", s.user)
@@ -289,28 +292,33 @@ func (s *service) writeMounts(o object) {
 	}
 }
 
-// layIsle lays a service's x-isle over it: volumes by path, all else as a whole.
+// layIsle lays a service's x-isle over it: mappings key by key, all else as a
+// whole.
 func (s *service) layIsle(o object, at map[string]place) {
 	if s.isle == nil {
 		return
 	}
 	for _, p := range s.isle.pairs {
 		at[document.Path("services", s.name, p.key)] = p.place
-		if p.key != "volumes" && p.key != "env" {
+		have := o.get(p.key)
+		if p.value.kind != yaml.MappingNode || have == nil || have.Kind != yaml.MappingNode {
 			o.set(p.key, yamlOf(p.value))
 			continue
 		}
-		have := newObject()
-		for i := 0; i+1 < len(o.Content); i += 2 {
-			if o.Content[i].Value == p.key {
-				have = object{o.Content[i+1]}
-			}
-		}
 		for _, v := range p.value.pairs {
-			have.set(v.key, yamlOf(v.value))
+			object{have}.set(v.key, yamlOf(v.value))
 		}
-		o.object(p.key, have)
 	}
+}
+
+// get is the value of a key, nil if it is not there.
+func (o object) get(key string) *yaml.Node {
+	for i := 0; i+1 < len(o.Content); i += 2 {
+		if o.Content[i].Value == key {
+			return o.Content[i+1]
+		}
+	}
+	return nil
 }
 
 func sortedTexts(m map[string]string) object {
