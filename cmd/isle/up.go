@@ -15,6 +15,7 @@ import (
 	"isle"
 	"isle/internal/api"
 	islev1 "isle/internal/api/isle/v1"
+	"isle/internal/compose"
 	"isle/internal/spec"
 )
 
@@ -91,6 +92,7 @@ type upJSON struct {
 	NotForked   string          `json:"not_forked,omitempty"`
 	Warm        *warmStartJSON  `json:"warm_start,omitempty"`
 	NotWarm     string          `json:"not_warm,omitempty"`
+	Notes       []compose.Note  `json:"notes,omitempty"` // of a Compose file or devcontainer.json
 }
 
 // A warmStartJSON says which ready state an environment began with.
@@ -122,7 +124,7 @@ func (a *app) up(ctx context.Context, o upOptions, arg string) error {
 	res, err := upProject(ctx, c, p, req, show)
 	show.close()
 	if err == nil {
-		err = a.showUp(res)
+		err = a.showUp(res, p.notes)
 	}
 	if !o.watch {
 		return err
@@ -155,7 +157,7 @@ func (a *app) upRelease(ctx context.Context, o upOptions, req *islev1.UpRequest,
 	if res == nil {
 		return ended(nil)
 	}
-	return a.showUp(res)
+	return a.showUp(res, nil)
 }
 
 // request is what the flags say.
@@ -259,12 +261,12 @@ func upOnce(ctx context.Context, c *api.Client, req *islev1.UpRequest, show *pro
 }
 
 // showUp prints what the user needs next.
-func (a *app) showUp(res *islev1.UpResult) error {
+func (a *app) showUp(res *islev1.UpResult, notes []compose.Note) error {
 	e := res.GetEnvironment()
 	if a.output == "json" {
 		out := upJSON{
 			Environment: environmentView(e), Changed: res.GetChanged(), Replaced: res.GetReplaced(), LockChanged: len(res.GetLock()) > 0,
-			Forked: res.GetForked(), NotForked: res.GetNotForked(), NotWarm: res.GetNotWarm(),
+			Forked: res.GetForked(), NotForked: res.GetNotForked(), NotWarm: res.GetNotWarm(), Notes: notes,
 		}
 		if res.GetWarm() != "" {
 			out.Warm = &warmStartJSON{res.GetWarm(), res.GetWarmTook().AsDuration().Seconds()}
@@ -373,7 +375,7 @@ func (a *app) watch(ctx context.Context, c *api.Client, p *project, req *islev1.
 			res, err = upProject(ctx, c, p, req, progress)
 			progress.close()
 			if err == nil {
-				err = a.showUp(res)
+				err = a.showUp(res, p.notes)
 			}
 		}
 		show(err)

@@ -7,6 +7,14 @@ import (
 	"strings"
 )
 
+// An imageFact is what is known of an image as it is published: what cannot be
+// asked before it is pulled.
+type imageFact struct {
+	entrypoint string
+	port       int
+	variable   string // that changes the port
+}
+
 // knownImage is what is known of an image by its name. localhost/ and
 // registries' folders are left out of account: copies are called alike.
 func knownImage(ref string) imageFact {

@@ -64,11 +64,3 @@ func buildOthers() map[string]rule {
 		"privileged":          {Refused, "no step has rights over the machine", "remove it"}, "entitlements": {Refused, "no step has rights over the machine", "remove it"},
 	}
 }
-
-// An imageFact is what is known of an image as it is published: what cannot be
-// asked before it is pulled.
-type imageFact struct {
-	entrypoint string
-	port       int
-	variable   string // that changes the port
-}
