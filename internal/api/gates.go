@@ -413,7 +413,17 @@ func (x *passing) breakGlass(ctx context.Context) (gates []release.Gate, request
 	if over == "" {
 		return gates, "", nil
 	}
-	r := x.request(ctx, &policy.Approval{})
+	// Who would have had to agree reviews it; where nobody is named, whoever keeps
+	// the policy.
+	holds, err := x.holds(ctx)
+	if err != nil {
+		return nil, "", err
+	}
+	h := &policy.Approval{}
+	for _, o := range holds {
+		h.Approvers, h.Notify = append(h.Approvers, o.Approvers...), append(h.Notify, o.Notify...)
+	}
+	r := x.request(ctx, h)
 	r, err = x.s.Approvals.PassedOver(ctx, r, fmt.Sprintf("promote release %s to %s past %s", x.plan.Release.Digest.Short(), x.p.To, over))
 	return gates, r.ID, err
 }
