@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -239,13 +240,22 @@ func (x *passing) text() []byte {
 	if d := x.plan.Values.Digest(); d != "" {
 		fmt.Fprintf(&b, "with values %s\n", d)
 		for _, l := range x.plan.Values.Lines() {
-			fmt.Fprintf(&b, "  %s\n", l)
+			fmt.Fprintf(&b, "  %s\n", oneLine(l))
 		}
 	}
 	if x.plan.Skips != "" {
-		fmt.Fprintf(&b, "past stage %s: %s\n", x.plan.Skips, x.p.BreakGlass)
+		fmt.Fprintf(&b, "past stage %s: %s\n", x.plan.Skips, oneLine(x.p.BreakGlass))
 	}
 	return []byte(b.String())
+}
+
+// oneLine is a text as it is, and in quotes where it would look like more lines of
+// what is asked.
+func oneLine(s string) string {
+	if strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f || r == '\u2028' || r == '\u2029' || r == '\u0085' }) {
+		return strconv.Quote(s)
+	}
+	return s
 }
 
 // agreed are the gates of approvals. find looks one up, or asks for it.
