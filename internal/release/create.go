@@ -212,8 +212,8 @@ func (r *Releases) Remove(ctx context.Context, actor isle.Actor, name string) (i
 	if on := r.cfg.InUse(d); len(on) > 0 {
 		return d, isle.Errorf(isle.Conflict, "release %s runs in %s", d.Short(), some(on)).WithHint("end that first, or run another release there")
 	}
-	for _, s := range r.StagesOf(d) {
-		return d, isle.Errorf(isle.Conflict, "stage %s of %s points at release %s", s.Name, s.Project, d.Short()).WithHint("promote another one there first")
+	if err := r.kept(d); err != nil {
+		return d, err
 	}
 	e := audit.NewEvent(actor, isle.ActionReleaseRemove, resourceOf(rec.Project), isle.Allow, "")
 	e.Release = d

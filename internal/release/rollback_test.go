@@ -184,3 +184,34 @@ func TestDriftNamesWhatDiffers(t *testing.T) {
 		t.Errorf("the stage points elsewhere: %v", got)
 	}
 }
+
+func TestWhatAStageGoesBackToIsNotRemoved(t *testing.T) {
+	w := newWorld(t, "here")
+	one, two, three := w.of(0, nil), w.of(1, nil), w.of(2, nil)
+	for _, r := range []Release{one, two, three} {
+		if _, err := w.promote("testing", string(r.Digest)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := w.Remove(t.Context(), alice, string(two.Digest)); code(err) != isle.Conflict || !strings.Contains(err.Error(), "goes back to release") {
+		t.Errorf("what a rollback brings back: %v", err)
+	}
+	if err := w.back(Rollback{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Remove(t.Context(), alice, string(three.Digest)); code(err) != isle.Conflict || !strings.Contains(err.Error(), "nobody has cleared") {
+		t.Errorf("what was rolled back from: %v", err)
+	}
+	if _, err := w.Remove(t.Context(), alice, string(one.Digest)); code(err) != isle.Conflict {
+		t.Errorf("what the next rollback brings back: %v", err)
+	}
+	if _, err := w.Clear(t.Context(), alice, "shop", "testing", string(three.Digest)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Remove(t.Context(), alice, string(three.Digest)); err != nil {
+		t.Error(err)
+	}
+	if err := w.back(Rollback{}); err != nil {
+		t.Errorf("it is not gone back to: %v", err)
+	}
+}

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"path/filepath"
+	"slices"
 
 	"isle"
 	"isle/internal/api"
@@ -34,9 +35,12 @@ func (r *rooms) openReleases(ctx context.Context) (err error) {
 	return err
 }
 
-// runs names the environments that run a release.
+// runs names the environments that run a release, or keep an instance of it that
+// they can go back to.
 func (r *rooms) runs(d isle.Digest) (names []string) {
-	return r.named(func(e environment.Environment) bool { return e.Release == d })
+	return r.named(func(e environment.Environment) bool {
+		return e.Release == d || slices.ContainsFunc(r.manager.Asides(context.Background(), e.Ref), func(a environment.Environment) bool { return a.Release == d })
+	})
 }
 
 // checkReleases says whether releases can be used.
