@@ -238,7 +238,7 @@ func New(cfg Config) http.Handler {
 	mux.Handle(islev1connect.NewApprovalServiceHandler(&approvals{cfg}, options...))
 	mux.Handle(islev1connect.NewIdentityServiceHandler(&identities{Config: cfg}, options...))
 	mux.Handle(islev1connect.NewSnapshotServiceHandler(&snapshots{cfg}, options...))
-	mux.Handle(islev1connect.NewReleaseServiceHandler(&releases{cfg}, options...))
+	mux.Handle(islev1connect.NewReleaseServiceHandler(&releases{cfg, make(chan struct{}, 1)}, options...))
 	mux.Handle(islev1connect.NewConnectionServiceHandler(&connections{cfg}, options...))
 	mux.Handle("/", tilesMux(&tiles{cfg.Audit, cfg.Signer, cfg.Log, g.mayReadLog}))
 	return impatient(mux)

@@ -147,16 +147,7 @@ func (s *releases) History(ctx context.Context, req *connect.Request[islev1.Hist
 		return err
 	}
 	at := s.Config.Audit.Head() // what is durable: proofs are of that
-	h, err := release.ReadHistory(ctx, of, release.Reading{
-		Log: s.Config.Audit, Size: at.Size, Limit: limit, May: s.mayReadHistory(ctx),
-		ProjectOf: func(d isle.Digest) string {
-			rel, err := s.Releases.Look(string(d))
-			if err != nil {
-				return ""
-			}
-			return rel.Manifest.Project
-		},
-	})
+	h, err := s.readHistory(ctx, of, at.Size, limit)
 	if err != nil {
 		return err
 	}
@@ -203,6 +194,26 @@ func (s *releases) History(ctx context.Context, req *connect.Request[islev1.Hist
 		}
 	}
 	return nil
+}
+
+// readHistory reads the log, one caller after the other.
+func (s *releases) readHistory(ctx context.Context, of release.Subject, size uint64, limit int) (release.History, error) {
+	select {
+	case s.histories <- struct{}{}:
+	case <-ctx.Done():
+		return release.History{}, context.Cause(ctx)
+	}
+	defer func() { <-s.histories }()
+	return release.ReadHistory(ctx, of, release.Reading{
+		Log: s.Config.Audit, Size: size, Limit: limit, May: s.mayReadHistory(ctx),
+		ProjectOf: func(d isle.Digest) string {
+			rel, err := s.Releases.Look(string(d))
+			if err != nil {
+				return ""
+			}
+			return rel.Manifest.Project
+		},
+	})
 }
 
 // mayReadHistory says which entries the caller may read: all, for whoever reads

@@ -65,7 +65,12 @@ type ReleaseWriter interface {
 }
 
 // releases serves the ReleaseService.
-type releases struct{ Config }
+type releases struct {
+	Config
+	// histories is full while a history is read: each reads much of the log, and
+	// whoever comes meanwhile waits.
+	histories chan struct{}
+}
 
 // releaseRules are those of the ReleaseService. A release is of its project, and
 // of no stage.

@@ -77,12 +77,12 @@ type History struct {
 
 // Bounds of a history.
 const (
-	MaxLines = 10_000
+	MaxLines = 5_000
 	maxRuns  = 1000
 	// maxRead bounds how many entries of the log are read, the last ones: about
 	// five seconds' worth.
 	maxRead  = 2_000_000
-	readPage = 1000
+	readPage = 256 // entries at once: 16 MiB at most
 	// maxFollowed bounds what is remembered while reading: instances, and what was
 	// begun and has not ended.
 	maxFollowed = 100_000
