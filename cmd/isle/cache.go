@@ -30,7 +30,8 @@ func newCache(a *app) *cobra.Command {
 		Short: "What builds keep for the next one",
 		Long: `What builds keep for the next one: the folders of RUN --mount=type=cache, of each
 project, and what each step made of which inputs. What steps made is layers, which
-isle gc frees when nothing needs them; isle build --explain says what is found.`,
+isle gc frees when nothing needs them; isle build --explain says what is found, and
+isle cache export and import take them to another machine.`,
 		Args: args(0, 0, "a command: ls, prune, export, import"),
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
