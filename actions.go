@@ -26,6 +26,7 @@ func Actions() []ActionInfo {
 		{Action: ActionEnvironmentCopy, Resource: "environment", Does: "copy files in or out: isle cp", Inside: true},
 		{Action: ActionEnvironmentDiff, Resource: "environment", Does: "list what changed in volumes: isle diff", Inside: true},
 		{Action: ActionEnvironmentPort, Resource: "environment", Does: "connect to a port inside: isle port-forward", Inside: true},
+		{Action: ActionEnvironmentVisit, Resource: "environment", Does: "connect to a published port on this machine, by number or by name. In a stage that the policy calls public nobody is asked"},
 		{Action: ActionEnvironmentFork, Resource: "environment", Does: "copy what an environment or its snapshot holds into another: isle fork, isle run --from, isle up in a new branch. The other is launched too", Inside: true},
 		{Action: ActionEnvironmentRestore, Resource: "environment", Does: "bring an environment back to a snapshot, in place of what it holds: isle restore", Inside: true},
 		{Action: ActionVolumeCross, Resource: "environment", Does: "let a fork take an environment's data into another stage: isle fork --to-stage", Inside: true},

@@ -215,6 +215,7 @@ const (
 	ActionEnvironmentDiff    Action = "environment:diff"
 	ActionEnvironmentLogs    Action = "environment:logs"
 	ActionEnvironmentPort    Action = "environment:port-forward"
+	ActionEnvironmentVisit   Action = "environment:visit"
 	ActionEnvironmentFork    Action = "environment:fork"
 	ActionEnvironmentRestore Action = "environment:restore"
 	ActionServiceStart       Action = "service:start"

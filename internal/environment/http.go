@@ -53,6 +53,7 @@ func (m *Manager) serveHTTP() {
 		IdleTimeout:       60 * time.Second,
 		MaxHeaderBytes:    64 << 10,
 		ConnState:         w.note,
+		ConnContext:       m.visitor,
 		ErrorLog:          log.New(io.Discard, "", 0),
 	}
 	m.mu.Lock()
@@ -117,6 +118,10 @@ func (m *Manager) route(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "isle: want http://PORT.NAME.localhost or http://PORT.NAME.STAGE.localhost\n", http.StatusNotFound)
 		return
 	}
+	if err := m.mayVisit(r.Context(), ref); err != nil {
+		http.Error(w, "isle: "+err.Error()+"\n", http.StatusForbidden)
+		return
+	}
 	l, done, err := m.enterByName(r.Context(), ref)
 	switch {
 	case err != nil && isle.CodeOf(err) == isle.NotFound:
@@ -140,6 +145,32 @@ func (m *Manager) route(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	http.Error(w, fmt.Sprintf("isle: environment %s publishes no port %s\n", ref, port), http.StatusNotFound)
+}
+
+type visitorKey struct{}
+
+// visitor has a connection's requests know whose they are.
+func (m *Manager) visitor(ctx context.Context, c net.Conn) context.Context {
+	if m.cfg.Visits == nil {
+		return ctx
+	}
+	return context.WithValue(ctx, visitorKey{}, m.cfg.Visits.Visit(c.RemoteAddr(), c.LocalAddr()))
+}
+
+// mayVisit refuses a request by name of whom may not connect to the environment's
+// ports. Who may not learns nothing of whether there is one.
+func (m *Manager) mayVisit(ctx context.Context, ref isle.Ref) error {
+	may, ok := ctx.Value(visitorKey{}).(func(context.Context, isle.Ref, string) error)
+	if !ok {
+		return nil
+	}
+	project := ""
+	if l := m.find(ref); l != nil {
+		l.mu.Lock()
+		project = l.rec.Project
+		l.mu.Unlock()
+	}
+	return may(ctx, ref, project)
 }
 
 // enterByName counts a request in, at whoever serves once requests are not held

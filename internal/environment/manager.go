@@ -56,6 +56,9 @@ type Config struct {
 	// LogSize bounds one log file in bytes; default 10 MiB. There are two of
 	// each: the present one and the one before.
 	LogSize int64
+	// Visits says who may connect to published ports; nil: everybody who reaches
+	// them.
+	Visits Visits
 	// HTTP is the address of the listener that reaches published ports by name,
 	// http://PORT.NAME[.STAGE].localhost; "" for none.
 	HTTP string

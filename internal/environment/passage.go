@@ -67,9 +67,7 @@ func (c *passage) moveOn() {
 func (c *passage) serve() {
 	defer c.cut()
 	if !c.attach() {
-		if t, ok := c.client.(*net.TCPConn); ok {
-			t.SetLinger(0) // a reset says it more truly than an end
-		}
+		c.reset()
 		return
 	}
 	b := make([]byte, 32<<10)
@@ -92,6 +90,28 @@ func (c *passage) serve() {
 		break
 	}
 	c.pumps.Wait()
+}
+
+// admitted reports whether whoever opened it may. That is asked once: who may not
+// any more keeps what they have open.
+func (c *passage) admitted() bool {
+	l, _ := c.p.leads()
+	l.mu.Lock()
+	project := l.rec.Project
+	l.mu.Unlock()
+	err := c.p.m.cfg.Visits.Visit(c.client.RemoteAddr(), c.client.LocalAddr())(c.ctx, l.ref, project)
+	if err != nil {
+		c.p.m.cfg.Log.Debug("a connection to a published port is refused", "environment", l.ref, "error", err)
+	}
+	return err == nil
+}
+
+// reset has its client told that it is not served: a reset says that more truly
+// than an end.
+func (c *passage) reset() {
+	if t, ok := c.client.(*net.TCPConn); ok {
+		t.SetLinger(0)
+	}
 }
 
 // send passes on what the client sent, between two turns to whoever serves now.

@@ -27,6 +27,14 @@ const (
 
 type portKey struct{ service, name string }
 
+// Visits decides about connections to published ports, which every program of
+// the machine can make.
+type Visits interface {
+	// Visit begins to ask about a connection, by its two addresses. may refuses
+	// it, and can be called again: about another request on it.
+	Visit(client, server net.Addr) (may func(ctx context.Context, ref isle.Ref, project string) error)
+}
+
 // A publisher is one published port: a listener whose connections go to a port
 // inside. It outlives the instance that it leads to: another one that takes its
 // place is given it. Its goroutines end when it is closed.
@@ -294,6 +302,11 @@ func (p *publisher) accept() {
 		}
 		if !p.m.spawn(func() {
 			defer p.untrack(c)
+			if p.m.cfg.Visits != nil && !c.admitted() {
+				c.reset()
+				c.cut()
+				return
+			}
 			c.serve()
 		}) {
 			p.untrack(c)

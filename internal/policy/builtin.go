@@ -22,7 +22,7 @@ func builtinRoles() []Role {
 	everything := []Pattern{{Kind: "*", Name: "*"}}
 	look := []isle.Action{isle.ActionEnvironmentList, isle.ActionEnvironmentRead, isle.ActionSnapshotRead, isle.ActionReleaseRead, isle.ActionReleaseHistory, isle.ActionPolicyRead, isle.ActionServerRead}
 	images := []isle.Action{isle.ActionImageLock, isle.ActionImageBuild, isle.ActionImageRead, isle.ActionImageImport, isle.ActionImageExport}
-	run := []isle.Action{isle.ActionEnvironmentLaunch, isle.ActionEnvironmentDown, isle.ActionEnvironmentExtend, isle.ActionEnvironmentLogs}
+	run := []isle.Action{isle.ActionEnvironmentLaunch, isle.ActionEnvironmentDown, isle.ActionEnvironmentExtend, isle.ActionEnvironmentLogs, isle.ActionEnvironmentVisit}
 	copied := []isle.Action{isle.ActionEnvironmentFork, isle.ActionEnvironmentRestore}
 	captured := []isle.Action{isle.ActionSnapshotCreate, isle.ActionSnapshotTag, isle.ActionSnapshotRemove, isle.ActionSnapshotExport, isle.ActionSnapshotImport}
 	released := []isle.Action{isle.ActionReleaseCreate, isle.ActionReleaseExport}

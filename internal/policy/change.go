@@ -70,6 +70,16 @@ func (s *Set) Diff(next *Set, now time.Time) (out []Change) {
 			out = append(out, Change{"everyone", true, "launch and entry in stage " + stage + " as roles say: it is protected no more"})
 		}
 	}
+	for _, stage := range next.public {
+		if !s.Public(stage) {
+			out = append(out, Change{"everyone", true, "to connect to the published ports of stage " + stage + ", which becomes public"})
+		}
+	}
+	for _, stage := range s.public {
+		if !next.Public(stage) {
+			out = append(out, Change{"everyone", false, "to connect to the published ports of stage " + stage + ", which is public no more"})
+		}
+	}
 	return out
 }
 

@@ -28,6 +28,7 @@ type Set struct {
 	webhooks    map[string]Webhook
 	gates       []Gate
 	protected   []string
+	public      []string // stages whose ports are everybody's
 	stages      []string // in the order of promotion
 
 	members map[Subject][]member
@@ -162,6 +163,7 @@ func (s *Set) merge(files []File, wrong map[string][]problem.Problem) {
 			spoken = true
 			s.protected = append(s.protected, f.Protected...)
 		}
+		s.public = append(s.public, f.Public...)
 		if f.Stages != nil && s.stages != nil {
 			say(f.StagesAt, "the order of stages is in another document already: %s", strings.Join(s.stages, ", "))
 		} else if f.Stages != nil {

@@ -311,6 +311,10 @@ func (s *Set) Protected(stage string) bool { return slices.Contains(s.protected,
 // ProtectedStages are the stages that are protected.
 func (s *Set) ProtectedStages() []string { return slices.Clone(s.protected) }
 
+// Public reports whether everybody who reaches a published port of a stage may
+// connect to it.
+func (s *Set) Public(stage string) bool { return slices.Contains(s.public, stage) }
+
 // Stages are the stages in the order of promotion, the first one first.
 func (s *Set) Stages() []string { return slices.Clone(s.stages) }
 

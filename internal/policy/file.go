@@ -44,6 +44,9 @@ func (r *reader) readFile(n *yaml.Node, f *File) {
 			f.Protected = []string{}
 			r.list(n, "a list of stages", func(n *yaml.Node) { r.stage(n, func(s string) { f.Protected = append(f.Protected, s) }) })
 		}},
+		key{name: "public", read: func(n *yaml.Node) {
+			r.list(n, "a list of stages", func(n *yaml.Node) { r.stage(n, func(s string) { f.Public = append(f.Public, s) }) })
+		}},
 		key{name: "stages", read: func(n *yaml.Node) {
 			f.Stages, f.StagesAt = []string{}, r.at(n)
 			r.list(n, "a list of stages", func(n *yaml.Node) {

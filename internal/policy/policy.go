@@ -141,6 +141,7 @@ type File struct {
 	Webhooks    []Webhook
 	Gates       []Gate
 	Protected   []string // stages; nil if the document does not speak of them
+	Public      []string // stages whose published ports everybody on the machine may connect to
 	Stages      []string // in the order of promotion; nil if the document does not speak of it
 	StagesAt    Position
 }

@@ -151,7 +151,8 @@ func compose(s *Server) (r *rooms, err error) {
 	r.manager = environment.New(environment.Config{
 		Store: r.store, Ports: r.store, Driver: r.driver, Network: r.airlocks, Volumes: r.driver.Volumes(), Lines: r.home,
 		Images: r.images, Snapshots: r.snapshots, Warm: r.snapshots, Sealed: r.sealed, Policy: r, Trust: r.inspector.Trust, Waiting: r.gateway.Waiting,
-		Init: cfg.Init, Logs: at("logs"), Forks: at("forks"), HTTP: names, Log: s.log,
+		Visits: api.NewVisitors(api.Config{Policy: r.policy, Audit: r.store, Log: s.log, Refused: r.refusals.actor}, airlock.Owner),
+		Init:   cfg.Init, Logs: at("logs"), Forks: at("forks"), HTTP: names, Log: s.log,
 		Spares: cfg.Spares, Drain: cfg.Drain, KeepAside: cfg.KeepBefore,
 		Fault: cfg.fault(),
 		Listen: func(key, network, address string) (net.Listener, error) {
