@@ -57,6 +57,7 @@ func Actions() []ActionInfo {
 		{Action: ActionImageRead, Resource: "image", Does: "ask which files the server has: part of isle up and isle build; see which images there are: isle image ls, inspect"},
 		{Action: ActionImageImport, Resource: "image", Does: "send files, packages or images: part of isle up; isle lock import, isle image import; what steps made, signed: isle cache import"},
 		{Action: ActionImagePull, Resource: "image", Does: "fetch an image from a registry: isle image pull, and part of isle lock, build and up where a file has image: with a registry's name. The image's name is without tag"},
+		{Action: ActionImageRecord, Resource: "image", Does: "have build steps reach the internet, where a file has network: record and isle.lock has no answer: part of isle build and isle up. The image's name is the project's"},
 		{Action: ActionImagePush, Resource: "image", Does: "give an image to a registry, under the name of the resource: isle image push. What is pushed is exported too"},
 		{Action: ActionImageRemove, Resource: "image", Does: "take an image's name away: isle image rm"},
 		{Action: ActionImageExport, Resource: "image", Does: "take locked packages, images or what steps made out: isle lock export, isle image export, push, isle cache export"},

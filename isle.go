@@ -203,6 +203,7 @@ const (
 	ActionImageExport        Action = "image:export"
 	ActionImageImport        Action = "image:import"
 	ActionImagePull          Action = "image:pull"
+	ActionImageRecord        Action = "image:record"
 	ActionImagePush          Action = "image:push"
 	ActionImageRemove        Action = "image:remove"
 	ActionEnvironmentLaunch  Action = "environment:launch"

@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"path"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -268,6 +270,7 @@ func (cfg Config) prepare(ctx context.Context, r request, o prepareOptions, p bu
 	o.build.Mirror = o.lock.Mirror
 	o.lock.Credentials, o.lock.Pull = r.credentials, cfg.mayPull(ctx)
 	o.build.Credentials, o.build.Pull = o.lock.Credentials, o.lock.Pull
+	o.build.Reach = cfg.mayReach(ctx, r.file.Name)
 	// Trees are asked for before anything else: to lock may take long, and is
 	// done again by the call that follows.
 	var trees []isle.Digest
@@ -304,6 +307,36 @@ func (cfg Config) prepare(ctx context.Context, r request, o prepareOptions, p bu
 	}
 	return b, err
 }
+
+// mayReach asks whether the caller may have a project's build steps reach the
+// internet, and records each host before anything is sent to it: what a step
+// sends to whom is up to its author.
+func (cfg Config) mayReach(ctx context.Context, project string) func(host string, port int) error {
+	var mu sync.Mutex
+	asked := map[string]error{}
+	a := ask{isle.ActionImageRecord, isle.Resource{Kind: "image", Name: project}, ""}
+	return func(host string, port int) error {
+		mu.Lock()
+		defer mu.Unlock()
+		to := net.JoinHostPort(host, strconv.Itoa(port))
+		if err, known := asked[to]; known {
+			return err
+		}
+		if len(asked) >= maxReached {
+			return isle.Errorf(isle.Exhausted, "a build reaches at most %d hosts", maxReached)
+		}
+		err := cfg.allowed(ctx, a)
+		if err == nil {
+			err = cfg.Audit.Append(ctx, audit.NewEvent(actorOf(ctx), a.action, a.resource, isle.Allow, clipped(to)))
+		}
+		asked[to] = err
+		return err
+	}
+}
+
+// maxReached is how many hosts the steps of one build may reach: each is an entry
+// of the log.
+const maxReached = 256
 
 // recordNetwork writes down what build steps were answered by others, one entry a
 // step: how much, and the digest of all of it as the lock has it.

@@ -48,7 +48,7 @@ func (x *stages) copyStep(ctx context.Context, n int, op *dockerfile.Copy) (step
 	}
 	var net *wire
 	if len(op.Remote) > 0 && x.network {
-		net = newWire(x.sl, x.plan.Stages[n].Name, op.At.Text, x.o.Frozen, x.results[n].seen)
+		net = newWire(x.sl, x.plan.Stages[n].Name, op.At.Text, x.o, x.results[n].seen)
 		in.Network = answersOf(net.locked)
 	}
 	c := &copying{x: x, op: op}
@@ -74,7 +74,7 @@ func (x *stages) copyStep(ctx context.Context, n int, op *dockerfile.Copy) (step
 	return step{inputs: in, wire: net, make: func(ctx context.Context, w work) ([]image.Layer, error) {
 		if len(op.Remote) > 0 {
 			var err error
-			if c.remote, err = net.fetch(ctx, x.b, op, w.say); err != nil {
+			if c.remote, err = net.fetch(ctx, x.b, x.o, op, w.say); err != nil {
 				return nil, err
 			}
 		}

@@ -37,7 +37,7 @@ func (x *stages) runStep(ctx context.Context, n int, op *dockerfile.Run) (step, 
 	}
 	var net *wire
 	if x.network && !op.NoNetwork {
-		net = newWire(x.sl, stage, op.At.Text, x.o.Frozen, x.results[n].seen)
+		net = newWire(x.sl, stage, op.At.Text, x.o, x.results[n].seen)
 		in.Network = answersOf(net.locked)
 	}
 	return step{inputs: in, wire: net, make: func(ctx context.Context, w work) ([]image.Layer, error) {

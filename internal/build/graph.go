@@ -27,6 +27,9 @@ type Options struct {
 	NoCache bool   // make every step again
 	Frozen  bool   // the lock stays as it is: no step is answered what it does not have
 	Mirror  string // as in debian.FetchOptions
+	// Reach is asked before a step with the recorded network is connected to a
+	// host; nil: any.
+	Reach func(host string, port int) error
 	// Credentials and Pull are as in LockOptions.
 	Credentials Credentials
 	Pull        func(registry.Reference) error

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 
@@ -45,6 +46,7 @@ type wire struct {
 	locked      []spec.Material // its own
 	others      []spec.Material // of other steps of the service
 	frozen      bool
+	reach       func(host string, port int) error // nil: any
 	used        []spec.Material
 	fresh       int // of used, those that no lock had
 	ran         bool
@@ -74,7 +76,7 @@ func answersOf(materials []spec.Material) *networkInput {
 
 // newWire is the network of a step, as the lock has it. seen counts the steps of
 // its stage by their text, so that two that are the same are told apart.
-func newWire(sl spec.ServiceLock, stage, text string, frozen bool, seen map[string]int) *wire {
+func newWire(sl spec.ServiceLock, stage, text string, o Options, seen map[string]int) *wire {
 	text = strings.ToValidUTF8(strings.Join(strings.Fields(text), " "), "\uFFFD")
 	if r := []rune(text); len(r) > 400 {
 		text = string(r[:400]) + "…"
@@ -83,7 +85,7 @@ func newWire(sl spec.ServiceLock, stage, text string, frozen bool, seen map[stri
 	if n := seen[text]; n > 1 {
 		text = fmt.Sprintf("%s (%d)", text, n)
 	}
-	w := &wire{stage: stage, step: text, frozen: frozen}
+	w := &wire{stage: stage, step: text, frozen: o.Frozen, reach: o.Reach}
 	for _, s := range sl.Network {
 		if s.Stage == stage && s.Step == text {
 			w.locked = s.Materials
@@ -125,7 +127,16 @@ func (w *wire) open(b *Builder, st *Step, say func(Event)) (finish func(error) e
 
 // record begins to answer.
 func (w *wire) record(b *Builder, say func(Event)) (*recorder.Recorder, error) {
-	return recorder.New(recorder.Config{Store: b.Images, Dial: b.Dial, Roots: b.Roots, Now: b.Now}, recorder.Options{
+	dial := b.Dial
+	if dial != nil && w.reach != nil {
+		dial = func(ctx context.Context, host string, port int) (net.Conn, error) {
+			if err := w.reach(host, port); err != nil {
+				return nil, err
+			}
+			return b.Dial(ctx, host, port)
+		}
+	}
+	return recorder.New(recorder.Config{Store: b.Images, Dial: dial, Roots: b.Roots, Now: b.Now}, recorder.Options{
 		Locked: w.locked, Others: w.others, Frozen: w.frozen, Say: func(m string) { say(Event{State: "log", Message: m}) },
 	})
 }
@@ -146,12 +157,12 @@ func (w *wire) finish(r *recorder.Recorder, err error, say func(Event)) error {
 // fetch has the files of an ADD that are elsewhere, and returns their contents. A
 // file with a checksum is what it is, wherever it comes from: w may be nil, and
 // what the store has is not asked for.
-func (w *wire) fetch(ctx context.Context, b *Builder, op *dockerfile.Copy, say func(Event)) ([]isle.Digest, error) {
+func (w *wire) fetch(ctx context.Context, b *Builder, o Options, op *dockerfile.Copy, say func(Event)) ([]isle.Digest, error) {
 	if w == nil {
 		if len(b.Images.Missing([]isle.Digest{op.Checksum})) == 0 {
 			return []isle.Digest{op.Checksum}, nil
 		}
-		w = &wire{}
+		w = &wire{reach: o.Reach}
 	}
 	r, err := w.record(b, say)
 	if err != nil {

@@ -57,7 +57,7 @@ func (b *Builder) runStep(s spec.Service, command string, env map[string]string,
 	in.Env = env
 	var net *wire
 	if s.Network == spec.NetworkRecord {
-		net = newWire(sl, "", "run "+command, o.Frozen, seen)
+		net = newWire(sl, "", "run "+command, o, seen)
 		in.Network = answersOf(net.locked)
 	}
 	return step{wire: net, service: s.Name, name: "run " + title(command), inputs: in, make: func(ctx context.Context, w work) ([]image.Layer, error) {
