@@ -124,3 +124,21 @@ func TestAFileFromElsewhereIsAddedAsItIsPinned(t *testing.T) {
 		t.Errorf("with nothing that pins it: %v", err)
 	}
 }
+
+func TestNothingIsSentToAHostThatTheCallerMayNotReach(t *testing.T) {
+	w := newWorld(t)
+	var requests atomic.Int64
+	w.serve("files.example.com", files(&requests))
+	p := w.project(fetching, nil)
+	var asked []string
+	_, err := w.build(p, build.Options{Reach: func(host string, port int) error {
+		asked = append(asked, fmt.Sprint(host, port))
+		return isle.Errorf(isle.Refused, "no role grants it")
+	}})
+	if err == nil || !strings.Contains(err.Error(), "https://files.example.com/a: no role grants it") {
+		t.Errorf("the build's error is %v", err)
+	}
+	if requests.Load() != 0 || len(w.dialed) != 0 || len(asked) == 0 {
+		t.Errorf("%d requests to %v, asked for %v", requests.Load(), w.dialed, asked)
+	}
+}

@@ -193,7 +193,7 @@ func (w *world) tree(files map[string]string, folder string) isle.Digest {
 // build locks and builds, as `isle build` does, and keeps the lock.
 func (w *world) build(p *project, o build.Options) (build.Result, error) {
 	w.t.Helper()
-	ctx, cancel := context.WithTimeout(w.t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(w.t.Context(), 15*time.Minute)
 	defer cancel()
 	lock, _, err := w.Lock(ctx, p.file, p.lock, p.copies, build.LockOptions{Locked: o.Frozen}, w.say)
 	if err != nil {
