@@ -194,6 +194,9 @@ func (c *passage) pump(inside io.ReadWriteCloser) {
 	b := make([]byte, 32<<10)
 	for {
 		n, err := inside.Read(b)
+		if n > 0 && !c.asked(inside) {
+			return
+		}
 		if n > 0 {
 			if _, err := c.client.Write(b[:n]); err != nil {
 				c.cut()
@@ -224,6 +227,22 @@ func (c *passage) pump(inside io.ReadWriteCloser) {
 			return
 		}
 	}
+}
+
+// asked says whether what an instance has said may be passed on: the client is not
+// led to another one by now, whose answer it would take it for. What nobody has
+// asked for, as the 408 of a server that is tired of waiting, keeps the client where
+// it is: its next answer is not the one to its next request.
+func (c *passage) asked(inside io.ReadWriteCloser) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.inside != inside {
+		return false
+	}
+	if c.turns.between() {
+		c.turns.giveUp()
+	}
+	return true
 }
 
 // admit counts a connection in; false: there are as many as may be.
