@@ -304,6 +304,7 @@ func (s *Sessions) queue(l *Live) {
 func (s *Sessions) write(ctx context.Context) {
 	t := time.NewTimer(s.cfg.flushEvery)
 	defer t.Stop()
+	runs := true     // t does
 	var held []*Live // to be written when t runs out
 	for {
 		work := s.work
@@ -315,10 +316,9 @@ func (s *Sessions) write(ctx context.Context) {
 		case <-ctx.Done():
 			return // what is left the sealing goroutine writes as it closes
 		case <-work:
-			t.Reset(s.cfg.flushEvery)
-		case <-s.early:
+		case <-s.early: // of something that may be new, which work has not told of yet
 		case <-t.C:
-			all = true
+			all, runs = true, false
 		}
 		s.dirty.Lock()
 		held = append(held, s.dirty.list...)
@@ -331,8 +331,9 @@ func (s *Sessions) write(ctx context.Context) {
 			}
 		}
 		clear(held[len(rest):])
-		if held = rest; all && len(held) > 0 {
+		if held = rest; len(held) > 0 && !runs {
 			t.Reset(s.cfg.flushEvery)
+			runs = true
 		}
 	}
 }
