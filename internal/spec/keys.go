@@ -34,7 +34,7 @@ const (
 	maxMemory   = 4 << 40
 	minCPUs     = 0.05
 	maxCPUs     = 1024
-	minPIDs     = 16
+	minPIDs     = 32
 	maxPIDs     = 1 << 20
 )
 
@@ -267,7 +267,7 @@ func limitsShape() shape[Limits] {
 	return object("limits",
 		key("cpus", "2", "CPUs' worth of time.", scalar("a number", schema{Type: "number", Minimum: new(minCPUs), Maximum: new(float64(maxCPUs))}, parseCPUs), func(l *Limits) *float64 { return &l.CPUs }),
 		key("memory", "2GiB", "Memory, with page cache and tmpfs. Of the class `gvisor` its kernel takes a part: at least 32 MiB, and 16 MiB more for each service, are needed.", sizeShape(minMemory, maxMemory), func(l *Limits) *int64 { return &l.Memory }),
-		key("pids", "1024", "Processes and threads. Each service's own isle-init takes about ten.", numeric("number of processes", "a number", minPIDs, maxPIDs), func(l *Limits) *int { return &l.PIDs }),
+		key("pids", "1024", "Processes and threads. Each service's own isle-init takes about fifteen.", numeric("number of processes", "a number", minPIDs, maxPIDs), func(l *Limits) *int { return &l.PIDs }),
 	)
 }
 

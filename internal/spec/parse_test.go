@@ -130,7 +130,7 @@ func TestAnErrorSaysWhereAndWhatToDo(t *testing.T) {
 		{"a connection with an egress host's name", "name: a\nservices: {s: {}}\negress: ['db:1']\nuses: [db]\n", `isle.yaml:4:8: uses[0]: db is a host under egress, and a name means one thing inside; remove one`},
 		{"a connection named localhost", "name: a\nservices: {s: {}}\nuses: [localhost]\n", `isle.yaml:3:8: uses[0]: "localhost" is the environment itself; want the name of a connection of the policy`},
 		{"CIDR", "name: a\nservices: {s: {}}\negress: [{host: db, port: 1, addresses: [10.0.0.1/8]}]\n", `isle.yaml:3:42: egress[0].addresses[0]: "10.0.0.1/8" has bits beyond its length; did you mean 10.0.0.0/8?`},
-		{"memory", "name: a\nservices: {s: {}}\nlimits: {memory: 1GB, cpus: many, pids: 1}\n", "isle.yaml:3:29: limits.cpus: \"many\" is no number of CPUs; want 0.05 to 1024, as in 1 or 0.5\nisle.yaml:3:41: limits.pids: \"1\" is no number of processes; want a whole number from 16 to 1048576"},
+		{"memory", "name: a\nservices: {s: {}}\nlimits: {memory: 1GB, cpus: many, pids: 1}\n", "isle.yaml:3:29: limits.cpus: \"many\" is no number of CPUs; want 0.05 to 1024, as in 1 or 0.5\nisle.yaml:3:41: limits.pids: \"1\" is no number of processes; want a whole number from 32 to 1048576"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, err := Parse("isle.yaml", []byte(c.in))
