@@ -372,12 +372,15 @@ func (c *cgroups) kill(ctx context.Context, instance, launch string) error {
 		return nil
 	}
 	dir := c.path(instance, launch)
+	var ending []int // a group does not list them from the moment on that their threads end
 	for wait := 200 * time.Microsecond; ; wait = min(2*wait, 20*time.Millisecond) {
 		pids := c.procs(instance, launch)
-		if len(pids) == 0 {
+		ending = slices.DeleteFunc(ending, func(pid int) bool { return slices.Contains(pids, pid) || !c.has(instance, launch, pid) })
+		if len(pids)+len(ending) == 0 {
 			return nil
 		}
-		if write(dir, "cgroup.kill", "1") != nil {
+		ending = append(ending, pids...)
+		if len(pids) > 0 && write(dir, "cgroup.kill", "1") != nil {
 			write(dir, "freezer.state", "FROZEN")
 			for _, pid := range pids {
 				c.signal(instance, launch, pid)
@@ -386,7 +389,7 @@ func (c *cgroups) kill(ctx context.Context, instance, launch string) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%d processes of launch %s are still there: %w", len(pids), launch, context.Cause(ctx))
+			return fmt.Errorf("%d processes of launch %s are still there: %w", len(ending), launch, context.Cause(ctx))
 		case <-time.After(wait):
 		}
 	}

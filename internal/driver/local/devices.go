@@ -123,7 +123,11 @@ func attachDeviceFilter(dir string) error {
 		name:         [16]byte{'i', 's', 'l', 'e', '_', 'd', 'e', 'v', 'i', 'c', 'e', 's'},
 		expect:       attachCgroupDevice,
 	}
-	fd, err := bpf(progLoad, unsafe.Pointer(&load), unsafe.Sizeof(load))
+	var fd int
+	err = unix.EAGAIN
+	for n := 0; err == unix.EAGAIN && n < 20; n++ { // a signal came while it was checked: Go sends itself some
+		fd, err = bpf(progLoad, unsafe.Pointer(&load), unsafe.Sizeof(load))
+	}
 	runtime.KeepAlive(program)
 	runtime.KeepAlive(license)
 	if err != nil {
