@@ -45,7 +45,7 @@ func (s *Store) PullBlob(ctx context.Context, d isle.Digest, size int64, fetch F
 		return storeError("store "+d.Short(), err)
 	}
 	defer f.Close()
-	p := &partial{draft: draft{file: f, hash: sha256.New()}, size: size, progress: progress}
+	p := &partial{draft: draft{file: f, hash: sha256.New(), room: s.room()}, size: size, progress: progress}
 	if err := p.resume(ctx); err != nil {
 		return storeError("store "+d.Short(), err)
 	}

@@ -60,4 +60,11 @@ func (r *room) left(n int64) error {
 	return nil
 }
 
+// Room is Exhausted where the store's disk is nearly full. What is made of many
+// small files asks before each.
+func (s *Store) Room() error {
+	r := s.room()
+	return r.left(0)
+}
+
 func (s *Store) room() room { return room{dir: s.dir, reserve: s.reserve} }

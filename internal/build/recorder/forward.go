@@ -9,12 +9,9 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"isle"
 	"isle/internal/spec"
@@ -146,14 +143,12 @@ func (r *Recorder) fetch(ctx context.Context, q query, stream http.ResponseWrite
 // copyBody copies an answer to the store, and to the step for as long as it
 // listens.
 func (r *Recorder) copyBody(w io.Writer, stream http.ResponseWriter, body io.Reader, quiet *time.Timer) error {
+	if err := r.config.Store.Room(); err != nil { // the store itself asks of large ones
+		return err
+	}
 	var size int64
 	buffer := make([]byte, 64<<10)
 	for {
-		if size%(8<<20) < int64(len(buffer)) {
-			if err := r.room(); err != nil {
-				return err
-			}
-		}
 		n, err := body.Read(buffer)
 		if n > 0 {
 			quiet.Reset(stall)
@@ -176,22 +171,6 @@ func (r *Recorder) copyBody(w io.Writer, stream http.ResponseWriter, body io.Rea
 			return fmt.Errorf("the answer ended early: %w", err)
 		}
 	}
-}
-
-// reserve is how many bytes a step's answers leave free on the store's disk: the
-// server's log and database need some when a step runs wild.
-const reserve = 256 << 20
-
-// room is an error where the store's disk is nearly full.
-func (r *Recorder) room() error {
-	var st unix.Statfs_t
-	if err := unix.Statfs(filepath.Dir(r.config.Store.BlobPath(isle.DigestOf(nil))), &st); err != nil {
-		return isle.Errorf(isle.Internal, "ask how much room the image store has: %w", err)
-	}
-	if free := int64(st.Bavail) * st.Bsize; free < reserve {
-		return isle.Errorf(isle.Exhausted, "no space left to keep what a step is answered: only %d MiB are free", free>>20).WithHint("`isle gc` frees what nothing uses")
-	}
-	return nil
 }
 
 // send sends a request on.
