@@ -97,9 +97,10 @@ func probes(stage, who string, there before) map[isle.Action]probe {
 
 // askedElsewhere are the actions on what has a stage that no call does, and why.
 var askedElsewhere = map[isle.Action]string{
-	isle.ActionEgressConnect:  "workloads do it themselves",
-	isle.ActionSnapshotImport: "of which stage it is says the file: internal/api tries that",
-	isle.ActionPostgresSelect: within, isle.ActionPostgresWrite: within, isle.ActionPostgresSchema: within, isle.ActionPostgresAdmin: within,
+	isle.ActionEgressConnect:    "workloads do it themselves",
+	isle.ActionEnvironmentVisit: "users of the machine do it, on its loopback: a_stage_is_reached_by_who_has_a_role_for_it tries that",
+	isle.ActionSnapshotImport:   "of which stage it is says the file: internal/api tries that",
+	isle.ActionPostgresSelect:   within, isle.ActionPostgresWrite: within, isle.ActionPostgresSchema: within, isle.ActionPostgresAdmin: within,
 	isle.ActionHTTPRead: within, isle.ActionHTTPWrite: within,
 }
 
