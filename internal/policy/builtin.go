@@ -20,7 +20,7 @@ const (
 // reason or an end because they are reviewed with the program.
 func builtinRoles() []Role {
 	everything := []Pattern{{Kind: "*", Name: "*"}}
-	look := []isle.Action{isle.ActionEnvironmentList, isle.ActionEnvironmentRead, isle.ActionSnapshotRead, isle.ActionReleaseRead, isle.ActionReleaseHistory, isle.ActionPolicyRead, isle.ActionServerRead}
+	look := []isle.Action{isle.ActionEnvironmentList, isle.ActionEnvironmentRead, isle.ActionSnapshotRead, isle.ActionReleaseRead, isle.ActionPolicyRead, isle.ActionServerRead}
 	images := []isle.Action{isle.ActionImageLock, isle.ActionImageBuild, isle.ActionImageRead, isle.ActionImageImport, isle.ActionImageExport}
 	run := []isle.Action{isle.ActionEnvironmentLaunch, isle.ActionEnvironmentDown, isle.ActionEnvironmentExtend, isle.ActionEnvironmentLogs, isle.ActionEnvironmentVisit}
 	copied := []isle.Action{isle.ActionEnvironmentFork, isle.ActionEnvironmentRestore}
@@ -40,7 +40,7 @@ func builtinRoles() []Role {
 	}
 	return []Role{
 		role(RoleAdmin, "everything that people and machines do", all),
-		role(RoleDeveloper, "builds, launches, enters and tears down environments, with their data", look, images, run, inside, copied, captured, released, []isle.Action{isle.ActionVolumeDelete}),
+		role(RoleDeveloper, "builds, launches, enters and tears down environments, with their data", look, images, run, inside, copied, captured, released, []isle.Action{isle.ActionVolumeDelete, isle.ActionReleaseHistory}),
 		role(RoleOperator, "runs environments and the server, and enters nothing", look, images, run, released, []isle.Action{isle.ActionServerCollect}),
 		role(RoleApprover, "decides what an approval's rule leaves to approvers, and sees what there is to decide about", look, decide),
 		role(RoleAuditor, "reads the audit log, the policy, and what was recorded of sessions", look, sessions, []isle.Action{isle.ActionAuditRead}),

@@ -264,7 +264,7 @@ func TestDiffSaysWhoGainsAndLosesWhat(t *testing.T) {
 	for _, c := range before.Diff(after, now) {
 		got = append(got, c.String())
 	}
-	want := []string{"human:aud gains environment:read, snapshot:read, release:read, release:history, environment:list, audit:read, policy:read, server:read, session:read, recording:read on everything"}
+	want := []string{"human:aud gains environment:read, snapshot:read, release:read, environment:list, audit:read, policy:read, server:read, session:read, recording:read on everything"}
 	if !slices.Equal(got, want) {
 		t.Errorf("%q", got)
 	}
