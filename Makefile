@@ -46,15 +46,15 @@ test: setup build ## everything, with real parts; needs root
 	@command -v npm >/dev/null || scripts/setup.sh npm
 	@$(MAKE) --no-print-directory -j checks most twice
 
-# Tests wait more than they compute, so what test runs is three rows side by side,
-# one of them of several packages at once. In the third are those that run for
+# What test runs is three rows side by side, one of them of as many packages at once
+# as there are processors: more would only wait for each other. In the third are those that run for
 # each class of isolation; the attacks on the machine may not meet each other.
 # Vetting is the first row's; without tables for a debugger programs link sooner.
 GOTEST = $(GO) test -vet=off -ldflags='-s -w' -timeout 40m
 checks:
 	scripts/check.sh
 most:
-	$(GOTEST) -p $$(($$(nproc) + 1)) $$($(GO) list ./... | grep -v '^isle/test/escape$$')
+	$(GOTEST) -p $$(nproc) $$($(GO) list ./... | grep -v '^isle/test/escape$$')
 twice:
 	$(GOTEST) ./test/escape
 	ISLE_TEST_ISOLATION=gvisor $(GOTEST) ./test/escape
