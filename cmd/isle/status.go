@@ -105,6 +105,12 @@ func (a *app) status(e *islev1.Environment) error {
 		}
 	}
 	fmt.Fprintln(w)
+	return a.statusTables(e)
+}
+
+// statusTables prints an environment's services, ports and what else it has.
+func (a *app) statusTables(e *islev1.Environment) error {
+	w := a.stdout
 	var rows [][]string
 	for _, s := range e.GetServices() {
 		message := s.GetMessage()

@@ -49,11 +49,11 @@ func TestADevcontainerIsAServiceWithTheProjectInIt(t *testing.T) {
 
 func TestADevcontainerGoesIntoAComposeFilesService(t *testing.T) {
 	c := good(t, map[string]string{
-		".devcontainer/devcontainer.json": `{"dockerComposeFile": ["../compose.yaml"], "service": "app", "runServices": ["app"], "workspaceFolder": "/work/app", "containerEnv": {"A": "2"}, "postCreateCommand": "make"}`,
-		"compose.yaml":                    "services:\n  app: {image: a, volumes: ['.:/work'], depends_on: [db], environment: {A: 1, B: 1}}\n  db: {image: b}\n  other: {image: c}\n",
+		".devcontainer/devcontainer.json": `{"dockerComposeFile": ["../compose.yaml"], "service": "app", "runServices": ["app"], "workspaceFolder": "/code/app", "containerEnv": {"A": "2"}, "postCreateCommand": "make"}`,
+		"compose.yaml":                    "services:\n  app: {image: a, volumes: ['.:/code'], depends_on: [db], environment: {A: 1, B: 1}}\n  db: {image: b}\n  other: {image: c}\n",
 	}, devcontainer)
 	app, _ := c.File.Service("app")
-	if len(c.File.Services) != 2 || app.Env["A"] != "2" || app.Env["B"] != "1" || app.Workdir != "/work/app" || len(app.Volumes) != 1 || app.Volumes[0].Path != "/work" || len(app.Setup) != 3 || len(app.Command) != 0 {
+	if len(c.File.Services) != 2 || app.Env["A"] != "2" || app.Env["B"] != "1" || app.Workdir != "/code/app" || len(app.Volumes) != 1 || app.Volumes[0].Path != "/code" || len(app.Setup) != 3 || len(app.Command) != 0 {
 		t.Errorf("it is %+v", c.File)
 	}
 }
