@@ -1,6 +1,7 @@
 package release
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -86,7 +87,7 @@ func (s *Sampler) Run(ctx context.Context) {
 			s.look(ctx)
 			continue
 		}
-		i, _ := slices.BinarySearchFunc(layers, last, func(l image.Layer, d isle.Digest) int { return compareDigests(l.Digest, d) })
+		i, _ := slices.BinarySearchFunc(layers, last, func(l image.Layer, d isle.Digest) int { return cmp.Compare(l.Digest, d) })
 		if i < len(layers) && layers[i].Digest == last {
 			i++
 		}
@@ -108,16 +109,6 @@ func (s *Sampler) Run(ctx context.Context) {
 			s.look(ctx)
 		}
 	}
-}
-
-func compareDigests(a, b isle.Digest) int {
-	switch {
-	case a < b:
-		return -1
-	case a > b:
-		return 1
-	}
-	return 0
 }
 
 // wait takes the time that so many bytes have, and looks where that is due.
@@ -150,7 +141,7 @@ func (s *Sampler) running(ctx context.Context) (out []image.Layer) {
 			out = append(out, m.Layers...)
 		}
 	}
-	slices.SortFunc(out, func(a, b image.Layer) int { return compareDigests(a.Digest, b.Digest) })
+	slices.SortFunc(out, func(a, b image.Layer) int { return cmp.Compare(a.Digest, b.Digest) })
 	return slices.CompactFunc(out, func(a, b image.Layer) bool { return a.Digest == b.Digest })
 }
 
