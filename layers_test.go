@@ -22,6 +22,7 @@ var rooms = []string{
 	"internal/image",
 	"internal/audit",
 	"internal/ledger",
+	"internal/inspection",
 	"internal/seal",
 	"internal/authority",
 	"internal/spec",

@@ -26,6 +26,7 @@ import (
 
 	"isle"
 	"isle/internal/image"
+	"isle/internal/inspection"
 	"isle/internal/spec"
 )
 
@@ -73,7 +74,7 @@ type Options struct {
 type Recorder struct {
 	config    Config
 	o         Options
-	authority *authority
+	authority *inspection.Authority
 	client    *http.Client
 	server    *http.Server
 	conns     *accepted
@@ -217,4 +218,4 @@ func (r *Recorder) note(list *[]string, format string, args ...any) string {
 }
 
 // Trust is the step's authority, in PEM.
-func (r *Recorder) Trust() []byte { return r.authority.pem }
+func (r *Recorder) Trust() []byte { return r.authority.PEM() }

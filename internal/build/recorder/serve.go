@@ -48,7 +48,7 @@ func (r *Recorder) sniff(c *counted) {
 	c.SetReadDeadline(time.Time{})
 	var conn net.Conn = c
 	if first[0] == 22 {
-		conn = tls.Server(c, r.authority.config(c.LocalAddr()))
+		conn = tls.Server(c, opened(r.authority, c.LocalAddr()))
 	}
 	r.conns.add(conn)
 }

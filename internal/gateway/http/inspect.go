@@ -11,18 +11,19 @@ import (
 
 	"isle"
 	"isle/internal/gateway"
+	"isle/internal/inspection"
 )
 
 // An Inspector serves egress that is inspected: the protocol "egress" of a
 // gateway. What the client says in TLS it reads with a certificate of the
-// instance's Authority, and says itself to the real thing, whose certificate it
+// instance's authority, and says itself to the real thing, whose certificate it
 // verifies. Nothing of the client's is left out: its credential is its own.
 type Inspector struct {
 	protocol *Protocol
 	key      []byte
 
 	mu          sync.Mutex // guards what follows
-	authorities map[isle.ID]*Authority
+	authorities map[isle.ID]*inspection.Authority
 }
 
 var _ gateway.Protocol = (*Inspector)(nil)
@@ -30,7 +31,7 @@ var _ gateway.Protocol = (*Inspector)(nil)
 // NewInspector returns an Inspector that derives the keys of authorities from
 // key, of the server's.
 func NewInspector(p *Protocol, key []byte) *Inspector {
-	return &Inspector{protocol: p, key: key, authorities: make(map[isle.ID]*Authority)}
+	return &Inspector{protocol: p, key: key, authorities: make(map[isle.ID]*inspection.Authority)}
 }
 
 // maxAuthorities bounds how many authorities are remembered. Another is derived
@@ -39,13 +40,13 @@ const maxAuthorities = 1024
 
 // authority is that of an instance. What it signs need not say to which hosts it
 // is bound: the certificate that the instance trusts does.
-func (i *Inspector) authority(instance isle.ID) (*Authority, error) {
+func (i *Inspector) authority(instance isle.ID) (*inspection.Authority, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if a := i.authorities[instance]; a != nil {
 		return a, nil
 	}
-	a, err := NewAuthority(i.key, instance, nil)
+	a, err := newAuthority(i.key, instance, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -59,7 +60,7 @@ func (i *Inspector) authority(instance isle.ID) (*Authority, error) {
 // Trust is the certificate (PEM) that the services of an instance trust, so that
 // its egress to the hosts can be inspected.
 func (i *Inspector) Trust(instance isle.ID, hosts []string) ([]byte, error) {
-	a, err := NewAuthority(i.key, instance, hosts)
+	a, err := newAuthority(i.key, instance, hosts)
 	if err != nil {
 		return nil, err
 	}
@@ -120,7 +121,7 @@ func (i *Inspector) handshake(ctx context.Context, conn net.Conn, instance isle.
 				}
 				return nil, wrong
 			}
-			return a.certificateFor(host)
+			return a.For(host)
 		},
 	})
 	ctx, cancel := context.WithTimeout(ctx, handshakeTime)
