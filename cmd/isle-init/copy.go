@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"hash"
 	"io"
 	"io/fs"
@@ -17,7 +16,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
@@ -472,7 +470,7 @@ func list(w io.Writer, p string) error {
 	out := json.NewEncoder(w)
 	sum, buf := sha256.New(), make([]byte, 64<<10)
 	return walk(p, func(f found) error {
-		e := spec.TreeEntry{Path: text(f.path)}
+		e := spec.TreeEntry{Path: spec.TreeName(f.path)}
 		switch mode := f.info.Mode(); {
 		case mode.IsDir():
 			e.Type = spec.TypeDir
@@ -481,7 +479,7 @@ func list(w io.Writer, p string) error {
 			if err != nil {
 				return nil
 			}
-			e.Type, e.Target = spec.TypeLink, text(target)
+			e.Type, e.Target = spec.TypeLink, spec.TreeName(target)
 		case mode.IsRegular():
 			file, _, err := f.open()
 			if err != nil {
@@ -503,22 +501,4 @@ func digest(f io.Reader, sum hash.Hash, buf []byte) (int64, isle.Digest, error) 
 	sum.Reset()
 	n, err := io.CopyBuffer(struct{ io.Writer }{sum}, struct{ io.Reader }{f}, buf)
 	return n, isle.DigestFromSum(sum.Sum(nil)), err
-}
-
-// text makes a name that JSON can carry, and people can read.
-func text(name string) string {
-	if utf8.ValidString(name) {
-		return name
-	}
-	var b strings.Builder
-	for len(name) > 0 {
-		r, n := utf8.DecodeRuneInString(name)
-		if r == utf8.RuneError && n == 1 {
-			fmt.Fprintf(&b, `\x%02x`, name[0])
-		} else {
-			b.WriteString(name[:n])
-		}
-		name = name[n:]
-	}
-	return b.String()
 }

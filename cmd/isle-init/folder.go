@@ -10,6 +10,7 @@ import (
 
 	"isle"
 	"isle/internal/initproto"
+	"isle/internal/spec"
 )
 
 // folder writes a File for each thing in the folder at p, or for what is at p.
@@ -61,7 +62,7 @@ func describe(out *json.Encoder, root *os.Root, name string) error {
 	if err != nil {
 		return nil
 	}
-	f := initproto.File{Name: text(name), Type: initproto.TypeOther, Mode: chmodBits(st.Mode()), Time: st.ModTime().UTC()}
+	f := initproto.File{Name: spec.TreeName(name), Type: initproto.TypeOther, Mode: chmodBits(st.Mode()), Time: st.ModTime().UTC()}
 	switch {
 	case st.IsDir():
 		f.Type = initproto.TypeDir
@@ -72,7 +73,7 @@ func describe(out *json.Encoder, root *os.Root, name string) error {
 		if err != nil {
 			return nil
 		}
-		f.Type, f.Target = initproto.TypeLink, text(target)
+		f.Type, f.Target = initproto.TypeLink, spec.TreeName(target)
 	}
 	return out.Encode(f)
 }

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"isle/internal/spec"
 )
 
 const (
@@ -53,7 +55,7 @@ func (ig ignored) match(ctx context.Context, path string, dir bool) (bool, error
 			if tried++; tried%patternStep == 0 && ctx.Err() != nil {
 				return false, ctx.Err()
 			}
-			if p.name && globPart(p.parts[0], parts[len(parts)-1]) || !p.name && globParts(p.parts, parts) {
+			if p.name && globPart(p.parts[0], parts[len(parts)-1]) || !p.name && spec.MatchParts(p.parts, parts, globPart) {
 				return !p.negate, nil
 			}
 		}
@@ -126,34 +128,6 @@ func trimSpaces(s string) string {
 		}
 	}
 	return s[:end]
-}
-
-// globParts matches a pattern with ** against a path, both split at slashes,
-// in time proportional to the product of their lengths: after a ** that is
-// followed by another, only the last needs to be tried again.
-func globParts(pattern, parts []string) bool {
-	back, from := -1, 0 // where to go on after a mismatch: behind the last **, at the next part
-	i, j := 0, 0
-	for j < len(parts) {
-		if i < len(pattern) && pattern[i] == "**" {
-			if i == len(pattern)-1 {
-				return true // a/** is everything below a
-			}
-			back, from = i+1, j
-			i++
-			continue
-		}
-		if i < len(pattern) && globPart(pattern[i], parts[j]) {
-			i, j = i+1, j+1
-			continue
-		}
-		if back < 0 {
-			return false
-		}
-		from++
-		i, j = back, from
-	}
-	return i == len(pattern)
 }
 
 // globPart matches a pattern without slashes, in time proportional to the

@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
-	"fmt"
 	"hash"
 	"io/fs"
 	"maps"
@@ -16,7 +15,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
@@ -164,12 +162,12 @@ func treeOf(ctx context.Context, f *os.File) (spec.Tree, error) {
 	digests := map[uint32]isle.Digest{}
 	names := 0
 	err := walkVolume(ctx, f, func(e ext4.Entry, data func(func(int64, []byte) error) error) error {
-		x := spec.TreeEntry{Path: printed(e.Path)}
+		x := spec.TreeEntry{Path: spec.TreeName(e.Path)}
 		switch {
 		case e.Mode.IsDir():
 			x.Type = spec.TypeDir
 		case e.Mode&fs.ModeSymlink != 0:
-			x.Type, x.Target = spec.TypeLink, printed(e.Target)
+			x.Type, x.Target = spec.TypeLink, spec.TreeName(e.Target)
 		case e.Mode.IsRegular():
 			x.Type, x.Exec, x.Size = spec.TypeFile, e.Mode&0o100 != 0, e.Size
 			if data != nil {
@@ -191,24 +189,6 @@ func treeOf(ctx context.Context, f *os.File) (spec.Tree, error) {
 	})
 	slices.SortFunc(t.Entries, func(a, b spec.TreeEntry) int { return strings.Compare(a.Path, b.Path) })
 	return t, err
-}
-
-// printed is a name as isle-init lists it: what is not UTF-8 is escaped.
-func printed(name string) string {
-	if utf8.ValidString(name) {
-		return name
-	}
-	var b strings.Builder
-	for len(name) > 0 {
-		r, n := utf8.DecodeRuneInString(name)
-		if r == utf8.RuneError && n == 1 {
-			fmt.Fprintf(&b, `\x%02x`, name[0])
-		} else {
-			b.WriteString(name[:n])
-		}
-		name = name[n:]
-	}
-	return b.String()
 }
 
 // unpack writes the files of a foreign volume's image below a new folder, which

@@ -88,17 +88,17 @@ func (ig ignore) match(p string, dir bool) bool {
 	}
 	parts := strings.Split(p, "/")
 	for _, pattern := range slices.Backward(ig.patterns) {
-		if (dir || !pattern.dirOnly) && matchParts(pattern.parts, parts) {
+		if (dir || !pattern.dirOnly) && MatchParts(pattern.parts, parts, matchPart) {
 			return !pattern.negate
 		}
 	}
 	return false
 }
 
-// matchParts matches a pattern with ** against a path, both split at slashes,
-// in time proportional to the product of their lengths: after a ** that is
+// MatchParts matches a pattern with ** against a path, both split at slashes; one
+// says whether a part without ** matches a name. It takes time proportional to the product of their lengths: after a ** that is
 // followed by another, only the last needs to be tried again.
-func matchParts(pattern, parts []string) bool {
+func MatchParts(pattern, parts []string, one func(pattern, name string) bool) bool {
 	back, from := -1, 0 // where to go on after a mismatch: behind the last **, at the next part
 	i, j := 0, 0
 	for j < len(parts) {
@@ -110,11 +110,9 @@ func matchParts(pattern, parts []string) bool {
 			i++
 			continue
 		}
-		if i < len(pattern) {
-			if ok, err := path.Match(pattern[i], parts[j]); ok && err == nil {
-				i, j = i+1, j+1
-				continue
-			}
+		if i < len(pattern) && one(pattern[i], parts[j]) {
+			i, j = i+1, j+1
+			continue
 		}
 		if back < 0 {
 			return false
@@ -123,4 +121,10 @@ func matchParts(pattern, parts []string) bool {
 		i, j = back, from
 	}
 	return i == len(pattern)
+}
+
+// matchPart matches as path.Match does.
+func matchPart(pattern, name string) bool {
+	ok, err := path.Match(pattern, name)
+	return ok && err == nil
 }

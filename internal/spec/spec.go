@@ -13,7 +13,9 @@ package spec
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"isle"
 )
@@ -257,4 +259,23 @@ type TreeEntry struct {
 	Size   int64       `json:"size,omitempty"`
 	Digest isle.Digest `json:"digest,omitempty"` // of a file's content
 	Target string      `json:"target,omitempty"` // of a link
+}
+
+// TreeName is a name as a TreeEntry has it, which JSON can carry and people can
+// read: bytes that are not UTF-8 are escaped.
+func TreeName(name string) string {
+	if utf8.ValidString(name) {
+		return name
+	}
+	var b strings.Builder
+	for len(name) > 0 {
+		r, n := utf8.DecodeRuneInString(name)
+		if r == utf8.RuneError && n == 1 {
+			fmt.Fprintf(&b, `\x%02x`, name[0])
+		} else {
+			b.WriteString(name[:n])
+		}
+		name = name[n:]
+	}
+	return b.String()
 }
