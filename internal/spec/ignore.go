@@ -96,8 +96,9 @@ func (ig ignore) match(p string, dir bool) bool {
 }
 
 // MatchParts matches a pattern with ** against a path, both split at slashes; one
-// says whether a part without ** matches a name. It takes time proportional to the product of their lengths: after a ** that is
-// followed by another, only the last needs to be tried again.
+// says whether a part without ** matches a name. It takes time proportional to the
+// product of their lengths: after a ** that is followed by another, only the last
+// needs to be tried again.
 func MatchParts(pattern, parts []string, one func(pattern, name string) bool) bool {
 	back, from := -1, 0 // where to go on after a mismatch: behind the last **, at the next part
 	i, j := 0, 0
