@@ -194,13 +194,23 @@ func resolvConf(layers []string) (string, error) {
 }
 
 // take notes what the step was answered. A frozen lock stays as it is, even if
-// the step asked for less this time.
+// the step asked for less this time; what another step's materials answered counts
+// besides, for what it made is found by everybody who has the same inputs.
 func (w *wire) take(r *recorder.Recorder) {
-	w.ran, w.fresh = true, r.Fresh()
-	if w.frozen {
+	w.ran, w.fresh, w.used = true, r.Fresh(), r.Materials()
+	if !w.frozen {
 		return
 	}
-	w.used = r.Materials()
+	answered := map[string]bool{}
+	for _, m := range w.used {
+		answered[m.Key()] = true
+	}
+	for _, m := range w.locked {
+		if !answered[m.Key()] {
+			w.used = append(w.used, m)
+		}
+	}
+	slices.SortFunc(w.used, spec.CompareMaterials)
 }
 
 // networkOf are the steps' answers as a lock has them.
