@@ -72,6 +72,8 @@ func newSession(c *Client, r Reference, cred Credential, actions string) *sessio
 			return errors.New("it leads from one address to the next")
 		case req.URL.Scheme != "https" && !(self && loopback(req.URL.Host)):
 			return errors.New("it leads to an address without TLS")
+		case req.Body != nil && req.URL.Host != via[0].URL.Host:
+			return errors.New("what is sent to it would go on to another server")
 		}
 		if req.URL.Host != via[0].URL.Host {
 			req.Header.Del("Authorization") // of the registry, and of nobody else
@@ -142,8 +144,11 @@ func (s *session) do(ctx context.Context, method, path string, h http.Header, bo
 		if res.StatusCode != http.StatusUnauthorized {
 			return res, s.failure(res)
 		}
-		challenges := res.Header.Values("WWW-Authenticate")
+		challenges, asks := res.Header.Values("WWW-Authenticate"), res.Request.URL.Host
 		drain(res)
+		if asks != s.ref.Registry { // where it led to; what that asks for is none of its business
+			return nil, isle.Errorf(isle.Failed, "the registry %s leads to %.100s, which wants a login of its own", s.ref.Registry, asks)
+		}
 		if again {
 			return nil, s.refused()
 		}
