@@ -53,8 +53,24 @@ type refusal struct {
 
 func (e *refusal) Error() string { return e.reason }
 
+// begin has Close wait for a request, until end. One that comes after it is none.
+func (r *Recorder) begin() (end func(), ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return nil, false
+	}
+	r.serving.Add(1)
+	return r.serving.Done, true
+}
+
 // answer answers one request of the step.
 func (r *Recorder) answer(w http.ResponseWriter, req *http.Request) {
+	end, ok := r.begin()
+	if !ok {
+		panic(http.ErrAbortHandler)
+	}
+	defer end()
 	q, err := understood(req)
 	if err == nil {
 		err = r.answerQuery(w, req, q)

@@ -47,7 +47,8 @@ func (r *Recorder) newClient() *http.Client {
 // forward sends a request on and makes its answer a material. That it failed is
 // one too: a step that goes on without it does so the next time.
 func (r *Recorder) forward(ctx context.Context, q query, stream http.ResponseWriter) (m spec.Material, streamed bool, err error) {
-	m, streamed, err = r.fetch(ctx, q, stream)
+	m, kept, err := r.fetch(ctx, q, stream)
+	streamed = kept != nil
 	if err != nil {
 		if ctx.Err() != nil || isle.CodeOf(err) == isle.Exhausted {
 			return m, streamed, err
@@ -65,6 +66,7 @@ func (r *Recorder) forward(ctx context.Context, q query, stream http.ResponseWri
 	nth := r.fresh
 	r.fresh++
 	r.mu.Unlock()
+	kept.release()
 	r.say(nth, "recorded %v: %d, %d bytes", q, m.Status, m.Size)
 	return m, streamed, nil
 }
@@ -100,49 +102,74 @@ func reason(err error) error {
 
 func (r *Recorder) now() time.Time { return r.config.Now().UTC().Truncate(time.Second) }
 
-// fetch sends a request on and stores what comes.
-func (r *Recorder) fetch(ctx context.Context, q query, stream http.ResponseWriter) (m spec.Material, streamed bool, err error) {
+// An onward answer goes to the step while it comes, all but its last byte: a step
+// that has an answer whole may end, with a network that has not recorded it yet.
+type onward struct {
+	w    http.ResponseWriter // nil: the step left
+	left int64               // bytes that go on at once
+	last []byte
+}
+
+func (o *onward) write(p []byte) {
+	now := p[:min(int64(len(p)), o.left)]
+	o.left -= int64(len(now))
+	o.last = append(o.last, p[len(now):]...)
+	if o.w == nil || len(now) == 0 {
+		return
+	}
+	if _, err := o.w.Write(now); err != nil {
+		o.w = nil // what it asked for is recorded even so
+	}
+}
+
+// release sends the rest. It may be called of nil.
+func (o *onward) release() {
+	if o != nil && o.w != nil {
+		o.w.Write(o.last) // one that left is none that is answered
+	}
+}
+
+// fetch sends a request on and stores what comes. What goes to stream meanwhile is
+// kept; nil: nothing does.
+func (r *Recorder) fetch(ctx context.Context, q query, stream http.ResponseWriter) (m spec.Material, kept *onward, err error) {
 	select {
 	case r.sending <- struct{}{}:
 		defer func() { <-r.sending }()
 	case <-ctx.Done():
-		return m, false, ctx.Err()
+		return m, nil, ctx.Err()
 	}
 	ctx, cancel := context.WithTimeout(ctx, maxTime)
 	defer cancel()
 	response, err := r.send(ctx, q)
 	if err != nil {
-		return m, false, err
+		return m, nil, err
 	}
 	defer response.Body.Close()
 	if m, err = r.describe(q, response); err != nil {
-		return m, false, err
+		return m, nil, err
 	}
 	// A replay says how long its answer is, and so does this, or it waits for the end.
-	if streamed = stream != nil && response.ContentLength >= 0; !streamed {
-		stream = nil
-	} else {
+	if stream != nil && q.Method == "" && response.ContentLength > 0 {
+		kept = &onward{w: stream, left: response.ContentLength - 1}
 		head(stream.Header(), m)
-		if q.Method == "" {
-			stream.Header().Set("Content-Length", strconv.FormatInt(response.ContentLength, 10))
-		}
+		stream.Header().Set("Content-Length", strconv.FormatInt(response.ContentLength, 10))
 		stream.WriteHeader(m.Status)
 		http.NewResponseController(stream).Flush()
 	}
 	quiet := time.AfterFunc(stall, cancel)
 	defer quiet.Stop()
 	m.Digest, m.Size, err = r.config.Store.AddBlob(func(w io.Writer) error {
-		return r.copyBody(w, stream, response.Body, quiet)
+		return r.copyBody(w, kept, response.Body, quiet)
 	})
 	if err == nil && m.Method == http.MethodHead {
 		m.Size = 0
 	}
-	return m, streamed, err
+	return m, kept, err
 }
 
 // copyBody copies an answer to the store, and to the step for as long as it
 // listens.
-func (r *Recorder) copyBody(w io.Writer, stream http.ResponseWriter, body io.Reader, quiet *time.Timer) error {
+func (r *Recorder) copyBody(w io.Writer, kept *onward, body io.Reader, quiet *time.Timer) error {
 	if err := r.config.Store.Room(); err != nil { // the store itself asks of large ones
 		return err
 	}
@@ -158,10 +185,8 @@ func (r *Recorder) copyBody(w io.Writer, stream http.ResponseWriter, body io.Rea
 			if _, werr := w.Write(buffer[:n]); werr != nil {
 				return werr
 			}
-			if stream != nil {
-				if _, serr := stream.Write(buffer[:n]); serr != nil {
-					stream = nil // it left; what it asked for is recorded even so
-				}
+			if kept != nil {
+				kept.write(buffer[:n])
 			}
 		}
 		switch {

@@ -88,6 +88,7 @@ type Recorder struct {
 	used    map[string]spec.Material
 	flights map[string]chan struct{} // requests that are being answered, by key
 	open    int                      // connections
+	closed  bool
 	bytes   int64
 	fresh   int // materials that the lock had not
 	refused []string
@@ -130,8 +131,12 @@ func New(c Config, o Options) (*Recorder, error) {
 	return r, nil
 }
 
-// Close ends every connection and request, and waits for them.
+// Close ends every connection and request, and waits for them: what the step was
+// answered does not change after it.
 func (r *Recorder) Close() {
+	r.mu.Lock()
+	r.closed = true
+	r.mu.Unlock()
 	r.cancel()
 	r.server.Close()
 	r.conns.Close()

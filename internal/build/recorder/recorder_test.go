@@ -420,6 +420,22 @@ func TestAnAddressIsFollowedToWhereItLeads(t *testing.T) {
 	}
 }
 
+// A step may end as soon as it has what it asked for, and so may its network: what
+// it has by then is recorded.
+func TestWhatAStepHasWholeIsRecorded(t *testing.T) {
+	f := newFar(t, versions)
+	for range 200 {
+		n := f.record(Options{})
+		if got := n.ask(t, "GET", "https://example.com/long", ""); !strings.HasPrefix(got, "200") {
+			t.Fatalf("it is answered\n%.200s", got)
+		}
+		if len(n.Materials()) != 1 {
+			t.Fatal("a step has an answer that no lock will have")
+		}
+		n.Close()
+	}
+}
+
 func TestConnectionsAreBounded(t *testing.T) {
 	n := newFar(t, versions).record(Options{})
 	var open []net.Conn
