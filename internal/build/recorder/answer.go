@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 
+	"isle"
 	"isle/internal/spec"
 )
 
@@ -105,7 +106,23 @@ func (r *Recorder) answerQuery(w http.ResponseWriter, req *http.Request, q query
 	if err != nil || streamed {
 		return err
 	}
-	return r.serve(w, req, m)
+	return r.short(q, r.serve(w, req, m))
+}
+
+// short notes why a request got no answer that is a material, and returns it. The
+// step has failed then, whatever it says: what it makes without the answer is not
+// what its inputs give. It may be given nil.
+func (r *Recorder) short(q query, err error) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err != nil && r.lacks == nil && r.ctx.Err() == nil {
+		code := isle.CodeOf(err)
+		if no := new(refusal); errors.As(err, &no) {
+			code = isle.Exhausted
+		}
+		r.lacks = isle.Errorf(code, "%v could not be recorded: %v", q, reason(err))
+	}
+	return err
 }
 
 // understood is a request that can be recorded, or a refusal.
@@ -222,7 +239,7 @@ func (r *Recorder) obtain(ctx context.Context, q query, stream http.ResponseWrit
 	if err := r.have(ctx, q, m); err != nil {
 		return m, false, err
 	}
-	return m, false, r.use(m)
+	return m, false, r.short(q, r.use(m))
 }
 
 // known is the material that answers a request. One that says that something went

@@ -51,15 +51,16 @@ func (r *Recorder) forward(ctx context.Context, q query, stream http.ResponseWri
 	streamed = kept != nil
 	if err != nil {
 		if ctx.Err() != nil || isle.CodeOf(err) == isle.Exhausted {
-			return m, streamed, err
+			return m, streamed, r.short(q, err)
 		}
 		failed, ferr := r.failure(q, r.note(&r.refused, "%v: %v", q, reason(err)))
+		r.short(q, ferr)
 		if ferr != nil || !streamed {
 			err = ferr
 		}
 		return failed, streamed, err
 	}
-	if err := r.use(m); err != nil {
+	if err := r.short(q, r.use(m)); err != nil {
 		return m, streamed, err
 	}
 	r.mu.Lock()
@@ -251,7 +252,12 @@ func (r *Recorder) have(ctx context.Context, q query, m spec.Material) error {
 	if len(r.config.Store.Missing([]isle.Digest{m.Digest})) == 0 {
 		f, err := r.config.Store.OpenBlob(m.Digest) // a damaged one is removed
 		if err == nil {
-			return f.Close()
+			defer f.Close()
+			st, err := f.Stat()
+			if err == nil && st.Size() != m.Size {
+				return r.otherSize(q, st.Size(), m)
+			}
+			return err
 		}
 	}
 	if m.Size == 0 && m.Digest == isle.DigestOf(nil) {
@@ -266,8 +272,16 @@ func (r *Recorder) have(ctx context.Context, q query, m spec.Material) error {
 		return &refusal{http.StatusBadGateway, r.note(&r.spoiled, "%v: %v", q, reason(err)), true}
 	case again.Digest != m.Digest:
 		return &refusal{http.StatusBadGateway, r.note(&r.spoiled, "%v has %s now, not %s", q, again.Digest.Short(), m.Digest.Short()), true}
+	case again.Size != m.Size:
+		return r.otherSize(q, again.Size, m)
 	}
 	return nil
+}
+
+// otherSize refuses a material that says less or more of its body than there is: it
+// is counted, and sent, by what it says.
+func (r *Recorder) otherSize(q query, size int64, m spec.Material) error {
+	return &refusal{http.StatusBadGateway, r.note(&r.spoiled, "%v has %d bytes, and isle.lock says %d", q, size, m.Size), true}
 }
 
 // Get is what an address is answered, where it leads in the end. It is recorded

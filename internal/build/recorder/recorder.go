@@ -95,6 +95,7 @@ type Recorder struct {
 	missed  []string // what Frozen refused
 	spoiled []string // what is locked and cannot be had as it was
 	more    int      // beyond those
+	lacks   error    // why an answer is no material
 }
 
 // New begins to answer a step.
@@ -172,6 +173,9 @@ func (r *Recorder) Judge(err error) error {
 	if len(r.missed) > 0 {
 		return isle.Errorf(isle.Conflict, "it asked for what isle.lock does not have: %s", listed(r.missed, r.more)).
 			WithHint("`isle build` records it, where a network is")
+	}
+	if err == nil && r.lacks != nil {
+		return r.lacks
 	}
 	if err == nil || len(r.refused) == 0 {
 		return err

@@ -436,6 +436,47 @@ func TestWhatAStepHasWholeIsRecorded(t *testing.T) {
 	}
 }
 
+// What the machine could not keep is in no lock: the step that went on without it
+// would be found by everybody, and the next time it would go on otherwise.
+func TestAStepThatWasAnsweredLessThanItAskedForHasFailed(t *testing.T) {
+	f := newFar(t, versions)
+	n := f.record(Options{})
+	n.mu.Lock()
+	n.bytes = maxBytes
+	n.mu.Unlock()
+	if got := n.ask(t, "GET", "https://example.com/stream", ""); !strings.HasPrefix(got, "507") {
+		t.Errorf("it is answered\n%s", got)
+	}
+	n.Close()
+	if err := n.Judge(nil); isle.CodeOf(err) != isle.Exhausted || !strings.Contains(err.Error(), "GiB") {
+		t.Errorf("a step that goes on without it ends with %v", err)
+	}
+}
+
+func TestALockThatSaysAnotherSizeOfABodyIsRefused(t *testing.T) {
+	f := newFar(t, versions)
+	n := f.record(Options{})
+	n.ask(t, "GET", "https://example.com/long", "")
+	n.Close()
+	for _, gone := range []bool{false, true} {
+		locked := n.Materials()
+		locked[0].Size = 1
+		if gone {
+			if err := os.Remove(f.store.BlobPath(locked[0].Digest)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		again := f.record(Options{Locked: locked, Frozen: true})
+		if got := again.ask(t, "GET", "https://example.com/long", ""); !strings.HasPrefix(got, "502") {
+			t.Errorf("it is answered\n%.200s", got)
+		}
+		again.Close()
+		if err := again.Judge(nil); isle.CodeOf(err) != isle.Conflict || !strings.Contains(err.Error(), "100000 bytes") {
+			t.Errorf("the step's error is %v", err)
+		}
+	}
+}
+
 func TestConnectionsAreBounded(t *testing.T) {
 	n := newFar(t, versions).record(Options{})
 	var open []net.Conn
