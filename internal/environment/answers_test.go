@@ -10,8 +10,8 @@ func TestStatusesOfTurns(t *testing.T) {
 	var got []int
 	tr := turns{status: func(status int) { got = append(got, status) }}
 	tr.sent([]byte("GET / HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\n\r\nPOST / HTTP/1.1\r\nContent-Length: 3\r\n\r\na"))
-	if tr.owed() != 2 {
-		t.Fatalf("%d answers are owed, want those of the two requests that were sent whole", tr.owed())
+	if tr.owed() != 0 {
+		t.Fatalf("%d answers are owed to what was sent ahead", tr.owed())
 	}
 	tr.answered([]byte("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\nHTTP/1.1 200 OK\r\nContent-Le"))
 	tr.answered([]byte("ngth: 0\r\n\r\nHTTP/1.1 500 So long as it lasts\r\n\r\n"))

@@ -224,7 +224,7 @@ func parseHost(host string) (port string, ref isle.Ref, ok bool) {
 // proxy passes requests on to a port inside.
 func (l *live) proxy(service string, number int) *httputil.ReverseProxy {
 	return &httputil.ReverseProxy{
-		Transport:     l.transport,
+		Transport:     counted{l.transport, &l.answers},
 		FlushInterval: -1, // what the service sends is passed on at once
 		ErrorLog:      log.New(io.Discard, "", 0),
 		Rewrite: func(r *httputil.ProxyRequest) {
@@ -233,14 +233,7 @@ func (l *live) proxy(service string, number int) *httputil.ReverseProxy {
 			r.Out.Host = r.In.Host
 			r.SetXForwarded()
 		},
-		ModifyResponse: func(r *http.Response) error {
-			l.answers.add(r.StatusCode)
-			return nil
-		},
-		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
-			if r.Context().Err() == nil { // or whoever asked went away
-				l.answers.lost(1)
-			}
+		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
 			http.Error(w, fmt.Sprintf("isle: port %d of service %s of %s does not answer: %v\n", number, service, l.ref, err), http.StatusBadGateway)
 		},
 	}

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"time"
 )
 
 // A passage is one client's connection to a published port, and the connection
@@ -21,8 +22,13 @@ type passage struct {
 	to     *live              // that it leads to; nil: to none now
 	inside io.ReadWriteCloser // nil: to is
 	turns  turns
-	left   bool // the client has ended its side: who owes it an answer may have gone for that
+	left   bool      // the client has ended its side: who owes it an answer may have gone for that
+	rests  time.Time // since when nothing is asked, of a connection on which something was
 }
+
+// patience is how long nothing may be asked on a connection without that being a
+// reason for a server to end it.
+const patience = time.Second
 
 func newPassage(p *publisher, client net.Conn) *passage {
 	c := &passage{p: p, client: client}
@@ -51,7 +57,8 @@ func (c *passage) leave() {
 	}
 	c.inside.Close()
 	c.to.letGo(c)
-	c.to, c.inside = nil, nil
+	c.to, c.inside, c.rests = nil, nil, time.Time{}
+	c.turns.elsewhere()
 }
 
 // moveOn lets go of the connection inside where no turn is under way.
@@ -129,6 +136,9 @@ func (c *passage) send(b []byte) bool {
 		c.mu.Lock()
 	}
 	inside := c.inside
+	if c.turns.between() && !c.rests.IsZero() && time.Since(c.rests) >= patience {
+		c.turns.doubt = true // it may be ending as this is sent
+	}
 	c.turns.sent(b)
 	c.mu.Unlock()
 	if inside == nil { // cut meanwhile
@@ -206,7 +216,9 @@ func (c *passage) pump(inside io.ReadWriteCloser) {
 		c.mu.Lock()
 		here := c.inside == inside
 		if here {
-			c.turns.answered(b[:n])
+			if c.turns.answered(b[:n]); c.turns.between() {
+				c.rests = time.Now()
+			}
 			if err != nil && c.ctx.Err() == nil && !c.left { // it ends owing answers
 				c.to.answers.lost(c.turns.owed())
 			}

@@ -24,6 +24,11 @@ type turns struct {
 	waiting []bool
 	// status is called with the status of each answer; nil: with none.
 	status func(int)
+	// What is left without an answer says something of the server only where nothing
+	// that the client did does. due: the request that waits is the only one, sent when
+	// nothing said that the connection ends, which ending says from then on. doubt:
+	// the connection may have ended unsaid. begun: there is the header of its answer.
+	due, ending, doubt, begun bool
 }
 
 // Bounds of what is followed.
@@ -58,13 +63,20 @@ func (t *turns) between() bool {
 	return !t.opaque && len(t.waiting) == 0 && t.requests.idle() && t.answers.idle()
 }
 
-// owed is how many requests were sent whole that have no whole answer.
+// owed is how many requests go without an answer if the server ends the connection
+// now, and it is the server that is to blame: at most one. A request that was sent
+// ahead, after what ends the connection or with something behind it need not be
+// answered (RFC 9112, sections 9.3.1, 9.3.2 and 9.6), and one whose answer has begun
+// has its status. So nobody has answers fail by what they send.
 func (t *turns) owed() int {
-	if n := len(t.waiting); n > 0 && !t.requests.idle() {
-		return n - 1
+	if t.due && !t.begun && len(t.waiting) == 1 && t.requests.idle() {
+		return 1
 	}
-	return len(t.waiting)
+	return 0
 }
+
+// elsewhere says that what is sent next goes to another connection.
+func (t *turns) elsewhere() { t.ending, t.doubt = false, false }
 
 // sent takes what the client has sent.
 func (t *turns) sent(b []byte) {
@@ -73,7 +85,7 @@ func (t *turns) sent(b []byte) {
 
 // answered takes what the server has sent.
 func (t *turns) answered(b []byte) {
-	t.follow(&t.answers, b, t.answer, func() { t.waiting = t.waiting[1:] })
+	t.follow(&t.answers, b, t.answer, func() { t.waiting, t.begun = t.waiting[1:], false })
 }
 
 // follow takes bytes of one direction. begun is called with each header, and says
@@ -171,6 +183,7 @@ type framing struct {
 	length  int64
 	known   bool // one of both was said
 	interim bool // it is no answer yet: another header follows
+	last    bool // the connection ends with it
 }
 
 // request takes the header of a request.
@@ -181,8 +194,11 @@ func (t *turns) request(head []byte) (framing, bool) {
 	if !ok || !ok2 || len(version) != 8 || !strings.HasPrefix(version, "HTTP/1.") || method == http.MethodConnect || len(t.waiting) == maxWaiting {
 		return framing{}, false
 	}
+	t.due = len(t.waiting) == 0 && !t.ending && !t.doubt
 	t.waiting = append(t.waiting, method == http.MethodHead)
-	return framingOf(fields)
+	f, ok := framingOf(fields)
+	t.ending = t.ending || f.last || version == "HTTP/1.0"
+	return f, ok
 }
 
 // answer takes the header of an answer.
@@ -196,6 +212,10 @@ func (t *turns) answer(head []byte) (framing, bool) {
 	if err == nil && status >= 200 && t.status != nil {
 		t.status(int(status))
 	}
+	if status >= 200 {
+		t.begun, t.doubt = true, false
+	}
+	t.ending = t.ending || f.last
 	switch {
 	case err != nil || !ok || status < 100 || status == http.StatusSwitchingProtocols:
 		return framing{}, false
@@ -232,6 +252,10 @@ func framingOf(fields string) (f framing, ok bool) {
 				return f, false
 			}
 			f.known, f.length = true, int64(n)
+		case strings.EqualFold(name, "Connection"):
+			for option := range strings.SplitSeq(value, ",") {
+				f.last = f.last || strings.EqualFold(strings.Trim(option, " \t"), "close")
+			}
 		}
 	}
 	return f, true
