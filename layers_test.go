@@ -18,6 +18,7 @@ var rooms = []string{
 	"internal/problem",
 	"internal/document",
 	"internal/allowance",
+	"internal/conceal",
 	"internal/policy",
 	"internal/image",
 	"internal/audit",

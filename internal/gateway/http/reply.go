@@ -32,7 +32,7 @@ func (x *exchange) reply(res *http.Response) error {
 	}
 	h := x.w.Header()
 	x.incoming(res.Header, h)
-	x.hidden.fields(h)
+	hideFields(x.hidden, h)
 	if x.hidden != nil {
 		x.veil = &veil{forms: x.hidden, sink: x.emit}
 		defer x.veil.end()
@@ -73,7 +73,7 @@ func (x *exchange) reply(res *http.Response) error {
 	if err != nil {
 		return err
 	}
-	x.hidden.fields(res.Trailer)
+	hideFields(x.hidden, res.Trailer)
 	for name, values := range res.Trailer {
 		if inTrailer(name) {
 			h[http.TrailerPrefix+name] = values
@@ -272,7 +272,7 @@ func (x *exchange) switched(res *http.Response) error {
 	}
 	h := x.w.Header()
 	x.incoming(res.Header, h)
-	x.hidden.fields(h)
+	hideFields(x.hidden, h)
 	h["Connection"], h["Upgrade"] = []string{"Upgrade"}, []string{"websocket"}
 	x.begin(http.StatusSwitchingProtocols)
 	near, err := r.hijack()

@@ -61,7 +61,7 @@ func TestACredentialThatIsEchoedComesBackInNoForm(t *testing.T) {
 				t.Error("nothing is recorded")
 			}
 			for where, text := range map[string]string{"the body": string(b), "the header": fmt.Sprint(res.Header), "the trailer": fmt.Sprint(res.Trailer), "the recording": string(kept)} {
-				for _, form := range append(formsOf(c.Kind, sent).all, []byte(sent), []byte("s3cr"), []byte("ours")) {
+				for _, form := range append(formsOf(c.Kind, sent).All(), []byte(sent), []byte("s3cr"), []byte("ours")) {
 					if bytes.Contains([]byte(text), form) {
 						t.Errorf("%s, %s: %s has %q: %s", c.Kind, name, where, form, text)
 					}
@@ -73,7 +73,7 @@ func TestACredentialThatIsEchoedComesBackInNoForm(t *testing.T) {
 
 func TestACredentialIsFoundWhereverItIsCut(t *testing.T) {
 	f := formsOf("bearer", "Bearer "+awkward)
-	for _, form := range f.all {
+	for _, form := range f.All() {
 		text := "before " + string(form) + " and " + string(form)
 		for cut := range len(text) {
 			var got []byte
@@ -153,7 +153,7 @@ func BenchmarkHide(b *testing.B) {
 	text := bytes.Repeat([]byte(`{"id": 17, "name": "a customer", "email": "a@example.com"}, `), 512)
 	b.SetBytes(int64(len(text)))
 	for b.Loop() {
-		f.hide(text)
+		f.Hide(text)
 	}
 }
 
