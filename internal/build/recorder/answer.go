@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"isle"
 	"isle/internal/spec"
@@ -23,6 +24,13 @@ type query struct {
 	spec.Material        // Method, URL and Accept
 	agent         string // User-Agent
 	whole         bool   // no part of the answer is asked for, and no condition made
+}
+
+// recordable reports whether a lock can have an answer to it.
+func (q query) recordable() bool {
+	m := q.Material
+	m.Status, m.Digest, m.Time = http.StatusOK, isle.DigestOf(nil), time.Unix(0, 0).UTC()
+	return m.Check() == nil
 }
 
 func (q query) String() string {
@@ -152,7 +160,7 @@ func understood(req *http.Request) (query, error) {
 		return no(http.StatusMethodNotAllowed, "only GET and HEAD can be recorded")
 	case req.ContentLength != 0:
 		return no(http.StatusBadRequest, "a request with a body cannot be recorded")
-	case spec.CheckMaterialURL(q.URL) != nil || len(q.Accept) > spec.MaxMaterialHeader:
+	case !q.recordable():
 		return no(http.StatusRequestURITooLong, "its address or its Accept is none that can be recorded")
 	}
 	for _, name := range []string{"Authorization", "Cookie"} {

@@ -499,6 +499,9 @@ func FuzzARecorderOutlivesWhatArrives(f *testing.F) {
 	for _, s := range []string{
 		"GET / HTTP/1.1\r\nHost: example.com\r\n\r\n", "GET http://a/b HTTP/1.1\r\nHost: c\r\n\r\n", "CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n",
 		"GET /\x00 HTTP/1.1\r\nHost: [::1]:80\r\n\r\n", "GET / HTTP/1.0\r\n\r\n", "\x16\x03\x01\x00\x05hello", "HEAD //x HTTP/1.1\r\nHost: a:99999\r\n\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+		"GET / HTTP/1.1\r\nHost: a\r\nAccept: \xff\r\n\r\n", "GET /\xff?\xfe HTTP/1.1\r\nHost: a\r\nAccept: a\tb\r\nUser-Agent: \xff\r\n\r\n",
+		"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\nGET /x HTTP/1.1\r\nHost: b\r\n\r\n",
+		"GET http://u:p@a/b#c HTTP/1.1\r\nHost: a\r\n\r\n", "GET /a%0d%0ab HTTP/1.1\r\nHost: xn--a:25\r\n\r\n", "GET /%zz HTTP/1.1\r\nHost: [fe80::1%25eth0]\r\n\r\n",
 	} {
 		f.Add([]byte(s))
 	}
