@@ -3,6 +3,7 @@ package build
 import (
 	"archive/tar"
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -305,9 +306,9 @@ func (c *cacheReader) read(keys *seal.Ring) (out CacheFile, err error) {
 			WithHint("if what that server builds may run here: isle release trust NAME+HASH+KEY, as `isle release trust` shows it there")
 	}
 	out.Signer = signer
-	var m cacheManifest
-	if err := json.Unmarshal(raw, &m); err != nil {
-		return out, cacheFileError("%w", err)
+	m, err := readManifest(raw)
+	if err != nil {
+		return out, err
 	}
 	layers, err := m.check()
 	if err != nil {
@@ -328,6 +329,23 @@ func (c *cacheReader) read(keys *seal.Ring) (out CacheFile, err error) {
 	}
 	out.Steps = len(m.Steps) + len(m.Bases)
 	return out, c.b.takeIn(m)
+}
+
+// readManifest reads a manifest of which it knows every key: what is left out of a
+// step's inputs is left out of what its result is found by.
+func readManifest(raw []byte) (m cacheManifest, err error) {
+	d := json.NewDecoder(bytes.NewReader(raw))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&m); err != nil {
+		if strings.Contains(err.Error(), "unknown field") {
+			return m, isle.Errorf(isle.Invalid, "the file has what this server does not know of: %w", err).WithHint("use the same version of isle on both")
+		}
+		return m, cacheFileError("%w", err)
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return m, cacheFileError("something follows its list")
+	}
+	return m, nil
 }
 
 // takeIn notes what a file has, once its layers are in the store.

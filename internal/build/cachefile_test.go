@@ -236,6 +236,30 @@ func TestATrustedFileIsStillChecked(t *testing.T) {
 	}
 }
 
+// What this server does not know of a step's inputs would be left out of the key
+// that its result is found by: it would be found by steps that are other ones.
+func TestInputsThatThisServerDoesNotKnowAreNotTakenIn(t *testing.T) {
+	ci := ring(t, "ci")
+	file, _ := exported(t, ci)
+	for _, at := range []string{`"inputs":{`, `"copy":{`, `{"format":`} {
+		list := entries(t, file)
+		was := string(list[0].content)
+		list[0].content = []byte(strings.Replace(was, at, strings.Replace(at, "{", `{"later":"x",`, 1), 1))
+		if string(list[0].content) == was {
+			t.Fatalf("there is no %s in %s", at, was)
+		}
+		var err error
+		if list[1].content, err = ci.Own().Sign(seal.NoteText(cacheKind, isle.DigestOf(list[0].content))); err != nil {
+			t.Fatal(err)
+		}
+		b := newBench(t)
+		if _, err := b.ImportCache(t.Context(), ring(t, "fresh", ci), bytes.NewReader(packed(t, list))); isle.CodeOf(err) != isle.Invalid || !strings.Contains(err.Error(), "later") {
+			t.Errorf("in %s: %v", at, err)
+		}
+		nothingTaken(t, b, at)
+	}
+}
+
 func TestAnImportReplacesNothingThatIsKnownHere(t *testing.T) {
 	ci := ring(t, "ci")
 	file, _ := exported(t, ci)
