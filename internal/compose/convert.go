@@ -30,7 +30,7 @@ func (r *reader) compose() (*draft, error) {
 
 // draft is a Compose file, service by service.
 func (r *reader) draft() (*draft, error) {
-	r.vars.environ = r.src.Environ
+	r.vars.environ, r.vars.spent = r.src.Environ, &r.spent
 	if err := r.readDotEnv(); err != nil {
 		return nil, err
 	}
@@ -88,7 +88,7 @@ func (r *reader) readDotEnv() error {
 	if err != nil {
 		return err
 	}
-	pairs, err := readEnv(name, b, r.src.Environ, false)
+	pairs, err := readEnv(name, b, r.src.Environ, false, &r.spent)
 	if err != nil {
 		return err
 	}

@@ -38,7 +38,8 @@ func (r *reader) devcontainer() (*draft, error) {
 	}
 	folder, _ := filepath.Abs(r.src.Dir)
 	folder = "/workspaces/" + filepath.Base(folder)
-	r.expand = func(s string) (string, error) { return r.local(s, folder), nil }
+	r.vars.spent = &r.spent
+	r.expand = func(s string) (string, error) { return r.local(s, folder) }
 	top, err := r.tree(r.src.Name, b)
 	if err != nil {
 		return nil, err
@@ -62,44 +63,51 @@ func (r *reader) devcontainer() (*draft, error) {
 
 // local puts in what ${localEnv:NAME} and the like stand for. ${containerEnv:NAME}
 // is left to a shell inside.
-func (r *reader) local(s, folder string) string {
-	for from := 0; ; {
-		i := strings.Index(s[from:], "${")
-		if i < 0 {
-			return s
+func (r *reader) local(s, folder string) (string, error) {
+	var b strings.Builder
+	for {
+		i := strings.Index(s, "${")
+		end := -1
+		if i >= 0 {
+			end = strings.IndexByte(s[i:], '}')
 		}
-		i += from
-		end := strings.IndexByte(s[i:], '}')
 		if end < 0 {
-			return s
+			break
 		}
 		end += i
+		b.WriteString(s[:i])
 		kind, rest, _ := strings.Cut(s[i+2:end], ":")
 		name, def, _ := strings.Cut(rest, ":")
-		value := ""
 		switch kind {
 		case "localEnv", "env":
 			v, ok := r.vars.lookup(name)
-			if value = v; !ok {
-				value = def
+			if !ok {
+				v = def
 			}
+			b.WriteString(v)
 		case "containerEnv":
-			value = "${" + name + "}"
+			b.WriteString("${" + name + "}")
 		case "localWorkspaceFolder":
-			value = "."
+			b.WriteByte('.')
 		case "containerWorkspaceFolder":
-			value = folder
+			b.WriteString(folder)
 		case "localWorkspaceFolderBasename", "containerWorkspaceFolderBasename":
-			value = path.Base(folder)
+			b.WriteString(path.Base(folder))
 		case "devcontainerId":
-			value = isle.Slug(path.Base(folder))
+			b.WriteString(isle.Slug(path.Base(folder)))
 		default:
-			from = end + 1
-			continue
+			b.WriteString(s[i : end+1])
 		}
-		s = s[:i] + value + s[end+1:]
-		from = i + len(value)
+		s = s[end+1:]
+		if b.Len() > maxExpanded {
+			return "", errTooLarge
+		}
 	}
+	if b.Len() == 0 {
+		return s, nil
+	}
+	b.WriteString(s)
+	return b.String(), r.vars.spend(b.Len())
 }
 
 // begin is the service that the container is, of its own or of Compose files.

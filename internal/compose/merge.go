@@ -22,6 +22,7 @@ func asMapping(key string, n *node) *node {
 		return n
 	}
 	m := &node{place: n.place, kind: yaml.MappingNode, tag: n.tag}
+	there := make(map[string]int, len(n.items))
 	for _, i := range n.items {
 		if i.kind != yaml.ScalarNode {
 			return n
@@ -32,9 +33,10 @@ func asMapping(key string, n *node) *node {
 		}
 		v := &node{place: i.place, kind: yaml.ScalarNode, text: value, quoted: true, null: !has}
 		p := pair{i.place, name, v}
-		if at := slices.IndexFunc(m.pairs, func(p pair) bool { return p.key == name }); at >= 0 {
+		if at, ok := there[name]; ok {
 			m.pairs[at] = p // the last one counts
 		} else {
+			there[name] = len(m.pairs)
 			m.pairs = append(m.pairs, p)
 		}
 	}
@@ -51,39 +53,75 @@ func lay(key string, base, over *node) *node {
 	case base == nil || over.tag == "!override" || over.kind != base.kind && !(key == "volumes" || key == "ports"):
 		return over
 	case over.kind == yaml.MappingNode:
-		m := &node{place: base.place, kind: yaml.MappingNode, pairs: slices.Clone(base.pairs)}
-		for _, p := range over.pairs {
-			i := slices.IndexFunc(m.pairs, func(q pair) bool { return q.key == p.key })
-			switch {
-			case p.value.tag == "!reset" && i >= 0:
-				m.pairs = slices.Delete(m.pairs, i, i+1)
-			case p.value.tag == "!reset":
-			case i < 0:
-				m.pairs = append(m.pairs, p)
-			default:
-				m.pairs[i] = pair{p.place, p.key, lay(p.key, m.pairs[i].value, p.value)}
-			}
-		}
-		return m
+		return layMapping(base, over)
 	case over.kind == yaml.SequenceNode && !slices.Contains(replaced, key):
 		return layList(key, base, over)
 	}
 	return over
 }
 
+// layMapping is a mapping over another, in the other's order.
+func layMapping(base, over *node) *node {
+	m := &node{place: base.place, kind: yaml.MappingNode, pairs: slices.Clone(base.pairs)}
+	at := make(map[string]int, len(m.pairs))
+	for i, p := range m.pairs {
+		at[p.key] = i
+	}
+	gone := map[int]bool{}
+	for _, p := range over.pairs {
+		i, there := at[p.key]
+		switch {
+		case p.value.tag == "!reset":
+			if there {
+				gone[i] = true
+				delete(at, p.key)
+			}
+		case !there:
+			at[p.key] = len(m.pairs)
+			m.pairs = append(m.pairs, p)
+		default:
+			m.pairs[i] = pair{p.place, p.key, lay(p.key, m.pairs[i].value, p.value)}
+		}
+	}
+	if len(gone) == 0 {
+		return m
+	}
+	left := make([]pair, 0, len(m.pairs))
+	for i, p := range m.pairs {
+		if !gone[i] {
+			left = append(left, p)
+		}
+	}
+	m.pairs = left
+	return m
+}
+
 // layList is a list after another: what is said twice counts once, and of two
 // mounts at one path the later one.
 func layList(key string, base, over *node) *node {
 	l := &node{place: over.place, kind: yaml.SequenceNode}
+	targets := map[string]bool{}
+	if key == "volumes" {
+		for _, o := range over.items {
+			targets[mountTarget(o)] = true
+		}
+	}
+	said := map[string]bool{}
 	for _, i := range base.items {
-		if key == "volumes" && slices.ContainsFunc(over.items, func(o *node) bool { return mountTarget(o) == mountTarget(i) }) {
+		if key == "volumes" && targets[mountTarget(i)] {
 			continue
+		}
+		if i.kind == yaml.ScalarNode {
+			said[i.text] = true
 		}
 		l.items = append(l.items, i)
 	}
 	for _, o := range over.items {
-		if o.kind == yaml.ScalarNode && slices.ContainsFunc(l.items, func(i *node) bool { return i.kind == yaml.ScalarNode && i.text == o.text }) {
-			continue
+		if o.kind == yaml.ScalarNode {
+			if said[o.text] {
+				continue
+			}
+			said[o.text] = true
 		}
 		l.items = append(l.items, o)
 	}
@@ -171,9 +209,12 @@ func (r *reader) include(top *node, from []string) (*node, error) {
 			}
 			if all == nil {
 				all = n
-			} else {
-				all = lay("", all, n)
+				continue
 			}
+			if r.laid += all.count() + n.count(); r.laid > maxLaid {
+				return nil, invalid(i.place, "%v", errTooLarge)
+			}
+			all = lay("", all, n)
 		}
 		var err error
 		if out, err = join(out, all); err != nil {
@@ -260,7 +301,7 @@ func (r *reader) extended(services *node, name string, trail []string) (*node, e
 			own.pairs = append(own.pairs, p)
 		}
 	}
-	if r.values += len(b.pairs) + len(own.pairs); r.values > maxValues {
+	if r.laid += b.count() + own.count(); r.laid > maxLaid {
 		return nil, invalid(e.place, "%v", errTooLarge)
 	}
 	return lay("", b, own), nil

@@ -20,10 +20,12 @@ import (
 
 // Bounds of what is read.
 const (
-	maxFile   = 1 << 20 // bytes of one file
-	maxFiles  = 64      // files that lead to one another
-	maxValues = 50_000  // values, aliases and merges followed
-	maxDepth  = 64      // of values in one another
+	maxFile   = 1 << 20  // bytes of one file
+	maxFiles  = 64       // files that lead to one another
+	maxRead   = 64 << 20 // bytes of all, one that is named often read as often
+	maxValues = 50_000   // values, aliases and merges followed
+	maxLaid   = 500_000  // values that services have of what they extend
+	maxDepth  = 64       // of values in one another
 	maxNotes  = 400
 )
 
@@ -103,6 +105,18 @@ func (n *node) texts() []string {
 	return out
 }
 
+// count is how many values a node is.
+func (n *node) count() int {
+	sum := 1 + len(n.pairs)
+	for _, i := range n.items {
+		sum += i.count()
+	}
+	for _, p := range n.pairs {
+		sum += p.value.count()
+	}
+	return sum
+}
+
 // A reader reads one Source.
 type reader struct {
 	root   *os.Root
@@ -111,6 +125,9 @@ type reader struct {
 	reads  []string
 	loaded map[string]*node // files, by name
 	values int
+	laid   int // values that were laid over others
+	size   int // bytes that were read
+	spent  int // bytes that variables came to
 	notes  []Note
 	vars   variables
 	expand func(string) (string, error) // puts variables into a text; nil: vars does
@@ -148,6 +165,9 @@ func (r *reader) read(name string) ([]byte, error) {
 		}
 		r.reads = append(r.reads, name)
 	}
+	if r.size > maxRead {
+		return nil, invalid(place{name, 0}, "%v", errTooLarge)
+	}
 	st, err := r.root.Stat(filepath.FromSlash(name))
 	if err == nil && !st.Mode().IsRegular() {
 		err = errors.New("it is no file")
@@ -164,6 +184,7 @@ func (r *reader) read(name string) ([]byte, error) {
 	if err != nil {
 		return nil, notRead(name, err)
 	}
+	r.size += len(b)
 	if len(b) > maxFile {
 		return nil, isle.Errorf(isle.Invalid, "%s has more than 1 MiB, which is the most that is read", name)
 	}
@@ -254,6 +275,7 @@ func (r *reader) scalar(n *node, y *yaml.Node) error {
 // mapping reads pairs; what a merge key brings stands behind what is written.
 func (r *reader) mapping(n *node, y *yaml.Node, depth int) error {
 	var merged []*yaml.Node
+	seen := make(map[string]bool, len(y.Content)/2)
 	for i := 0; i+1 < len(y.Content); i += 2 {
 		k, v := y.Content[i], y.Content[i+1]
 		at := place{n.file, k.Line}
@@ -263,17 +285,18 @@ func (r *reader) mapping(n *node, y *yaml.Node, depth int) error {
 			continue
 		case k.Kind != yaml.ScalarNode:
 			return invalid(at, "a key is %s; keys are plain text", document.Words(k))
-		case slices.ContainsFunc(n.pairs, func(p pair) bool { return p.key == k.Value }):
+		case seen[k.Value]:
 			return invalid(at, "key %q is here a second time; remove one", problem.Clip(k.Value))
 		}
 		value, err := r.build(v, place{n.file, v.Line}, depth+1)
 		if err != nil {
 			return err
 		}
+		seen[k.Value] = true
 		n.pairs = append(n.pairs, pair{at, k.Value, value})
 	}
 	for _, m := range merged {
-		if err := r.mergeKey(n, m, depth+1); err != nil {
+		if err := r.mergeKey(n, m, depth+1, seen); err != nil {
 			return err
 		}
 	}
@@ -281,8 +304,8 @@ func (r *reader) mapping(n *node, y *yaml.Node, depth int) error {
 }
 
 // mergeKey adds what a merge key names: a mapping, or a list of them, of which
-// the first wins.
-func (r *reader) mergeKey(n *node, y *yaml.Node, depth int) error {
+// the first wins. seen are the keys that are there.
+func (r *reader) mergeKey(n *node, y *yaml.Node, depth int, seen map[string]bool) error {
 	from, err := r.build(y, place{n.file, y.Line}, depth)
 	if err != nil {
 		return err
@@ -296,7 +319,8 @@ func (r *reader) mergeKey(n *node, y *yaml.Node, depth int) error {
 			return invalid(m.place, "a merge key (<<) takes a mapping or a list of mappings")
 		}
 		for _, p := range m.pairs {
-			if !slices.ContainsFunc(n.pairs, func(q pair) bool { return q.key == p.key }) {
+			if !seen[p.key] {
+				seen[p.key] = true
 				n.pairs = append(n.pairs, p)
 			}
 		}

@@ -255,7 +255,7 @@ func sameExpansion(t *testing.T, env map[string]string, text string) {
 func TestEnvFilesAreWhatTheReferenceImplementationMakesOfThem(t *testing.T) {
 	lookup := func(name string) (string, bool) { return "from env", name == "FROM_ENV" }
 	for _, text := range []string{envFile, "A=1\r\nB=2\r\n", "A='x'\nB=\"$A\"\nC='$A'\n", "A=a b c\n", "A=\n", "A=1\nA=2\n", "A=\"x\\$y\"\n", "\ufeffA=1\n", "A=b'c'\n", "A=x\\ny\n", "A: 1\n"} {
-		pairs, err := readEnv("a.env", []byte(text), lookup, false)
+		pairs, err := readEnv("a.env", []byte(text), lookup, false, nil)
 		ours := map[string]string{}
 		for _, kv := range pairs {
 			ours[kv[0]] = kv[1]

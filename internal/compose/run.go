@@ -76,7 +76,7 @@ func (s *service) readEnvFile(n *node) {
 			}
 			_, own := s.envAt[name]
 			return s.env[name], own
-		}, raw)
+		}, raw, &s.spent)
 		if err != nil {
 			s.refuse(i.place, "env_file", err.Error(), "mend it")
 			continue

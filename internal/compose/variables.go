@@ -15,6 +15,8 @@ import (
 type variables struct {
 	file    map[string]string // of .env
 	environ func(string) (string, bool)
+	// spent counts the bytes that variables came to, in all; nil: nobody does.
+	spent *int
 	// What was asked for, each once, in order: from the environment of whoever
 	// asks, and nowhere to be found.
 	taken, unset []string
@@ -34,8 +36,23 @@ func (v *variables) lookup(name string) (string, bool) {
 	return s, ok
 }
 
-// maxExpanded bounds a value with its variables.
-const maxExpanded = 256 << 10
+// maxExpanded bounds a value with its variables, and maxSpent all of them, in
+// bytes.
+const (
+	maxExpanded = 256 << 10
+	maxSpent    = 8 << 20
+)
+
+// spend counts what a value came to.
+func (v *variables) spend(n int) error {
+	if v.spent == nil {
+		return nil
+	}
+	if *v.spent += n; *v.spent > maxSpent {
+		return errTooLarge
+	}
+	return nil
+}
 
 // expand puts values into $NAME and ${NAME}, with the forms that Compose has:
 // :-, -, :?, ?, :+ and +, defaults within defaults, and $$ for one $.
@@ -85,7 +102,7 @@ func (v *variables) expandAt(s string, depth int) (string, error) {
 			return "", errors.New("is longer than 256 KiB with its variables")
 		}
 	}
-	return b.String(), nil
+	return b.String(), v.spend(b.Len())
 }
 
 // value is a variable's, "" where it is not set, which is noted.
@@ -166,13 +183,13 @@ func closing(s string) int {
 // readEnv reads a file of NAME=VALUE lines, as .env and env_file are: comments,
 // `export`, quotes, escapes in double quotes, and variables outside of single
 // quotes: those that lookup finds, and those of lines before. raw takes values as
-// they are.
-func readEnv(name string, b []byte, lookup func(string) (string, bool), raw bool) ([][2]string, error) {
+// they are; spent is as in variables.
+func readEnv(name string, b []byte, lookup func(string) (string, bool), raw bool, spent *int) ([][2]string, error) {
 	if lookup == nil {
 		lookup = func(string) (string, bool) { return "", false }
 	}
 	seen := map[string]string{}
-	inner := variables{environ: lookup, file: seen}
+	inner := variables{environ: lookup, file: seen, spent: spent}
 	var out [][2]string
 	lines := bufio.NewScanner(bytes.NewReader(bytes.TrimPrefix(b, []byte("\ufeff"))))
 	lines.Buffer(nil, maxFile+1)
