@@ -84,7 +84,8 @@ func (s *releases) promote(ctx context.Context, p release.Promotion, plan releas
 	if err := plan.Stale(seen); err != nil { // before anything is launched for nothing
 		return err
 	}
-	p.Release, p.Values = string(plan.Release.Digest), &plan.Values // nothing but what was planned
+	before := plan.Before.Pointer()
+	p.Release, p.Values, p.Before = string(plan.Release.Digest), &plan.Values, &before // nothing but what was planned
 	x := s.newPassing(p, plan)
 	pass := x.pass
 	switch {

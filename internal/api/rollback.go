@@ -58,7 +58,8 @@ func (s *releases) Rollback(ctx context.Context, req *connect.Request[islev1.Rol
 	if seen == "" {
 		seen = plan.From.Release
 	}
-	b.To = string(plan.Release.Digest)
+	want := plan.Pointer()
+	b.To, b.Want = string(plan.Release.Digest), &want // nothing but what was planned
 	point := func(ctx context.Context) error { return s.Releases.Rollback(ctx, actorOf(ctx), b, seen) }
 	send := func(e *islev1.ProgressEvent) error {
 		return stream.Send(&islev1.RollbackEvent{Event: &islev1.RollbackEvent_Progress{Progress: e}})

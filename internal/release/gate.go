@@ -1,7 +1,6 @@
 package release
 
 import (
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -90,8 +89,7 @@ func (r *Releases) Gates(g policy.Gate, plan Plan, s Serving) (out []Gate) {
 		add(GateQuiet, serves && !loud, text, remedy)
 	}
 	if g.Fresh > 0 {
-		made := r.made(plan.Release)
-		age := max(now.Sub(made), 0).Truncate(time.Second)
+		age := max(now.Sub(lastMade(plan.Release)), 0).Truncate(time.Second)
 		add(GateFresh, age <= g.Fresh, fmt.Sprintf("release %s was made %s ago, and may be %s old", d, age, g.Fresh), "make it anew, with the packages of today: isle lock, a commit, isle release create")
 	}
 	if len(g.Signers) > 0 {
@@ -102,26 +100,13 @@ func (r *Releases) Gates(g policy.Gate, plan Plan, s Serving) (out []Gate) {
 	return out
 }
 
-// made is when a release was last made: what its youngest provenance says, and
-// where there is none that can be read when it came here.
-func (r *Releases) made(rel Release) time.Time {
+// lastMade is when a release was last made: what its youngest provenance says, but not
+// later than that came here, and where there is none when the release did.
+func lastMade(rel Release) time.Time {
 	youngest := time.Time{}
 	for _, a := range rel.Attestations {
-		if a.Kind != Provenance {
-			continue
-		}
-		b, err := r.Statement(rel.Digest, a)
-		if err != nil {
-			continue
-		}
-		_, s, err := decodeEnvelope(b)
-		raw, ok := s.Predicate.(*json.RawMessage)
-		if err != nil || !ok {
-			continue
-		}
-		var p provenance
-		if json.Unmarshal(*raw, &p) == nil && p.Details.Metadata.Finished.After(youngest) {
-			youngest = p.Details.Metadata.Finished
+		if a.Kind == Provenance && a.Added.After(youngest) {
+			youngest = a.Added
 		}
 	}
 	if youngest.IsZero() {
@@ -195,7 +180,7 @@ func recorded(gates []Gate, state string) string {
 		}
 		s := g.Kind
 		if g.Name != "" {
-			s += " `" + clip(g.Name) + "`"
+			s += " `" + strings.ReplaceAll(clip(g.Name), "`", "'") + "`"
 		}
 		if g.Claim {
 			s += " (the environment's own claim)"

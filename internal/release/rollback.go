@@ -3,6 +3,7 @@ package release
 import (
 	"context"
 	"slices"
+	"strings"
 	"time"
 
 	"isle"
@@ -12,8 +13,11 @@ import (
 const (
 	// maxEarlier bounds how far back a stage can be rolled.
 	maxEarlier = 64
-	// maxMarks bounds how many releases are marked in a stage.
-	maxMarks = 256
+	// maxMarks is how many releases may be marked in a stage to which something is
+	// promoted. Rolling it back marks at most maxEarlier more.
+	maxMarks = 128
+	// maxReason bounds why a stage is rolled back, in bytes.
+	maxReason = 500
 )
 
 // A Pointer is what a stage pointed at.
@@ -72,6 +76,9 @@ type Rollback struct {
 	// Restore says that the data goes back too: it need not be fit for To.
 	Restore bool
 	Rule    string // by which it is done, where nobody asked for it
+	// Want is what it was planned to go back to, which is what is launched: where it
+	// would be something else by then, that is a Conflict. nil: nothing was launched.
+	Want *Pointer
 }
 
 // A Return is what a rollback does.
@@ -84,6 +91,9 @@ type Return struct {
 	Data  string
 	stage Stage // as it is then
 }
+
+// Pointer is what the stage points at then.
+func (p Return) Pointer() Pointer { return p.stage.Pointer() }
 
 // PlanRollback says what a rollback would do, and changes nothing. It fails with
 // NotFound where the stage never pointed at that release, and as a launch would.
@@ -118,7 +128,7 @@ func (r *Releases) PlanRollback(ctx context.Context, b Rollback) (plan Return, e
 		if err := s.allows(s.Project, d); err != nil {
 			return plan, err
 		}
-		for i >= 0 && s.Earlier[i].Release != d {
+		for i >= 0 && (s.Earlier[i].Release != d || s.is(s.Earlier[i])) {
 			i--
 		}
 		if i < 0 {
@@ -167,14 +177,18 @@ func (r *Releases) Rollback(ctx context.Context, actor isle.Actor, b Rollback, s
 		return isle.Errorf(isle.Conflict, "stage %s of %s points at %s by now, by %s: nothing was changed", b.Stage, b.Project, short(plan.From.Release), plan.From.By.Name).
 			WithHint("look at what would change now: isle rollback %s@%s --dry-run", b.Project, b.Stage)
 	}
+	if b.Want != nil && !plan.stage.is(*b.Want) {
+		return isle.Errorf(isle.Conflict, "stage %s of %s would go back to other values of release %s by now: nothing was changed", b.Stage, b.Project, plan.Release.Digest.Short()).
+			WithHint("look at what would change now: isle rollback %s@%s --dry-run", b.Project, b.Stage)
+	}
 	if err := plan.Unfit("", time.Time{}); err != nil && !b.Restore {
 		return err
 	}
 	s := plan.stage
 	s.Since, s.By = r.cfg.Now().UTC(), actor
 	if s.Release != seen { // it may be the values alone
-		s.Marks = append(slices.DeleteFunc(slices.Clone(s.Marks), func(m Mark) bool { return m.Release == seen }), Mark{seen, actor, s.Since, b.Reason})
-		s.Marks = s.Marks[max(0, len(s.Marks)-maxMarks):]
+		reason := strings.ToValidUTF8(b.Reason[:min(len(b.Reason), maxReason)], "")
+		s.Marks = append(slices.DeleteFunc(slices.Clone(s.Marks), func(m Mark) bool { return m.Release == seen }), Mark{seen, actor, s.Since, reason})
 	}
 	e := audit.NewEvent(actor, isle.ActionReleaseRollback, resourceAt(s.Project, s.Name), isle.Allow, b.Reason).With("from", string(seen))
 	e.Release, e.Rule = s.Release, b.Rule

@@ -45,6 +45,9 @@ type Stage struct {
 	Breach string `json:"breach,omitempty"`
 }
 
+// Pointer is what the stage points at.
+func (s Stage) Pointer() Pointer { return Pointer{s.Release, s.Values} }
+
 type stageKey struct{ project, stage string }
 
 // Stage returns what a stage of a project points at; ok is false where it points
@@ -98,6 +101,10 @@ type Promotion struct {
 	Gates []Gate
 	// Watch are the gates by which To is watched from then on.
 	Watch []policy.Gate
+	// Before is what To pointed at when this was planned, and what stands before it
+	// was asked: where To points at something else by then, that is a Conflict. nil:
+	// seen says it.
+	Before *Pointer
 }
 
 // A Plan is what a promotion does.
@@ -200,8 +207,16 @@ func (r *Releases) Promote(ctx context.Context, actor isle.Actor, p Promotion, s
 	if err != nil {
 		return plan, err
 	}
+	if p.Before != nil && !plan.Before.is(*p.Before) {
+		return plan, isle.Errorf(isle.Conflict, "stage %s of %s points at %s by now, promoted by %s, or has other values: nothing was changed", p.To, p.Project, short(plan.Before.Release), plan.Before.By.Name).
+			WithHint("look at what would change now: isle promote %s --to %s --dry-run", p.Project, p.To)
+	}
 	if plan.Same {
 		return plan, nil
+	}
+	if len(plan.Before.Marks) >= maxMarks { // none is forgotten for another
+		return plan, isle.Errorf(isle.Exhausted, "stage %s of %s was rolled back from %d releases that nobody has cleared since: nothing is promoted to it", p.To, p.Project, len(plan.Before.Marks)).
+			WithHint("isle release stages shows them, and a person clears some: isle release clear %s@%s RELEASE", p.Project, p.To)
 	}
 	if err := plan.Stale(seen); err != nil {
 		return plan, err
@@ -249,6 +264,10 @@ func (r *Releases) Promote(ctx context.Context, actor isle.Actor, p Promotion, s
 // shelf is locked.
 func (r *Releases) point(ctx context.Context, s Stage, e audit.Entry) error {
 	b, err := json.Marshal(s)
+	for err == nil && len(b) > ledger.MaxBody && len(s.Earlier) > 1 { // values can be large: it goes less far back then
+		s.Earlier = s.Earlier[1:]
+		b, err = json.Marshal(s)
+	}
 	if err != nil {
 		return isle.Errorf(isle.Internal, "cannot encode a stage's record: %w", err)
 	}

@@ -7,6 +7,7 @@ import (
 	"math"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -123,6 +124,8 @@ const (
 	// maxTries and tryAgain bound how often a rollback is tried that fails.
 	maxTries = 5
 	tryAgain = 5 * time.Second
+	// maxBreach bounds what is kept of why there was none, in bytes.
+	maxBreach = 2 << 10
 )
 
 // watchActor is who rolls back.
@@ -300,7 +303,8 @@ func (w *Watcher) roll(ctx context.Context, s Stage, rule, why string) error {
 	if err := plan.Unfit("", time.Time{}); err != nil {
 		return err
 	}
-	b.To = string(plan.Release.Digest)
+	want := plan.Pointer()
+	b.To, b.Want = string(plan.Release.Digest), &want
 	rel, images, err := r.Launch(ctx, b.To)
 	if err != nil {
 		return err
@@ -330,7 +334,7 @@ func (r *Releases) GiveUp(ctx context.Context, actor isle.Actor, seen Stage, rul
 	if !ok || s.Release != seen.Release {
 		return nil
 	}
-	s.Watches, s.Breach = nil, why
+	s.Watches, s.Breach = nil, strings.ToValidUTF8(why[:min(len(why), maxBreach)], "")
 	e := audit.NewEvent(actor, isle.ActionReleaseRollback, resourceAt(s.Project, s.Name), isle.Allow, why)
 	e.Release, e.Result, e.Rule = s.Release, string(isle.Failed), rule
 	return r.point(ctx, s, e)
