@@ -45,6 +45,14 @@ func (s *environments) upRelease(ctx context.Context, m *islev1.UpRequest, strea
 		return err
 	}
 	up := rel.UpRequest(ref, images, file)
+	up.Still = func() error { // who promotes or rolls back may be first
+		now, err := s.Releases.At(rel, ref.Stage, must)
+		if err == nil && now.Digest() != values.Digest() {
+			err = isle.Errorf(isle.Conflict, "stage %s of %s has other values by now", ref.Stage, project).WithHint("launch it again: isle up --release %s@%s", project, ref.Stage)
+		}
+		return err
+	}
+	up.Last = func(context.Context) error { return up.Still() }
 	up.NoWait, up.Cold = m.GetNoWait(), m.GetCold()
 	if m.GetTtl() != nil {
 		d := m.GetTtl().AsDuration()

@@ -46,6 +46,9 @@ type UpRequest struct {
 	// another instance serves: if it fails, nothing changes. nil: there is nothing
 	// to do then.
 	Last func(context.Context) error
+	// Still is asked when it is the request's turn, before anything is done: what it
+	// waited for may have changed whether this is to run. nil: it is.
+	Still func() error
 	// Keep is how long what a switch puts aside is kept at least, whatever
 	// Config.KeepAside says; 0: as long as that.
 	Keep time.Duration
@@ -192,6 +195,11 @@ func gate(progress func(Progress)) (say func(Progress), mute func()) {
 
 // up is Up with the ref held.
 func (m *Manager) up(ctx context.Context, actor isle.Actor, req UpRequest, specJSON []byte, say func(Progress), started func()) (UpResult, error) {
+	if req.Still != nil {
+		if err := req.Still(); err != nil {
+			return UpResult{}, err
+		}
+	}
 	l := m.find(req.Ref)
 	if l != nil && l.snapshot().Desired == WantDown { // a teardown that got stuck
 		if err := m.takeDown(ctx, actor, l, false, say); err != nil {
