@@ -42,7 +42,7 @@ check: ## format, vet, staticcheck, layers, generated code, links, unit tests
 	scripts/check.sh
 
 test: setup build ## everything, with real parts; needs root
-	@scripts/setup.sh runc btrfs-progs erofs-utils qemu-system-x86 buildah docker-registry protobuf-compiler libprotobuf-dev openssl bzip2 xz-utils postgresql python3-psycopg python3-psycopg2 libpostgresql-jdbc-java openjdk-17-jdk-headless
+	@scripts/setup.sh runc btrfs-progs erofs-utils qemu-system-x86 buildah docker-registry protobuf-compiler libprotobuf-dev openssl bzip2 xz-utils postgresql python3-psycopg python3-psycopg2 libpostgresql-jdbc-java openjdk-17-jdk-headless wrk
 	@command -v npm >/dev/null || scripts/setup.sh npm
 	@$(MAKE) --no-print-directory -j checks most twice
 
