@@ -161,7 +161,7 @@ func (b *Builder) eachCache(project string, each func(CacheMount) error) error {
 		}
 		var found []CacheMount
 		for _, dir := range dirs {
-			m := CacheMount{Project: isle.Slug(p), Size: diskSize(dir), dir: dir}
+			m := CacheMount{Project: p, Size: diskSize(dir), dir: dir}
 			name := filepath.Join(dir, cacheName)
 			id, err := os.ReadFile(name)
 			if info, serr := os.Stat(name); err == nil && serr == nil {

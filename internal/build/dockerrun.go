@@ -237,7 +237,7 @@ func (x *stages) mounting(ctx context.Context, op dockerfile.Mount) (mounting, e
 		Type: op.Type, Target: op.Target, ReadOnly: op.ReadOnly, Path: op.Path, ID: op.ID, Env: op.Env, Size: op.Size, Mode: uint32(op.Mode), UID: op.UID, GID: op.GID,
 	}}
 	if op.Type == "cache" {
-		m.input.Project = isle.Slug(x.project)
+		m.input.Project = folderName(x.project)
 	}
 	if op.Type != "bind" {
 		return m, nil

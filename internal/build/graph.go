@@ -335,7 +335,16 @@ type projectState struct {
 }
 
 func (b *Builder) projectPath(project string, parts ...string) string {
-	return filepath.Join(append([]string{b.Cache, "projects", isle.Slug(project)}, parts...)...)
+	return filepath.Join(append([]string{b.Cache, "projects", folderName(project)}, parts...)...)
+}
+
+// folderName is what the folder of a project, or of a service in it, is called:
+// each has its own. What is no name has a folder that is nobody's.
+func folderName(name string) string {
+	if !isle.ValidName(name) {
+		return "-"
+	}
+	return name
 }
 
 func (b *Builder) keepLock(project string, lock *spec.Lock, images map[string]image.Image) error {
@@ -356,7 +365,7 @@ func (b *Builder) keepLock(project string, lock *spec.Lock, images map[string]im
 
 func (b *Builder) lastSteps(project, service string) []inputs {
 	var steps []inputs
-	readJSON(b.projectPath(project, "service-"+isle.Slug(service)+".json"), &steps)
+	readJSON(b.projectPath(project, "service-"+folderName(service)+".json"), &steps)
 	return steps
 }
 
@@ -364,7 +373,7 @@ func (b *Builder) rememberSteps(project, service string, m image.Image, steps []
 	if err := writeJSON(b.imageStepsPath(m.Digest()), steps); err != nil {
 		return err
 	}
-	return writeJSON(b.projectPath(project, "service-"+isle.Slug(service)+".json"), steps)
+	return writeJSON(b.projectPath(project, "service-"+folderName(service)+".json"), steps)
 }
 
 func (b *Builder) imageStepsPath(d isle.Digest) string {

@@ -89,3 +89,43 @@ func TestAFrozenStepIsFoundByAllThatItWasAnswered(t *testing.T) {
 		t.Error("a project gets what another's lock said of the same step")
 	}
 }
+
+// Whoever may build one project has no hand in the caches of another whose name
+// is nearly the same.
+func TestProjectsOfSimilarNamesShareNoCacheMounts(t *testing.T) {
+	b := newBench(t)
+	seen := map[string]string{}
+	b.sandbox.programs["look"] = func(_ context.Context, s Step) error {
+		for _, m := range s.Mounts {
+			if m.Folder != "" {
+				had, _ := os.ReadFile(filepath.Join(m.Folder, "poison"))
+				seen[m.Folder] = string(had)
+				return os.WriteFile(filepath.Join(m.Folder, "poison"), []byte("x"), 0o644)
+			}
+		}
+		return errors.New("there is no cache")
+	}
+	for _, project := range []string{"a-b", "a--b", "a---b"} {
+		f := dockered(spec.Build{})
+		f.Name = project
+		if _, err := b.docker(f, "FROM scratch\nCOPY x /x\nRUN --mount=type=cache,target=/c look\n", map[string]string{"x": "1"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for folder, had := range seen {
+		if had != "" {
+			t.Errorf("%s has what another project left there", folder)
+		}
+	}
+	if len(seen) != 3 {
+		t.Errorf("three projects have the folders %v", seen)
+	}
+	for _, name := range []string{"A-B", "../projects/a-b", "a-b "} {
+		if mounts, _, err := b.Caches(name); err != nil || len(mounts) != 0 {
+			t.Errorf("%q has the caches %v, %v", name, mounts, err)
+		}
+	}
+	if all, _, err := b.Caches(""); err != nil || len(all) != 3 {
+		t.Errorf("all caches are %v, %v", all, err)
+	}
+}
