@@ -92,9 +92,13 @@ func wantsLogin(err error, have build.Credentials) *islev1.Need {
 	return &islev1.Need{Registries: []string{login.Registry}}
 }
 
-// mayPull asks whether the caller may pull an image, and records that it is.
+// mayPull asks whether the caller may pull an image, and records that it is. One of
+// this server's own is not pulled but read.
 func (cfg Config) mayPull(ctx context.Context) func(registry.Reference) error {
 	return func(ref registry.Reference) error {
+		if ref.Local() {
+			return cfg.allowed(ctx, askImage(isle.ActionImageRead, ref.Name()))
+		}
 		a := askImage(isle.ActionImagePull, ref.Name())
 		if err := cfg.allowed(ctx, a); err != nil {
 			return err

@@ -50,6 +50,11 @@ func (b *Builder) lockReference(ctx context.Context, service, request string, o 
 	asked.Digest = ""
 	l.Reference = asked.String()
 	if ref.Local() {
+		if o.Pull != nil {
+			if err := o.Pull(asked); err != nil {
+				return nil, prefix(service, err)
+			}
+		}
 		n, err := b.Images.Named(asked.String())
 		switch {
 		case err != nil && ref.Digest != "":
@@ -129,7 +134,84 @@ func baseInputs(l *spec.LockedImage, in inputs) inputs {
 	if l.Tree != "" {
 		in.Tree = l.Tree
 	}
+	ref, err := registry.Parse(l.Reference)
+	in.Local = l.Tree == "" && err == nil && ref.Local()
 	return in
+}
+
+// mayBegin says whether a lock's image is one that the file asks for and whoever
+// builds may have. A lock is somebody else's file.
+func (b *Builder) mayBegin(ctx context.Context, service string, l *spec.LockedImage, o Options, p Progress) error {
+	if l.Tree != "" {
+		return nil
+	}
+	asked, err := registry.Parse(l.Request)
+	if err != nil {
+		return err
+	}
+	if asked.Local() {
+		if err := b.mayReadLocal(asked, l.Digest, o.Pull); err != nil {
+			return err
+		}
+	}
+	if asked.Digest == "" || asked.Digest == l.Digest {
+		return nil
+	}
+	other := isle.Errorf(isle.Untrusted, "isle.lock has %s in place of what the file asks for", l.Digest).
+		WithHint("`isle lock --update` pins what the file says; find out who changed isle.lock")
+	if asked.Local() {
+		return other
+	}
+	// What the file asks for is an index, of which the lock has one image.
+	record := filepath.Join(b.Cache, "pins", isle.DigestOf([]byte(string(asked.Digest)+" "+string(l.Digest))).Hex()+".json")
+	var known isle.Digest
+	if readJSON(record, &known) && known == l.Digest {
+		return nil
+	}
+	picture, err := b.resolve(ctx, asked, service, o.Credentials, o.Pull, p)
+	if err != nil {
+		return err
+	}
+	if picture.Digest != l.Digest {
+		return other
+	}
+	return writeJSON(record, l.Digest)
+}
+
+// mayReadLocal asks whether an image of the store may be read: under the name that
+// it is asked for by, and where it has others and not that one, under each.
+func (b *Builder) mayReadLocal(asked registry.Reference, d isle.Digest, may func(registry.Reference) error) error {
+	if may == nil {
+		return nil
+	}
+	asked.Digest = ""
+	if err := may(asked); err != nil {
+		return err
+	}
+	names, err := b.Images.Names()
+	if err != nil {
+		return err
+	}
+	var others []registry.Reference
+	for _, n := range names {
+		if n.Image != d {
+			continue
+		}
+		ref, err := registry.Parse(n.Name)
+		if err != nil {
+			return err
+		}
+		if ref.Name() == asked.Name() {
+			return nil
+		}
+		others = append(others, ref)
+	}
+	for _, ref := range others {
+		if err := may(ref); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // basePath is the record of which image a base became. It is a hint, as the
@@ -161,6 +243,12 @@ func (b *Builder) knownBase(in inputs) (image.Image, bool) {
 // an archive or a registry.
 func (b *Builder) base(ctx context.Context, service string, l *spec.LockedImage, common inputs, o Options, p Progress) (base, error) {
 	in := baseInputs(l, common)
+	if err := b.mayBegin(ctx, service, l, o, p); err != nil {
+		if ctx.Err() != nil {
+			return base{}, ctx.Err()
+		}
+		return base{}, prefix(service+": image "+l.Request, err)
+	}
 	p, leave, err := b.flights.enterPast(ctx, in.key(), b.patience, p)
 	if err != nil {
 		return base{}, err

@@ -145,7 +145,7 @@ func New(c Config) (*Builder, error) {
 	if err := removeAll(b.scratchDir()); err != nil {
 		return nil, isle.Errorf(isle.Internal, "clear the build's scratch folder: %w", err)
 	}
-	for _, d := range []string{b.scratchDir(), filepath.Join(c.Cache, "steps"), filepath.Join(c.Cache, "images"), filepath.Join(c.Cache, "bases"), filepath.Join(c.Cache, "projects")} {
+	for _, d := range []string{b.scratchDir(), filepath.Join(c.Cache, "steps"), filepath.Join(c.Cache, "images"), filepath.Join(c.Cache, "bases"), filepath.Join(c.Cache, "pins"), filepath.Join(c.Cache, "projects")} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, isle.Errorf(isle.Internal, "make the build's cache: %w", err)
 		}

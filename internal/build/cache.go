@@ -28,6 +28,7 @@ type inputs struct {
 	Packages     []packageInput    `json:"packages,omitempty"`
 	Paths        []string          `json:"paths,omitempty"`
 	From         string            `json:"from,omitempty"`
+	Local        bool              `json:"local,omitempty"` // Tree is of an image of the store, and no registry's
 	To           string            `json:"to,omitempty"`
 	Tree         isle.Digest       `json:"tree,omitempty"`
 	Command      []string          `json:"command,omitempty"`
