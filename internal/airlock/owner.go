@@ -32,7 +32,7 @@ func Owner(client, server net.Addr) (uid uint32, ok bool, err error) {
 	if !ok1 || !ok2 {
 		return 0, false, nil
 	}
-	ends, family := diagEnds(c.AddrPort(), s.AddrPort())
+	ends, family := diagEnds(c.AddrPort(), s.AddrPort(), false)
 	request := make(diag, diagRequest)
 	request[0], request[1] = family, unix.IPPROTO_TCP
 	binary.NativeEndian.PutUint32(request[4:], ^uint32(0)) // in whatever state
@@ -53,6 +53,9 @@ func Owner(client, server net.Addr) (uid uint32, ok bool, err error) {
 	}
 	a := answers[0]
 	// Where there is no such connection the kernel looks for who would take it.
+	if a[0] == unix.AF_INET6 { // a socket of that family can have the end of a connection over IPv4
+		ends, _ = diagEnds(c.AddrPort(), s.AddrPort(), true)
+	}
 	if a[1] == tcpListen || string(a[4:4+len(ends)]) != string(ends) || binary.NativeEndian.Uint32(a[diagOwner+4:]) == 0 {
 		return 0, false, nil
 	}
@@ -60,13 +63,13 @@ func Owner(client, server net.Addr) (uid uint32, ok bool, err error) {
 }
 
 // diagEnds are the two ends as the kernel's structures have them: ports, and then
-// addresses, in network order.
-func diagEnds(from, to netip.AddrPort) (ends []byte, family byte) {
+// addresses, in network order; those of IPv4 as IPv6 has them, where that is wanted.
+func diagEnds(from, to netip.AddrPort, as6 bool) (ends []byte, family byte) {
 	ends, family = make([]byte, 36), unix.AF_INET
 	binary.BigEndian.PutUint16(ends[0:], from.Port())
 	binary.BigEndian.PutUint16(ends[2:], to.Port())
 	a, b := from.Addr().Unmap(), to.Addr().Unmap()
-	if a.Is6() || b.Is6() {
+	if as6 || a.Is6() || b.Is6() {
 		family = unix.AF_INET6
 		x, y := from.Addr().As16(), to.Addr().As16()
 		copy(ends[4:], x[:])

@@ -3,9 +3,12 @@ package airlock
 import (
 	"fmt"
 	"net"
+	"os"
 	"os/exec"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Who has the other end counts, and nobody who has left: not the kernel, which
@@ -76,5 +79,33 @@ func BenchmarkOwner(b *testing.B) {
 		if _, ok, err := Owner(out.LocalAddr(), out.RemoteAddr()); !ok || err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// A program that speaks IPv6 only, as those of Java do, reaches 127.0.0.1 through a
+// socket of that family: it has an owner like any other.
+func TestTheOwnerOfAConnectionByWayOfIPv6IsKnown(t *testing.T) {
+	ln, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	to := &unix.SockaddrInet6{Port: ln.Addr().(*net.TCPAddr).Port}
+	copy(to.Addr[:], net.IPv4(127, 0, 0, 1).To16())
+	if err := unix.Connect(fd, to); err != nil {
+		t.Fatal(err)
+	}
+	c, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if uid, ok, err := Owner(c.RemoteAddr(), c.LocalAddr()); uid != uint32(os.Geteuid()) || !ok || err != nil {
+		t.Errorf("%d, %v, %v", uid, ok, err)
 	}
 }
