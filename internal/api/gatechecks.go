@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -91,20 +92,17 @@ func (x *passing) run(ctx context.Context, ref isle.Ref, c check, copied error, 
 	tell("start", o.Name)
 	began := time.Now()
 	code, output, err := x.execute(ctx, ref, c.GateCheck)
-	took := time.Since(began).Round(time.Millisecond)
+	took, last := time.Since(began).Round(time.Millisecond), lastLine(output)
 	switch {
 	case errors.Is(err, errCheckTime):
-		o.Text = fmt.Sprintf("it did not end within %s, and was ended", c.Timeout)
+		o.Text = said(fmt.Sprintf("it did not end within %s, and was ended", c.Timeout), last)
 		o.Remedy = "find out what it waits for, or give it more time in the policy"
 	case err != nil:
-		o.Text, o.Remedy = "it could not be run: "+Flatten(err).Message, "isle exec "+isle.Ref{Name: x.p.Project, Stage: x.plan.From}.String()+" -- COMMAND runs it by hand"
+		o.Text, o.Remedy = said("it could not be run: "+Flatten(err).Message, last), "isle exec "+isle.Ref{Name: x.p.Project, Stage: x.plan.From}.String()+" -- COMMAND runs it by hand"
 	case code != 0:
-		o.Text, o.Remedy = fmt.Sprintf("exit code %d after %s", code, took), "mend what it finds, and release that"
+		o.Text, o.Remedy = outcome(code, took, last), "mend what it finds, and release that"
 	default:
-		o.State, o.Text = release.GateMet, fmt.Sprintf("exit code 0 after %s", took)
-	}
-	if last := lastLine(output); last != "" {
-		o.Text += ": " + last
+		o.State, o.Text = release.GateMet, outcome(0, took, last)
 	}
 	state := "done"
 	if o.State != release.GateMet {
@@ -112,6 +110,20 @@ func (x *passing) run(ctx context.Context, ref isle.Ref, c check, copied error, 
 	}
 	tell(state, o.Text)
 	return o
+}
+
+// outcome is how a check ended, with the last line of what it wrote.
+func outcome(code int, took time.Duration, last string) string {
+	return said(fmt.Sprintf("exit code %d after %s", code, took), last)
+}
+
+// said is a text with the last line of what a check wrote, in quotes: it is the
+// environment's own, and looks like nothing that the server says.
+func said(text, last string) string {
+	if last == "" {
+		return text
+	}
+	return text + ": " + strconv.Quote(last)
 }
 
 // execute runs the command of a check. It fails with errCheckTime once its time is

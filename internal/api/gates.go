@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"isle"
 	islev1 "isle/internal/api/isle/v1"
@@ -26,10 +27,11 @@ type passing struct {
 	plan release.Plan
 	p    release.Promotion
 
-	checked []release.Gate // what was run
-	scanned uint64         // up to where the log was looked through for refusals
-	refused audit.Entry    // the last one found; without an ID there is none
-	uses    []approval.Use // of what people agreed to, spent
+	checked []release.Gate   // what was run
+	scanned uint64           // up to where the log was looked through for refusals
+	refused audit.Entry      // the last one found; without an ID there is none
+	others  map[isle.ID]bool // instances that were launched there: whether they are of another release
+	uses    []approval.Use   // of what people agreed to, spent
 }
 
 func (s *releases) newPassing(p release.Promotion, plan release.Plan) *passing {
@@ -40,6 +42,9 @@ func (s *releases) newPassing(p release.Promotion, plan release.Plan) *passing {
 func (x *passing) rules() []policy.Gate {
 	return x.s.Policy.State().Set.Gates(x.p.Project, x.p.To)
 }
+
+// maxOthers bounds how many instances are told apart.
+const maxOthers = 10_000
 
 // A check is one that has to succeed, and who asks for it.
 type check struct {
@@ -60,7 +65,7 @@ func (x *passing) checks() (out []check) {
 		return out
 	}
 	for _, c := range own.Checks {
-		out = append(out, check{policy.GateCheck(c), "release " + x.plan.Release.Digest.Short()})
+		out = append(out, check{policy.GateCheck(c), x.ownRule()})
 	}
 	return out
 }
@@ -128,7 +133,7 @@ func (x *passing) serving(ctx context.Context, longest time.Duration) (out relea
 	if longest == 0 {
 		return out, nil
 	}
-	if err := x.scan(ctx, e, x.s.Policy.Now().Add(-longest)); err != nil {
+	if err := x.scan(ctx, e, st.Since, x.s.Policy.Now().Add(-longest)); err != nil {
 		return out, err
 	}
 	if r := x.refused; r.ID != "" {
@@ -163,9 +168,11 @@ func startsOf(e environment.Environment) (out []time.Time) {
 	return out
 }
 
-// scan looks through the log for what was refused to an instance since a time.
-// What was looked at before is not looked at again.
-func (x *passing) scan(ctx context.Context, e environment.Environment, since time.Time) error {
+// scan looks through the log for what was refused, since a time, to a release that
+// a stage points at from pointed on: to the instance that runs it now, and to those
+// before it, or whoever may launch would have a refusal forgotten by launching the
+// release again. What was looked at before is not looked at again.
+func (x *passing) scan(ctx context.Context, e environment.Environment, pointed, since time.Time) error {
 	if x.scanned == 0 {
 		first, err := x.s.Config.Audit.FirstSince(ctx, since)
 		if err != nil {
@@ -173,27 +180,57 @@ func (x *passing) scan(ctx context.Context, e environment.Environment, since tim
 		}
 		x.scanned = first
 	}
+	refusal, launch := []byte(`"decision":"`+string(isle.Deny)+`"`), []byte(`"action":"`+string(isle.ActionEnvironmentLaunch)+`"`)
+	place := []byte(`"` + e.Ref.String() + `"`)
 	for {
 		page, err := x.s.Config.Audit.Encoded(ctx, x.scanned, auditPage)
 		if err != nil {
 			return err
 		}
 		for _, b := range page {
-			if !bytes.Contains(b, []byte(`"decision":"`+string(isle.Deny)+`"`)) || !bytes.Contains(b, []byte(e.Instance)) {
+			if !bytes.Contains(b, place) || !bytes.Contains(b, refusal) && !bytes.Contains(b, launch) {
 				continue
 			}
 			r, err := audit.Decode(b)
 			if err != nil {
 				return isle.Errorf(isle.Internal, "an entry of the audit log cannot be read: %w", err).WithHint("see `isle audit verify`")
 			}
-			if r.Decision == isle.Deny && r.Instance == e.Instance && r.Actor.Kind == isle.Workload {
-				x.refused = r
-			}
+			x.take(r, e, pointed)
 		}
 		x.scanned += uint64(len(page))
 		if len(page) < auditPage {
 			return nil
 		}
+	}
+}
+
+// take takes in one entry that scan has found.
+func (x *passing) take(r audit.Entry, e environment.Environment, pointed time.Time) {
+	switch {
+	case r.Environment != e.Ref.String() || r.Instance == "":
+	case r.Action == isle.ActionEnvironmentLaunch && r.Decision == isle.Allow:
+		x.launched(r.Instance, r.Release != e.Release)
+		// What the first instance of the release takes the place of is none of it.
+		if was := isle.ID(r.Details["replaces"]); r.Release == e.Release && r.Time.Before(pointed) && was != e.Instance {
+			if _, seen := x.others[was]; !seen {
+				x.launched(was, true)
+			}
+		}
+	case r.Decision == isle.Deny && r.Actor.Kind == isle.Workload:
+		other, seen := x.others[r.Instance]
+		if r.Instance == e.Instance || seen && !other || !seen && !r.Time.Before(pointed) {
+			x.refused = r
+		}
+	}
+}
+
+// launched notes whether an instance is of another release.
+func (x *passing) launched(i isle.ID, other bool) {
+	if x.others == nil {
+		x.others = map[isle.ID]bool{}
+	}
+	if _, seen := x.others[i]; seen || len(x.others) < maxOthers {
+		x.others[i] = other
 	}
 }
 
@@ -221,13 +258,25 @@ func (x *passing) request(ctx context.Context, h *policy.Approval) approval.Requ
 	if m, ok := x.s.machine(who.actor); ok {
 		r.Owner = m.Owner.String()
 	}
-	var run []string
-	for _, g := range x.checked {
-		run = append(run, g.String())
-	}
-	r.Estimate = strings.Join(run, "; ")
+	r.Estimate = x.estimate()
 	return r
 }
+
+// estimate is how the checks came out, for who approves. What a release calls its own
+// checks is in quotes: it is text of whoever made it.
+func (x *passing) estimate() string {
+	var run []string
+	for _, g := range x.checked {
+		if g.Rule == x.ownRule() {
+			g.Name = strconv.Quote(g.Name)
+		}
+		run = append(run, g.String())
+	}
+	return strings.Join(run, "; ")
+}
+
+// ownRule is who asks for the checks that a release has of its own.
+func (x *passing) ownRule() string { return "release " + x.plan.Release.Digest.Short() }
 
 // text says what is promoted, to the byte.
 func (x *passing) text() []byte {
@@ -250,9 +299,9 @@ func (x *passing) text() []byte {
 }
 
 // oneLine is a text as it is, and in quotes where it would look like more lines of
-// what is asked.
+// what is asked, or not be shown as it is.
 func oneLine(s string) string {
-	if strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f || r == '\u2028' || r == '\u2029' || r == '\u0085' }) {
+	if !utf8.ValidString(s) || strings.ContainsFunc(s, func(r rune) bool { return !strconv.IsPrint(r) }) {
 		return strconv.Quote(s)
 	}
 	return s
