@@ -24,6 +24,7 @@ type driftedJSON struct {
 	Kind    string `json:"kind"`
 	Service string `json:"service,omitempty"`
 	Message string `json:"message"`
+	Detail  string `json:"detail,omitempty"` // of a door, what it was and is, for those who may read the policy
 }
 
 func newDrift(a *app) *cobra.Command {
@@ -34,7 +35,9 @@ func newDrift(a *app) *cobra.Command {
 		Long: `Compare an environment that runs a release, the stages of a project, or all that run one, with
 that release: its signature, what its stage points at, the image of each service, what it was
 launched with, doors and limits included, what is mounted in it, and the layers on disk;
---full reads every byte of them. Stages that run the same without a finding are equal.
+--full reads every byte of them. What policy lets a stage do through its doors, and where they
+lead, is compared with when it was promoted. Stages that run the same without a finding are
+equal.
 
 What is not as released is listed, and an entry of the audit log; the exit code is 1 then.`,
 		Example: "  isle drift\n  isle drift shop@production --full",
@@ -60,7 +63,7 @@ func (a *app) showDrift(res *islev1.DriftResponse) error {
 	for _, c := range res.GetChecked() {
 		out := checkedJSON{c.GetEnvironment(), c.GetInstance(), c.GetRelease(), []driftedJSON{}, equalTo(c, res.GetEqual())}
 		for _, d := range c.GetDrifted() {
-			out.Drifted = append(out.Drifted, driftedJSON{d.GetKind(), d.GetService(), d.GetMessage()})
+			out.Drifted = append(out.Drifted, driftedJSON{d.GetKind(), d.GetService(), d.GetMessage(), d.GetDetail()})
 			n++
 		}
 		list = append(list, out)
@@ -79,7 +82,11 @@ func (a *app) showDrift(res *islev1.DriftResponse) error {
 				if d.Service != "" {
 					where += "/" + clean(d.Service)
 				}
-				fmt.Fprintf(a.stdout, "! %s: %s: %s\n", where, d.Kind, cleanLine(d.Message))
+				text := d.Message
+				if d.Detail != "" {
+					text += " (" + d.Detail + ")"
+				}
+				fmt.Fprintf(a.stdout, "! %s: %s: %s\n", where, d.Kind, cleanLine(text))
 			}
 		}
 		for _, e := range res.GetEqual() {
@@ -93,7 +100,7 @@ func (a *app) showDrift(res *islev1.DriftResponse) error {
 		}
 	}
 	if n > 0 {
-		return isle.Errorf(isle.Failed, "%d things are not as released", n).WithHint("isle audit search --action release:drift has them; isle up --release launches what was released")
+		return isle.Errorf(isle.Failed, "%d things are not as released", n).WithHint("isle audit search --action release:drift has them; isle up --release launches what was released, and isle promote agrees to what it reaches now")
 	}
 	return nil
 }

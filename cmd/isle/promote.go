@@ -79,6 +79,8 @@ type promoteJSON struct {
 	Switch     *switchJSON         `json:"switch,omitempty"`
 	Gates      []gateJSON          `json:"gates"`
 	ReviewedAs string              `json:"reviewed_as,omitempty"`
+	Doors      []string            `json:"doors"` // with what may be done at each, by the policy of now
+	Reach      []string            `json:"reach"` // what differs in that from when it was promoted last
 }
 
 func (a *app) promote(ctx context.Context, project string, o promoteOptions) error {
@@ -181,6 +183,7 @@ func promotion(project string, o promoteOptions, res *islev1.PromoteResponse) pr
 		Project: project, Stage: o.to, From: res.GetFrom(), Release: res.GetRelease().GetDigest(), Before: res.GetBefore(), Changed: res.GetChanged(), DryRun: o.dryRun,
 		PassedOver: res.GetPassedOver(), Values: res.GetValues(), Images: res.GetImages(), Packages: []packageChangeJSON{}, Settings: []settingChangeJSON{},
 		Difference: imagesView(res.GetDifference()), Switch: switchView(res.GetSwitch()), Gates: gateViews(res.GetGates()), ReviewedAs: res.GetReviewedAs(),
+		Doors: append([]string{}, res.GetDoors()...), Reach: append([]string{}, res.GetReach()...),
 	}
 	if out.Values == nil {
 		out.Values = []string{}
@@ -220,6 +223,9 @@ func (a *app) showPlan(project, stage string, res *islev1.PromoteResponse) {
 	for _, v := range res.GetValues() {
 		fmt.Fprintf(w, "  value     %s\n", cleanLine(v))
 	}
+	for _, l := range res.GetReach() {
+		fmt.Fprintf(w, "  door      %s\n", cleanLine(l))
+	}
 	a.showImages(res.GetDifference(), "  ")
 	a.showGates(res.GetGates())
 }
@@ -245,6 +251,7 @@ type stageJSON struct {
 	Marks   []markJSON  `json:"marks"`   // what it was rolled back from
 	Watches []watchJSON `json:"watches"`
 	Breach  string      `json:"breach,omitempty"` // why it should have been rolled back, and was not
+	Doors   []string    `json:"doors"`            // with what might be done at each when it was promoted
 }
 
 type watchJSON struct {
@@ -262,7 +269,7 @@ type markJSON struct {
 }
 
 func stageView(s *islev1.Stage) stageJSON {
-	out := stageJSON{s.GetProject(), s.GetName(), s.GetRelease(), at(s.GetSince()), s.GetBy(), s.GetBefore(), s.GetValues(), s.GetPassed(), s.GetEarlier(), []markJSON{}, []watchJSON{}, s.GetBreach()}
+	out := stageJSON{s.GetProject(), s.GetName(), s.GetRelease(), at(s.GetSince()), s.GetBy(), s.GetBefore(), s.GetValues(), s.GetPassed(), s.GetEarlier(), []markJSON{}, []watchJSON{}, s.GetBreach(), append([]string{}, s.GetDoors()...)}
 	for _, w := range s.GetWatches() {
 		out.Watches = append(out.Watches, watchJSON{w.GetRule(), at(w.GetUntil()), w.GetErrors(), w.GetHealth()})
 	}

@@ -35,7 +35,7 @@ func (s *releases) Drift(ctx context.Context, req *connect.Request[islev1.DriftR
 		out := &islev1.Checked{Environment: e.Ref.String(), Instance: string(e.Instance), Release: string(e.Release)}
 		var entries []audit.Entry
 		for _, f := range found {
-			out.Drifted = append(out.Drifted, &islev1.Drifted{Kind: f.Kind, Service: f.Service, Message: f.Message})
+			out.Drifted = append(out.Drifted, &islev1.Drifted{Kind: f.Kind, Service: f.Service, Message: f.Message, Detail: s.ifKeeper(ctx, f.Detail)})
 			entries = append(entries, f.Entry(actorOf(ctx), run))
 		}
 		if len(entries) > 0 {
@@ -47,6 +47,16 @@ func (s *releases) Drift(ctx context.Context, req *connect.Request[islev1.DriftR
 	}
 	res.Equal = s.equal(envs, res.GetChecked())
 	return connect.NewResponse(res), nil
+}
+
+// ifKeeper is a text for those who may read the policy, and "" for others.
+func (cfg Config) ifKeeper(ctx context.Context, text string) string {
+	who, _ := callerFrom(ctx)
+	q := queriesOf(who, ask{isle.ActionPolicyRead, isle.Resource{Kind: "policy", Name: "policy"}, ""})[0]
+	if text == "" || !cfg.Policy.Decide(q).Allowed() {
+		return ""
+	}
+	return text
 }
 
 // RunningOf is an environment that runs a release, as it is compared with that;

@@ -292,6 +292,12 @@ func (x *passing) text() []byte {
 			fmt.Fprintf(&b, "  %s\n", oneLine(l))
 		}
 	}
+	if d := x.plan.Reach.Digest(); d != "" { // in which is where they lead, too
+		fmt.Fprintf(&b, "with doors %s\n", d)
+		for _, l := range x.plan.Reach.Lines() {
+			fmt.Fprintf(&b, "  %s\n", oneLine(l))
+		}
+	}
 	if x.plan.Skips != "" {
 		fmt.Fprintf(&b, "past stage %s: %s\n", x.plan.Skips, oneLine(x.p.BreakGlass))
 	}

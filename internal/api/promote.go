@@ -9,6 +9,7 @@ import (
 
 	"isle"
 	islev1 "isle/internal/api/isle/v1"
+	"isle/internal/policy"
 	"isle/internal/release"
 	"isle/internal/snapshot"
 )
@@ -55,6 +56,7 @@ func (s *releases) Promote(ctx context.Context, req *connect.Request[islev1.Prom
 	}
 	res := &islev1.PromoteResponse{
 		Release: s.message(plan.Release), From: plan.From, Before: string(plan.Before.Release), Changed: !plan.Same, PassedOver: plan.Skips, Values: plan.Values.Lines(),
+		Doors: plan.Reach.Lines(), Reach: s.reachLines(ctx, plan.Reaches),
 	}
 	if err := s.difference(ctx, plan, m.GetFiles(), res); err != nil {
 		return err
@@ -84,8 +86,8 @@ func (s *releases) promote(ctx context.Context, p release.Promotion, plan releas
 	if err := plan.Stale(seen); err != nil { // before anything is launched for nothing
 		return err
 	}
-	before := plan.Before.Pointer()
-	p.Release, p.Values, p.Before = string(plan.Release.Digest), &plan.Values, &before // nothing but what was planned
+	before, reach := plan.Before.Pointer(), plan.Reach.Digest()
+	p.Release, p.Values, p.Before, p.Reach = string(plan.Release.Digest), &plan.Values, &before, &reach // nothing but what was planned
 	x := s.newPassing(p, plan)
 	pass := x.pass
 	switch {
@@ -123,6 +125,18 @@ func (s *releases) promote(ctx context.Context, p release.Promotion, plan releas
 		return err
 	})
 	return err
+}
+
+// reachLines are changes of what a stage may do and reach, for people.
+func (s *releases) reachLines(ctx context.Context, changes []policy.ReachChange) (out []string) {
+	for _, c := range changes {
+		line := c.Message
+		if d := s.ifKeeper(ctx, c.Detail); d != "" {
+			line += " (" + d + ")"
+		}
+		out = append(out, line)
+	}
+	return out
 }
 
 // promotion is what a request asks for.
@@ -215,6 +229,9 @@ func (s *releases) ListStages(ctx context.Context, req *connect.Request[islev1.L
 			out.Marks = append(out.Marks, &islev1.Mark{Release: string(m.Release), By: m.By.String(), Time: timestamppb.New(m.Time), Reason: m.Reason})
 		}
 		out.Breach = st.Breach
+		if reach, ok := s.Releases.Reach(st.Reach); ok {
+			out.Doors = reach.Lines()
+		}
 		for _, w := range st.Watches {
 			if s.Policy.Now().Before(w.Until) {
 				out.Watches = append(out.Watches, &islev1.Watch{Rule: w.Rule, Until: timestamppb.New(w.Until), Errors: w.Errors, Health: w.Health, Text: w.String()})

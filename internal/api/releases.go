@@ -43,6 +43,8 @@ type ReleaseReader interface {
 	Ring() (*seal.Ring, error)
 	StagesOf(d isle.Digest) []release.Stage
 	Stage(project, stage string) (release.Stage, bool)
+	// Reach is what was recorded of a stage's doors, by its digest.
+	Reach(d isle.Digest) (policy.Reach, bool)
 	At(rel release.Release, stage string, must bool) (release.Values, error)
 	Plan(ctx context.Context, p release.Promotion) (release.Plan, error)
 	Drift(ctx context.Context, run release.Running, full bool) ([]release.Finding, error)
@@ -57,6 +59,8 @@ type ReleaseWriter interface {
 	Create(ctx context.Context, actor isle.Actor, req release.Request) (rel release.Release, made bool, err error)
 	Promote(ctx context.Context, actor isle.Actor, p release.Promotion, seen isle.Digest) (release.Plan, error)
 	Rollback(ctx context.Context, actor isle.Actor, b release.Rollback, seen isle.Digest) error
+	// Agree records what a stage may do and reach now.
+	Agree(ctx context.Context, actor isle.Actor, rule, project, stage string, d isle.Digest) error
 	Clear(ctx context.Context, actor isle.Actor, project, stage, name string) (release.Stage, error)
 	Import(ctx context.Context, actor isle.Actor, r io.Reader, allow func(project string) error) (release.Release, error)
 	Remove(ctx context.Context, actor isle.Actor, name string) (isle.Digest, error)

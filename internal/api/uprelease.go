@@ -9,6 +9,7 @@ import (
 	"isle"
 	islev1 "isle/internal/api/isle/v1"
 	"isle/internal/environment"
+	"isle/internal/release"
 )
 
 // upRelease is Up of what was released: nothing is locked or built, and what runs
@@ -67,7 +68,23 @@ func (s *environments) upRelease(ctx context.Context, m *islev1.UpRequest, strea
 		return err
 	}
 	launch.done()
+	if err := s.agree(ctx, ref, rel); err != nil {
+		return err
+	}
 	return stream.Send(&islev1.UpEvent{Event: &islev1.UpEvent_Result{Result: upMessage(res)}})
+}
+
+// agree records what the stage of an environment may do and reach now, if whoever
+// launches it may promote to the stage without asking anybody: it is a promotion
+// of the same.
+func (s *environments) agree(ctx context.Context, ref isle.Ref, rel release.Release) error {
+	project := rel.Manifest.Project
+	who, _ := callerFrom(ctx)
+	a := s.Policy.Decide(queriesOf(who, promoteOf(project, ref.Stage))[0])
+	if ref.Name != project || !a.Allowed() {
+		return nil
+	}
+	return s.Releases.Agree(ctx, actorOf(ctx), a.Rule, project, ref.Stage, rel.Digest)
 }
 
 // allowedRelease is allowed where what is launched is a release.

@@ -74,7 +74,7 @@ func TestARollbackGoesBackToWhatWasPlanned(t *testing.T) {
 	if s, _ := w.Stage("shop", "testing"); s.Release != one.Digest || s.Values.Env["web"]["A"] != "first" {
 		t.Errorf("planned was %v, and it has %v", plan.Values, s.Values)
 	}
-	other := Pointer{one.Digest, *valuesOf("other")}
+	other := Pointer{Release: one.Digest, Values: *valuesOf("other")}
 	if _, err := w.promote("testing", string(w.of(2, nil).Digest)); err != nil {
 		t.Fatal(err)
 	}

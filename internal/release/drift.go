@@ -19,6 +19,8 @@ const (
 	DriftImage   = "image"         // a service runs an image that is not the release's
 	DriftSetting = "configuration" // it was launched as the release and the stage's values do not say
 	DriftBytes   = "bytes"         // a layer has other bytes than its digest says
+	DriftRoles   = "roles"         // policy lets it do more or less through a door than when it was promoted
+	DriftDoors   = "doors"         // a door leads elsewhere, or has other rules, than when it was promoted
 	DriftMounts  = "mounts"        // something is mounted that the release does not say, or could be written to
 )
 
@@ -39,13 +41,16 @@ type Finding struct {
 	Kind    string
 	Service string // "": of the whole
 	Message string
+	Detail  string // of a door: what it was and is, for those who may read the policy
 }
 
 // Drift compares what runs with its release, what the stage points at and its
 // values. With full every byte of its layers is read; without, of those that
 // anybody has touched since they were last read.
 func (r *Releases) Drift(ctx context.Context, run Running, full bool) (out []Finding, err error) {
-	find := func(kind, service, message string) { out = append(out, Finding{kind, service, message}) }
+	find := func(kind, service, message string) {
+		out = append(out, Finding{Kind: kind, Service: service, Message: message})
+	}
 	rel, err := r.Use(string(run.Release))
 	if err != nil {
 		find(DriftRelease, "", message(err))
@@ -63,6 +68,9 @@ func (r *Releases) Drift(ctx context.Context, run Running, full bool) (out []Fin
 		find(DriftSetting, "", message(err))
 	} else {
 		out = append(out, settings(run.Spec, want)...)
+		if ok && s.Release == rel.Digest && run.Ref.Name == s.Project {
+			out = append(out, reachFindings(r.ReachSince(s, want))...)
+		}
 	}
 	for _, svc := range rel.Manifest.Services {
 		img, ok := run.Images[svc.Name]
@@ -99,7 +107,7 @@ func message(err error) string {
 // settings are the parts of a file that differ from what they are to be.
 func settings(is, want spec.File) (out []Finding) {
 	find := func(service, what string) {
-		out = append(out, Finding{DriftSetting, service, what + " is not as released"})
+		out = append(out, Finding{Kind: DriftSetting, Service: service, Message: what + " is not as released"})
 	}
 	for _, w := range want.Services {
 		i := slices.IndexFunc(is.Services, func(s spec.Service) bool { return s.Name == w.Name })

@@ -22,6 +22,7 @@ import (
 	"isle"
 	"isle/internal/image"
 	"isle/internal/ledger"
+	"isle/internal/policy"
 	"isle/internal/seal"
 	"isle/internal/spec"
 )
@@ -110,6 +111,9 @@ type Config struct {
 	Images                  Images
 	// InUse names what runs a release; nil: nothing.
 	InUse func(isle.Digest) []string
+	// Reach is what the environment of a project in a stage may do through its
+	// doors, by the policy in force; nil: nobody knows, and it is not recorded.
+	Reach func(project, stage string, f spec.File) policy.Reach
 	Now   func() time.Time // default time.Now
 	Slog  *slog.Logger     // nil discards
 	// Fault is called by name around each step, for tests that crash there; nil

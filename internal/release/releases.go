@@ -12,6 +12,7 @@ import (
 	"isle"
 	"isle/internal/image"
 	"isle/internal/ledger"
+	"isle/internal/policy"
 	"isle/internal/seal"
 )
 
@@ -38,6 +39,8 @@ type Releases struct {
 	known map[isle.Digest]record
 	// stages are what stages of projects point at.
 	stages map[stageKey]Stage
+	// reaches are what stages record of their doors, by digest.
+	reaches map[isle.Digest]policy.Reach
 }
 
 // A record is what the ledger says of a release beside its digest.
@@ -69,7 +72,7 @@ func Open(ctx context.Context, cfg Config) (*Releases, error) {
 	if cfg.InUse == nil {
 		cfg.InUse = func(isle.Digest) []string { return nil }
 	}
-	r := &Releases{cfg: cfg, known: map[isle.Digest]record{}, stages: map[stageKey]Stage{}}
+	r := &Releases{cfg: cfg, known: map[isle.Digest]record{}, stages: map[stageKey]Stage{}, reaches: map[isle.Digest]policy.Reach{}}
 	var err error
 	r.shelf, err = seal.OpenShelf(ctx, seal.ShelfConfig{
 		Kind: shelfKind, Dir: cfg.Dir, Store: cfg.Store, Key: cfg.Key, Trust: isle.ActionReleaseTrust,
@@ -94,6 +97,9 @@ func (r *Releases) load(rec ledger.Record) bool {
 		}
 		r.known[d] = v
 		return true
+	}
+	if hex, ok := strings.CutPrefix(rec.Key, keyReach); ok {
+		return r.loadReach(hex, rec.Body)
 	}
 	key, ok := strings.CutPrefix(rec.Key, keyStage)
 	return ok && r.loadStage(key, rec.Body)

@@ -24,6 +24,7 @@ const (
 type Pointer struct {
 	Release isle.Digest `json:"release"`
 	Values  Values      `json:"values,omitzero"`
+	Reach   isle.Digest `json:"reach,omitempty"` // as of a Stage
 }
 
 // A Mark says that a stage was rolled back from a release.
@@ -39,7 +40,7 @@ func (s Stage) after() []Pointer {
 	if s.Release == "" {
 		return nil
 	}
-	out := append(slices.Clone(s.Earlier), Pointer{s.Release, s.Values})
+	out := append(slices.Clone(s.Earlier), s.Pointer())
 	return out[max(0, len(out)-maxEarlier):]
 }
 
@@ -144,7 +145,7 @@ func (r *Releases) PlanRollback(ctx context.Context, b Rollback) (plan Return, e
 	if now, err := r.Look(string(s.Release)); err == nil && now.Broken == nil {
 		plan.Data = now.Manifest.Spec.Schema.Leaves(plan.Release.Manifest.Spec.Schema)
 	}
-	plan.stage = Stage{Project: s.Project, Name: s.Name, Release: to.Release, Values: to.Values, Before: s.Release, Earlier: s.Earlier[:i:i], Marks: s.Marks}
+	plan.stage = Stage{Project: s.Project, Name: s.Name, Release: to.Release, Values: to.Values, Reach: to.Reach, Before: s.Release, Earlier: s.Earlier[:i:i], Marks: s.Marks}
 	return plan, nil
 }
 

@@ -18,6 +18,9 @@ import (
 func (f Finding) Entry(actor isle.Actor, run Running) audit.Entry {
 	e := audit.NewEvent(actor, isle.ActionReleaseDrift, isle.Resource{Kind: "release", Name: run.Project, Stage: run.Ref.Stage}, isle.Allow, f.Message).
 		In(run.Ref, run.Instance).With("kind", f.Kind).With("service", f.Service)
+	if f.Detail != "" {
+		e = e.With("detail", f.Detail)
+	}
 	e.Release, e.Result = run.Release, string(isle.Failed)
 	return e
 }

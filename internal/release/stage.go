@@ -27,9 +27,12 @@ type Stage struct {
 	Name    string      `json:"-"`
 	Release isle.Digest `json:"release"`
 	Values  Values      `json:"values,omitzero"`
-	Since   time.Time   `json:"since"`
-	By      isle.Actor  `json:"by"`
-	Before  isle.Digest `json:"before,omitempty"` // what it pointed at until then
+	// Reach is the digest of what its environment might do through its doors when it
+	// was promoted; "": through none, or nobody has recorded it.
+	Reach  isle.Digest `json:"reach,omitempty"`
+	Since  time.Time   `json:"since"`
+	By     isle.Actor  `json:"by"`
+	Before isle.Digest `json:"before,omitempty"` // what it pointed at until then
 	// Passed is why a stage before was passed over, where one was.
 	Passed string `json:"passed,omitempty"`
 	// Earlier are what it pointed at before, the last one last; a rollback goes back
@@ -46,7 +49,7 @@ type Stage struct {
 }
 
 // Pointer is what the stage points at.
-func (s Stage) Pointer() Pointer { return Pointer{s.Release, s.Values} }
+func (s Stage) Pointer() Pointer { return Pointer{s.Release, s.Values, s.Reach} }
 
 type stageKey struct{ project, stage string }
 
@@ -96,6 +99,9 @@ type Promotion struct {
 	Values *Values
 	// BreakGlass is why stages are passed over; "": none may be.
 	BreakGlass string
+	// Reach is what people were shown that the release may do and reach there; where
+	// the policy says otherwise by now the promotion fails. nil: nobody was.
+	Reach *isle.Digest
 	// Gates are how what stands before it stands. BreakGlass passes over those that
 	// are not met.
 	Gates []Gate
@@ -114,8 +120,16 @@ type Plan struct {
 	Release Release
 	Before  Stage // Release is "" where it points at nothing yet
 	Values  Values
-	Skips   string // what is passed over; "" if nothing
-	Same    bool   // there is nothing to do
+	Reach   policy.Reach         // of its environment in the stage, by the policy of now
+	Reaches []policy.ReachChange // since the promotion before
+	Skips   string               // what is passed over; "" if nothing
+	Same    bool                 // there is nothing to do
+}
+
+// again reports whether the stage points at the same already, with the same
+// values, so that a promotion does no more than to record what it may do now.
+func (p Plan) again() bool {
+	return p.Before.Release == p.Release.Digest && p.Before.Values.Digest() == p.Values.Digest()
 }
 
 // Plan says what a promotion would do, and changes nothing. It fails with
@@ -171,13 +185,17 @@ func (r *Releases) Plan(ctx context.Context, p Promotion) (plan Plan, err error)
 	if err := plan.Values.enough(plan.Release, p.To); err != nil {
 		return plan, err
 	}
-	if _, err := plan.Values.Apply(plan.Release.Manifest.Spec); err != nil {
+	file, err := plan.Values.Apply(plan.Release.Manifest.Spec)
+	if err != nil {
 		return plan, err
 	}
+	plan.Reach = r.reachNow(p.Project, p.To, file)
+	was, _ := r.Reach(plan.Before.Reach)
+	plan.Reaches = plan.Reach.Changes(was)
 	if err := plan.Before.allows(p.Project, plan.Release.Digest); err != nil {
 		return plan, err
 	}
-	plan.Same = plan.Before.Release == plan.Release.Digest && plan.Before.Values.Digest() == plan.Values.Digest()
+	plan.Same = plan.again() && plan.Before.Reach == plan.Reach.Digest()
 	return plan, nil
 }
 
@@ -221,6 +239,10 @@ func (r *Releases) Promote(ctx context.Context, actor isle.Actor, p Promotion, s
 	if err := plan.Stale(seen); err != nil {
 		return plan, err
 	}
+	if p.Reach != nil && *p.Reach != plan.Reach.Digest() {
+		return plan, isle.Errorf(isle.Conflict, "the policy was changed meanwhile, and release %s would reach in stage %s of %s what nobody has looked at: nothing was changed", plan.Release.Digest.Short(), p.To, p.Project).
+			WithHint("look at what would change now: isle promote %s --to %s --dry-run", p.Project, p.To)
+	}
 	shut := Shut(plan, p.Gates)
 	if shut != nil && p.BreakGlass == "" {
 		return plan, shut
@@ -233,13 +255,19 @@ func (r *Releases) Promote(ctx context.Context, actor isle.Actor, p Promotion, s
 	}
 	s := Stage{
 		Project: p.Project, Name: p.To, Release: plan.Release.Digest, Values: plan.Values, Since: r.cfg.Now().UTC(), By: actor, Before: plan.Before.Release,
-		Earlier: plan.Before.after(), Marks: plan.Before.Marks,
+		Earlier: plan.Before.after(), Marks: plan.Before.Marks, Reach: plan.Reach.Digest(),
 	}
 	s.Watches = WatchesOf(p.Watch, s.Since)
+	if b := plan.Before; plan.again() { // it has served since then, and goes back to the same
+		s.Since, s.Before, s.Earlier, s.Watches, s.Breach, s.Passed = b.Since, b.Before, b.Earlier, b.Watches, b.Breach, b.Passed
+	}
 	e := audit.NewEvent(actor, isle.ActionReleasePromote, resourceAt(p.Project, p.To), isle.Allow, "").With("before", string(s.Before)).With("from", plan.From)
 	e.Release = s.Release
 	if d := s.Values.Digest(); d != plan.Before.Values.Digest() {
 		e = e.With("values", string(d)).With("values_changed", changed(plan.Before.Values, s.Values))
+	}
+	if s.Reach != plan.Before.Reach {
+		e = e.With("reach", string(s.Reach)).With("reach_changed", reachText(plan.Reaches))
 	}
 	if plan.Skips != "" {
 		s.Passed = p.BreakGlass
@@ -253,7 +281,7 @@ func (r *Releases) Promote(ctx context.Context, actor isle.Actor, p Promotion, s
 		e = e.With("gates_passed_over", over).With("break_glass", p.BreakGlass)
 	}
 	r.cfg.Fault("promote.checked")
-	if err := r.point(ctx, s, e); err != nil {
+	if err := r.pointTo(ctx, s, plan.Reach, e); err != nil {
 		return plan, err
 	}
 	r.cfg.Fault("promote.recorded")
@@ -263,6 +291,11 @@ func (r *Releases) Promote(ctx context.Context, actor isle.Actor, p Promotion, s
 // point stores what a stage points at, with the entry that belongs to it; the
 // shelf is locked.
 func (r *Releases) point(ctx context.Context, s Stage, e audit.Entry) error {
+	return r.pointTo(ctx, s, policy.Reach{}, e)
+}
+
+// pointTo is point where what the stage reaches may not be recorded yet.
+func (r *Releases) pointTo(ctx context.Context, s Stage, reach policy.Reach, e audit.Entry) error {
 	b, err := json.Marshal(s)
 	for err == nil && len(b) > ledger.MaxBody && len(s.Earlier) > 1 { // values can be large: it goes less far back then
 		s.Earlier = s.Earlier[1:]
@@ -271,14 +304,15 @@ func (r *Releases) point(ctx context.Context, s Stage, e audit.Entry) error {
 	if err != nil {
 		return isle.Errorf(isle.Internal, "cannot encode a stage's record: %w", err)
 	}
-	if err := r.shelf.Change(ctx, []ledger.Record{{Key: keyStage + s.Project + "/" + s.Name, Body: b}}, nil, e); err != nil {
+	put, remove, reaches := r.reachRecords(s, reach)
+	if err := r.shelf.Change(ctx, append(put, ledger.Record{Key: keyStage + s.Project + "/" + s.Name, Body: b}), remove, e); err != nil {
 		return err
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	stages := maps.Clone(r.stages)
 	stages[stageKey{s.Project, s.Name}] = s
-	r.stages = stages
+	r.stages, r.reaches = stages, reaches
 	return nil
 }
 

@@ -4,12 +4,15 @@ import (
 	"context"
 	"path/filepath"
 	"slices"
+	"strconv"
 
 	"isle"
 	"isle/internal/api"
 	"isle/internal/environment"
+	"isle/internal/policy"
 	"isle/internal/release"
 	"isle/internal/seal"
+	"isle/internal/spec"
 )
 
 // ReleasesPath is the folder with the releases of a state folder.
@@ -30,9 +33,18 @@ func (r *rooms) openReleases(ctx context.Context) (err error) {
 	}
 	r.releases, err = release.Open(ctx, release.Config{
 		Dir: ReleasesPath(cfg.State), Store: r.store, Key: key, Builder: "spiffe://" + domain, BuilderVersion: cfg.Version,
-		Images: r.images, InUse: r.runs, Now: cfg.Now, Slog: r.server.log, Fault: cfg.fault(),
+		Images: r.images, InUse: r.runs, Reach: r.reach, Now: cfg.Now, Slog: r.server.log, Fault: cfg.fault(),
 	})
 	return err
+}
+
+// reach is what the environment of a project in a stage may do through its doors.
+func (r *rooms) reach(project, stage string, f spec.File) policy.Reach {
+	var egress []policy.EgressDoor
+	for _, e := range f.Egress {
+		egress = append(egress, policy.EgressDoor{Destination: e.Host + ":" + strconv.Itoa(e.Port), Networks: e.Addresses, Inspect: e.Inspect})
+	}
+	return r.policy.State().Set.Reach(project, stage, f.Uses, egress, r.policy.Now())
 }
 
 // runs names the environments that run a release, or keep an instance of it that

@@ -1212,6 +1212,8 @@ type PromoteResponse struct {
 	Gates         []*Gate                `protobuf:"bytes,11,rep,name=gates,proto3" json:"gates,omitempty"`                             // that stand before it, and how
 	ReviewedAs    string                 `protobuf:"bytes,12,opt,name=reviewed_as,json=reviewedAs,proto3" json:"reviewed_as,omitempty"` // the request under which it is listed until somebody reviews that gates were passed over; empty: none were
 	Difference    *ImageDifference       `protobuf:"bytes,13,opt,name=difference,proto3" json:"difference,omitempty"`                   // where files were asked for
+	Doors         []string               `protobuf:"bytes,14,rep,name=doors,proto3" json:"doors,omitempty"`                             // that it has in the stage by the policy of now, with what may be done at each
+	Reach         []string               `protobuf:"bytes,15,rep,name=reach,proto3" json:"reach,omitempty"`                             // what it may do and reach at them that differs from when the stage was promoted to last
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1333,6 +1335,20 @@ func (x *PromoteResponse) GetReviewedAs() string {
 func (x *PromoteResponse) GetDifference() *ImageDifference {
 	if x != nil {
 		return x.Difference
+	}
+	return nil
+}
+
+func (x *PromoteResponse) GetDoors() []string {
+	if x != nil {
+		return x.Doors
+	}
+	return nil
+}
+
+func (x *PromoteResponse) GetReach() []string {
+	if x != nil {
+		return x.Reach
 	}
 	return nil
 }
@@ -2123,9 +2139,10 @@ func (x *Checked) GetDrifted() []*Drifted {
 
 type Drifted struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"` // release, stage, image, configuration, mounts or bytes
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"` // release, stage, image, configuration, roles, doors, mounts or bytes
 	Service       string                 `protobuf:"bytes,2,opt,name=service,proto3" json:"service,omitempty"`
 	Message       string                 `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	Detail        string                 `protobuf:"bytes,4,opt,name=detail,proto3" json:"detail,omitempty"` // of a door: what it was and is, for those who may read the policy
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2177,6 +2194,13 @@ func (x *Drifted) GetService() string {
 func (x *Drifted) GetMessage() string {
 	if x != nil {
 		return x.Message
+	}
+	return ""
+}
+
+func (x *Drifted) GetDetail() string {
+	if x != nil {
+		return x.Detail
 	}
 	return ""
 }
@@ -2367,6 +2391,7 @@ type Stage struct {
 	Marks         []*Mark                `protobuf:"bytes,9,rep,name=marks,proto3" json:"marks,omitempty"`      // what was rolled back from and is not promoted again
 	Earlier       []string               `protobuf:"bytes,10,rep,name=earlier,proto3" json:"earlier,omitempty"` // releases that it pointed at before, the last one last
 	Watches       []*Watch               `protobuf:"bytes,11,rep,name=watches,proto3" json:"watches,omitempty"` // what it is watched for since it points at that
+	Doors         []string               `protobuf:"bytes,13,rep,name=doors,proto3" json:"doors,omitempty"`     // that it had when it was promoted, with what might be done at each
 	Breach        string                 `protobuf:"bytes,12,opt,name=breach,proto3" json:"breach,omitempty"`   // why it should have been rolled back by a watch, and what kept it from that
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2475,6 +2500,13 @@ func (x *Stage) GetEarlier() []string {
 func (x *Stage) GetWatches() []*Watch {
 	if x != nil {
 		return x.Watches
+	}
+	return nil
+}
+
+func (x *Stage) GetDoors() []string {
+	if x != nil {
+		return x.Doors
 	}
 	return nil
 }
@@ -3516,7 +3548,7 @@ const file_isle_v1_releases_proto_rawDesc = "" +
 	"\x04seen\x18\b \x01(\tR\x04seen\x12\x1f\n" +
 	"\vvalues_name\x18\t \x01(\tR\n" +
 	"valuesName\x12\x14\n" +
-	"\x05files\x18\x1e \x01(\bR\x05files\"\xef\x03\n" +
+	"\x05files\x18\x1e \x01(\bR\x05files\"\x9b\x04\n" +
 	"\x0fPromoteResponse\x12*\n" +
 	"\arelease\x18\x01 \x01(\v2\x10.isle.v1.ReleaseR\arelease\x12\x12\n" +
 	"\x04from\x18\x02 \x01(\tR\x04from\x12\x16\n" +
@@ -3535,7 +3567,9 @@ const file_isle_v1_releases_proto_rawDesc = "" +
 	"reviewedAs\x128\n" +
 	"\n" +
 	"difference\x18\r \x01(\v2\x18.isle.v1.ImageDifferenceR\n" +
-	"difference\"\x9a\x01\n" +
+	"difference\x12\x14\n" +
+	"\x05doors\x18\x0e \x03(\tR\x05doors\x12\x14\n" +
+	"\x05reach\x18\x0f \x03(\tR\x05reach\"\x9a\x01\n" +
 	"\x04Gate\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -3592,11 +3626,12 @@ const file_isle_v1_releases_proto_rawDesc = "" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x1a\n" +
 	"\binstance\x18\x02 \x01(\tR\binstance\x12\x18\n" +
 	"\arelease\x18\x03 \x01(\tR\arelease\x12*\n" +
-	"\adrifted\x18\x04 \x03(\v2\x10.isle.v1.DriftedR\adrifted\"Q\n" +
+	"\adrifted\x18\x04 \x03(\v2\x10.isle.v1.DriftedR\adrifted\"i\n" +
 	"\aDrifted\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n" +
 	"\aservice\x18\x02 \x01(\tR\aservice\x12\x18\n" +
-	"\amessage\x18\x03 \x01(\tR\amessage\"_\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\x12\x16\n" +
+	"\x06detail\x18\x04 \x01(\tR\x06detail\"_\n" +
 	"\x13ClearReleaseRequest\x12\x18\n" +
 	"\aproject\x18\x01 \x01(\tR\aproject\x12\x14\n" +
 	"\x05stage\x18\x02 \x01(\tR\x05stage\x12\x18\n" +
@@ -3607,7 +3642,7 @@ const file_isle_v1_releases_proto_rawDesc = "" +
 	"\arelease\x18\x01 \x01(\tR\arelease\x12\x0e\n" +
 	"\x02by\x18\x02 \x01(\tR\x02by\x12.\n" +
 	"\x04time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reason\"\xda\x02\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"\xf0\x02\n" +
 	"\x05Stage\x12\x18\n" +
 	"\aproject\x18\x01 \x01(\tR\aproject\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -3620,7 +3655,8 @@ const file_isle_v1_releases_proto_rawDesc = "" +
 	"\x05marks\x18\t \x03(\v2\r.isle.v1.MarkR\x05marks\x12\x18\n" +
 	"\aearlier\x18\n" +
 	" \x03(\tR\aearlier\x12(\n" +
-	"\awatches\x18\v \x03(\v2\x0e.isle.v1.WatchR\awatches\x12\x16\n" +
+	"\awatches\x18\v \x03(\v2\x0e.isle.v1.WatchR\awatches\x12\x14\n" +
+	"\x05doors\x18\r \x03(\tR\x05doors\x12\x16\n" +
 	"\x06breach\x18\f \x01(\tR\x06breach\"\x91\x01\n" +
 	"\x05Watch\x12\x12\n" +
 	"\x04rule\x18\x01 \x01(\tR\x04rule\x120\n" +
