@@ -76,6 +76,7 @@ func Actions() []ActionInfo {
 		{Action: ActionSecretSet, Resource: "secret", Does: "write a secret, or say where its value is: isle secret set"},
 		{Action: ActionSecretRead, Resource: "secret", Does: "see which secrets there are, never a value: isle secret ls"},
 		{Action: ActionSecretCheck, Resource: "secret", Does: "see whether a secret's value can be had: isle secret check"},
+		{Action: ActionSecretBuild, Resource: "secret", Does: "have build steps given a secret's value, where a file has build: secrets: part of isle build, isle up and isle release create. What a step does with it is up to its author"},
 		{Action: ActionSecretDelete, Resource: "secret", Does: "remove a secret: isle secret rm"},
 		{Action: ActionServerRead, Resource: "server", Does: "see the server and what the machine lacks: isle version, isle doctor"},
 		{Action: ActionServerCollect, Resource: "server", Does: "free what nothing names: isle gc, isle cache prune"},

@@ -270,6 +270,7 @@ const (
 	ActionSecretSet          Action = "secret:set"
 	ActionSecretRead         Action = "secret:read"
 	ActionSecretCheck        Action = "secret:check"
+	ActionSecretBuild        Action = "secret:build"
 	ActionSecretDelete       Action = "secret:delete"
 	ActionSecretKey          Action = "secret:use-key" // another key seals from now on
 	ActionConnectionOpen     Action = "connection:open"

@@ -31,7 +31,7 @@ type layerJSON struct {
 func newBuild(a *app) *cobra.Command {
 	req := &islev1.BuildRequest{}
 	var explain bool
-	var profiles []string
+	var profiles, secrets []string
 	cmd := &cobra.Command{
 		Use:   "build [DIR|FILE]",
 		Short: "Build the images of a file without launching them",
@@ -42,6 +42,9 @@ func newBuild(a *app) *cobra.Command {
 		RunE: func(cmd *cobra.Command, given []string) error {
 			p, err := readProject(first(given), profiles...)
 			if err != nil {
+				return err
+			}
+			if p.secrets, err = parseSecrets(secrets); err != nil {
 				return err
 			}
 			a.tell(p)
@@ -65,6 +68,7 @@ func newBuild(a *app) *cobra.Command {
 	}
 	f := cmd.Flags()
 	addProfiles(cmd, &profiles)
+	addSecrets(cmd, &secrets)
 	f.BoolVar(&req.Verify, "verify", false, "build again without the cache and compare")
 	f.BoolVar(&explain, "explain", false, "tell of each step whether it was found in the cache, and why not")
 	f.BoolVar(&req.NoCache, "no-cache", false, "build every step again")
@@ -90,6 +94,9 @@ func buildProject(ctx context.Context, c *api.Client, p *project, req *islev1.Bu
 			return nil, err
 		}
 		req.Source = h.source
+		if req.Source.Secrets, err = p.secretValues(); err != nil {
+			return nil, err
+		}
 		res, need, err := buildOnce(ctx, c, req, show)
 		if err != nil {
 			return nil, err

@@ -39,6 +39,12 @@ isle up, run, build and lock take such a file as it is, unless something is refu
 			if err != nil {
 				return err
 			}
+			for _, s := range c.Secrets {
+				c.Notes = append(c.Notes, compose.Note{
+					Kind: compose.Differs, File: file, Service: s.Service, Key: "build.secrets", Reason: s.ID + " (" + s.From + ") is in no isle.yaml: whoever builds gives it",
+					Do: "isle up --secret id=" + s.ID + ",src=FILE, or env=NAME; or keep it in the server, and name it under build: secrets",
+				})
+			}
 			return a.showConversion(c, dir, out)
 		},
 	}
@@ -99,7 +105,7 @@ func readConverted(file string, over, profiles []string) (*project, error) {
 	}
 	base := filepath.Base(file)
 	p := &project{
-		path: file, dir: dir, data: c.YAML, file: c.File, laid: over, profiles: profiles, notes: c.Notes,
+		path: file, dir: dir, data: c.YAML, file: c.File, laid: over, profiles: profiles, notes: c.Notes, ofFile: c.Secrets,
 		// In the project's folder, whereever the file is: a build's context may
 		// be that folder, and the lock there is no part of it.
 		lockPath: filepath.Join(dir, strings.TrimPrefix(strings.TrimSuffix(base, filepath.Ext(base)), ".")+".lock"),

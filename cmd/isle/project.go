@@ -38,6 +38,9 @@ type project struct {
 	// which profiles were asked for, and what is done in another way.
 	reads, laid, profiles []string
 	notes                 []compose.Note
+	// What build steps are given: of the command line, and of a Compose file.
+	secrets []givenSecret
+	ofFile  []compose.BuildSecret
 	// credentials are for registries that asked for one.
 	credentials []*islev1.RegistryCredential
 }
@@ -98,7 +101,7 @@ func (p *project) again() (next *project, err error) {
 	if err != nil {
 		return nil, err
 	}
-	next.noFork = p.noFork
+	next.noFork, next.secrets = p.noFork, p.secrets
 	return next, next.readBeside()
 }
 

@@ -109,7 +109,7 @@ func (r releaseJSON) trust() string {
 
 func newReleaseCreate(a *app) *cobra.Command {
 	req := &islev1.CreateReleaseRequest{}
-	var profiles []string
+	var profiles, secrets []string
 	cmd := &cobra.Command{
 		Use:   "create [DIR|FILE]",
 		Short: "Build what isle.lock pins, and seal a release of it",
@@ -120,6 +120,9 @@ already only where it comes from is added. A lock that does not fit the file is 
 		RunE: func(cmd *cobra.Command, given []string) error {
 			p, err := readProject(first(given), profiles...)
 			if err != nil {
+				return err
+			}
+			if p.secrets, err = parseSecrets(secrets); err != nil {
 				return err
 			}
 			a.tell(p)
@@ -154,6 +157,7 @@ already only where it comes from is added. A lock that does not fit the file is 
 	}
 	cmd.Flags().StringVar(&req.Mirror, "mirror", "", "base URL of the Debian mirror (default: the server's)")
 	addProfiles(cmd, &profiles)
+	addSecrets(cmd, &secrets)
 	return cmd
 }
 
@@ -171,6 +175,9 @@ func createRelease(ctx context.Context, c *api.Client, p *project, req *islev1.C
 			return nil, err
 		}
 		req.Source = h.source
+		if req.Source.Secrets, err = p.secretValues(); err != nil {
+			return nil, err
+		}
 		res, err := createReleaseOnce(ctx, c, req, show)
 		if err != nil || res != nil {
 			return res, err

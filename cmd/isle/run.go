@@ -35,6 +35,7 @@ type runOptions struct {
 	mirror   string
 	keep     bool
 	profiles []string
+	secrets  []string
 }
 
 func newRun(a *app) *cobra.Command {
@@ -84,6 +85,7 @@ nobody has read. 'isolation: container' in FILE, or --isolation container, start
 	f.BoolVar(&o.keep, "keep", false, "leave the environment when the command ends")
 	f.BoolVarP(&o.terminal, "terminal", "t", false, "give the command a terminal")
 	addProfiles(cmd, &o.profiles)
+	addSecrets(cmd, &o.secrets)
 	f.StringVarP(&o.service, "service", "s", "", "service of FILE to run in (default: the first)")
 	return cmd
 }
@@ -180,8 +182,8 @@ func (a *app) runFrom(ctx context.Context, o runOptions, file string, command []
 	switch {
 	case file != "":
 		return usagef("--from says what the environment is made of; %s is another way to", file)
-	case len(o.packages) > 0 || o.suite != "" || o.mirror != "" || o.class != "":
-		return usagef("--from says what the environment is made of; --packages, --suite, --isolation and --mirror are for another way")
+	case len(o.packages) > 0 || o.suite != "" || o.mirror != "" || o.class != "" || len(o.secrets) > 0:
+		return usagef("--from says what the environment is made of; --packages, --suite, --isolation, --secret and --mirror are for another way")
 	}
 	seeds, err := o.seeds()
 	if err != nil {
@@ -254,7 +256,13 @@ func (o runOptions) project(file string, seeds []seed) (*project, error) {
 		if err != nil {
 			return nil, err
 		}
+		if p.secrets, err = parseSecrets(o.secrets); err != nil {
+			return nil, err
+		}
 		return p, o.checkSeeds(p, seeds)
+	}
+	if len(o.secrets) > 0 {
+		return nil, usagef("--secret is for the steps of a file's builds")
 	}
 	if len(o.packages) == 0 {
 		return nil, usagef("isle run takes --packages or a file").WithHint("for example: isle run --packages python3 -- python3 -c 'print(1)'")

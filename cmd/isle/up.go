@@ -24,7 +24,7 @@ type upOptions struct {
 	release                  string
 	locked, noWait, watch    bool
 	noFork, cold             bool
-	profiles                 []string
+	profiles, secrets        []string
 }
 
 func newUp(a *app) *cobra.Command {
@@ -71,6 +71,7 @@ by --name, else after the project.`,
 	f.BoolVar(&o.cold, "cold", false, "start services, where the environment could begin with a ready state (warm: true)")
 	f.StringVar(&o.release, "release", "", "launch this release in place of a file: a digest, or PROJECT@STAGE")
 	addProfiles(cmd, &o.profiles)
+	addSecrets(cmd, &o.secrets)
 	f.BoolVar(&o.watch, "watch", false, "do it again whenever a file changes, until Ctrl-C")
 	return cmd
 }
@@ -113,6 +114,9 @@ func (a *app) up(ctx context.Context, o upOptions, arg string) error {
 	if err != nil {
 		return err
 	}
+	if p.secrets, err = parseSecrets(o.secrets); err != nil {
+		return err
+	}
 	a.tell(p)
 	p.noFork = o.noFork
 	c, err := a.connect(ctx)
@@ -134,8 +138,8 @@ func (a *app) up(ctx context.Context, o upOptions, arg string) error {
 
 // upRelease brings up what was released.
 func (a *app) upRelease(ctx context.Context, o upOptions, req *islev1.UpRequest, arg string) error {
-	if arg != "" || o.watch || o.locked || o.noFork || o.mirror != "" {
-		return usagef("--release launches what was built: it takes no folder or file, nor --watch, --locked, --no-fork or --mirror")
+	if arg != "" || o.watch || o.locked || o.noFork || o.mirror != "" || len(o.secrets) > 0 {
+		return usagef("--release launches what was built: it takes no folder or file, nor --watch, --locked, --no-fork, --secret or --mirror")
 	}
 	c, err := a.connect(ctx)
 	if err != nil {
@@ -201,6 +205,9 @@ func upProject(ctx context.Context, c *api.Client, p *project, req *islev1.UpReq
 			return nil, err
 		}
 		req.Source = h.source
+		if req.Source.Secrets, err = p.secretValues(); err != nil {
+			return nil, err
+		}
 		res, need, err := upOnce(ctx, c, req, show)
 		if err != nil {
 			return nil, err

@@ -27,6 +27,7 @@ type request struct {
 	copies []build.Copied
 	// credentials are for registries, and for this call alone.
 	credentials build.Credentials
+	secrets     buildSecrets // of build steps, for this call alone
 }
 
 // readSource parses and bounds what a client sent.
@@ -55,6 +56,9 @@ func readSource(s *islev1.Source) (request, error) {
 		}
 	}
 	if r.credentials, err = readCredentials(s.GetCredentials()); err != nil {
+		return r, err
+	}
+	if r.secrets, err = readBuildSecrets(s.GetSecrets()); err != nil {
 		return r, err
 	}
 	for _, t := range s.GetTrees() {
@@ -274,7 +278,8 @@ func (cfg Config) prepare(ctx context.Context, r request, o prepareOptions, p bu
 	o.build.Mirror = o.lock.Mirror
 	o.lock.Credentials, o.lock.Pull = r.credentials, cfg.mayPull(ctx)
 	o.build.Credentials, o.build.Pull = o.lock.Credentials, o.lock.Pull
-	o.build.Reach = cfg.mayReach(ctx, r.file.Name)
+	o.build.Reach, o.build.Secret = cfg.mayReach(ctx, r.file.Name), cfg.secretsOf(r)
+	defer r.secrets.forget()
 	// Trees are asked for before anything else: to lock may take long, and is
 	// done again by the call that follows.
 	var trees []isle.Digest

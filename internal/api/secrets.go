@@ -21,6 +21,9 @@ type Secrets interface {
 	List() ([]secret.Secret, error)
 	Delete(ctx context.Context, actor isle.Actor, name string, used []string) error
 	Check(ctx context.Context, actor isle.Actor, name string) (version, size int, err error)
+	// Resolve takes a value. Who calls it destroys it soon, and says in the log what
+	// it was for.
+	Resolve(ctx context.Context, name string) (secret.Value, error)
 }
 
 // secrets serves the SecretService.

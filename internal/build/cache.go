@@ -48,12 +48,12 @@ type inputs struct {
 	Context isle.Digest `json:"context,omitempty"` // the whole tree that Tree is of
 }
 
-// mountInput is what of a mount can change a step's layer. What a secret holds does
-// not, and what a cache holds should not; but nobody can know, so what a step made
-// with a project's cache is found again in that project alone.
+// mountInput is what of a mount can change a step's layer. What a secret or a cache
+// holds is no part of it and should change nothing; but nobody can know, so what a
+// step made with one is found again in its project alone.
 type mountInput struct {
 	Type      string        `json:"type"`
-	Project   string        `json:"project,omitempty"` // of cache: whose it is
+	Project   string        `json:"project,omitempty"` // of cache and secret: whose it is
 	Target    string        `json:"target,omitempty"`
 	ReadOnly  bool          `json:"read_only,omitempty"`
 	Path      string        `json:"path,omitempty"`

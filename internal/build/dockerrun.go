@@ -3,7 +3,6 @@ package build
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"maps"
 	"os"
@@ -92,6 +91,11 @@ func (x *stages) runMake(ctx context.Context, w work, op *dockerfile.Run, in inp
 	if net != nil { // what a cache held would be asked for by the next build, and is in no lock
 		caches = filepath.Join(dir, "caches")
 	}
+	secrets, err := x.giveSecrets(ctx, mounts, stack, &st, w.say)
+	defer secrets.forget()
+	if err != nil {
+		return nil, err
+	}
 	for _, m := range mounts {
 		mount, ok, leave, err := m.open(ctx, w, stack, caches)
 		if err != nil {
@@ -100,17 +104,19 @@ func (x *stages) runMake(ctx context.Context, w work, op *dockerfile.Run, in inp
 		defer leave()
 		if ok {
 			st.Mounts = append(st.Mounts, mount)
-			for at := mount.Target; at != "/"; at = path.Dir(at) {
-				stubs[at] = true
-			}
 		}
 	}
-	finish, err := net.open(b, &st, w.say)
+	for _, m := range st.Mounts {
+		for at := m.Target; at != "/"; at = path.Dir(at) {
+			stubs[at] = true
+		}
+	}
+	finish, err := net.open(b, &st, secrets.forms, w.say)
 	if err != nil {
 		return nil, err
 	}
 	slices.SortStableFunc(st.Mounts, func(a, b Mount) int { return strings.Count(a.Target, "/") - strings.Count(b.Target, "/") })
-	out := &lines{say: w.say}
+	out := &lines{say: w.say, hide: secrets.forms}
 	st.Output = out
 	err = finish(b.Sandbox.RunStep(ctx, st))
 	out.flush()
@@ -236,7 +242,7 @@ func (x *stages) mounting(ctx context.Context, op dockerfile.Mount) (mounting, e
 	m := mounting{x: x, op: op, input: mountInput{
 		Type: op.Type, Target: op.Target, ReadOnly: op.ReadOnly, Path: op.Path, ID: op.ID, Env: op.Env, Size: op.Size, Mode: uint32(op.Mode), UID: op.UID, GID: op.GID,
 	}}
-	if op.Type == "cache" {
+	if op.Type == "cache" || op.Type == "secret" {
 		m.input.Project = folderName(x.project)
 	}
 	if op.Type != "bind" {
@@ -272,13 +278,11 @@ func (x *stages) mounting(ctx context.Context, op dockerfile.Mount) (mounting, e
 func (m mounting) open(ctx context.Context, w work, stack *image.Stack, caches string) (out Mount, ok bool, leave func(), err error) {
 	leave = func() {}
 	out = Mount{ReadOnly: m.op.ReadOnly, Size: m.op.Size}
-	if m.op.Target != "" {
-		if out.Target, err = stack.Resolve(m.op.Target); err != nil {
-			return out, false, leave, err
-		}
-		if !dockerfile.MayMount(out.Target) {
-			return out, false, leave, isle.Errorf(isle.Invalid, "--mount=type=%s: %.200s leads to %.200s through a symbolic link of the image, which is the sandbox's own", m.op.Type, m.op.Target, out.Target)
-		}
+	if m.op.Type == "secret" { // which giveSecrets has seen to
+		return out, false, leave, nil
+	}
+	if out.Target, err = m.target(stack); err != nil {
+		return out, false, leave, err
 	}
 	switch m.op.Type {
 	case "tmpfs":
@@ -291,16 +295,19 @@ func (m mounting) open(ctx context.Context, w work, stack *image.Stack, caches s
 			break
 		}
 		out.Folder, leave, err = m.x.b.openCache(ctx, m.x.project, m.op)
-	case "secret":
-		if m.op.Required {
-			return out, false, leave, isle.Errorf(isle.Invalid, "--mount=type=secret,id=%s: a build is given no secrets", m.op.ID).WithHint("give it to the service when it runs: docs/secrets.md")
-		}
-		w.say(Event{State: "log", Message: fmt.Sprintf("no secret %s is given, and it is not required", m.op.ID)})
-		return out, false, leave, nil
 	default:
 		return out, false, leave, isle.Errorf(isle.Invalid, "--mount=type=%s is no mount", m.op.Type)
 	}
 	return out, err == nil, leave, err
+}
+
+// target is where it is mounted, the image's links followed.
+func (m mounting) target(stack *image.Stack) (string, error) {
+	at, err := stack.Resolve(m.op.Target)
+	if err == nil && !dockerfile.MayMount(at) {
+		err = isle.Errorf(isle.Invalid, "--mount=type=%s: %.200s leads to %.200s through a symbolic link of the image, which is the sandbox's own", m.op.Type, m.op.Target, at)
+	}
+	return at, err
 }
 
 // openBind makes a bind: of the context one layer with what is mounted.

@@ -33,6 +33,8 @@ type Options struct {
 	// Credentials and Pull are as in LockOptions.
 	Credentials Credentials
 	Pull        func(registry.Reference) error
+	// Secret gives steps what they mount as secrets; nil: there are none.
+	Secret Secrets
 }
 
 // A Result is what Build made.

@@ -11,6 +11,7 @@ import (
 	"isle"
 	"isle/internal/build/dockerfile"
 	"isle/internal/build/recorder"
+	"isle/internal/conceal"
 	"isle/internal/image"
 	"isle/internal/initproto"
 	"isle/internal/spec"
@@ -97,12 +98,13 @@ func newWire(sl spec.ServiceLock, stage, text string, o Options, seen map[string
 	return w
 }
 
-// open gives a step its network. finish ends it, and is given how the step ended.
-func (w *wire) open(b *Builder, st *Step, say func(Event)) (finish func(error) error, err error) {
+// open gives a step its network, in which nothing of secrets is kept. finish ends it,
+// and is given how the step ended.
+func (w *wire) open(b *Builder, st *Step, secrets *conceal.Forms, say func(Event)) (finish func(error) error, err error) {
 	if w == nil {
 		return func(err error) error { return err }, nil
 	}
-	r, err := w.record(b, say)
+	r, err := w.record(b, secrets, say)
 	if err != nil {
 		return nil, err
 	}
@@ -126,7 +128,7 @@ func (w *wire) open(b *Builder, st *Step, say func(Event)) (finish func(error) e
 }
 
 // record begins to answer.
-func (w *wire) record(b *Builder, say func(Event)) (*recorder.Recorder, error) {
+func (w *wire) record(b *Builder, secrets *conceal.Forms, say func(Event)) (*recorder.Recorder, error) {
 	dial := b.Dial
 	if dial != nil && w.reach != nil {
 		dial = func(ctx context.Context, host string, port int) (net.Conn, error) {
@@ -137,7 +139,7 @@ func (w *wire) record(b *Builder, say func(Event)) (*recorder.Recorder, error) {
 		}
 	}
 	return recorder.New(recorder.Config{Store: b.Images, Dial: dial, Roots: b.Roots, Now: b.Now}, recorder.Options{
-		Locked: w.locked, Others: w.others, Frozen: w.frozen, Say: func(m string) { say(Event{State: "log", Message: m}) },
+		Locked: w.locked, Others: w.others, Frozen: w.frozen, Secrets: secrets, Say: func(m string) { say(Event{State: "log", Message: m}) },
 	})
 }
 
@@ -164,7 +166,7 @@ func (w *wire) fetch(ctx context.Context, b *Builder, o Options, op *dockerfile.
 		}
 		w = &wire{reach: o.Reach}
 	}
-	r, err := w.record(b, say)
+	r, err := w.record(b, nil, say)
 	if err != nil {
 		return nil, err
 	}

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"isle"
+	"isle/internal/conceal"
 	"isle/internal/image"
 	"isle/internal/spec"
 )
@@ -78,7 +79,7 @@ func (b *Builder) runStep(s spec.Service, command string, env map[string]string,
 		}
 		out := &lines{say: w.say}
 		st.Output = out
-		finish, err := net.open(b, &st, w.say)
+		finish, err := net.open(b, &st, nil, w.say)
 		if err != nil {
 			return nil, err
 		}
@@ -100,11 +101,13 @@ func (b *Builder) runStep(s spec.Service, command string, env map[string]string,
 // quote makes one word of s for a POSIX shell.
 func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
-// lines turns a step's output into events, one a line.
+// lines turns a step's output into events, one a line, without what is to be
+// hidden. No form of that has a line break.
 type lines struct {
-	say func(Event)
-	mu  sync.Mutex
-	buf bytes.Buffer
+	say  func(Event)
+	hide *conceal.Forms // nil: nothing
+	mu   sync.Mutex
+	buf  bytes.Buffer
 }
 
 // maxLine bounds a line of output in bytes; a longer one is cut into several.
@@ -114,8 +117,11 @@ func (l *lines) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, c := range p {
-		if c == '\n' || l.buf.Len() >= maxLine {
-			l.emit()
+		switch {
+		case c == '\n':
+			l.emit(0)
+		case l.buf.Len() >= maxLine+l.hide.Most():
+			l.emit(l.hide.Most())
 		}
 		if c != '\n' {
 			l.buf.WriteByte(c)
@@ -128,13 +134,18 @@ func (l *lines) flush() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.buf.Len() > 0 {
-		l.emit()
+		l.emit(0)
 	}
 }
 
-func (l *lines) emit() {
-	l.say(Event{State: "log", Message: strings.ToValidUTF8(l.buf.String(), "\uFFFD")})
-	l.buf.Reset()
+// emit tells of what is there but for its last bytes, in which something that is to
+// be hidden may begin.
+func (l *lines) emit(rest int) {
+	l.hide.Hide(l.buf.Bytes())
+	l.say(Event{State: "log", Message: strings.ToValidUTF8(string(l.buf.Next(l.buf.Len()-rest)), "\uFFFD")})
+	if rest == 0 {
+		l.buf.Reset()
+	}
 }
 
 // addUpper adds an overlay's upper folder to a layer. A step may have left

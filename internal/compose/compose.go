@@ -91,6 +91,8 @@ type Conversion struct {
 	File  spec.File // YAML, parsed; the zero File where something is refused and the rest is none
 	Notes []Note    // by place
 	Reads []string  // the files that were read, relative to Dir, the Source's own first
+	// Secrets are what its builds are given, which is not in YAML.
+	Secrets []BuildSecret
 }
 
 // Err is a *problem.FileError of what is refused, or nil.
@@ -192,6 +194,9 @@ func Convert(src Source) (c Conversion, err error) {
 		return Conversion{}, err
 	}
 	c = Conversion{Notes: r.notes, Reads: r.reads}
+	for _, s := range out.services {
+		c.Secrets = append(c.Secrets, s.secrets...)
+	}
 	c.YAML, c.File, err = out.write(r)
 	c.Notes = r.notes
 	slices.SortStableFunc(c.Notes, func(a, b Note) int {

@@ -59,8 +59,7 @@ func buildOthers() map[string]rule {
 		"platforms": {Dropped, "is built for this machine's own platform", ""}, "isolation": {Dropped, "is for Windows", ""}, "shm_size": {Dropped, "steps have Isle's own limits", ""}, "ulimits": {Dropped, "steps have Isle's own limits", ""},
 		"dockerfile_inline":   {Refused, "the Dockerfile is a file of the project, which the lock pins", "write it into a file"},
 		"additional_contexts": {Refused, "a build has one context", "put the files below it, or begin a stage with the image"},
-		"ssh":                 {Refused, "a build has no keys", "fetch before the build, and copy"},
-		"secrets":             {Refused, "a build is given no secrets", "fetch before the build, and copy"},
+		"ssh":                 {Refused, "what a step reaches with keys cannot be recorded", "take what it fetches into the build's folder, or fetch it over https with the recorded network"},
 		"privileged":          {Refused, "no step has rights over the machine", "remove it"}, "entitlements": {Refused, "no step has rights over the machine", "remove it"},
 	}
 }

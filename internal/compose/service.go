@@ -49,7 +49,8 @@ type service struct {
 
 	cpus         float64
 	memory, pids int64
-	isle         *node // x-isle
+	secrets      []BuildSecret // of its build
+	isle         *node         // x-isle
 }
 
 type build struct {
@@ -213,6 +214,10 @@ func (s *service) readBuild(n *node) {
 		for _, p := range n.pairs {
 			if p.key == "network" && slices.Contains([]string{"none", "default"}, p.value.str()) {
 				b.network = p.value.str()
+				continue
+			}
+			if p.key == "secrets" && !p.value.null {
+				s.readBuildSecrets(p.value)
 				continue
 			}
 			if slices.Contains([]string{"context", "dockerfile", "target", "args"}, p.key) || strings.HasPrefix(p.key, "x-") || p.value.null {

@@ -11,8 +11,14 @@ import (
 	"isle/internal/document"
 )
 
-// maxBuildArgs is how many arguments a build can have.
-const maxBuildArgs = 128
+// Bounds of what a build can have.
+const (
+	maxBuildArgs    = 128
+	maxBuildSecrets = 64
+)
+
+// secretIDPattern is what the id of a secret looks like where a file names it.
+const secretIDPattern = `^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$`
 
 // A Build is an image that a Dockerfile makes.
 type Build struct {
@@ -20,6 +26,7 @@ type Build struct {
 	Dockerfile string            `json:"dockerfile"` // relative to Context; default "Dockerfile"
 	Target     string            `json:"target,omitempty"`
 	Args       map[string]string `json:"args,omitempty"`
+	Secrets    map[string]string `json:"secrets,omitempty"` // by id: the name of one that the server keeps
 }
 
 // File is the Dockerfile's path, relative to the file's folder.
@@ -27,7 +34,7 @@ func (b Build) File() string { return path.Join(b.Context, b.Dockerfile) }
 
 // Equal reports whether both ask for the same.
 func (b Build) Equal(o Build) bool {
-	return b.Context == o.Context && b.Dockerfile == o.Dockerfile && b.Target == o.Target && maps.Equal(b.Args, o.Args)
+	return b.Context == o.Context && b.Dockerfile == o.Dockerfile && b.Target == o.Target && maps.Equal(b.Args, o.Args) && maps.Equal(b.Secrets, o.Secrets)
 }
 
 func buildShape() shape[Build] {
@@ -36,6 +43,10 @@ func buildShape() shape[Build] {
 		return Build{Context: context, Dockerfile: "Dockerfile"}, err
 	})
 	args := mapOf("arguments by name", maxBuildArgs, schema{Pattern: envPattern}, envError, scalar("a text", schema{Type: written}, parseText), func(k, v string) [2]string { return [2]string{k, v} })
+	type named struct{ id, secret string }
+	kept := object("a secret that the server keeps",
+		must(key("secret", "", "Its name: `isle secret ls`. Whoever builds needs `secret:build` for it.", text("a name", namePattern, parseName), func(n *named) *string { return &n.secret })))
+	secrets := mapOf("secrets by id", maxBuildSecrets, schema{Pattern: secretIDPattern}, secretIDError, kept, func(id string, n named) named { return named{id, n.secret} })
 	full := object("a build",
 		key("context", ".", "The folder whose files the Dockerfile's COPY and ADD see, relative to isle.yaml. What its .dockerignore names stays out, and so do .git and isle.lock.",
 			text("a relative path", "", parseContext), func(b *Build) *string { return &b.Context }),
@@ -49,6 +60,14 @@ func buildShape() shape[Build] {
 				}
 				return out
 			}), func(b *Build) *map[string]string { return &b.Args }),
+		key("secrets", "", "What `RUN --mount=type=secret,id=ID` is given, by ID, of what the server keeps (docs/dockerfile.md). One of `--secret id=ID` comes before it.",
+			convert(secrets, func(in []named) map[string]string {
+				out := make(map[string]string, len(in))
+				for _, n := range in {
+					out[n.id] = n.secret
+				}
+				return out
+			}), func(b *Build) *map[string]string { return &b.Secrets }),
 	)
 	return scalarOr("a folder with a Dockerfile, or a build", line, full)
 }
@@ -67,6 +86,15 @@ func parseDockerfile(s string) (string, error) {
 		return "", fmt.Errorf("%q is a folder; want the Dockerfile's name", clip(s))
 	}
 	return clean, err
+}
+
+// secretIDError says why a text is no id of a secret.
+func secretIDError(s string) error {
+	rest := strings.TrimLeft(s, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-")
+	if s == "" || len(s) > 128 || rest != "" || s[0] == '.' || s[0] == '-' {
+		return errors.New("is no id of a secret; want letters, digits, _, . and -, at most 128")
+	}
+	return nil
 }
 
 func parseTarget(s string) (string, error) {
@@ -104,5 +132,9 @@ func (b *Build) node() mapping {
 	for _, k := range slices.Sorted(maps.Keys(b.Args)) {
 		args.add(k, textNode(b.Args[k]))
 	}
-	return m.text("context", b.Context).text("dockerfile", b.Dockerfile).text("target", b.Target).add("args", args.some())
+	secrets := newMapping()
+	for _, id := range slices.Sorted(maps.Keys(b.Secrets)) {
+		secrets.add(id, newMapping().text("secret", b.Secrets[id]).some())
+	}
+	return m.text("context", b.Context).text("dockerfile", b.Dockerfile).text("target", b.Target).add("args", args.some()).add("secrets", secrets.some())
 }

@@ -347,8 +347,13 @@ func (c *lockChecker) build(at string, s *ServiceLock) {
 		c.problem(at+".target", "%q is no stage", clip(b.Target))
 	case !b.Tree.Valid() || !b.File.Valid():
 		c.problem(at+".tree", "the context or the Dockerfile is not pinned by a sha256 digest")
-	case len(b.Args) > maxBuildArgs || len(b.Images) > maxBuildImages:
-		c.problem(at, "has more arguments or images than a build can have")
+	case len(b.Args) > maxBuildArgs || len(b.Images) > maxBuildImages || len(b.Secrets) > maxBuildSecrets:
+		c.problem(at, "has more arguments, images or secrets than a build can have")
+	}
+	for _, id := range slices.Sorted(maps.Keys(b.Secrets)) {
+		if _, err := parseName(b.Secrets[id]); secretIDError(id) != nil || err != nil {
+			c.problem(at+".secrets", "%q is no secret", clip(id))
+		}
 	}
 	for _, k := range slices.Sorted(maps.Keys(b.Args)) {
 		if _, err := parseText(b.Args[k]); envError(k) != nil || err != nil {

@@ -80,7 +80,10 @@ func (r *Recorder) answer(w http.ResponseWriter, req *http.Request) {
 		panic(http.ErrAbortHandler)
 	}
 	defer end()
-	q, err := understood(req)
+	q, err := query{}, r.tellsSecret(req)
+	if err == nil {
+		q, err = understood(req)
+	}
 	if err == nil {
 		err = r.answerQuery(w, req, q)
 	}
@@ -131,6 +134,20 @@ func (r *Recorder) short(q query, err error) error {
 		r.lacks = isle.Errorf(code, "%v could not be recorded: %v", q, reason(err))
 	}
 	return err
+}
+
+// tellsSecret refuses a request that has a secret in what would be locked, or in what
+// would be said of it: it is told without its address.
+func (r *Recorder) tellsSecret(req *http.Request) error {
+	s := r.o.Secrets
+	plain, err := url.QueryUnescape(req.URL.RawQuery)
+	if err != nil {
+		plain = ""
+	}
+	if s.In(plain) || s.In(req.Method) || s.In(req.Host) || s.In(req.RequestURI) || s.In(req.URL.Path) || s.In(strings.Join(req.Header.Values("Accept"), ", ")) {
+		return &refusal{http.StatusForbidden, "a request has a secret of the step in its address: it would be in isle.lock", false}
+	}
+	return nil
 }
 
 // understood is a request that can be recorded, or a refusal.

@@ -233,6 +233,9 @@ func (r *Recorder) describe(q query, response *http.Response) (spec.Material, er
 		if m.Header == nil {
 			m.Header = map[string]string{}
 		}
+		if r.o.Secrets.In(value) {
+			return m, errors.New("its answer has a secret of the step in its header, which would be in isle.lock")
+		}
 		m.Header[name] = value
 	}
 	if to, err := url.Parse(m.Header["Location"]); err != nil || to.User != nil {

@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"isle"
+	"isle/internal/conceal"
 	"isle/internal/image"
 	"isle/internal/inspection"
 	"isle/internal/spec"
@@ -65,6 +66,9 @@ type Options struct {
 	// Frozen has what no material answers refused. A material whose body the
 	// store lacks is fetched even so, and must be what the lock says.
 	Frozen bool
+	// Secrets are in no request that is sent on, nor in what is kept of an answer
+	// beside its body: the lock has both. nil: there are none.
+	Secrets *conceal.Forms
 	// Say tells people what goes on.
 	Say func(message string)
 }

@@ -95,8 +95,11 @@ func (d *Driver) start(c *container, prepare func(*exec.Cmd)) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(dir, "config.json"), b, 0o600); err != nil {
-		return isle.Errorf(isle.Exhausted, "launch %s: %w", c.id, err)
+	bundle, _ := d.runtimeFolders(c)
+	if c.upper == "" {
+		if err := os.WriteFile(filepath.Join(bundle, "config.json"), b, 0o600); err != nil {
+			return isle.Errorf(isle.Exhausted, "launch %s: %w", c.id, err)
+		}
 	}
 	group := string(c.id)
 	if !d.crun() && c.class != classGvisor {
@@ -117,6 +120,11 @@ func (d *Driver) start(c *container, prepare func(*exec.Cmd)) error {
 		if err := d.assemble(c); err != nil {
 			return err
 		}
+		if c.upper != "" {
+			if err := writeBundle(bundle, b); err != nil {
+				return isle.Errorf(isle.Exhausted, "launch %s: %w", c.id, err)
+			}
+		}
 		d.given.Fault("launch.mounts")
 		cmd := d.command(runtime, c, in)
 		prepare(cmd)
@@ -132,6 +140,23 @@ func (d *Driver) start(c *container, prepare func(*exec.Cmd)) error {
 		}
 		return nil
 	})
+}
+
+// runtimeFolders are the container's bundle and where the runtime keeps its state.
+// Those of a build step are in its private mounts, in memory: its variables may be
+// secrets, and the runtime writes them down twice.
+func (d *Driver) runtimeFolders(c *container) (bundle, state string) {
+	if c.upper != "" {
+		return filepath.Join(d.private, "bundle"), filepath.Join(d.private, "runtime")
+	}
+	return d.dir(c.instance, c.id), d.runtimeRoot()
+}
+
+func writeBundle(dir string, config []byte) error {
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, "config.json"), config, 0o600)
 }
 
 // runtimeOf is the program that starts the container.
@@ -157,7 +182,8 @@ const enter = `while [ "$1" != -- ]; do echo 0 >"$1" || exit 125; shift; done; s
 // command is how the runtime is called.
 func (d *Driver) command(runtime string, c *container, in *entrance) *exec.Cmd {
 	dir := d.dir(c.instance, c.id)
-	args := []string{runtime, "--root", d.runtimeRoot(), "--log", filepath.Join(dir, "log")}
+	bundle, state := d.runtimeFolders(c)
+	args := []string{runtime, "--root", state, "--log", filepath.Join(dir, "log")}
 	switch {
 	case c.memory != "" && c.id == sandboxName:
 		args = d.runsc().Restore(string(c.instance), dir, filepath.Join(dir, "log"), c.memory, "--pid-file", filepath.Join(dir, "pid"))
@@ -171,7 +197,7 @@ func (d *Driver) command(runtime string, c *container, in *entrance) *exec.Cmd {
 		if d.crun() {
 			args = append(args, "--cgroup-manager=disabled")
 		}
-		args = append(args, "run", "--bundle", dir, "--pid-file", filepath.Join(dir, "pid"))
+		args = append(args, "run", "--bundle", bundle, "--pid-file", filepath.Join(dir, "pid"))
 		if c.init != "" {
 			args = append(args, "--detach", "--preserve-fds", "1")
 		}

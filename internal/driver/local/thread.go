@@ -56,7 +56,7 @@ func inPrivateMounts(dir string, hide []string, fn func() error) error {
 				return fmt.Errorf("unmount %s in the launch's own namespace: %w", h, err)
 			}
 		}
-		if err := unix.Mount("isle", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0711,size=1m,nr_inodes=4096"); err != nil {
+		if err := unix.Mount("isle", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0711,size=32m,nr_inodes=4096"); err != nil {
 			return fmt.Errorf("mount a private folder at %s: %w", dir, err)
 		}
 		if err := unix.Chdir(dir); err != nil {

@@ -34,6 +34,7 @@ type Source struct {
 	Lock          []byte                 `protobuf:"bytes,3,opt,name=lock,proto3" json:"lock,omitempty"`                         // isle.lock; empty if there is none
 	Trees         []*CopiedTree          `protobuf:"bytes,4,rep,name=trees,proto3" json:"trees,omitempty"`
 	Credentials   []*RegistryCredential  `protobuf:"bytes,5,rep,name=credentials,proto3" json:"credentials,omitempty"` // for the registries that `need` named
+	Secrets       []*BuildSecret         `protobuf:"bytes,6,rep,name=secrets,proto3" json:"secrets,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -103,6 +104,75 @@ func (x *Source) GetCredentials() []*RegistryCredential {
 	return nil
 }
 
+func (x *Source) GetSecrets() []*BuildSecret {
+	if x != nil {
+		return x.Secrets
+	}
+	return nil
+}
+
+// BuildSecret is what a RUN --mount=type=secret of this call is given. It is not
+// kept.
+type BuildSecret struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Value         []byte                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	Service       string                 `protobuf:"bytes,3,opt,name=service,proto3" json:"service,omitempty"` // empty: of every service
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BuildSecret) Reset() {
+	*x = BuildSecret{}
+	mi := &file_isle_v1_environment_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BuildSecret) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BuildSecret) ProtoMessage() {}
+
+func (x *BuildSecret) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_environment_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BuildSecret.ProtoReflect.Descriptor instead.
+func (*BuildSecret) Descriptor() ([]byte, []int) {
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *BuildSecret) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *BuildSecret) GetValue() []byte {
+	if x != nil {
+		return x.Value
+	}
+	return nil
+}
+
+func (x *BuildSecret) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
 // RegistryCredential is what a registry of images knows the caller by. It is used
 // for this call, and not kept.
 type RegistryCredential struct {
@@ -117,7 +187,7 @@ type RegistryCredential struct {
 
 func (x *RegistryCredential) Reset() {
 	*x = RegistryCredential{}
-	mi := &file_isle_v1_environment_proto_msgTypes[1]
+	mi := &file_isle_v1_environment_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -129,7 +199,7 @@ func (x *RegistryCredential) String() string {
 func (*RegistryCredential) ProtoMessage() {}
 
 func (x *RegistryCredential) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[1]
+	mi := &file_isle_v1_environment_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -142,7 +212,7 @@ func (x *RegistryCredential) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegistryCredential.ProtoReflect.Descriptor instead.
 func (*RegistryCredential) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{1}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *RegistryCredential) GetRegistry() string {
@@ -187,7 +257,7 @@ type CopiedTree struct {
 
 func (x *CopiedTree) Reset() {
 	*x = CopiedTree{}
-	mi := &file_isle_v1_environment_proto_msgTypes[2]
+	mi := &file_isle_v1_environment_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -199,7 +269,7 @@ func (x *CopiedTree) String() string {
 func (*CopiedTree) ProtoMessage() {}
 
 func (x *CopiedTree) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[2]
+	mi := &file_isle_v1_environment_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -212,7 +282,7 @@ func (x *CopiedTree) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopiedTree.ProtoReflect.Descriptor instead.
 func (*CopiedTree) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{2}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *CopiedTree) GetService() string {
@@ -276,7 +346,7 @@ type UpRequest struct {
 
 func (x *UpRequest) Reset() {
 	*x = UpRequest{}
-	mi := &file_isle_v1_environment_proto_msgTypes[3]
+	mi := &file_isle_v1_environment_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -288,7 +358,7 @@ func (x *UpRequest) String() string {
 func (*UpRequest) ProtoMessage() {}
 
 func (x *UpRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[3]
+	mi := &file_isle_v1_environment_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -301,7 +371,7 @@ func (x *UpRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpRequest.ProtoReflect.Descriptor instead.
 func (*UpRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{3}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *UpRequest) GetSource() *Source {
@@ -430,7 +500,7 @@ type UpEvent struct {
 
 func (x *UpEvent) Reset() {
 	*x = UpEvent{}
-	mi := &file_isle_v1_environment_proto_msgTypes[4]
+	mi := &file_isle_v1_environment_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -442,7 +512,7 @@ func (x *UpEvent) String() string {
 func (*UpEvent) ProtoMessage() {}
 
 func (x *UpEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[4]
+	mi := &file_isle_v1_environment_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -455,7 +525,7 @@ func (x *UpEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpEvent.ProtoReflect.Descriptor instead.
 func (*UpEvent) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{4}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *UpEvent) GetEvent() isUpEvent_Event {
@@ -525,7 +595,7 @@ type Need struct {
 
 func (x *Need) Reset() {
 	*x = Need{}
-	mi := &file_isle_v1_environment_proto_msgTypes[5]
+	mi := &file_isle_v1_environment_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -537,7 +607,7 @@ func (x *Need) String() string {
 func (*Need) ProtoMessage() {}
 
 func (x *Need) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[5]
+	mi := &file_isle_v1_environment_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -550,7 +620,7 @@ func (x *Need) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Need.ProtoReflect.Descriptor instead.
 func (*Need) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{5}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Need) GetDigests() []string {
@@ -586,7 +656,7 @@ type UpResult struct {
 
 func (x *UpResult) Reset() {
 	*x = UpResult{}
-	mi := &file_isle_v1_environment_proto_msgTypes[6]
+	mi := &file_isle_v1_environment_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -598,7 +668,7 @@ func (x *UpResult) String() string {
 func (*UpResult) ProtoMessage() {}
 
 func (x *UpResult) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[6]
+	mi := &file_isle_v1_environment_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -611,7 +681,7 @@ func (x *UpResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpResult.ProtoReflect.Descriptor instead.
 func (*UpResult) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{6}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *UpResult) GetEnvironment() *Environment {
@@ -692,7 +762,7 @@ type ProgressEvent struct {
 
 func (x *ProgressEvent) Reset() {
 	*x = ProgressEvent{}
-	mi := &file_isle_v1_environment_proto_msgTypes[7]
+	mi := &file_isle_v1_environment_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -704,7 +774,7 @@ func (x *ProgressEvent) String() string {
 func (*ProgressEvent) ProtoMessage() {}
 
 func (x *ProgressEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[7]
+	mi := &file_isle_v1_environment_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -717,7 +787,7 @@ func (x *ProgressEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProgressEvent.ProtoReflect.Descriptor instead.
 func (*ProgressEvent) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{7}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ProgressEvent) GetService() string {
@@ -803,7 +873,7 @@ type Environment struct {
 
 func (x *Environment) Reset() {
 	*x = Environment{}
-	mi := &file_isle_v1_environment_proto_msgTypes[8]
+	mi := &file_isle_v1_environment_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -815,7 +885,7 @@ func (x *Environment) String() string {
 func (*Environment) ProtoMessage() {}
 
 func (x *Environment) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[8]
+	mi := &file_isle_v1_environment_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -828,7 +898,7 @@ func (x *Environment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Environment.ProtoReflect.Descriptor instead.
 func (*Environment) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{8}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Environment) GetInstance() string {
@@ -1054,7 +1124,7 @@ type Aside struct {
 
 func (x *Aside) Reset() {
 	*x = Aside{}
-	mi := &file_isle_v1_environment_proto_msgTypes[9]
+	mi := &file_isle_v1_environment_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1066,7 +1136,7 @@ func (x *Aside) String() string {
 func (*Aside) ProtoMessage() {}
 
 func (x *Aside) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[9]
+	mi := &file_isle_v1_environment_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1079,7 +1149,7 @@ func (x *Aside) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Aside.ProtoReflect.Descriptor instead.
 func (*Aside) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{9}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Aside) GetInstance() string {
@@ -1128,7 +1198,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_isle_v1_environment_proto_msgTypes[10]
+	mi := &file_isle_v1_environment_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1140,7 +1210,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[10]
+	mi := &file_isle_v1_environment_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1153,7 +1223,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{10}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Service) GetName() string {
@@ -1238,7 +1308,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_isle_v1_environment_proto_msgTypes[11]
+	mi := &file_isle_v1_environment_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1250,7 +1320,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[11]
+	mi := &file_isle_v1_environment_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1263,7 +1333,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{11}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Port) GetName() string {
@@ -1306,7 +1376,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_isle_v1_environment_proto_msgTypes[12]
+	mi := &file_isle_v1_environment_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1318,7 +1388,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[12]
+	mi := &file_isle_v1_environment_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1331,7 +1401,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{12}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Usage) GetMemory() int64 {
@@ -1373,7 +1443,7 @@ type Limits struct {
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_isle_v1_environment_proto_msgTypes[13]
+	mi := &file_isle_v1_environment_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1385,7 +1455,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[13]
+	mi := &file_isle_v1_environment_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1398,7 +1468,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{13}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Limits) GetCpus() float64 {
@@ -1436,7 +1506,7 @@ type Volume struct {
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_isle_v1_environment_proto_msgTypes[14]
+	mi := &file_isle_v1_environment_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1448,7 +1518,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[14]
+	mi := &file_isle_v1_environment_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1461,7 +1531,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{14}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Volume) GetId() string {
@@ -1517,7 +1587,7 @@ type DownRequest struct {
 
 func (x *DownRequest) Reset() {
 	*x = DownRequest{}
-	mi := &file_isle_v1_environment_proto_msgTypes[15]
+	mi := &file_isle_v1_environment_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1529,7 +1599,7 @@ func (x *DownRequest) String() string {
 func (*DownRequest) ProtoMessage() {}
 
 func (x *DownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[15]
+	mi := &file_isle_v1_environment_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1542,7 +1612,7 @@ func (x *DownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownRequest.ProtoReflect.Descriptor instead.
 func (*DownRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{15}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *DownRequest) GetEnvironments() []string {
@@ -1574,7 +1644,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_isle_v1_environment_proto_msgTypes[16]
+	mi := &file_isle_v1_environment_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1586,7 +1656,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[16]
+	mi := &file_isle_v1_environment_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1599,7 +1669,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{16}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{17}
 }
 
 type ListResponse struct {
@@ -1611,7 +1681,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_isle_v1_environment_proto_msgTypes[17]
+	mi := &file_isle_v1_environment_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1623,7 +1693,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[17]
+	mi := &file_isle_v1_environment_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1636,7 +1706,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{17}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListResponse) GetEnvironments() []*Environment {
@@ -1655,7 +1725,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_isle_v1_environment_proto_msgTypes[18]
+	mi := &file_isle_v1_environment_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1667,7 +1737,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[18]
+	mi := &file_isle_v1_environment_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1680,7 +1750,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{18}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *GetRequest) GetEnvironment() string {
@@ -1699,7 +1769,7 @@ type GetResponse struct {
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_isle_v1_environment_proto_msgTypes[19]
+	mi := &file_isle_v1_environment_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1711,7 +1781,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[19]
+	mi := &file_isle_v1_environment_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1724,7 +1794,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{19}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *GetResponse) GetEnvironment() *Environment {
@@ -1745,7 +1815,7 @@ type ExtendRequest struct {
 
 func (x *ExtendRequest) Reset() {
 	*x = ExtendRequest{}
-	mi := &file_isle_v1_environment_proto_msgTypes[20]
+	mi := &file_isle_v1_environment_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1757,7 +1827,7 @@ func (x *ExtendRequest) String() string {
 func (*ExtendRequest) ProtoMessage() {}
 
 func (x *ExtendRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[20]
+	mi := &file_isle_v1_environment_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1770,7 +1840,7 @@ func (x *ExtendRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtendRequest.ProtoReflect.Descriptor instead.
 func (*ExtendRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{20}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ExtendRequest) GetEnvironment() string {
@@ -1803,7 +1873,7 @@ type ExtendResponse struct {
 
 func (x *ExtendResponse) Reset() {
 	*x = ExtendResponse{}
-	mi := &file_isle_v1_environment_proto_msgTypes[21]
+	mi := &file_isle_v1_environment_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1815,7 +1885,7 @@ func (x *ExtendResponse) String() string {
 func (*ExtendResponse) ProtoMessage() {}
 
 func (x *ExtendResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[21]
+	mi := &file_isle_v1_environment_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1828,7 +1898,7 @@ func (x *ExtendResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtendResponse.ProtoReflect.Descriptor instead.
 func (*ExtendResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{21}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ExtendResponse) GetExpires() *timestamppb.Timestamp {
@@ -1854,7 +1924,7 @@ type ExecInput struct {
 
 func (x *ExecInput) Reset() {
 	*x = ExecInput{}
-	mi := &file_isle_v1_environment_proto_msgTypes[22]
+	mi := &file_isle_v1_environment_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1866,7 +1936,7 @@ func (x *ExecInput) String() string {
 func (*ExecInput) ProtoMessage() {}
 
 func (x *ExecInput) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[22]
+	mi := &file_isle_v1_environment_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1879,7 +1949,7 @@ func (x *ExecInput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecInput.ProtoReflect.Descriptor instead.
 func (*ExecInput) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{22}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ExecInput) GetInput() isExecInput_Input {
@@ -1984,7 +2054,7 @@ type ExecStart struct {
 
 func (x *ExecStart) Reset() {
 	*x = ExecStart{}
-	mi := &file_isle_v1_environment_proto_msgTypes[23]
+	mi := &file_isle_v1_environment_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1996,7 +2066,7 @@ func (x *ExecStart) String() string {
 func (*ExecStart) ProtoMessage() {}
 
 func (x *ExecStart) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[23]
+	mi := &file_isle_v1_environment_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2009,7 +2079,7 @@ func (x *ExecStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStart.ProtoReflect.Descriptor instead.
 func (*ExecStart) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{23}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ExecStart) GetEnvironment() string {
@@ -2078,7 +2148,7 @@ type TerminalSize struct {
 
 func (x *TerminalSize) Reset() {
 	*x = TerminalSize{}
-	mi := &file_isle_v1_environment_proto_msgTypes[24]
+	mi := &file_isle_v1_environment_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2090,7 +2160,7 @@ func (x *TerminalSize) String() string {
 func (*TerminalSize) ProtoMessage() {}
 
 func (x *TerminalSize) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[24]
+	mi := &file_isle_v1_environment_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2103,7 +2173,7 @@ func (x *TerminalSize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TerminalSize.ProtoReflect.Descriptor instead.
 func (*TerminalSize) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{24}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *TerminalSize) GetRows() uint32 {
@@ -2134,7 +2204,7 @@ type ExecOutput struct {
 
 func (x *ExecOutput) Reset() {
 	*x = ExecOutput{}
-	mi := &file_isle_v1_environment_proto_msgTypes[25]
+	mi := &file_isle_v1_environment_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2146,7 +2216,7 @@ func (x *ExecOutput) String() string {
 func (*ExecOutput) ProtoMessage() {}
 
 func (x *ExecOutput) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[25]
+	mi := &file_isle_v1_environment_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2159,7 +2229,7 @@ func (x *ExecOutput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecOutput.ProtoReflect.Descriptor instead.
 func (*ExecOutput) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{25}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ExecOutput) GetOutput() isExecOutput_Output {
@@ -2228,7 +2298,7 @@ type ExecExit struct {
 
 func (x *ExecExit) Reset() {
 	*x = ExecExit{}
-	mi := &file_isle_v1_environment_proto_msgTypes[26]
+	mi := &file_isle_v1_environment_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2240,7 +2310,7 @@ func (x *ExecExit) String() string {
 func (*ExecExit) ProtoMessage() {}
 
 func (x *ExecExit) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[26]
+	mi := &file_isle_v1_environment_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2253,7 +2323,7 @@ func (x *ExecExit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecExit.ProtoReflect.Descriptor instead.
 func (*ExecExit) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{26}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ExecExit) GetCode() int32 {
@@ -2282,7 +2352,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_isle_v1_environment_proto_msgTypes[27]
+	mi := &file_isle_v1_environment_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2294,7 +2364,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[27]
+	mi := &file_isle_v1_environment_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2307,7 +2377,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{27}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *LogsRequest) GetEnvironment() string {
@@ -2350,7 +2420,7 @@ type LogLine struct {
 
 func (x *LogLine) Reset() {
 	*x = LogLine{}
-	mi := &file_isle_v1_environment_proto_msgTypes[28]
+	mi := &file_isle_v1_environment_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2362,7 +2432,7 @@ func (x *LogLine) String() string {
 func (*LogLine) ProtoMessage() {}
 
 func (x *LogLine) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[28]
+	mi := &file_isle_v1_environment_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2375,7 +2445,7 @@ func (x *LogLine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogLine.ProtoReflect.Descriptor instead.
 func (*LogLine) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{28}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *LogLine) GetService() string {
@@ -2419,7 +2489,7 @@ type CopyInRequest struct {
 
 func (x *CopyInRequest) Reset() {
 	*x = CopyInRequest{}
-	mi := &file_isle_v1_environment_proto_msgTypes[29]
+	mi := &file_isle_v1_environment_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2431,7 +2501,7 @@ func (x *CopyInRequest) String() string {
 func (*CopyInRequest) ProtoMessage() {}
 
 func (x *CopyInRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[29]
+	mi := &file_isle_v1_environment_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2444,7 +2514,7 @@ func (x *CopyInRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyInRequest.ProtoReflect.Descriptor instead.
 func (*CopyInRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{29}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *CopyInRequest) GetInput() isCopyInRequest_Input {
@@ -2500,7 +2570,7 @@ type CopyInStart struct {
 
 func (x *CopyInStart) Reset() {
 	*x = CopyInStart{}
-	mi := &file_isle_v1_environment_proto_msgTypes[30]
+	mi := &file_isle_v1_environment_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2512,7 +2582,7 @@ func (x *CopyInStart) String() string {
 func (*CopyInStart) ProtoMessage() {}
 
 func (x *CopyInStart) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[30]
+	mi := &file_isle_v1_environment_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2525,7 +2595,7 @@ func (x *CopyInStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyInStart.ProtoReflect.Descriptor instead.
 func (*CopyInStart) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{30}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *CopyInStart) GetEnvironment() string {
@@ -2564,7 +2634,7 @@ type CopyInResponse struct {
 
 func (x *CopyInResponse) Reset() {
 	*x = CopyInResponse{}
-	mi := &file_isle_v1_environment_proto_msgTypes[31]
+	mi := &file_isle_v1_environment_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2576,7 +2646,7 @@ func (x *CopyInResponse) String() string {
 func (*CopyInResponse) ProtoMessage() {}
 
 func (x *CopyInResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[31]
+	mi := &file_isle_v1_environment_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2589,7 +2659,7 @@ func (x *CopyInResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyInResponse.ProtoReflect.Descriptor instead.
 func (*CopyInResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{31}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{32}
 }
 
 type CopyOutRequest struct {
@@ -2603,7 +2673,7 @@ type CopyOutRequest struct {
 
 func (x *CopyOutRequest) Reset() {
 	*x = CopyOutRequest{}
-	mi := &file_isle_v1_environment_proto_msgTypes[32]
+	mi := &file_isle_v1_environment_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2615,7 +2685,7 @@ func (x *CopyOutRequest) String() string {
 func (*CopyOutRequest) ProtoMessage() {}
 
 func (x *CopyOutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[32]
+	mi := &file_isle_v1_environment_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2628,7 +2698,7 @@ func (x *CopyOutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyOutRequest.ProtoReflect.Descriptor instead.
 func (*CopyOutRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{32}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *CopyOutRequest) GetEnvironment() string {
@@ -2661,7 +2731,7 @@ type Chunk struct {
 
 func (x *Chunk) Reset() {
 	*x = Chunk{}
-	mi := &file_isle_v1_environment_proto_msgTypes[33]
+	mi := &file_isle_v1_environment_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2673,7 +2743,7 @@ func (x *Chunk) String() string {
 func (*Chunk) ProtoMessage() {}
 
 func (x *Chunk) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[33]
+	mi := &file_isle_v1_environment_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2686,7 +2756,7 @@ func (x *Chunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Chunk.ProtoReflect.Descriptor instead.
 func (*Chunk) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{33}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Chunk) GetData() []byte {
@@ -2707,7 +2777,7 @@ type ListFilesRequest struct {
 
 func (x *ListFilesRequest) Reset() {
 	*x = ListFilesRequest{}
-	mi := &file_isle_v1_environment_proto_msgTypes[34]
+	mi := &file_isle_v1_environment_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2719,7 +2789,7 @@ func (x *ListFilesRequest) String() string {
 func (*ListFilesRequest) ProtoMessage() {}
 
 func (x *ListFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[34]
+	mi := &file_isle_v1_environment_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2732,7 +2802,7 @@ func (x *ListFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFilesRequest.ProtoReflect.Descriptor instead.
 func (*ListFilesRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{34}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListFilesRequest) GetEnvironment() string {
@@ -2765,7 +2835,7 @@ type ListFilesResponse struct {
 
 func (x *ListFilesResponse) Reset() {
 	*x = ListFilesResponse{}
-	mi := &file_isle_v1_environment_proto_msgTypes[35]
+	mi := &file_isle_v1_environment_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2777,7 +2847,7 @@ func (x *ListFilesResponse) String() string {
 func (*ListFilesResponse) ProtoMessage() {}
 
 func (x *ListFilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[35]
+	mi := &file_isle_v1_environment_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2790,7 +2860,7 @@ func (x *ListFilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFilesResponse.ProtoReflect.Descriptor instead.
 func (*ListFilesResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{35}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListFilesResponse) GetFiles() []*File {
@@ -2814,7 +2884,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_isle_v1_environment_proto_msgTypes[36]
+	mi := &file_isle_v1_environment_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2826,7 +2896,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[36]
+	mi := &file_isle_v1_environment_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2839,7 +2909,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{36}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *File) GetName() string {
@@ -2894,7 +2964,7 @@ type DiffRequest struct {
 
 func (x *DiffRequest) Reset() {
 	*x = DiffRequest{}
-	mi := &file_isle_v1_environment_proto_msgTypes[37]
+	mi := &file_isle_v1_environment_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2906,7 +2976,7 @@ func (x *DiffRequest) String() string {
 func (*DiffRequest) ProtoMessage() {}
 
 func (x *DiffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[37]
+	mi := &file_isle_v1_environment_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2919,7 +2989,7 @@ func (x *DiffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffRequest.ProtoReflect.Descriptor instead.
 func (*DiffRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{37}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *DiffRequest) GetEnvironment() string {
@@ -2945,7 +3015,7 @@ type DiffResponse struct {
 
 func (x *DiffResponse) Reset() {
 	*x = DiffResponse{}
-	mi := &file_isle_v1_environment_proto_msgTypes[38]
+	mi := &file_isle_v1_environment_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2957,7 +3027,7 @@ func (x *DiffResponse) String() string {
 func (*DiffResponse) ProtoMessage() {}
 
 func (x *DiffResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[38]
+	mi := &file_isle_v1_environment_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2970,7 +3040,7 @@ func (x *DiffResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffResponse.ProtoReflect.Descriptor instead.
 func (*DiffResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{38}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *DiffResponse) GetChanges() []*Change {
@@ -2993,7 +3063,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_isle_v1_environment_proto_msgTypes[39]
+	mi := &file_isle_v1_environment_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3005,7 +3075,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[39]
+	mi := &file_isle_v1_environment_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3018,7 +3088,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{39}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Change) GetService() string {
@@ -3069,7 +3139,7 @@ type PortInput struct {
 
 func (x *PortInput) Reset() {
 	*x = PortInput{}
-	mi := &file_isle_v1_environment_proto_msgTypes[40]
+	mi := &file_isle_v1_environment_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3081,7 +3151,7 @@ func (x *PortInput) String() string {
 func (*PortInput) ProtoMessage() {}
 
 func (x *PortInput) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[40]
+	mi := &file_isle_v1_environment_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3094,7 +3164,7 @@ func (x *PortInput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortInput.ProtoReflect.Descriptor instead.
 func (*PortInput) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{40}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *PortInput) GetInput() isPortInput_Input {
@@ -3149,7 +3219,7 @@ type PortStart struct {
 
 func (x *PortStart) Reset() {
 	*x = PortStart{}
-	mi := &file_isle_v1_environment_proto_msgTypes[41]
+	mi := &file_isle_v1_environment_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3161,7 +3231,7 @@ func (x *PortStart) String() string {
 func (*PortStart) ProtoMessage() {}
 
 func (x *PortStart) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[41]
+	mi := &file_isle_v1_environment_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3174,7 +3244,7 @@ func (x *PortStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortStart.ProtoReflect.Descriptor instead.
 func (*PortStart) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{41}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *PortStart) GetEnvironment() string {
@@ -3207,7 +3277,7 @@ type DoorsRequest struct {
 
 func (x *DoorsRequest) Reset() {
 	*x = DoorsRequest{}
-	mi := &file_isle_v1_environment_proto_msgTypes[42]
+	mi := &file_isle_v1_environment_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3219,7 +3289,7 @@ func (x *DoorsRequest) String() string {
 func (*DoorsRequest) ProtoMessage() {}
 
 func (x *DoorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[42]
+	mi := &file_isle_v1_environment_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3232,7 +3302,7 @@ func (x *DoorsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoorsRequest.ProtoReflect.Descriptor instead.
 func (*DoorsRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{42}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *DoorsRequest) GetEnvironment() string {
@@ -3251,7 +3321,7 @@ type DoorsResponse struct {
 
 func (x *DoorsResponse) Reset() {
 	*x = DoorsResponse{}
-	mi := &file_isle_v1_environment_proto_msgTypes[43]
+	mi := &file_isle_v1_environment_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3263,7 +3333,7 @@ func (x *DoorsResponse) String() string {
 func (*DoorsResponse) ProtoMessage() {}
 
 func (x *DoorsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[43]
+	mi := &file_isle_v1_environment_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3276,7 +3346,7 @@ func (x *DoorsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoorsResponse.ProtoReflect.Descriptor instead.
 func (*DoorsResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{43}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *DoorsResponse) GetDoors() []*Door {
@@ -3305,7 +3375,7 @@ type Door struct {
 
 func (x *Door) Reset() {
 	*x = Door{}
-	mi := &file_isle_v1_environment_proto_msgTypes[44]
+	mi := &file_isle_v1_environment_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3317,7 +3387,7 @@ func (x *Door) String() string {
 func (*Door) ProtoMessage() {}
 
 func (x *Door) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_environment_proto_msgTypes[44]
+	mi := &file_isle_v1_environment_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3330,7 +3400,7 @@ func (x *Door) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Door.ProtoReflect.Descriptor instead.
 func (*Door) Descriptor() ([]byte, []int) {
-	return file_isle_v1_environment_proto_rawDescGZIP(), []int{44}
+	return file_isle_v1_environment_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Door) GetDestination() string {
@@ -3414,13 +3484,18 @@ var File_isle_v1_environment_proto protoreflect.FileDescriptor
 
 const file_isle_v1_environment_proto_rawDesc = "" +
 	"\n" +
-	"\x19isle/v1/environment.proto\x12\aisle.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb7\x01\n" +
+	"\x19isle/v1/environment.proto\x12\aisle.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe7\x01\n" +
 	"\x06Source\x12\x12\n" +
 	"\x04spec\x18\x01 \x01(\fR\x04spec\x12\x1b\n" +
 	"\tspec_name\x18\x02 \x01(\tR\bspecName\x12\x12\n" +
 	"\x04lock\x18\x03 \x01(\fR\x04lock\x12)\n" +
 	"\x05trees\x18\x04 \x03(\v2\x13.isle.v1.CopiedTreeR\x05trees\x12=\n" +
-	"\vcredentials\x18\x05 \x03(\v2\x1b.isle.v1.RegistryCredentialR\vcredentials\"\x8f\x01\n" +
+	"\vcredentials\x18\x05 \x03(\v2\x1b.isle.v1.RegistryCredentialR\vcredentials\x12.\n" +
+	"\asecrets\x18\x06 \x03(\v2\x14.isle.v1.BuildSecretR\asecrets\"M\n" +
+	"\vBuildSecret\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value\x12\x18\n" +
+	"\aservice\x18\x03 \x01(\tR\aservice\"\x8f\x01\n" +
 	"\x12RegistryCredential\x12\x1a\n" +
 	"\bregistry\x18\x01 \x01(\tR\bregistry\x12\x1a\n" +
 	"\busername\x18\x02 \x01(\tR\busername\x12\x1a\n" +
@@ -3708,129 +3783,131 @@ func file_isle_v1_environment_proto_rawDescGZIP() []byte {
 	return file_isle_v1_environment_proto_rawDescData
 }
 
-var file_isle_v1_environment_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
+var file_isle_v1_environment_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
 var file_isle_v1_environment_proto_goTypes = []any{
 	(*Source)(nil),                // 0: isle.v1.Source
-	(*RegistryCredential)(nil),    // 1: isle.v1.RegistryCredential
-	(*CopiedTree)(nil),            // 2: isle.v1.CopiedTree
-	(*UpRequest)(nil),             // 3: isle.v1.UpRequest
-	(*UpEvent)(nil),               // 4: isle.v1.UpEvent
-	(*Need)(nil),                  // 5: isle.v1.Need
-	(*UpResult)(nil),              // 6: isle.v1.UpResult
-	(*ProgressEvent)(nil),         // 7: isle.v1.ProgressEvent
-	(*Environment)(nil),           // 8: isle.v1.Environment
-	(*Aside)(nil),                 // 9: isle.v1.Aside
-	(*Service)(nil),               // 10: isle.v1.Service
-	(*Port)(nil),                  // 11: isle.v1.Port
-	(*Usage)(nil),                 // 12: isle.v1.Usage
-	(*Limits)(nil),                // 13: isle.v1.Limits
-	(*Volume)(nil),                // 14: isle.v1.Volume
-	(*DownRequest)(nil),           // 15: isle.v1.DownRequest
-	(*ListRequest)(nil),           // 16: isle.v1.ListRequest
-	(*ListResponse)(nil),          // 17: isle.v1.ListResponse
-	(*GetRequest)(nil),            // 18: isle.v1.GetRequest
-	(*GetResponse)(nil),           // 19: isle.v1.GetResponse
-	(*ExtendRequest)(nil),         // 20: isle.v1.ExtendRequest
-	(*ExtendResponse)(nil),        // 21: isle.v1.ExtendResponse
-	(*ExecInput)(nil),             // 22: isle.v1.ExecInput
-	(*ExecStart)(nil),             // 23: isle.v1.ExecStart
-	(*TerminalSize)(nil),          // 24: isle.v1.TerminalSize
-	(*ExecOutput)(nil),            // 25: isle.v1.ExecOutput
-	(*ExecExit)(nil),              // 26: isle.v1.ExecExit
-	(*LogsRequest)(nil),           // 27: isle.v1.LogsRequest
-	(*LogLine)(nil),               // 28: isle.v1.LogLine
-	(*CopyInRequest)(nil),         // 29: isle.v1.CopyInRequest
-	(*CopyInStart)(nil),           // 30: isle.v1.CopyInStart
-	(*CopyInResponse)(nil),        // 31: isle.v1.CopyInResponse
-	(*CopyOutRequest)(nil),        // 32: isle.v1.CopyOutRequest
-	(*Chunk)(nil),                 // 33: isle.v1.Chunk
-	(*ListFilesRequest)(nil),      // 34: isle.v1.ListFilesRequest
-	(*ListFilesResponse)(nil),     // 35: isle.v1.ListFilesResponse
-	(*File)(nil),                  // 36: isle.v1.File
-	(*DiffRequest)(nil),           // 37: isle.v1.DiffRequest
-	(*DiffResponse)(nil),          // 38: isle.v1.DiffResponse
-	(*Change)(nil),                // 39: isle.v1.Change
-	(*PortInput)(nil),             // 40: isle.v1.PortInput
-	(*PortStart)(nil),             // 41: isle.v1.PortStart
-	(*DoorsRequest)(nil),          // 42: isle.v1.DoorsRequest
-	(*DoorsResponse)(nil),         // 43: isle.v1.DoorsResponse
-	(*Door)(nil),                  // 44: isle.v1.Door
-	nil,                           // 45: isle.v1.ExecStart.EnvEntry
-	(*durationpb.Duration)(nil),   // 46: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 47: google.protobuf.Timestamp
+	(*BuildSecret)(nil),           // 1: isle.v1.BuildSecret
+	(*RegistryCredential)(nil),    // 2: isle.v1.RegistryCredential
+	(*CopiedTree)(nil),            // 3: isle.v1.CopiedTree
+	(*UpRequest)(nil),             // 4: isle.v1.UpRequest
+	(*UpEvent)(nil),               // 5: isle.v1.UpEvent
+	(*Need)(nil),                  // 6: isle.v1.Need
+	(*UpResult)(nil),              // 7: isle.v1.UpResult
+	(*ProgressEvent)(nil),         // 8: isle.v1.ProgressEvent
+	(*Environment)(nil),           // 9: isle.v1.Environment
+	(*Aside)(nil),                 // 10: isle.v1.Aside
+	(*Service)(nil),               // 11: isle.v1.Service
+	(*Port)(nil),                  // 12: isle.v1.Port
+	(*Usage)(nil),                 // 13: isle.v1.Usage
+	(*Limits)(nil),                // 14: isle.v1.Limits
+	(*Volume)(nil),                // 15: isle.v1.Volume
+	(*DownRequest)(nil),           // 16: isle.v1.DownRequest
+	(*ListRequest)(nil),           // 17: isle.v1.ListRequest
+	(*ListResponse)(nil),          // 18: isle.v1.ListResponse
+	(*GetRequest)(nil),            // 19: isle.v1.GetRequest
+	(*GetResponse)(nil),           // 20: isle.v1.GetResponse
+	(*ExtendRequest)(nil),         // 21: isle.v1.ExtendRequest
+	(*ExtendResponse)(nil),        // 22: isle.v1.ExtendResponse
+	(*ExecInput)(nil),             // 23: isle.v1.ExecInput
+	(*ExecStart)(nil),             // 24: isle.v1.ExecStart
+	(*TerminalSize)(nil),          // 25: isle.v1.TerminalSize
+	(*ExecOutput)(nil),            // 26: isle.v1.ExecOutput
+	(*ExecExit)(nil),              // 27: isle.v1.ExecExit
+	(*LogsRequest)(nil),           // 28: isle.v1.LogsRequest
+	(*LogLine)(nil),               // 29: isle.v1.LogLine
+	(*CopyInRequest)(nil),         // 30: isle.v1.CopyInRequest
+	(*CopyInStart)(nil),           // 31: isle.v1.CopyInStart
+	(*CopyInResponse)(nil),        // 32: isle.v1.CopyInResponse
+	(*CopyOutRequest)(nil),        // 33: isle.v1.CopyOutRequest
+	(*Chunk)(nil),                 // 34: isle.v1.Chunk
+	(*ListFilesRequest)(nil),      // 35: isle.v1.ListFilesRequest
+	(*ListFilesResponse)(nil),     // 36: isle.v1.ListFilesResponse
+	(*File)(nil),                  // 37: isle.v1.File
+	(*DiffRequest)(nil),           // 38: isle.v1.DiffRequest
+	(*DiffResponse)(nil),          // 39: isle.v1.DiffResponse
+	(*Change)(nil),                // 40: isle.v1.Change
+	(*PortInput)(nil),             // 41: isle.v1.PortInput
+	(*PortStart)(nil),             // 42: isle.v1.PortStart
+	(*DoorsRequest)(nil),          // 43: isle.v1.DoorsRequest
+	(*DoorsResponse)(nil),         // 44: isle.v1.DoorsResponse
+	(*Door)(nil),                  // 45: isle.v1.Door
+	nil,                           // 46: isle.v1.ExecStart.EnvEntry
+	(*durationpb.Duration)(nil),   // 47: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 48: google.protobuf.Timestamp
 }
 var file_isle_v1_environment_proto_depIdxs = []int32{
-	2,  // 0: isle.v1.Source.trees:type_name -> isle.v1.CopiedTree
-	1,  // 1: isle.v1.Source.credentials:type_name -> isle.v1.RegistryCredential
-	0,  // 2: isle.v1.UpRequest.source:type_name -> isle.v1.Source
-	46, // 3: isle.v1.UpRequest.ttl:type_name -> google.protobuf.Duration
-	7,  // 4: isle.v1.UpEvent.progress:type_name -> isle.v1.ProgressEvent
-	5,  // 5: isle.v1.UpEvent.need:type_name -> isle.v1.Need
-	6,  // 6: isle.v1.UpEvent.result:type_name -> isle.v1.UpResult
-	8,  // 7: isle.v1.UpResult.environment:type_name -> isle.v1.Environment
-	46, // 8: isle.v1.UpResult.warm_took:type_name -> google.protobuf.Duration
-	47, // 9: isle.v1.Environment.created:type_name -> google.protobuf.Timestamp
-	47, // 10: isle.v1.Environment.expires:type_name -> google.protobuf.Timestamp
-	10, // 11: isle.v1.Environment.services:type_name -> isle.v1.Service
-	12, // 12: isle.v1.Environment.usage:type_name -> isle.v1.Usage
-	13, // 13: isle.v1.Environment.limits:type_name -> isle.v1.Limits
-	14, // 14: isle.v1.Environment.volumes:type_name -> isle.v1.Volume
-	9,  // 15: isle.v1.Environment.asides:type_name -> isle.v1.Aside
-	47, // 16: isle.v1.Aside.since:type_name -> google.protobuf.Timestamp
-	47, // 17: isle.v1.Aside.until:type_name -> google.protobuf.Timestamp
-	47, // 18: isle.v1.Service.started:type_name -> google.protobuf.Timestamp
-	11, // 19: isle.v1.Service.ports:type_name -> isle.v1.Port
-	46, // 20: isle.v1.Usage.cpu:type_name -> google.protobuf.Duration
-	47, // 21: isle.v1.Volume.delete_after:type_name -> google.protobuf.Timestamp
-	8,  // 22: isle.v1.ListResponse.environments:type_name -> isle.v1.Environment
-	8,  // 23: isle.v1.GetResponse.environment:type_name -> isle.v1.Environment
-	46, // 24: isle.v1.ExtendRequest.by:type_name -> google.protobuf.Duration
-	47, // 25: isle.v1.ExtendResponse.expires:type_name -> google.protobuf.Timestamp
-	23, // 26: isle.v1.ExecInput.start:type_name -> isle.v1.ExecStart
-	24, // 27: isle.v1.ExecInput.size:type_name -> isle.v1.TerminalSize
-	45, // 28: isle.v1.ExecStart.env:type_name -> isle.v1.ExecStart.EnvEntry
-	24, // 29: isle.v1.ExecStart.size:type_name -> isle.v1.TerminalSize
-	26, // 30: isle.v1.ExecOutput.exit:type_name -> isle.v1.ExecExit
-	47, // 31: isle.v1.LogLine.time:type_name -> google.protobuf.Timestamp
-	30, // 32: isle.v1.CopyInRequest.start:type_name -> isle.v1.CopyInStart
-	36, // 33: isle.v1.ListFilesResponse.files:type_name -> isle.v1.File
-	47, // 34: isle.v1.File.time:type_name -> google.protobuf.Timestamp
-	39, // 35: isle.v1.DiffResponse.changes:type_name -> isle.v1.Change
-	41, // 36: isle.v1.PortInput.start:type_name -> isle.v1.PortStart
-	44, // 37: isle.v1.DoorsResponse.doors:type_name -> isle.v1.Door
-	47, // 38: isle.v1.Door.first:type_name -> google.protobuf.Timestamp
-	47, // 39: isle.v1.Door.last:type_name -> google.protobuf.Timestamp
-	3,  // 40: isle.v1.EnvironmentService.Up:input_type -> isle.v1.UpRequest
-	15, // 41: isle.v1.EnvironmentService.Down:input_type -> isle.v1.DownRequest
-	16, // 42: isle.v1.EnvironmentService.List:input_type -> isle.v1.ListRequest
-	18, // 43: isle.v1.EnvironmentService.Get:input_type -> isle.v1.GetRequest
-	20, // 44: isle.v1.EnvironmentService.Extend:input_type -> isle.v1.ExtendRequest
-	22, // 45: isle.v1.EnvironmentService.Exec:input_type -> isle.v1.ExecInput
-	27, // 46: isle.v1.EnvironmentService.Logs:input_type -> isle.v1.LogsRequest
-	29, // 47: isle.v1.EnvironmentService.CopyIn:input_type -> isle.v1.CopyInRequest
-	32, // 48: isle.v1.EnvironmentService.CopyOut:input_type -> isle.v1.CopyOutRequest
-	34, // 49: isle.v1.EnvironmentService.ListFiles:input_type -> isle.v1.ListFilesRequest
-	37, // 50: isle.v1.EnvironmentService.Diff:input_type -> isle.v1.DiffRequest
-	40, // 51: isle.v1.EnvironmentService.PortForward:input_type -> isle.v1.PortInput
-	42, // 52: isle.v1.EnvironmentService.Doors:input_type -> isle.v1.DoorsRequest
-	4,  // 53: isle.v1.EnvironmentService.Up:output_type -> isle.v1.UpEvent
-	7,  // 54: isle.v1.EnvironmentService.Down:output_type -> isle.v1.ProgressEvent
-	17, // 55: isle.v1.EnvironmentService.List:output_type -> isle.v1.ListResponse
-	19, // 56: isle.v1.EnvironmentService.Get:output_type -> isle.v1.GetResponse
-	21, // 57: isle.v1.EnvironmentService.Extend:output_type -> isle.v1.ExtendResponse
-	25, // 58: isle.v1.EnvironmentService.Exec:output_type -> isle.v1.ExecOutput
-	28, // 59: isle.v1.EnvironmentService.Logs:output_type -> isle.v1.LogLine
-	31, // 60: isle.v1.EnvironmentService.CopyIn:output_type -> isle.v1.CopyInResponse
-	33, // 61: isle.v1.EnvironmentService.CopyOut:output_type -> isle.v1.Chunk
-	35, // 62: isle.v1.EnvironmentService.ListFiles:output_type -> isle.v1.ListFilesResponse
-	38, // 63: isle.v1.EnvironmentService.Diff:output_type -> isle.v1.DiffResponse
-	33, // 64: isle.v1.EnvironmentService.PortForward:output_type -> isle.v1.Chunk
-	43, // 65: isle.v1.EnvironmentService.Doors:output_type -> isle.v1.DoorsResponse
-	53, // [53:66] is the sub-list for method output_type
-	40, // [40:53] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	3,  // 0: isle.v1.Source.trees:type_name -> isle.v1.CopiedTree
+	2,  // 1: isle.v1.Source.credentials:type_name -> isle.v1.RegistryCredential
+	1,  // 2: isle.v1.Source.secrets:type_name -> isle.v1.BuildSecret
+	0,  // 3: isle.v1.UpRequest.source:type_name -> isle.v1.Source
+	47, // 4: isle.v1.UpRequest.ttl:type_name -> google.protobuf.Duration
+	8,  // 5: isle.v1.UpEvent.progress:type_name -> isle.v1.ProgressEvent
+	6,  // 6: isle.v1.UpEvent.need:type_name -> isle.v1.Need
+	7,  // 7: isle.v1.UpEvent.result:type_name -> isle.v1.UpResult
+	9,  // 8: isle.v1.UpResult.environment:type_name -> isle.v1.Environment
+	47, // 9: isle.v1.UpResult.warm_took:type_name -> google.protobuf.Duration
+	48, // 10: isle.v1.Environment.created:type_name -> google.protobuf.Timestamp
+	48, // 11: isle.v1.Environment.expires:type_name -> google.protobuf.Timestamp
+	11, // 12: isle.v1.Environment.services:type_name -> isle.v1.Service
+	13, // 13: isle.v1.Environment.usage:type_name -> isle.v1.Usage
+	14, // 14: isle.v1.Environment.limits:type_name -> isle.v1.Limits
+	15, // 15: isle.v1.Environment.volumes:type_name -> isle.v1.Volume
+	10, // 16: isle.v1.Environment.asides:type_name -> isle.v1.Aside
+	48, // 17: isle.v1.Aside.since:type_name -> google.protobuf.Timestamp
+	48, // 18: isle.v1.Aside.until:type_name -> google.protobuf.Timestamp
+	48, // 19: isle.v1.Service.started:type_name -> google.protobuf.Timestamp
+	12, // 20: isle.v1.Service.ports:type_name -> isle.v1.Port
+	47, // 21: isle.v1.Usage.cpu:type_name -> google.protobuf.Duration
+	48, // 22: isle.v1.Volume.delete_after:type_name -> google.protobuf.Timestamp
+	9,  // 23: isle.v1.ListResponse.environments:type_name -> isle.v1.Environment
+	9,  // 24: isle.v1.GetResponse.environment:type_name -> isle.v1.Environment
+	47, // 25: isle.v1.ExtendRequest.by:type_name -> google.protobuf.Duration
+	48, // 26: isle.v1.ExtendResponse.expires:type_name -> google.protobuf.Timestamp
+	24, // 27: isle.v1.ExecInput.start:type_name -> isle.v1.ExecStart
+	25, // 28: isle.v1.ExecInput.size:type_name -> isle.v1.TerminalSize
+	46, // 29: isle.v1.ExecStart.env:type_name -> isle.v1.ExecStart.EnvEntry
+	25, // 30: isle.v1.ExecStart.size:type_name -> isle.v1.TerminalSize
+	27, // 31: isle.v1.ExecOutput.exit:type_name -> isle.v1.ExecExit
+	48, // 32: isle.v1.LogLine.time:type_name -> google.protobuf.Timestamp
+	31, // 33: isle.v1.CopyInRequest.start:type_name -> isle.v1.CopyInStart
+	37, // 34: isle.v1.ListFilesResponse.files:type_name -> isle.v1.File
+	48, // 35: isle.v1.File.time:type_name -> google.protobuf.Timestamp
+	40, // 36: isle.v1.DiffResponse.changes:type_name -> isle.v1.Change
+	42, // 37: isle.v1.PortInput.start:type_name -> isle.v1.PortStart
+	45, // 38: isle.v1.DoorsResponse.doors:type_name -> isle.v1.Door
+	48, // 39: isle.v1.Door.first:type_name -> google.protobuf.Timestamp
+	48, // 40: isle.v1.Door.last:type_name -> google.protobuf.Timestamp
+	4,  // 41: isle.v1.EnvironmentService.Up:input_type -> isle.v1.UpRequest
+	16, // 42: isle.v1.EnvironmentService.Down:input_type -> isle.v1.DownRequest
+	17, // 43: isle.v1.EnvironmentService.List:input_type -> isle.v1.ListRequest
+	19, // 44: isle.v1.EnvironmentService.Get:input_type -> isle.v1.GetRequest
+	21, // 45: isle.v1.EnvironmentService.Extend:input_type -> isle.v1.ExtendRequest
+	23, // 46: isle.v1.EnvironmentService.Exec:input_type -> isle.v1.ExecInput
+	28, // 47: isle.v1.EnvironmentService.Logs:input_type -> isle.v1.LogsRequest
+	30, // 48: isle.v1.EnvironmentService.CopyIn:input_type -> isle.v1.CopyInRequest
+	33, // 49: isle.v1.EnvironmentService.CopyOut:input_type -> isle.v1.CopyOutRequest
+	35, // 50: isle.v1.EnvironmentService.ListFiles:input_type -> isle.v1.ListFilesRequest
+	38, // 51: isle.v1.EnvironmentService.Diff:input_type -> isle.v1.DiffRequest
+	41, // 52: isle.v1.EnvironmentService.PortForward:input_type -> isle.v1.PortInput
+	43, // 53: isle.v1.EnvironmentService.Doors:input_type -> isle.v1.DoorsRequest
+	5,  // 54: isle.v1.EnvironmentService.Up:output_type -> isle.v1.UpEvent
+	8,  // 55: isle.v1.EnvironmentService.Down:output_type -> isle.v1.ProgressEvent
+	18, // 56: isle.v1.EnvironmentService.List:output_type -> isle.v1.ListResponse
+	20, // 57: isle.v1.EnvironmentService.Get:output_type -> isle.v1.GetResponse
+	22, // 58: isle.v1.EnvironmentService.Extend:output_type -> isle.v1.ExtendResponse
+	26, // 59: isle.v1.EnvironmentService.Exec:output_type -> isle.v1.ExecOutput
+	29, // 60: isle.v1.EnvironmentService.Logs:output_type -> isle.v1.LogLine
+	32, // 61: isle.v1.EnvironmentService.CopyIn:output_type -> isle.v1.CopyInResponse
+	34, // 62: isle.v1.EnvironmentService.CopyOut:output_type -> isle.v1.Chunk
+	36, // 63: isle.v1.EnvironmentService.ListFiles:output_type -> isle.v1.ListFilesResponse
+	39, // 64: isle.v1.EnvironmentService.Diff:output_type -> isle.v1.DiffResponse
+	34, // 65: isle.v1.EnvironmentService.PortForward:output_type -> isle.v1.Chunk
+	44, // 66: isle.v1.EnvironmentService.Doors:output_type -> isle.v1.DoorsResponse
+	54, // [54:67] is the sub-list for method output_type
+	41, // [41:54] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_isle_v1_environment_proto_init() }
@@ -3838,29 +3915,29 @@ func file_isle_v1_environment_proto_init() {
 	if File_isle_v1_environment_proto != nil {
 		return
 	}
-	file_isle_v1_environment_proto_msgTypes[4].OneofWrappers = []any{
+	file_isle_v1_environment_proto_msgTypes[5].OneofWrappers = []any{
 		(*UpEvent_Progress)(nil),
 		(*UpEvent_Need)(nil),
 		(*UpEvent_Result)(nil),
 	}
-	file_isle_v1_environment_proto_msgTypes[10].OneofWrappers = []any{}
-	file_isle_v1_environment_proto_msgTypes[22].OneofWrappers = []any{
+	file_isle_v1_environment_proto_msgTypes[11].OneofWrappers = []any{}
+	file_isle_v1_environment_proto_msgTypes[23].OneofWrappers = []any{
 		(*ExecInput_Start)(nil),
 		(*ExecInput_Stdin)(nil),
 		(*ExecInput_StdinEnd)(nil),
 		(*ExecInput_Signal)(nil),
 		(*ExecInput_Size)(nil),
 	}
-	file_isle_v1_environment_proto_msgTypes[25].OneofWrappers = []any{
+	file_isle_v1_environment_proto_msgTypes[26].OneofWrappers = []any{
 		(*ExecOutput_Stdout)(nil),
 		(*ExecOutput_Stderr)(nil),
 		(*ExecOutput_Exit)(nil),
 	}
-	file_isle_v1_environment_proto_msgTypes[29].OneofWrappers = []any{
+	file_isle_v1_environment_proto_msgTypes[30].OneofWrappers = []any{
 		(*CopyInRequest_Start)(nil),
 		(*CopyInRequest_Data)(nil),
 	}
-	file_isle_v1_environment_proto_msgTypes[40].OneofWrappers = []any{
+	file_isle_v1_environment_proto_msgTypes[41].OneofWrappers = []any{
 		(*PortInput_Start)(nil),
 		(*PortInput_Data)(nil),
 	}
@@ -3870,7 +3947,7 @@ func file_isle_v1_environment_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isle_v1_environment_proto_rawDesc), len(file_isle_v1_environment_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   46,
+			NumMessages:   47,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
