@@ -266,7 +266,7 @@ func TestACopyNeverLeavesItsRoots(t *testing.T) {
 		"a stage's nothing":  {"FROM scratch AS a\nCOPY one /\nFROM scratch\nCOPY --from=a /two /\n", "there is no /two"},
 		"RUN as nobody":      {"FROM scratch\nCOPY one /\nUSER ghost\nRUN compile\n", "there is no user \"ghost\""},
 		"a bind of nothing":  {"FROM scratch\nCOPY one /\nRUN --mount=source=none,target=/m compile\n", "there is no none in the context"},
-		"a secret":           {"FROM scratch\nCOPY one /\nRUN --mount=type=secret,id=x,required compile\n", "a build is given no secrets"},
+		"a secret":           {"FROM scratch\nCOPY one /\nRUN --mount=type=secret,id=x,required compile\n", "this build is given no secret x"},
 	} {
 		_, err := b.docker(dockered(spec.Build{}), c.dockerfile, map[string]string{
 			"dir/away": "-> ../../../../../etc", "one": "1", "out": "-> ../../../../etc/shadow", "circle": "-> circle",

@@ -21,6 +21,7 @@ func TestABuildIsAFolderOfTheProject(t *testing.T) {
 		"{build: sub/}":          {Context: "sub", Dockerfile: "Dockerfile"},
 		"{build: {target: app}}": {Context: ".", Dockerfile: "Dockerfile", Target: "app"},
 		"{build: {context: a, dockerfile: d/x, args: {A: 1, B: true}}}": {Context: "a", Dockerfile: "d/x", Args: map[string]string{"A": "1", "B": "true"}},
+		"{build: {secrets: {a.b: {secret: kept}}}}":                     {Context: ".", Dockerfile: "Dockerfile", Secrets: map[string]string{"a.b": "kept"}},
 	} {
 		f, err := parse(text)
 		if err != nil || f.Services[0].Build == nil || !f.Services[0].Build.Equal(want) || f.Services[0].Suite != "" {
@@ -28,18 +29,21 @@ func TestABuildIsAFolderOfTheProject(t *testing.T) {
 		}
 	}
 	for text, want := range map[string]string{
-		"{build: ../x}":                        "leads out with ..",
-		"{build: /etc}":                        "is absolute",
-		"{build: 'https://example.com/x.git'}": "is elsewhere",
-		"{build: {dockerfile: ../Dockerfile}}": "leads out with ..",
-		"{build: {dockerfile: x/}}":            "is a folder",
-		"{build: {target: 'a b'}}":             "is no stage",
-		"{build: {args: {'a-b': x}}}":          "cannot name a variable",
-		"{build: {secrets: x}}":                "unknown key",
-		"{build: ., image: x}":                 "stands beside `build`",
-		"{build: ., packages: [x]}":            "stands beside `build`",
-		"{writable: 3GiB}":                     "is more than limits.memory",
-		"{writable: 1KiB}":                     "1 MiB",
+		"{build: ../x}":                         "leads out with ..",
+		"{build: /etc}":                         "is absolute",
+		"{build: 'https://example.com/x.git'}":  "is elsewhere",
+		"{build: {dockerfile: ../Dockerfile}}":  "leads out with ..",
+		"{build: {dockerfile: x/}}":             "is a folder",
+		"{build: {target: 'a b'}}":              "is no stage",
+		"{build: {args: {'a-b': x}}}":           "cannot name a variable",
+		"{build: {secrets: x}}":                 "want secrets by id",
+		"{build: {secrets: {a: b}}}":            "want a secret that the server keeps",
+		"{build: {secrets: {-a: {secret: b}}}}": "is no id of a secret",
+		"{build: {secrets: {a: {secret: B_}}}}": "lower-case",
+		"{build: ., image: x}":                  "stands beside `build`",
+		"{build: ., packages: [x]}":             "stands beside `build`",
+		"{writable: 3GiB}":                      "is more than limits.memory",
+		"{writable: 1KiB}":                      "1 MiB",
 	} {
 		if _, err := parse(text); isle.CodeOf(err) != isle.Invalid || !strings.Contains(err.Error(), want) && want != "1 MiB" {
 			t.Errorf("%s: %v", text, err)
