@@ -278,7 +278,11 @@ func (x *stages) mounting(ctx context.Context, op dockerfile.Mount) (mounting, e
 func (m mounting) open(ctx context.Context, w work, stack *image.Stack, caches string) (out Mount, ok bool, leave func(), err error) {
 	leave = func() {}
 	out = Mount{ReadOnly: m.op.ReadOnly, Size: m.op.Size}
-	if m.op.Type == "secret" { // which giveSecrets has seen to
+	switch m.op.Type {
+	case "secret": // which giveSecrets has seen to
+		return out, false, leave, nil
+	case "ssh":
+		w.say(Event{State: "log", Message: "no agent of keys is given, and it is not required"})
 		return out, false, leave, nil
 	}
 	if out.Target, err = m.target(stack); err != nil {

@@ -70,7 +70,7 @@ func TestWhatIsNotDoneIsAnErrorWithItsLine(t *testing.T) {
 		"host network":           {"FROM a\n\nRUN --network=host x\n", "Dockerfile:3: --network=host"},
 		"insecure":               {"FROM a\nRUN --security=insecure x\n", "Dockerfile:2: --security=insecure"},
 		"a device":               {"FROM a\nRUN --device=vendor.com/x=y x\n", "Dockerfile:2"},
-		"an agent":               {"FROM a\nRUN --mount=type=ssh x\n", "Dockerfile:2: --mount=type=ssh"},
+		"an agent":               {"FROM a\nRUN --mount=type=ssh,required x\n", "Dockerfile:2: --mount=type=ssh"},
 		"an unknown mount":       {"FROM a\nRUN --mount=type=nfs,target=/x x\n", "Dockerfile:2: unsupported mount type"},
 		"a mount of nothing":     {"FROM a\nRUN --mount=type=bind x\n", "Dockerfile:2: --mount=type=bind has no target"},
 		"a mount of the root":    {"FROM a\nRUN --mount=type=tmpfs,target=/ x\n", "Dockerfile:2: --mount=type=tmpfs: the root"},

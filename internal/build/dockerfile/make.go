@@ -83,7 +83,13 @@ func (w *Walk) mount(c command, m *instructions.Mount) (Mount, error) {
 	}
 	switch m.Type {
 	case instructions.MountTypeSSH:
-		return out, w.fail(c, "--mount=type=ssh: an agent of keys is for the network, which no step has")
+		// What a step would do with an agent is speak SSH, which is encrypted to its
+		// end: nothing of it could be recorded, and the next build be given the same.
+		if m.Required {
+			return out, w.plan.file.fail(c.line, "--mount=type=ssh,required: a build is given no agent of keys, since what a step reaches with one cannot be recorded").
+				WithHint("take what it fetches into the build's folder, or fetch it over https with `network: record`")
+		}
+		return Mount{Type: "ssh"}, nil
 	case instructions.MountTypeSecret:
 		err = w.secret(c, m, &out)
 	case instructions.MountTypeCache:

@@ -38,7 +38,7 @@ const ScriptPath = "/dev/pipes/script"
 
 // A Mount is one of a Run's. Which fields mean something depends on Type.
 type Mount struct {
-	Type     string // "bind", "cache", "tmpfs", "secret"
+	Type     string // "bind", "cache", "tmpfs", "secret", or "ssh", which gives a step nothing
 	Target   string // absolute, or "" of a secret that is a variable alone
 	ReadOnly bool
 	From     Source // of bind: never scratch
