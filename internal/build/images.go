@@ -272,6 +272,9 @@ func runs(s spec.Service, says *image.Config) *image.Config {
 	if says != nil {
 		c = *says
 	}
+	if len(s.Args) > 0 {
+		c.Cmd = slices.Clone(s.Args)
+	}
 	if len(s.Command) > 0 {
 		c.Entrypoint, c.Cmd = slices.Clone(s.Command), nil
 	}

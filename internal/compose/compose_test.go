@@ -75,7 +75,7 @@ services:
 		"over.yaml":     "services: {app: {image: 'c:2', environment: {D: !reset null}}, web: {command: !override [over]}}\n",
 	}, func(s *Source) { s.Over = []string{"over.yaml"} })
 	web, _ := c.File.Service("web")
-	if web.Env["A"] != "2" || web.Env["B"] != "" || !slices.Equal(web.Command, []string{"over"}) {
+	if web.Env["A"] != "2" || web.Env["B"] != "" || !slices.Equal(web.Args, []string{"over"}) {
 		t.Errorf("web is %+v", web)
 	}
 	app, _ := c.File.Service("app")
@@ -85,7 +85,7 @@ services:
 			t.Errorf("%s is %q, not %q", k, app.Env[k], v)
 		}
 	}
-	if app.Image != "c:2" || !slices.Equal(app.Command, []string{"two", "three"}) || len(app.Copy) != 1 || app.Copy[0].From != "sub/here/" {
+	if app.Image != "c:2" || !slices.Equal(app.Args, []string{"two", "three"}) || len(app.Copy) != 1 || app.Copy[0].From != "sub/here/" {
 		t.Errorf("app is %+v", app)
 	}
 	if want := []string{"compose.yaml", "sub/base.yaml", "over.yaml", "sub/base.env"}; !slices.Equal(c.Reads, want) {
@@ -203,7 +203,7 @@ configs: {conf: {content: "it's $$HOME"}}
 x-isle: {isolation: gvisor, egress: ["api.example.com:443"]}
 `, "web/Dockerfile": "FROM x AS a\nENTRYPOINT [\"no\"]\nFROM y\nRUN make\nENTRYPOINT [\"serve\"]\n"})
 	web, _ := c.File.Service("web")
-	if !slices.Equal(web.Command, []string{"serve", "--port", "80 80"}) || len(web.Ports) != 4 || web.Ports[3].Name != "tls" || web.Writable != 0 || web.Restart != "always" ||
+	if !slices.Equal(web.Args, []string{"--port", "80 80"}) || len(web.Ports) != 4 || web.Ports[3].Name != "tls" || web.Writable != 0 || web.Restart != "always" ||
 		!slices.Equal(web.Caps, []string{"CAP_NET_BIND_SERVICE"}) || !slices.Equal(web.DependsOn, []string{"db", "setup"}) || web.Build.Args["V"] != "1" || web.Network != "record" ||
 		!slices.Equal(web.Run, []string{`mkdir -p '/etc' && printf %s 'it'\''s $HOME' > '/etc/conf'`}) {
 		t.Errorf("web is %+v, %+v", web, *web.Build)
@@ -213,7 +213,7 @@ x-isle: {isolation: gvisor, egress: ["api.example.com:443"]}
 		t.Errorf("setup is %+v", setup)
 	}
 	db, _ := c.File.Service("db")
-	if !slices.Equal(db.Command, []string{"docker-entrypoint.sh", "-c", "fsync=off"}) || db.Volumes[0].Size != 20<<30 || db.Healthcheck.Interval.String() != "1m30s" || db.Healthcheck.Start.String() != "11m0s" || db.Writable == 0 {
+	if !slices.Equal(db.Args, []string{"-c", "fsync=off"}) || db.Volumes[0].Size != 20<<30 || db.Healthcheck.Interval.String() != "1m30s" || db.Healthcheck.Start.String() != "11m0s" || db.Writable == 0 {
 		t.Errorf("db is %+v, %+v", db, db.Healthcheck)
 	}
 	if f := c.File; f.Name != "shop" || f.Isolation != "gvisor" || len(f.Egress) != 1 || f.Limits.CPUs != 2.5 || f.Limits.Memory != 2<<30+512<<20 {

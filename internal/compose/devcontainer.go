@@ -369,7 +369,7 @@ func (c *container) workspace(top *node, compose bool) {
 			c.refuse(top.keyAt("postStartCommand"), "postStartCommand", "runs before the container's own command, which is not known here", "say overrideCommand: true, or run it in the command")
 		}
 	default:
-		c.command = idle()
+		c.command, c.asArgs = idle(), false
 		if len(start) > 0 {
 			c.command[2] = strings.Join(start, " && ") + "; " + c.command[2]
 		}

@@ -275,6 +275,10 @@ func (s *service) waitForEnd(by dependency) {
 		s.refuse(at, "depends_on."+by.name, "waits until "+s.was+" has ended, whose command is the image's own and not known here", "write its entrypoint and command out")
 		return
 	}
+	if s.asArgs && !s.complete {
+		s.differs(s.n.keyAt("command"), "command", "stands for the image's entrypoint too, which a command in Compose leaves as it is, since "+by.name+" is waited for", "if the image has an entrypoint (isle image inspect), write it as `entrypoint`")
+	}
+	s.asArgs = false
 	s.command = append([]string{"/bin/sh", "-c", `"$@" && : > ` + completed + ` && while sleep 3600 & wait $!; do :; done`, "sh"}, s.command...)
 	s.health = &health{at: at, command: []string{"/bin/sh", "-c", "test -e " + completed}, interval: time.Minute, timeout: 30 * time.Second, start: time.Hour, retries: 100}
 	s.differs(at, "depends_on."+by.name, "when "+s.was+" has ended well it idles, and is healthy from then on: that is what others wait for", "")

@@ -26,6 +26,7 @@ type service struct {
 
 	entrypoint, arguments []string
 	command               []string // both, where they are known
+	asArgs, complete      bool     // arguments alone are written; command has the entrypoint too
 	setup                 []string // once, while the volumes are empty
 
 	env     map[string]string
@@ -254,10 +255,10 @@ func (s *service) words(n *node) []string {
 	return append([]string{}, words...)
 }
 
-// setCommand is what is run where that can be known: a command in isle.yaml
-// stands for entrypoint and arguments of the image.
+// setCommand is what is run: a command of isle.yaml, which stands for entrypoint and
+// arguments of the image, or arguments alone. What they come to is command where it
+// is known.
 func (s *service) setCommand() {
-	at := s.n.keyAt("command")
 	switch {
 	case len(s.entrypoint) > 0:
 		s.command = slices.Concat(s.entrypoint, s.arguments)
@@ -265,21 +266,23 @@ func (s *service) setCommand() {
 	case s.entrypoint != nil: // an empty one takes the image's away
 		s.command = s.arguments
 		return
+	case s.arguments != nil && len(s.arguments) == 0:
+		s.differs(s.n.keyAt("command"), "command", "is empty, and the image's own arguments stay", "write `entrypoint` to have none")
+		return
 	case len(s.arguments) == 0:
 		return
 	}
-	s.command = s.arguments
+	s.asArgs, s.command = true, s.arguments
 	if s.build != nil {
 		if e, known := s.dockerEntrypoint(); known {
-			s.command = slices.Concat(e, s.arguments)
-			return
+			s.command, s.complete = slices.Concat(e, s.arguments), true
 		}
-	} else if e := knownImage(s.image).entrypoint; e != "" && s.arguments[0] != e {
-		s.command = append([]string{e}, s.arguments...)
-		s.differs(at, "command", "runs as "+e+" with these arguments, which is the entrypoint of this image as published", "")
-		return
+	} else if e := knownImage(s.image).entrypoint; e != "" {
+		s.complete = true
+		if s.arguments[0] != e {
+			s.command = append([]string{e}, s.arguments...)
+		}
 	}
-	s.differs(at, "command", "stands for the image's entrypoint too, which a command in Compose leaves as it is", "if the image has an entrypoint (isle image inspect), write it as `entrypoint`")
 }
 
 func (s *service) readUser(n *node) {

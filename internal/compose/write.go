@@ -205,7 +205,7 @@ func (d *draft) limits(r *reader) object {
 func (s *service) object(at map[string]place) object {
 	o := newObject()
 	mark := func(key string, from place) { at[document.Path("services", s.name, key)] = from }
-	for key, was := range map[string]string{"image": "image", "user": "user", "workdir": "working_dir", "command": "command", "ports": "ports", "volumes": "volumes", "tmpfs": "tmpfs", "caps": "cap_add", "env": "environment", "depends_on": "depends_on", "healthcheck": "healthcheck", "copy": "volumes", "run": "configs", "build": "build"} {
+	for key, was := range map[string]string{"image": "image", "user": "user", "workdir": "working_dir", "command": "command", "args": "command", "ports": "ports", "volumes": "volumes", "tmpfs": "tmpfs", "caps": "cap_add", "env": "environment", "depends_on": "depends_on", "healthcheck": "healthcheck", "copy": "volumes", "run": "configs", "build": "build"} {
 		mark(key, s.n.keyAt(was))
 	}
 	o.text("image", s.image)
@@ -226,7 +226,11 @@ func (s *service) object(at map[string]place) object {
 	o.object("env", sortedTexts(s.env))
 	s.writeMounts(o)
 	o.texts("setup", s.setup)
-	o.texts("command", s.command)
+	if s.asArgs && s.isle.get("command") == nil {
+		o.texts("args", s.arguments)
+	} else {
+		o.texts("command", s.command)
+	}
 	if h := s.health; h != nil {
 		m := newObject()
 		m.texts("command", h.command)

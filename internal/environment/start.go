@@ -109,12 +109,18 @@ func (m *Manager) boot(rec Environment, svc spec.Service, b initproto.Boot) ([]b
 
 // asRun is a service as it is run: what its file leaves open is as its image
 // says. A command of the file stands for the image's entrypoint and its
-// arguments.
+// arguments, and arguments of the file for these alone.
 func asRun(svc spec.Service, image *image.Config) spec.Service {
 	if image == nil {
+		if len(svc.Args) > 0 { // an image without an entrypoint
+			svc.Command = svc.Args
+		}
 		return svc
 	}
-	if len(svc.Command) == 0 {
+	switch {
+	case len(svc.Args) > 0:
+		svc.Command = slices.Concat(image.Entrypoint, svc.Args)
+	case len(svc.Command) == 0:
 		svc.Command = image.Command()
 	}
 	if svc.User == "" {

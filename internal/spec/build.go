@@ -104,9 +104,16 @@ func parseTarget(s string) (string, error) {
 	return s, nil
 }
 
-// checkBegin refuses a service that begins with two things.
+// checkBegin refuses a service that begins with two things, or with none that its
+// arguments are for.
 func (r *reader) checkBegin(s *Service) {
 	at := func(key string) string { return document.Path("services", s.Name, key) }
+	switch {
+	case len(s.Args) > 0 && len(s.Command) > 0:
+		r.problemFor(at("args"), "stands beside `command`, which stands for the image's entrypoint too; remove one of the two")
+	case len(s.Args) > 0 && s.Image == "" && s.Build == nil:
+		r.problemFor(at("args"), "are for the entrypoint of an image, and the service begins with none; write `command`")
+	}
 	if s.Image == "" && s.Build == nil {
 		return
 	}

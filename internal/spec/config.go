@@ -80,7 +80,7 @@ func Explain(old, new Service) string {
 		name     string
 		old, new any
 	}{
-		{"command", old.Command, new.Command}, {"user", old.User, new.User}, {"workdir", old.Workdir, new.Workdir},
+		{"command", old.Command, new.Command}, {"args", old.Args, new.Args}, {"user", old.User, new.User}, {"workdir", old.Workdir, new.Workdir},
 		{"setup", old.Setup, new.Setup}, {"on_fork", old.OnFork, new.OnFork}, {"healthcheck", old.Healthcheck, new.Healthcheck}, {"restart", old.Restart, new.Restart}, {"writable", old.Writable, new.Writable},
 		{"image", old.Image, new.Image}, {"build", old.Build, new.Build}, {"suite", old.Suite, new.Suite}, {"network", old.Network, new.Network},
 	} {

@@ -99,6 +99,20 @@ func commandShape() shape[[]string] {
 	return scalarOr("a command", line, checked)
 }
 
+// someArgs is a list of arguments that has one.
+func someArgs() shape[[]string] {
+	args := list("a list of arguments", maxArgs, scalar("an argument", schema{Type: written}, parseText))
+	args.schema.MinItems = 1
+	inner := args.read
+	args.read = func(r *reader, n *yaml.Node, into *[]string) {
+		before := len(r.Problems())
+		if inner(r, n, into); len(r.Problems()) == before && len(*into) == 0 {
+			r.Problem(n, "names no argument; want some, or remove the key: an image without a command of its own has none")
+		}
+	}
+	return args
+}
+
 // fileShape is the table of an environment file's keys: what the parser takes,
 // what the schema allows and what the reference lists.
 func fileShape() shape[File] {
@@ -190,6 +204,8 @@ func serviceShape() shape[Service] {
 			commandShape(), func(s *Service) *[]string { return &s.Setup }),
 		key("command", "", "What the service runs. A list is a program and its arguments; a string is run with /bin/sh -c. Without it, the service idles and waits for `isle exec`.",
 			commandShape(), func(s *Service) *[]string { return &s.Command }),
+		key("args", "", "Arguments for the entrypoint of the `image` or `build`, in place of the image's own: what Docker calls a command. `command` stands for the entrypoint too.",
+			someArgs(), func(s *Service) *[]string { return &s.Args }),
 		key("on_fork", "", "A command run in each fork of the environment, as `user`, beside `command` once every service is up: to draw new random seeds and keys, and to mask data. Until it has ended with code 0 the fork is shut: it reaches nothing and nothing reaches it. It may be run again if the server ends meanwhile. A string is run with /bin/sh -c.",
 			commandShape(), func(s *Service) *[]string { return &s.OnFork }),
 		key("healthcheck", "", "When the service is ready, and whether it still is.", pointer(healthShape()), func(s *Service) **Healthcheck { return &s.Healthcheck }),

@@ -83,7 +83,7 @@ func (s Service) node() *yaml.Node {
 	if s.Writable != 0 {
 		m.number("writable", s.Writable)
 	}
-	m.texts("setup", s.Setup).texts("command", s.Command).texts("on_fork", s.OnFork)
+	m.texts("setup", s.Setup).texts("command", s.Command).texts("args", s.Args).texts("on_fork", s.OnFork)
 	if h := s.Healthcheck; h != nil {
 		check := newMapping()
 		if h.TCP != 0 {

@@ -24,7 +24,7 @@ func whole() File {
 		}, {
 			Name: "web", Suite: "bookworm", Restart: "no", Healthcheck: &Healthcheck{HTTP: "http://localhost:80/", Interval: 5 * time.Second, Timeout: 5 * time.Second, Start: time.Minute, Retries: 3},
 		}, {
-			Name: "made", Build: &Build{Context: "made", Dockerfile: "docker/File", Target: "app", Args: map[string]string{"A": "1", "B": ""}}, Restart: "no",
+			Name: "made", Build: &Build{Context: "made", Dockerfile: "docker/File", Target: "app", Args: map[string]string{"A": "1", "B": ""}, Secrets: map[string]string{"key": "kept"}}, Restart: "no", Args: []string{"--port", "80"},
 		}, {
 			Name: "other", Image: "./other.tar", Restart: "no", Healthcheck: &Healthcheck{Command: []string{"true"}, Interval: 5 * time.Second, Timeout: 5 * time.Second, Start: time.Minute, Retries: 3},
 		}},
@@ -36,7 +36,7 @@ func TestWhatIsRenderedIsParsedAsItWas(t *testing.T) {
 	for _, v := range []reflect.Value{reflect.ValueOf(f), reflect.ValueOf(f.Services[0]), reflect.ValueOf(f.Egress[0])} {
 		for i := range v.NumField() {
 			name := v.Type().Field(i).Name
-			if instead := name == "Image" || name == "Build"; v.Field(i).IsZero() && !instead { // of packages, in services of their own
+			if instead := name == "Image" || name == "Build" || name == "Args"; v.Field(i).IsZero() && !instead { // of packages, in services of their own
 				t.Errorf("the test's file has no %s.%s: add it here, and to Render", v.Type(), v.Type().Field(i).Name)
 			}
 		}

@@ -88,6 +88,7 @@ type Service struct {
 	Tmpfs       []string          `json:"tmpfs,omitempty"`    // absolute paths, besides /tmp, /run and /dev/shm
 	Setup       []string          `json:"setup,omitempty"`    // once, on empty volumes, before Command
 	Command     []string          `json:"command,omitempty"`  // none: the service idles until down
+	Args        []string          `json:"args,omitempty"`     // of the image's entrypoint, in place of its own; never with Command
 	OnFork      []string          `json:"on_fork,omitempty"`  // in a fork, before its airlock opens
 	Healthcheck *Healthcheck      `json:"healthcheck,omitempty"`
 	DependsOn   []string          `json:"depends_on,omitempty"`
