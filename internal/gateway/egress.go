@@ -27,10 +27,11 @@ func (g *Gateway) Dial(ctx context.Context, instance isle.ID, host string, port 
 
 // DialPublic connects to a host and port that nobody granted: what is not public
 // and not within allowed is refused, an address that is its own name too, and so
-// is where this server itself listens. Errors are as of Dial.
+// is where this server itself listens, and the address of no one machine, which is
+// this one. Errors are as of Dial.
 func (g *Gateway) DialPublic(ctx context.Context, host string, port int, allowed []netip.Prefix) (net.Conn, error) {
 	named := func(a netip.Addr) bool {
-		return within(allowed, a) && !g.config.Listening(netip.AddrPortFrom(a, uint16(port)))
+		return within(allowed, a) && !a.Unmap().IsUnspecified() && !g.config.Listening(netip.AddrPortFrom(a, uint16(port)))
 	}
 	return g.dial(ctx, "", host, port, named, func(netip.Addr) string {
 		return "whoever runs the server can allow a network that is not public: isle server --build-network"

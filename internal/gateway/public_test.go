@@ -34,4 +34,9 @@ func TestWhoAsksForNoGrantReachesPublicAddressesAlone(t *testing.T) {
 	if _, err := own.DialPublic(t.Context(), "any.example", port, prefixes("127.0.0.0/8")); isle.CodeOf(err) != isle.Refused {
 		t.Errorf("where the server itself listens: %v", err)
 	}
+	for _, host := range []string{"0.0.0.0", "::", "::ffff:0.0.0.0"} { // which is loopback
+		if _, err := g.DialPublic(t.Context(), host, port, prefixes("0.0.0.0/0", "::/0")); isle.CodeOf(err) != isle.Refused {
+			t.Errorf("%s, of networks that may be reached: %v", host, err)
+		}
+	}
 }
