@@ -111,6 +111,9 @@ func (b *Builder) Build(ctx context.Context, f spec.File, lock *spec.Lock, o Opt
 			c.Services[name] = sl
 		}
 	}
+	if err := checkSize(res.Lock, wires); err != nil {
+		return Result{}, err
+	}
 	for _, s := range f.Services {
 		res.Recorded = append(res.Recorded, recordings(s.Name, wires[s.Name])...)
 	}
@@ -121,6 +124,26 @@ func (b *Builder) Build(ctx context.Context, f spec.File, lock *spec.Lock, o Opt
 		return Result{}, err
 	}
 	return res, nil
+}
+
+// checkSize refuses a lock that nobody would read, with what was recorded now.
+func checkSize(lock *spec.Lock, wires map[string][]*wire) error {
+	fresh := 0
+	for _, list := range wires {
+		for _, w := range list {
+			if w != nil {
+				fresh += w.fresh
+			}
+		}
+	}
+	if fresh == 0 {
+		return nil
+	}
+	if n := len(lock.Encode()); n > spec.MaxLockSize {
+		return isle.Errorf(isle.Exhausted, "with what its steps were answered isle.lock has %d MiB, and at most %d are read", n>>20, spec.MaxLockSize>>20).
+			WithHint("have steps ask for less: a mirror of one's own, or fewer packages")
+	}
+	return nil
 }
 
 // A memo holds what one Build made, so that NoCache makes a step once.

@@ -302,8 +302,23 @@ func (r *Recorder) use(m spec.Material) error {
 	if !again && len(r.used) >= spec.MaxMaterials {
 		return &refusal{http.StatusTooManyRequests, fmt.Sprintf("a step has at most %d answers", spec.MaxMaterials), false}
 	}
+	if again {
+		r.noted -= noted(r.used[m.Key()])
+	}
+	if r.noted += noted(m); r.noted > maxNoted {
+		return &refusal{http.StatusInsufficientStorage, fmt.Sprintf("the addresses and headers of a step's answers have at most %d MiB", maxNoted>>20), false}
+	}
 	r.used[m.Key()] = m
 	return nil
+}
+
+// noted is about how many bytes of a lock a material is.
+func noted(m spec.Material) int {
+	n := 300 + len(m.URL) + len(m.Accept)
+	for k, v := range m.Header {
+		n += len(k) + len(v) + 6
+	}
+	return n
 }
 
 // enter waits until nobody else obtains what the key names.

@@ -35,6 +35,9 @@ import (
 const (
 	// maxBytes is how much a step may be answered, what is replayed included.
 	maxBytes = 16 << 30
+	// maxNoted is how many bytes of addresses and headers its answers may have: they
+	// are in the lock, which has at most twice as much (spec.MaxLockSize).
+	maxNoted = spec.MaxLockSize / 2
 	// maxTime is how long one answer may take to come.
 	maxTime = 30 * time.Minute
 	// stall is how long an answer may bring nothing.
@@ -94,6 +97,7 @@ type Recorder struct {
 	open    int                      // connections
 	closed  bool
 	bytes   int64
+	noted   int // bytes of addresses and headers
 	fresh   int // materials that the lock had not
 	refused []string
 	missed  []string // what Frozen refused

@@ -477,6 +477,32 @@ func TestALockThatSaysAnotherSizeOfABodyIsRefused(t *testing.T) {
 	}
 }
 
+// What is noted of answers is in a file that has to be read again.
+func TestAddressesAndHeadersOfAnswersAreBounded(t *testing.T) {
+	long := strings.Repeat("x", 7<<10)
+	f := newFar(t, func(w http.ResponseWriter, r *http.Request) {
+		for _, name := range []string{"Link", "Vary", "Etag", "Content-Language", "Content-Disposition"} {
+			w.Header().Set(name, long)
+		}
+		io.WriteString(w, "x")
+	})
+	n := f.record(Options{})
+	n.mu.Lock()
+	n.noted = maxNoted - 200<<10
+	n.mu.Unlock()
+	got, all := 0, 0
+	for all < 20 && got == all {
+		if strings.HasPrefix(n.ask(t, "GET", fmt.Sprintf("https://example.com/%d?%s", all, long), ""), "200") {
+			got++
+		}
+		all++
+	}
+	n.Close()
+	if got == all || got < 3 || isle.CodeOf(n.Judge(nil)) != isle.Exhausted {
+		t.Errorf("%d of %d answers of 42 KiB are noted where 200 KiB may be, and the step ends with %v", got, all, n.Judge(nil))
+	}
+}
+
 func TestConnectionsAreBounded(t *testing.T) {
 	n := newFar(t, versions).record(Options{})
 	var open []net.Conn
