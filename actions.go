@@ -54,7 +54,7 @@ func Actions() []ActionInfo {
 		{Action: ActionEnvironmentList, Resource: "server", Does: "list environments: isle ls. It shows those that may be read"},
 		{Action: ActionImageLock, Resource: "image", Does: "resolve packages and lock them: isle lock"},
 		{Action: ActionImageBuild, Resource: "image", Does: "build images: isle build"},
-		{Action: ActionImageRead, Resource: "image", Does: "ask which files the server has: part of isle up and isle build; see which images there are: isle image ls, inspect"},
+		{Action: ActionImageRead, Resource: "image", Does: "ask which files the server has: part of isle up and isle build; see which images there are: isle image ls, inspect; begin with one of the server's own or copy from it, part of isle lock, build and up"},
 		{Action: ActionImageImport, Resource: "image", Does: "send files, packages or images: part of isle up; isle lock import, isle image import; what steps made, signed: isle cache import"},
 		{Action: ActionImagePull, Resource: "image", Does: "fetch an image from a registry: isle image pull, and part of isle lock, build and up where a file has image: with a registry's name. The image's name is without tag"},
 		{Action: ActionImageRecord, Resource: "image", Does: "have build steps reach the internet, where a file has network: record and isle.lock has no answer: part of isle build and isle up. The image's name is the project's"},
