@@ -2,7 +2,10 @@ package recorder
 
 import (
 	"crypto/tls"
+	"fmt"
 	"net"
+	"net/netip"
+	"strings"
 	"time"
 
 	"isle/internal/inspection"
@@ -31,6 +34,10 @@ func opened(a *inspection.Authority, to net.Addr) *tls.Config {
 			host := hello.ServerName
 			if host == "" {
 				host, _, _ = net.SplitHostPort(to.String())
+			}
+			host = strings.ToLower(host)
+			if _, err := netip.ParseAddr(host); err != nil && !validName(host) { // each is kept, and a step may say names of 64 KiB
+				return nil, fmt.Errorf("%.100q is no host", host)
 			}
 			return a.For(host)
 		},

@@ -53,7 +53,8 @@ func (r *Recorder) forward(ctx context.Context, q query, stream http.ResponseWri
 		if ctx.Err() != nil || isle.CodeOf(err) == isle.Exhausted {
 			return m, streamed, r.short(q, err)
 		}
-		failed, ferr := r.failure(q, r.note(&r.refused, "%v: %v", q, reason(err)))
+		r.note(&r.refused, "%v: %v", q, reason(err))
+		failed, ferr := r.failure(q)
 		r.short(q, ferr)
 		if ferr != nil || !streamed {
 			err = ferr
@@ -72,9 +73,10 @@ func (r *Recorder) forward(ctx context.Context, q query, stream http.ResponseWri
 	return m, streamed, nil
 }
 
-// failure is the material of a request that failed, which tells why.
-func (r *Recorder) failure(q query, why string) (spec.Material, error) {
-	body := said(why)
+// failure is the material of a request that failed. Why it did is for people: it
+// has addresses of the network that the server is in, and is otherwise each time.
+func (r *Recorder) failure(q query) (spec.Material, error) {
+	body := said(elsewhere(q))
 	m := spec.Material{
 		Method: q.Method, URL: q.URL, Accept: q.Accept, Status: http.StatusBadGateway, Time: r.now(),
 		Header: map[string]string{"Content-Type": "text/plain; charset=utf-8"}, Digest: isle.DigestOf([]byte(body)), Size: int64(len(body)),
@@ -83,6 +85,11 @@ func (r *Recorder) failure(q query, why string) (spec.Material, error) {
 		return m, err
 	}
 	return m, r.use(m)
+}
+
+// elsewhere is what a step is told of what failed outside of it.
+func elsewhere(q query) string {
+	return fmt.Sprintf("%v could not be had; the build's output says why", q)
 }
 
 // said is what a step reads of the Recorder's own.
@@ -272,7 +279,8 @@ func (r *Recorder) have(ctx context.Context, q query, m spec.Material) error {
 	case err != nil && ctx.Err() != nil:
 		return err
 	case err != nil:
-		return &refusal{http.StatusBadGateway, r.note(&r.spoiled, "%v: %v", q, reason(err)), true}
+		r.note(&r.spoiled, "%v: %v", q, reason(err))
+		return &refusal{http.StatusBadGateway, elsewhere(q), true}
 	case again.Digest != m.Digest:
 		return &refusal{http.StatusBadGateway, r.note(&r.spoiled, "%v has %s now, not %s", q, again.Digest.Short(), m.Digest.Short()), true}
 	case again.Size != m.Size:
