@@ -192,7 +192,11 @@ func resolvConf(layers []string) (string, error) {
 		return "", err
 	}
 	defer stack.Close()
-	return stack.Resolve("/etc/resolv.conf")
+	at, err := stack.Resolve("/etc/resolv.conf")
+	if err == nil && !dockerfile.MayMount(at) {
+		err = isle.Errorf(isle.Invalid, "/etc/resolv.conf of the image leads to %.200s through a symbolic link, which is the sandbox's own", at)
+	}
+	return at, err
 }
 
 // take notes what the step was answered. A frozen lock stays as it is, even if

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -127,5 +128,20 @@ func TestProjectsOfSimilarNamesShareNoCacheMounts(t *testing.T) {
 	}
 	if all, _, err := b.Caches(""); err != nil || len(all) != 3 {
 		t.Errorf("all caches are %v, %v", all, err)
+	}
+}
+
+// An image says where its names are looked up, and leads nowhere with that.
+func TestALinkForNamesThatLeadsToTheSandboxsOwnIsRefused(t *testing.T) {
+	for _, to := range []string{"/", "/proc/sys/kernel/core_pattern", "/sys", "../dev", "/proc/self/fd/1"} {
+		b := newBench(t)
+		b.Dial = func(context.Context, string, int) (net.Conn, error) { return nil, errors.New("there is no network") }
+		b.sandbox.programs["look"] = writing("x", "x")
+		f := dockered(spec.Build{})
+		f.Services[0].Network = spec.NetworkRecord
+		_, err := b.docker(f, "FROM scratch\nCOPY etc /etc\nRUN look\n", map[string]string{"etc/resolv.conf": "-> " + to})
+		if isle.CodeOf(err) != isle.Invalid || !strings.Contains(err.Error(), "resolv.conf") {
+			t.Errorf("to %s: %v", to, err)
+		}
 	}
 }
