@@ -2,6 +2,7 @@ package compose
 
 import (
 	"fmt"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -60,4 +61,19 @@ func chain(n int) string {
 		fmt.Fprintf(&b, "  s%d: {extends: s%d, environment: {X: y}}\n", i+1, i)
 	}
 	return b.String()
+}
+
+// What is copied for each comment is copied a quarter of a million times.
+func TestAFileOfCommentsTakesLittle(t *testing.T) {
+	text := `{"image": "a"` + strings.Repeat("/**/", maxFile/4-100) + "}"
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	c, err := convert(t, map[string]string{".devcontainer/devcontainer.json": text}, devcontainer)
+	runtime.ReadMemStats(&after)
+	if err != nil || c.Err() != nil {
+		t.Error(err, c.Err())
+	}
+	if took := after.TotalAlloc - before.TotalAlloc; took > 1<<30 {
+		t.Errorf("it took %d MiB to read one", took>>20)
+	}
 }

@@ -1,6 +1,7 @@
 package compose
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"strings"
@@ -31,13 +32,13 @@ func plainJSON(name string, b []byte) ([]byte, error) {
 				i++
 			}
 		case c == '/' && i+1 < len(b) && b[i+1] == '*':
-			length := strings.Index(string(b[i+2:]), "*/")
+			length := bytes.Index(b[i+2:], []byte("*/"))
 			if length < 0 {
 				length = len(b) - i - 4
 			}
 			length = max(length, 0)
 			end := min(i+2+length, len(b))
-			out = append(out, strings.Repeat("\n", strings.Count(string(b[i:end]), "\n"))...)
+			out = append(out, bytes.Repeat([]byte("\n"), bytes.Count(b[i:end], []byte("\n")))...)
 			out = append(out, ' ')
 			i = end + 1
 		default:
