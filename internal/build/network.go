@@ -44,8 +44,8 @@ func trustEnv() map[string]string {
 // what it was.
 type wire struct {
 	stage, step string
-	locked      []spec.Material // its own
-	others      []spec.Material // of other steps of the service
+	locked      []spec.Material   // its own
+	steps       []spec.LockedStep // of the service; those of other steps are as good
 	frozen      bool
 	reach       func(host string, port int) error // nil: any
 	used        []spec.Material
@@ -86,12 +86,10 @@ func newWire(sl spec.ServiceLock, stage, text string, o Options, seen map[string
 	if n := seen[text]; n > 1 {
 		text = fmt.Sprintf("%s (%d)", text, n)
 	}
-	w := &wire{stage: stage, step: text, frozen: o.Frozen, reach: o.Reach}
+	w := &wire{stage: stage, step: text, frozen: o.Frozen, reach: o.Reach, steps: sl.Network}
 	for _, s := range sl.Network {
 		if s.Stage == stage && s.Step == text {
 			w.locked = s.Materials
-		} else {
-			w.others = append(w.others, s.Materials...)
 		}
 	}
 	w.used = w.locked
@@ -127,6 +125,17 @@ func (w *wire) open(b *Builder, st *Step, secrets *conceal.Forms, say func(Event
 	return func(err error) error { return w.finish(r, err, say) }, nil
 }
 
+// others are the materials of other steps. They are gathered for a step that runs:
+// a lock may have very many, and a build very many steps.
+func (w *wire) others() (all []spec.Material) {
+	for _, s := range w.steps {
+		if s.Stage != w.stage || s.Step != w.step {
+			all = append(all, s.Materials...)
+		}
+	}
+	return all
+}
+
 // record begins to answer.
 func (w *wire) record(b *Builder, secrets *conceal.Forms, say func(Event)) (*recorder.Recorder, error) {
 	dial := b.Dial
@@ -139,7 +148,7 @@ func (w *wire) record(b *Builder, secrets *conceal.Forms, say func(Event)) (*rec
 		}
 	}
 	return recorder.New(recorder.Config{Store: b.Images, Dial: dial, Roots: b.Roots, Now: b.Now}, recorder.Options{
-		Locked: w.locked, Others: w.others, Frozen: w.frozen, Secrets: secrets, Say: func(m string) { say(Event{State: "log", Message: m}) },
+		Locked: w.locked, Others: w.others(), Frozen: w.frozen, Secrets: secrets, Say: func(m string) { say(Event{State: "log", Message: m}) },
 	})
 }
 

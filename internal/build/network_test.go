@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -143,5 +144,25 @@ func TestALinkForNamesThatLeadsToTheSandboxsOwnIsRefused(t *testing.T) {
 		if isle.CodeOf(err) != isle.Invalid || !strings.Contains(err.Error(), "resolv.conf") {
 			t.Errorf("to %s: %v", to, err)
 		}
+	}
+}
+
+// A lock may have a hundred thousand answers and a Dockerfile thousands of steps:
+// one does not multiply the other.
+func TestEachStepDoesNotHoldTheWholeLock(t *testing.T) {
+	sl := spec.ServiceLock{Network: []spec.LockedStep{{Step: "another", Materials: make([]spec.Material, spec.MaxMaterials)}}}
+	var wires []*wire
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	seen := map[string]int{}
+	for range 1000 {
+		wires = append(wires, newWire(sl, "", "one", Options{}, seen))
+	}
+	runtime.ReadMemStats(&after)
+	if took := after.TotalAlloc - before.TotalAlloc; took > 64<<20 {
+		t.Errorf("%d steps take %d MiB before any has run", len(wires), took>>20)
+	}
+	if n := len(wires[0].others()); n != spec.MaxMaterials {
+		t.Errorf("a step has %d answers of others", n)
 	}
 }
