@@ -18,6 +18,7 @@ import (
 	"isle/internal/build/dockerfile"
 	"isle/internal/image"
 	"isle/internal/image/oci"
+	"isle/internal/spec"
 )
 
 // copyInput is what of a COPY can change its layer, what is copied aside.
@@ -268,6 +269,9 @@ type patterns struct {
 func newPatterns(list []string) (*patterns, error) {
 	if len(list) == 0 {
 		return &patterns{}, nil
+	}
+	if err := spec.CheckPatterns(list); err != nil {
+		return nil, isle.Errorf(isle.Invalid, "%w", err)
 	}
 	m, err := patternmatcher.New(list)
 	if err == nil {

@@ -285,3 +285,19 @@ func TestNothingWaitsToTellHowFarAPullIs(t *testing.T) {
 	close(goOn)
 	<-done
 }
+
+// To read a pattern takes memory by the square of its length.
+func TestPatternsThatTakeGigabytesAreRefused(t *testing.T) {
+	long := strings.Repeat("**/", 20_000)
+	for name, text := range map[string]string{
+		"one":       "COPY --exclude=" + long + "x x /x/\n",
+		"parents":   "ARG A=" + long + "\nCOPY --parents ${A}x /x/\n",
+		"very many": "COPY " + strings.Repeat("--exclude="+strings.Repeat("?*", 400)+" \\\n", 200) + "x /x/\n",
+	} {
+		b := newBench(t)
+		_, err := b.docker(dockered(spec.Build{}), "FROM scratch\n"+text, map[string]string{"x": "1"})
+		if isle.CodeOf(err) != isle.Invalid || !strings.Contains(err.Error(), "at most") {
+			t.Errorf("%s: %.200v", name, err)
+		}
+	}
+}

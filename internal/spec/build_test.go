@@ -168,3 +168,14 @@ func FuzzDockerignore(f *testing.F) {
 		}
 	})
 }
+
+func TestAPatternLongerThanAnyPathIsRefused(t *testing.T) {
+	for _, text := range []string{strings.Repeat("**/", 20_000) + "x\n", "!" + strings.Repeat("?", maxPattern+1) + "\n"} {
+		if _, err := parseDockerIgnore(".dockerignore", []byte(text)); isle.CodeOf(err) != isle.Invalid || len(err.Error()) > 400 {
+			t.Errorf("%.10s…: %.300v", text, err)
+		}
+	}
+	if _, err := parseDockerIgnore(".dockerignore", []byte(strings.Repeat("a/**/", 100)+"x\n")); err != nil {
+		t.Error(err)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -79,6 +80,9 @@ func parseDockerIgnore(name string, b []byte) (*patternmatcher.PatternMatcher, e
 	if len(patterns) == 0 {
 		return nil, nil
 	}
+	if err := CheckPatterns(patterns); err != nil {
+		return nil, isle.Errorf(isle.Invalid, "%s: %w", name, err)
+	}
 	m, err := patternmatcher.New(patterns)
 	if err == nil { // it compiles a pattern when it first needs it
 		_, err = m.MatchesOrParentMatches("x")
@@ -88,6 +92,25 @@ func parseDockerIgnore(name string, b []byte) (*patternmatcher.PatternMatcher, e
 	}
 	return m, nil
 }
+
+// CheckPatterns refuses patterns of Docker's that are larger than any path: to
+// read one takes memory and time by the square of its length, gigabytes of the
+// kind a/**/b/**/….
+func CheckPatterns(patterns []string) error {
+	total := 0
+	for _, p := range patterns {
+		if total += len(p); len(p) > maxPattern {
+			return fmt.Errorf("%q… is a pattern of %d bytes; one has at most %d", clip(p), len(p), maxPattern)
+		}
+	}
+	if total > maxIgnoreSize {
+		return fmt.Errorf("the patterns have %d bytes; all have at most %d", total, maxIgnoreSize)
+	}
+	return nil
+}
+
+// maxPattern bounds one pattern of Docker's, in bytes.
+const maxPattern = 1024
 
 // leaveOut reports whether what is at rel of the context is left out. What lies
 // in a folder that is left out may be taken back.
