@@ -33,6 +33,7 @@ const (
 	maxInstructions = 4096
 	maxWord         = 256 << 10 // bytes of one word and the variables in it
 	maxGiven        = 64 << 20  // bytes of the variables in all words
+	maxReplaced     = 512 << 20 // squares of bytes of the words that replace, which is what they take
 	maxVariables    = 4096      // variables, and labels, of a stage
 	maxSettings     = 1 << 20   // bytes of all of them
 	maxNames        = 1024      // what one COPY copies and leaves out; volumes of a stage

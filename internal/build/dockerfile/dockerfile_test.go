@@ -225,6 +225,7 @@ func TestAHostileDockerfileTakesLittleOfTheServer(t *testing.T) {
 		"a large text for each byte": {"FROM a\nENV A=" + x + "\nENV B=${A//x/$A}", "a word has more than"},
 		"texts in texts in texts":    {"FROM a\nENV A=" + x[:100] + "\nENV B=${A//x/${A//x/${A//x/${A//x/$A}}}}", "a word has more than"},
 		"a pattern of many stars":    {"FROM a\nENV A=" + x + "\nENV B=${A%%" + strings.Repeat("*x", 20000) + "}", "a word has more than"},
+		"many words that replace":    {"FROM a\nENV A=" + x[:8000] + " P=" + strings.Repeat("*", 7900) + "b\n" + strings.Repeat("ENV B=${A#$P}\n", 500), "takes too long"},
 		"many variables":             {"FROM a\n" + long("ENV "+numbered("A%d=b ", 20000)), "more than 4096 variables"},
 		"many volumes":               {"FROM a\n" + long("VOLUME "+numbered("/%d ", 20000)), "more than 1024 volumes"},
 		"many sources":               {"FROM a\n" + long("COPY "+strings.Repeat(". ", 20000)+"/x/"), "more than 1024 things"},

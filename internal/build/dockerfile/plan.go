@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"unicode"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
@@ -30,7 +31,10 @@ type Plan struct {
 	args    map[string]string
 	network bool
 	global  map[string]string // ARG before the first FROM, and the predefined ones
-	given   int               // bytes of variables that its words can still be given
+
+	// Its stages are gone through side by side.
+	given    atomic.Int64 // bytes of variables that its words were given
+	replaced atomic.Int64 // of words that replace, the squares of their bytes
 }
 
 // A Stage is one FROM that the target needs.
@@ -60,7 +64,7 @@ type Source struct {
 
 // Plan finds out what a target needs. Errors are Invalid and name the line.
 func (f *File) Plan(o Options) (*Plan, error) {
-	p := &Plan{file: f, args: o.Args, network: o.Network, given: maxGiven}
+	p := &Plan{file: f, args: o.Args, network: o.Network}
 	if err := p.checkArgs(); err != nil {
 		return nil, err
 	}
@@ -236,7 +240,7 @@ func (p *Plan) process(word string, env map[string]string, line int, lexer func(
 	if len(word) > room {
 		return nil, tooLong()
 	}
-	v := &variables{env: env, room: room - len(word), left: &p.given}
+	v := &variables{env: env, room: room - len(word), given: &p.given}
 	defer func() {
 		if r := recover(); r != nil {
 			if r != any(v) {
@@ -247,6 +251,12 @@ func (p *Plan) process(word string, env map[string]string, line int, lexer func(
 	}()
 	if words, err = lexer(v); err != nil {
 		return nil, p.file.fail(line, "%v", err)
+	}
+	if room < maxWord { // it replaces: one takes a second at most, and a Dockerfile may have thousands
+		n := int64(room - v.room)
+		if p.replaced.Add(n*n) > maxReplaced {
+			return nil, p.file.fail(line, "what is replaced in variables (${A//x/y}, ${A#%%x}) takes too long; have shorter ones, or do it in a RUN")
+		}
 	}
 	return words, nil
 }
@@ -287,15 +297,15 @@ func roomFor(word string) int {
 // variables are a shell.EnvGetter that gives no more bytes than there is room for.
 // Where there is none, it panics with itself.
 type variables struct {
-	env  map[string]string
-	room int  // bytes, of one word
-	left *int // and of all
+	env   map[string]string
+	room  int           // bytes, of one word
+	given *atomic.Int64 // and of all, those that were given
 }
 
 func (v *variables) Get(name string) (string, bool) {
 	value, ok := v.env[name]
 	v.room -= len(value)
-	if *v.left -= len(value); v.room < 0 || *v.left < 0 {
+	if v.given.Add(int64(len(value))) > maxGiven || v.room < 0 {
 		panic(v)
 	}
 	return value, ok
