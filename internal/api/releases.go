@@ -290,10 +290,14 @@ func (s *releases) ImportRelease(ctx context.Context, stream *connect.ClientStre
 	if !stream.Receive() {
 		return nil, streamEnd(stream.Err(), "import")
 	}
-	defer s.Blobs.Hold()() // layers have no name before the release is there
-	body := received(stream)
+	body, letGo := received(stream), func() {}
+	defer func() { letGo() }()
 	rel, err := s.Releases.Import(ctx, actorOf(ctx), body, func(project string) error {
-		return s.allowed(ctx, releaseOf(isle.ActionReleaseImport, project))
+		if err := s.allowed(ctx, releaseOf(isle.ActionReleaseImport, project)); err != nil {
+			return err
+		}
+		letGo = s.Blobs.Hold() // layers have no name before the release is there; who may not import keeps nothing from being collected
+		return nil
 	})
 	if err != nil {
 		return nil, err

@@ -22,7 +22,8 @@ const (
 // Bounds of what lies with a release.
 const (
 	maxAttestations   = 100
-	maxAttestation    = 32 << 20 // bytes of one envelope
+	maxAttestation    = 32 << 20  // bytes of one envelope
+	maxAttested       = 256 << 20 // bytes of all of a release that comes in a file
 	prefixAttestation = "attestation-"
 )
 

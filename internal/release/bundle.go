@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"io"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -126,6 +127,7 @@ func errBundle(format string, args ...any) error {
 // the others must be of the same.
 func (out *Proved) entries(in *reader, key string) error {
 	note := ""
+	seen := map[uint64]bool{}
 	for {
 		h, err := in.header()
 		if err != nil || h == nil || !strings.HasPrefix(h.Name, entryProofs) {
@@ -148,6 +150,10 @@ func (out *Proved) entries(in *reader, key string) error {
 		if len(out.Entries) > 0 && p.Checkpoint != note {
 			return isle.Errorf(isle.Untrusted, "entry %d is proven by another checkpoint than those before it", p.Sequence)
 		}
+		if seen[p.Sequence] {
+			return errBundle("entry %d is in it twice", p.Sequence)
+		}
+		seen[p.Sequence] = true
 		e, c, err := p.Verify(key)
 		if err != nil {
 			return isle.Errorf(isle.Untrusted, "entry %d: %w", p.Sequence, err)
@@ -178,6 +184,9 @@ func (out *Proved) files(in *reader, keys []string) error {
 		}
 		if len(keys) == 0 {
 			return isle.Errorf(isle.Invalid, "the key that has signed the releases in it is not given").WithHint("`isle release trust` on the server shows it: --key isle-releases/…")
+		}
+		if slices.ContainsFunc(out.Releases, func(f File) bool { return f.Digest == d }) {
+			return errBundle("release %s is in it twice", d.Short())
 		}
 		in.next = nil
 		f, err := VerifyFile(in.tar, keys)

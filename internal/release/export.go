@@ -46,6 +46,11 @@ func (r *Releases) Export(ctx context.Context, name string, layers bool, w io.Wr
 		if err != nil {
 			return diskError("export a release", err)
 		}
+		if f.file == fileLock {
+			if err := r.checkLock(rel.Digest, b); err != nil {
+				return err
+			}
+		}
 		if err := entry(t, f.entry, int64(len(b)), bytes.NewReader(b)); err != nil {
 			return err
 		}
@@ -67,6 +72,15 @@ func (r *Releases) Export(ctx context.Context, name string, layers bool, w io.Wr
 		}
 	}
 	return t.Close()
+}
+
+// checkLock fails with Untrusted where the lock that lies with a release is not the
+// one that was recorded with it.
+func (r *Releases) checkLock(d isle.Digest, lock []byte) error {
+	if rec, ok := r.record(d); ok && rec.Lock == isle.DigestOf(lock) {
+		return nil
+	}
+	return isle.Errorf(isle.Untrusted, "the lock of release %s was changed on disk", d.Short()).WithHint("find out who wrote to %s", r.dir(d))
 }
 
 func entry(t *tar.Writer, name string, size int64, r io.Reader) error {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -49,7 +50,7 @@ func VerifyFile(r io.Reader, keys []string) (File, error) {
 		verifiers, publics = append(verifiers, v), append(publics, p)
 	}
 	in := &reader{tar: tar.NewReader(r)}
-	f, err := in.file(verifiers, publics)
+	f, err := in.file(verifiers, publics, func(string) error { return nil })
 	if err != nil {
 		return f, err
 	}
@@ -117,8 +118,9 @@ func (in *reader) small(name string, limit int64) ([]byte, error) {
 	return b, nil
 }
 
-// file reads all but the layers, and checks it.
-func (in *reader) file(verifiers []note.Verifier, keys []ed25519.PublicKey) (f File, err error) {
+// file reads all but the layers, and checks it. allow is asked about the project
+// once that is known to be what was signed, and before more of the file is kept.
+func (in *reader) file(verifiers []note.Verifier, keys []ed25519.PublicKey, allow func(project string) error) (f File, err error) {
 	if f.manifest, err = in.small(entryManifest, MaxManifest); err != nil {
 		return f, err
 	}
@@ -137,6 +139,9 @@ func (in *reader) file(verifiers []note.Verifier, keys []ed25519.PublicKey) (f F
 		return f, isle.Errorf(isle.Untrusted, "release %s is signed by %s, whose key is not among those that are trusted", f.Digest.Short(), clip(f.Signer)).
 			WithHint("`isle release trust` on the server that made it shows its key")
 	}
+	if err := allow(f.Manifest.Project); err != nil {
+		return f, err
+	}
 	if f.lock, err = in.small(entryLock, spec.MaxLockSize); err != nil {
 		return f, err
 	}
@@ -146,12 +151,20 @@ func (in *reader) file(verifiers []note.Verifier, keys []ed25519.PublicKey) (f F
 	return f, in.attestations(&f, keys)
 }
 
-// attestations reads those of a file.
+// attestations reads those of a file. The first provenance among them says which lock
+// it is that lies with the release: nothing else that is signed does.
 func (in *reader) attestations(f *File, keys []ed25519.PublicKey) error {
+	size := 0
 	for {
 		h, err := in.header()
-		if err != nil || h == nil || !strings.HasPrefix(h.Name, entryAttestation) {
+		if err != nil {
 			return err
+		}
+		if h == nil || !strings.HasPrefix(h.Name, entryAttestation) {
+			if !slices.ContainsFunc(f.Attestations, func(a Attestation) bool { return a.Kind == Provenance }) {
+				return isle.Errorf(isle.Untrusted, "release %s comes without its provenance, and nothing says that the lock in the file is its own", f.Digest.Short())
+			}
+			return nil
 		}
 		if len(f.Attestations) >= maxAttestations {
 			return errFile("it has more than %d attestations", maxAttestations)
@@ -166,6 +179,12 @@ func (in *reader) attestations(f *File, keys []ed25519.PublicKey) error {
 		}
 		if h.Name != entryAttestation+a.Digest.Hex() {
 			return errFile("an attestation has another digest than its name, %s", a.Digest)
+		}
+		if slices.ContainsFunc(f.Attestations, func(o Attestation) bool { return o.Digest == a.Digest }) {
+			return errFile("attestation %s is in it twice", a.Digest)
+		}
+		if size += len(b); size > maxAttested {
+			return errFile("its attestations have more than %d bytes", maxAttested)
 		}
 		f.Attestations, f.statements = append(f.Attestations, a), append(f.statements, b)
 	}
@@ -194,12 +213,17 @@ func (f *File) read(b []byte, keys []ed25519.PublicKey) (a Attestation, err erro
 		return a, isle.Errorf(isle.Untrusted, "the provenance of release %s cannot be read: %w", f.Digest.Short(), err)
 	}
 	a.Added, a.Source = p.Details.Metadata.Finished, p.source()
-	for _, d := range p.Definition.Dependencies {
-		if d.Name == fileLock && d.Digest["sha256"] != isle.DigestOf(f.lock).Hex() && len(f.Attestations) == 0 {
-			return a, isle.Errorf(isle.Untrusted, "the lock in the file is not the one that release %s was built from", f.Digest.Short())
-		}
+	first := !slices.ContainsFunc(f.Attestations, func(o Attestation) bool { return o.Kind == Provenance })
+	if first && !p.names(isle.DigestOf(f.lock)) {
+		return a, isle.Errorf(isle.Untrusted, "the lock in the file is not the one that release %s was built from", f.Digest.Short())
 	}
 	return a, nil
+}
+
+// names reports whether a lock is the one that was built from.
+func (p provenance) names(lock isle.Digest) bool {
+	i := slices.IndexFunc(p.Definition.Dependencies, func(d descriptor) bool { return d.Name == fileLock })
+	return i >= 0 && p.Definition.Dependencies[i].Digest["sha256"] == lock.Hex()
 }
 
 // source is what a provenance says of where the files are from.

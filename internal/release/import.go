@@ -17,18 +17,23 @@ import (
 // Import reads a release from a file that Export wrote, here or elsewhere. Nothing
 // of one is taken in that a key that this server trusts has not signed, and each
 // layer must have its digest: what is launched is read by the kernel. allow is
-// asked before anything is stored, whether whoever imports may, for the project.
+// asked before anything is stored or kept in memory, whether whoever imports may, for
+// the project.
 func (r *Releases) Import(ctx context.Context, actor isle.Actor, from io.Reader, allow func(project string) error) (Release, error) {
 	if r.shelf.Err() != nil {
 		return Release{}, r.shelf.Err()
 	}
 	in := &reader{tar: tar.NewReader(bufio.NewReaderSize(contextReader{ctx, from}, 256<<10))}
-	f, err := in.file(r.shelf.Ring().Verifiers(), publics(r.shelf.Ring().Keys()))
-	if err != nil {
+	var refused error
+	f, err := in.file(r.shelf.Ring().Verifiers(), publics(r.shelf.Ring().Keys()), func(project string) error {
+		refused = allow(project)
+		return refused
+	})
+	switch {
+	case refused != nil:
+		return Release{}, refused
+	case err != nil:
 		return Release{}, ended(ctx, err)
-	}
-	if err := allow(f.Manifest.Project); err != nil {
-		return Release{}, err
 	}
 	err = in.layers(&f, func(d isle.Digest, body io.Reader) error {
 		if r.cfg.Images.HasLayer(d) {

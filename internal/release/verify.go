@@ -4,9 +4,11 @@ import (
 	"context"
 	"crypto/ed25519"
 	"encoding/json"
+	"path/filepath"
 
 	"isle"
 	"isle/internal/seal"
+	"isle/internal/spec"
 )
 
 // A Verified is what Verify found in order.
@@ -17,13 +19,20 @@ type Verified struct {
 }
 
 // Verify checks a release as a launch would, and what lies with it: the manifest,
-// its signature, every layer of its images, and every attestation with what that
+// its signature, its lock, every layer of its images, and every attestation with what that
 // says it is of. It fails with the first that is wrong.
 func (r *Releases) Verify(ctx context.Context, name string) (out Verified, err error) {
 	if out.Release, err = r.Use(name); err != nil {
 		return out, err
 	}
 	rel := out.Release
+	lock, err := seal.Read(filepath.Join(r.dir(rel.Digest), fileLock), spec.MaxLockSize)
+	if err != nil {
+		return out, isle.Errorf(isle.Untrusted, "the lock of release %s cannot be read: %w", rel.Digest.Short(), err).WithHint("put its folder back from a backup")
+	}
+	if err := r.checkLock(rel.Digest, lock); err != nil {
+		return out, err
+	}
 	for _, a := range rel.Attestations {
 		b, err := r.Statement(rel.Digest, a)
 		if err != nil {
