@@ -102,6 +102,10 @@ func (r *Ring) Trust(ctx context.Context, l *ledger.Ledger, actor isle.Actor, ke
 	r.mu.RLock()
 	_, have := r.trust[key]
 	n := len(r.trust)
+	named := r.own != nil && r.own.Name() == v.Name()
+	for _, o := range r.trust {
+		named = named || o.Name() == v.Name()
+	}
 	r.mu.RUnlock()
 	switch {
 	case have:
@@ -109,6 +113,9 @@ func (r *Ring) Trust(ctx context.Context, l *ledger.Ledger, actor isle.Actor, ke
 	case r.own != nil && r.own.Verifier() == key:
 		out.Own = true
 		return out, nil
+	case named: // who has signed is told by the name
+		return out, isle.Errorf(isle.Conflict, "another key that is called %s is trusted: with two of them nobody could tell which has signed", v.Name()).
+			WithHint("if it was replaced, trust the one before no more: isle %s trust --remove KEY", r.kind)
 	case n >= maxKeys:
 		return out, isle.Errorf(isle.Exhausted, "%d keys are trusted, as many as there may be", n)
 	}
