@@ -55,15 +55,15 @@ func (a *app) showImages(d *islev1.ImageDifference, indent string) {
 		if l.GetAdded() {
 			mark = "A"
 		}
-		fmt.Fprintf(a.stdout, "%s%s %s layer %s of %s, %s\n", indent, mark, clean(l.GetService()), shortDigest(l.GetDigest()), clean(l.GetKind()), bytesText(l.GetSize()))
+		fmt.Fprintf(a.stdout, "%s%s %s layer %s of %s, %s\n", indent, mark, cleanLine(l.GetService()), shortDigest(l.GetDigest()), cleanLine(l.GetKind()), bytesText(l.GetSize()))
 	}
 	for _, f := range d.GetFiles() {
-		fmt.Fprintf(a.stdout, "%s%s %s:%s\n", indent, marks[f.GetKind()], clean(f.GetService()), cleanLine(f.GetPath()))
+		fmt.Fprintf(a.stdout, "%s%s %s:%s\n", indent, marks[f.GetKind()], cleanLine(f.GetService()), cleanLine(f.GetPath()))
 	}
 	if d.GetMore() {
 		fmt.Fprintf(a.stdout, "%sthere are more files\n", indent)
 	}
 	for _, s := range d.GetUnread() {
-		fmt.Fprintf(a.stdout, "%s! layers of service %s are not here any more: its files were not compared\n", indent, clean(s))
+		fmt.Fprintf(a.stdout, "%s! layers of service %s are not here any more: its files were not compared\n", indent, cleanLine(s))
 	}
 }

@@ -40,7 +40,7 @@ func newReleaseVerify(a *app) *cobra.Command {
 				return a.json(map[string]any{"release": r, "layers": v.GetLayers(), "bytes": v.GetBytes()})
 			}
 			_, err = fmt.Fprintf(a.stdout, "release %s is what was sealed: %d layers of %s, %d attestations, signed by %s\n",
-				shortDigest(r.Digest), v.GetLayers(), bytesText(v.GetBytes()), len(r.Attestations), clean(r.Signer))
+				shortDigest(r.Digest), v.GetLayers(), bytesText(v.GetBytes()), len(r.Attestations), cleanLine(r.Signer))
 			return err
 		},
 	}
@@ -118,7 +118,7 @@ has signed it (isle release trust).`,
 			if a.output == "json" {
 				return a.json(r)
 			}
-			_, err = fmt.Fprintf(a.stdout, "release %s of %s is imported, signed by %s\n", shortDigest(r.Digest), clean(r.Project), clean(r.Signer))
+			_, err = fmt.Fprintf(a.stdout, "release %s of %s is imported, signed by %s\n", shortDigest(r.Digest), cleanLine(r.Project), cleanLine(r.Signer))
 			return err
 		},
 	}
@@ -182,9 +182,9 @@ func (a *app) showProved(p release.Proved) error {
 	}
 	fmt.Fprintf(a.stdout, "history of %s: %d entries are in the log %s of %d entries\n", cleanLine(p.Of), len(p.Entries), cleanLine(p.Checkpoint.Origin), p.Checkpoint.Size)
 	for _, f := range p.Releases {
-		fmt.Fprintf(a.stdout, "  release %s of %s is whole, signed by %s, with %d attestations\n", f.Digest.Short(), clean(f.Manifest.Project), clean(f.Signer), len(f.Attestations))
+		fmt.Fprintf(a.stdout, "  release %s of %s is whole, signed by %s, with %d attestations\n", f.Digest.Short(), cleanLine(f.Manifest.Project), cleanLine(f.Signer), len(f.Attestations))
 	}
-	_, err := fmt.Fprintf(a.stdout, "  %d attestations are those that entries name\n", p.Vouched)
+	_, err := fmt.Fprintf(a.stdout, "  %d attestations are those that entries name\n  what it is called, and that nothing was left out, is the word of who wrote it\n", p.Vouched)
 	return err
 }
 
@@ -205,11 +205,11 @@ func (a *app) showVerified(f release.File) error {
 			"digest": f.Digest, "project": f.Manifest.Project, "signer": f.Signer, "attestations": statements, "layers": f.Layers, "bytes": f.Bytes,
 		})
 	}
-	fmt.Fprintf(a.stdout, "release %s of %s is whole, signed by %s\n", f.Digest, clean(f.Manifest.Project), clean(f.Signer))
+	fmt.Fprintf(a.stdout, "release %s of %s is whole, signed by %s\n", f.Digest, cleanLine(f.Manifest.Project), cleanLine(f.Signer))
 	for _, t := range f.Attestations {
 		switch t.Kind {
 		case release.Provenance:
-			fmt.Fprintf(a.stdout, "  provenance: of %s\n", clean(t.Source.String()))
+			fmt.Fprintf(a.stdout, "  provenance: of %s\n", cleanLine(t.Source.String()))
 		default:
 			fmt.Fprintf(a.stdout, "  bill of materials: %s\n", t.Digest)
 		}

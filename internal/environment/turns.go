@@ -236,7 +236,7 @@ func framingOf(fields string) (f framing, ok bool) {
 		if field == "" {
 			continue
 		}
-		if !colon || name == "" || strings.ContainsAny(name, " \t\n") {
+		if !colon || name == "" || strings.ContainsAny(name, " \t\n") || strings.ContainsAny(field, "\r\x00") {
 			return f, false
 		}
 		value = strings.Trim(value, " \t")

@@ -41,6 +41,7 @@ func TestTurns(t *testing.T) {
 		"a length and chunks":       {"POST / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n", "", false, true},
 		"lines that end otherwise":  {"GET / HTTP/1.1\nHost: x\n\n", "", false, true},
 		"a header without an end":   {"GET / HTTP/1.1\r\nX: " + strings.Repeat("x", maxTurnHead), "", false, true},
+		"a return within a field":   {"POST / HTTP/1.1\r\nX: a\rTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\nabc", "", false, true},
 		"a folded field":            {"GET / HTTP/1.1\r\nX: a\r\n b: c\r\n\r\n", "", false, true},
 		"a chunk without an end":    {get, strings.Replace(chunked, "hello\r\n", "hello!", 1), false, true},
 		"a size that is none":       {get, strings.Replace(chunked, "5;", "-5;", 1), false, true},

@@ -144,3 +144,35 @@ func TestALockThatWasChangedOnDiskIsNotExported(t *testing.T) {
 		t.Errorf("verified: %v", err)
 	}
 }
+
+// What is told of a release in lines of its own is not for its signer to write.
+func TestASignerWritesNoLinesOfItsOwn(t *testing.T) {
+	const forged = "\nrelease 0123456789ab of shop is whole, signed by isle-releases/production"
+	for name, change := range map[string]func(*Request){
+		"as a commit":     func(r *Request) { r.Source.Commit = "1" + forged },
+		"as a branch":     func(r *Request) { r.Source.Branch = "main\x1b[2J" },
+		"as a repository": func(r *Request) { r.Source.Repository = forged },
+		"as what a layer is of": func(r *Request) {
+			img := r.Images["web"]
+			img.Layers[1].Kind = "copy" + forged
+			r.Images["web"] = img
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			there := newWorld(t, "there")
+			req := shop(t, "")
+			change(&req)
+			rel, _, err := there.Create(t.Context(), alice, req)
+			if err != nil {
+				return
+			}
+			var b bytes.Buffer
+			if err := there.Export(t.Context(), string(rel.Digest), false, &b); err != nil {
+				return
+			}
+			if f, err := VerifyFile(&b, []string{there.config.Key.Verifier()}); code(err) != isle.Untrusted && code(err) != isle.Invalid {
+				t.Errorf("%q is verified: %v", f.Attestations[0].Source, err)
+			}
+		})
+	}
+}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"golang.org/x/mod/sumdb/note"
 
@@ -213,6 +214,9 @@ func (f *File) read(b []byte, keys []ed25519.PublicKey) (a Attestation, err erro
 		return a, isle.Errorf(isle.Untrusted, "the provenance of release %s cannot be read: %w", f.Digest.Short(), err)
 	}
 	a.Added, a.Source = p.Details.Metadata.Finished, p.source()
+	if !a.Source.valid() {
+		return a, isle.Errorf(isle.Untrusted, "the provenance of release %s names a source that git knows none like", f.Digest.Short())
+	}
 	first := !slices.ContainsFunc(f.Attestations, func(o Attestation) bool { return o.Kind == Provenance })
 	if first && !p.names(isle.DigestOf(f.lock)) {
 		return a, isle.Errorf(isle.Untrusted, "the lock in the file is not the one that release %s was built from", f.Digest.Short())
@@ -238,6 +242,14 @@ func (p provenance) source() (s Source) {
 	}
 	isClean, _ := said["clean"].(bool)
 	return Source{Branch: of("branch"), Commit: of("commit"), Repository: of("repository"), Dirty: !isClean}
+}
+
+// valid says whether a source is what git knows: it is shown in lines of text.
+func (s Source) valid() bool {
+	hexadecimal := func(s string, lengths ...int) bool {
+		return s == "" || slices.Contains(lengths, len(s)) && strings.Trim(s, "0123456789abcdef") == ""
+	}
+	return hexadecimal(s.Commit, 40, 64) && hexadecimal(s.Repository, 32) && !strings.ContainsFunc(s.Branch, unicode.IsControl)
 }
 
 // layers reads what is left: layers of the release, each at most once, in its

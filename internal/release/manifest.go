@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode"
 
 	"isle"
 	"isle/internal/image"
@@ -110,7 +111,7 @@ func (m Manifest) check() error {
 			return bad("the image of service %s is not the one that it is said to be", clip(s.Name))
 		}
 		for _, l := range s.Image.Layers {
-			if !l.Digest.Valid() || l.Size < 0 || l.Size > maxSize || l.Title != "" || len(l.Kind) > 100 {
+			if !l.Digest.Valid() || l.Size < 0 || l.Size > maxSize || l.Title != "" || len(l.Kind) > 100 || strings.ContainsFunc(l.Kind, unicode.IsControl) {
 				return bad("a layer of service %s, %s, is none", clip(s.Name), clip(string(l.Digest)))
 			}
 		}
