@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"net"
+	"strconv"
 	"sync"
 
 	"isle"
@@ -32,10 +33,11 @@ func NewVisitors(cfg Config, owner func(client, server net.Addr) (uint32, bool, 
 	}
 }
 
-// Visit begins to ask about a connection, by its two addresses. may refuses who
-// may not connect to the ports of an environment. A program that has closed its
-// end by then is nobody's any more, and refused.
-func (v *Visitors) Visit(client, server net.Addr) (may func(ctx context.Context, ref isle.Ref, project string) error) {
+// Visit begins to ask about a connection, by its two addresses. who is the number of
+// the user whose it is, "" where nobody's is. may refuses who may not connect to the
+// ports of an environment. A program that has closed its end by then is nobody's any
+// more, and refused.
+func (v *Visitors) Visit(client, server net.Addr) (who func() string, may func(ctx context.Context, ref isle.Ref, project string) error) {
 	type found struct {
 		uid uint32
 		ok  bool
@@ -44,7 +46,13 @@ func (v *Visitors) Visit(client, server net.Addr) (may func(ctx context.Context,
 		uid, ok, err := v.owner(client, server)
 		return found{uid, ok}, err
 	})
-	return func(ctx context.Context, ref isle.Ref, project string) error {
+	who = func() string {
+		if f, err := owner(); err == nil && f.ok {
+			return strconv.FormatUint(uint64(f.uid), 10)
+		}
+		return ""
+	}
+	return who, func(ctx context.Context, ref isle.Ref, project string) error {
 		if v.guard.policy.State().Set.Public(ref.Stage) {
 			return nil
 		}

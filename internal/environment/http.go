@@ -14,8 +14,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/net/netutil"
-
 	"isle"
 )
 
@@ -46,14 +44,14 @@ func (m *Manager) serveHTTP() {
 		m.cfg.Log.Warn("published ports cannot be reached by name; by number they can", "address", m.cfg.HTTP, "error", err)
 		return
 	}
-	w := &webServer{busy: map[net.Conn]time.Time{}, listener: netutil.LimitListener(ln, maxNameConnections), ended: make(chan struct{})}
+	w := &webServer{busy: map[net.Conn]time.Time{}, listener: &nameListener{Listener: ln, visits: m.cfg.Visits, conns: map[*nameConn]*visiting{}}, ended: make(chan struct{})}
 	w.server = &http.Server{
 		Handler:           http.HandlerFunc(m.route),
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       60 * time.Second,
 		MaxHeaderBytes:    64 << 10,
 		ConnState:         w.note,
-		ConnContext:       m.visitor,
+		ConnContext:       visitor,
 		ErrorLog:          log.New(io.Discard, "", 0),
 	}
 	m.mu.Lock()
@@ -150,11 +148,11 @@ func (m *Manager) route(w http.ResponseWriter, r *http.Request) {
 type visitorKey struct{}
 
 // visitor has a connection's requests know whose they are.
-func (m *Manager) visitor(ctx context.Context, c net.Conn) context.Context {
-	if m.cfg.Visits == nil {
-		return ctx
+func visitor(ctx context.Context, c net.Conn) context.Context {
+	if n, ok := c.(*nameConn); ok && n.may != nil {
+		return context.WithValue(ctx, visitorKey{}, n.may)
 	}
-	return context.WithValue(ctx, visitorKey{}, m.cfg.Visits.Visit(c.RemoteAddr(), c.LocalAddr()))
+	return ctx
 }
 
 // mayVisit refuses a request by name of whom may not connect to the environment's

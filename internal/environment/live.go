@@ -52,7 +52,7 @@ type live struct {
 	still   chan struct{} // closed when what is to come in may; nil: it may
 
 	connections chan struct{} // bounds connections to published ports
-	through     map[*passage]struct{}
+	through     map[*passage]*visiting
 	held        chan struct{} // closed when requests that are held go on; nil: none is
 	serving     context.Context
 	cutOff      context.CancelFunc // ends serving: what goes on inside is cut
@@ -66,7 +66,7 @@ func (m *Manager) newLive(e Environment) *live {
 	l := &live{
 		m: m, ref: e.Ref, instance: e.Instance, uids: e.UIDBase, rec: e, changed: make(chan struct{}),
 		supervisors: map[string]*supervisor{}, published: map[portKey]*publisher{}, logs: map[string]*serviceLog{}, told: map[string]bool{},
-		idleSince: m.cfg.Now(), connections: make(chan struct{}, maxConnections), through: map[*passage]struct{}{},
+		idleSince: m.cfg.Now(), connections: make(chan struct{}, maxConnections), through: map[*passage]*visiting{},
 	}
 	l.serve()
 	l.specJSON = encodeSpec(e.Spec)

@@ -17,6 +17,7 @@ type passage struct {
 	ctx    context.Context // ends with cut and with the Manager
 	cancel context.CancelFunc
 	pumps  sync.WaitGroup // what copies answers
+	visiting
 
 	mu     sync.Mutex
 	to     *live              // that it leads to; nil: to none now
@@ -33,6 +34,7 @@ const patience = time.Second
 func newPassage(p *publisher, client net.Conn) *passage {
 	c := &passage{p: p, client: client}
 	c.ctx, c.cancel = context.WithCancel(p.m.ctx)
+	c.heard()
 	c.turns.status = func(status int) { // with c.mu held
 		if c.to != nil {
 			c.to.answers.add(status)
@@ -106,7 +108,9 @@ func (c *passage) admitted() bool {
 	l.mu.Lock()
 	project := l.rec.Project
 	l.mu.Unlock()
-	err := c.p.m.cfg.Visits.Visit(c.client.RemoteAddr(), c.client.LocalAddr())(c.ctx, l.ref, project)
+	who, may := c.p.m.cfg.Visits.Visit(c.client.RemoteAddr(), c.client.LocalAddr())
+	err := may(c.ctx, l.ref, project)
+	c.who = who()
 	if err != nil {
 		c.p.m.cfg.Log.Debug("a connection to a published port is refused", "environment", l.ref, "error", err)
 	}
@@ -123,6 +127,7 @@ func (c *passage) reset() {
 
 // send passes on what the client sent, between two turns to whoever serves now.
 func (c *passage) send(b []byte) bool {
+	c.heard()
 	c.mu.Lock()
 	now, _ := c.p.leads()
 	if c.inside != nil && (c.to != now || c.to.holds() != nil) && c.turns.between() {
@@ -207,6 +212,7 @@ func (c *passage) pump(inside io.ReadWriteCloser) {
 		if n > 0 && !c.asked(inside) {
 			return
 		}
+		c.heard()
 		if n > 0 {
 			if _, err := c.client.Write(b[:n]); err != nil {
 				c.cut()
@@ -257,17 +263,27 @@ func (c *passage) asked(inside io.ReadWriteCloser) bool {
 	return true
 }
 
-// admit counts a connection in; false: there are as many as may be.
+// admit counts a connection in; false: there are as many as may be, and nobody has
+// more of them.
 func (l *live) admit(c *passage) bool {
-	select {
-	case l.connections <- struct{}{}:
-	default:
-		return false
+	for {
+		select {
+		case l.connections <- struct{}{}:
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			l.through[c] = &c.visiting
+			return true
+		default:
+		}
+		l.mu.Lock()
+		goes, ok := displaced(l.through, c.who, false)
+		l.mu.Unlock()
+		if !ok {
+			return false
+		}
+		goes.cut() // which counts it out
+		l.letGo(goes)
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.through[c] = struct{}{}
-	return true
 }
 
 // letGo counts it out.

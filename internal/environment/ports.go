@@ -30,10 +30,15 @@ type portKey struct{ service, name string }
 // Visits decides about connections to published ports, which every program of
 // the machine can make.
 type Visits interface {
-	// Visit begins to ask about a connection, by its two addresses. may refuses
-	// it, and can be called again: about another request on it.
-	Visit(client, server net.Addr) (may func(ctx context.Context, ref isle.Ref, project string) error)
+	// Visit begins to ask about a connection, by its two addresses. who names the user
+	// whose it is, "" where nobody knows. may refuses it, and can be called again:
+	// about another request on it.
+	Visit(client, server net.Addr) (who func() string, may func(ctx context.Context, ref isle.Ref, project string) error)
 }
+
+// maxAsked bounds the connections to one published port about which is asked: who
+// comes meanwhile waits, and takes no place of those who may.
+const maxAsked = 64
 
 // A publisher is one published port: a listener whose connections go to a port
 // inside. It outlives the instance that it leads to: another one that takes its
@@ -44,11 +49,12 @@ type publisher struct {
 	ln   net.Listener
 	host int
 	done chan struct{} // closed when it accepts no more
+	asks chan struct{} // has one of each connection about which is asked
 
 	mu     sync.Mutex
 	to     *live // that connections go to
 	number int
-	conns  map[*passage]struct{} // nil once closed
+	conns  map[*passage]*visiting // nil once closed
 }
 
 // leads says where connections go now.
@@ -226,7 +232,7 @@ func (l *live) publish(plan *portPlan) {
 	}
 	var started []*publisher
 	for key, ln := range plan.opened {
-		p := &publisher{m: l.m, to: l, key: key, ln: ln, host: ln.Addr().(*net.TCPAddr).Port, number: keep[key], conns: map[*passage]struct{}{}, done: make(chan struct{})}
+		p := &publisher{m: l.m, to: l, key: key, ln: ln, host: ln.Addr().(*net.TCPAddr).Port, number: keep[key], conns: map[*passage]*visiting{}, done: make(chan struct{}), asks: make(chan struct{}, maxAsked)}
 		l.published[key] = p
 		started = append(started, p)
 	}
@@ -265,15 +271,24 @@ func (p *publisher) close() {
 }
 
 // track notes a connection so that close ends it; false if it is too late, or
-// there are as many as may be.
+// there are as many as may be and nobody has more of them.
 func (p *publisher) track(c *passage) bool {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.conns == nil || len(p.conns) >= maxConnections {
-		return false
+	var goes *passage
+	ok := p.conns != nil
+	if ok && len(p.conns) >= maxConnections { // one environment does not take what belongs to all
+		if goes, ok = displaced(p.conns, c.who, false); ok {
+			delete(p.conns, goes)
+		}
 	}
-	p.conns[c] = struct{}{}
-	return true
+	if ok {
+		p.conns[c] = &c.visiting
+	}
+	p.mu.Unlock()
+	if goes != nil {
+		goes.cut()
+	}
+	return ok
 }
 
 func (p *publisher) untrack(c *passage) {
@@ -296,20 +311,21 @@ func (p *publisher) accept() {
 			continue
 		}
 		c := newPassage(p, client)
-		if !p.track(c) { // one environment does not take what belongs to all
-			c.cut()
-			continue
-		}
+		p.asks <- struct{}{} // each is asked about in time
 		if !p.m.spawn(func() {
-			defer p.untrack(c)
-			if p.m.cfg.Visits != nil && !c.admitted() {
+			ok := p.m.cfg.Visits == nil || c.admitted()
+			<-p.asks
+			if !ok {
 				c.reset()
+			}
+			if !ok || !p.track(c) {
 				c.cut()
 				return
 			}
+			defer p.untrack(c)
 			c.serve()
 		}) {
-			p.untrack(c)
+			<-p.asks
 			c.cut()
 		}
 	}
