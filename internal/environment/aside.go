@@ -161,11 +161,17 @@ func (m *Manager) removeAside(ctx context.Context, l *live, a *aside) error {
 	if err := m.save(ctx, l); err != nil { // its volumes, if it has any: data is never just removed
 		return err
 	}
-	if err := m.thaw(ctx, l, a); err != nil { // what is frozen does not end by itself
+	l.update(func(e *Environment) { e.Desired = WantDown }) // who waits for it looks again, and nobody goes back to it
+	// It ends as it began to rest: what an application was about to do then, and does
+	// now that it goes on, is done to nobody any more.
+	err := m.part(ctx, l, true)
+	if err == nil {
+		err = m.thaw(ctx, l, a)
+	}
+	if err != nil { // what is frozen does not end by itself
 		m.cfg.Log.Warn("an instance that was put aside does not go on, and is killed", "environment", l.ref, "instance", l.instance, "error", err)
 	}
 	before := l.snapshot()
-	l.update(func(e *Environment) { e.Desired = WantDown }) // who waits for it looks again
 	if err := m.dismantle(ctx, l, before, func(Progress) {}); err != nil {
 		return err
 	}
@@ -255,6 +261,9 @@ func (m *Manager) adoptAside(ctx context.Context, l *live, f *found) {
 	l.aside = a
 	l.mu.Unlock()
 	if whole {
+		l.opening.Lock()
+		l.parted = true // it goes on for a moment, to call, and does nothing to anybody
+		l.opening.Unlock()
 		for _, s := range rec.Services {
 			svc, _ := rec.specOf(s.Name)
 			svc.Restart = "no"

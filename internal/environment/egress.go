@@ -140,7 +140,10 @@ func (m *Manager) openNetwork(ctx context.Context, l *live) (refused []asked, er
 		return nil, isle.Errorf(isle.Conflict, "environment %s is being torn down", l.ref)
 	}
 	rec := l.snapshot()
-	all := m.askOpen(rec)
+	var all []asked
+	if !l.parted {
+		all = m.askOpen(rec)
+	}
 	var entries []audit.Entry
 	for _, a := range all {
 		if a.allowed {
@@ -170,6 +173,19 @@ func (m *Manager) openNetwork(ctx context.Context, l *live) (refused []asked, er
 	return refused, nil
 }
 
+// part closes the doors of an instance that was put aside, or opens them again.
+func (m *Manager) part(ctx context.Context, l *live, parted bool) error {
+	l.opening.Lock()
+	was, shut := l.parted, l.shut
+	l.parted = parted
+	l.opening.Unlock()
+	if was == parted || shut {
+		return nil
+	}
+	_, err := m.openNetwork(ctx, l)
+	return err
+}
+
 // closeNetwork removes the airlock; nothing opens it again.
 func (m *Manager) closeNetwork(ctx context.Context, l *live) error {
 	l.opening.Lock()
@@ -184,7 +200,7 @@ func (m *Manager) PolicyChanged(ctx context.Context) {
 	for _, l := range m.all() {
 		want := granted(m.askOpen(l.snapshot()))
 		l.opening.Lock()
-		same := l.shut || !l.opened() || want.equal(l.granted)
+		same := l.shut || l.parted || !l.opened() || want.equal(l.granted)
 		l.opening.Unlock()
 		if same {
 			continue

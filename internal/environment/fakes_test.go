@@ -39,11 +39,12 @@ type world struct {
 	sandboxes map[isle.ID]*sandbox
 	prepared  map[isle.ID]spec.Limits
 	networks  map[isle.ID]Grants
-	doors     []Door             // that every airlock tells of
-	files     map[isle.ID]int    // volume -> how often it was made
-	volumeDir string             // of the files of volumes
-	ledger    *ledgertest.Memory // of snapshots
-	noSpace   error              // of captures and clones
+	thawed    func(isle.ID, Grants) // told of each that goes on, and of its doors then
+	doors     []Door                // that every airlock tells of
+	files     map[isle.ID]int       // volume -> how often it was made
+	volumeDir string                // of the files of volumes
+	ledger    *ledgertest.Memory    // of snapshots
+	noSpace   error                 // of captures and clones
 	captures  int
 	envs      map[isle.ID]Environment
 	volumes   map[isle.ID]Volume

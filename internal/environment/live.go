@@ -31,6 +31,7 @@ type live struct {
 	granted Grants          // what it was last opened for
 	told    map[string]bool // refused destinations that are in the audit log
 	shut    bool            // removed for good
+	parted  bool            // it was put aside, and has no doors before it serves again
 
 	mu          sync.Mutex
 	rec         Environment // its slices are never changed in place

@@ -215,6 +215,9 @@ func (m *Manager) goBack(ctx context.Context, actor isle.Actor, old *live, req U
 	intent, err := m.begin(ctx, req.from(audit.NewIntent(actor, isle.ActionEnvironmentLaunch, resource(req.Ref), switchedFrom(old)+" to an instance that was kept").
 		In(req.Ref, l.instance).With("project", req.Project).With("replaces", string(old.instance))))
 	if err == nil {
+		err = m.part(ctx, l, false)
+	}
+	if err == nil {
 		err = m.thaw(ctx, l, a)
 	}
 	m.fault("switch.thawed")
@@ -244,7 +247,7 @@ func (m *Manager) goBack(ctx context.Context, actor isle.Actor, old *live, req U
 
 // is reports whether an instance is what a request asks for.
 func (e Environment) is(req UpRequest) bool {
-	if e.Release != req.Release || !e.goesOn() || string(encodeSpec(e.Spec)) != string(encodeSpec(req.Spec)) {
+	if e.Release != req.Release || e.Desired != WantRunning || !e.goesOn() || string(encodeSpec(e.Spec)) != string(encodeSpec(req.Spec)) {
 		return false
 	}
 	for _, s := range e.Services {

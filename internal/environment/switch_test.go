@@ -32,6 +32,9 @@ func (d *fakeDriver) Thaw(_ context.Context, instance isle.ID) error {
 	}
 	defer l.mu.Unlock()
 	delete(l.frozen, instance)
+	if l.thawed != nil {
+		l.thawed(instance, l.networks[instance])
+	}
 	return nil
 }
 
