@@ -452,17 +452,11 @@ func (x *passing) done(err error) {
 
 // refuse records that a promotion did not pass, by the first gate that is shut.
 func (x *passing) refuse(ctx context.Context, gates []release.Gate, err error) error {
-	e := audit.NewEvent(actorOf(ctx), isle.ActionReleasePromote, isle.Resource{Kind: "release", Name: x.p.Project, Stage: x.p.To}, isle.Deny, Flatten(err).Message)
-	e.Release = x.plan.Release.Digest
+	rule := ""
 	if i := slices.IndexFunc(gates, func(g release.Gate) bool { return g.State == release.GateUnmet }); i >= 0 {
-		e.Rule = gates[i].Rule
+		rule = gates[i].Rule
 	}
-	if x.s.Refused != nil {
-		x.s.Refused(e)
-	} else if aerr := x.s.Config.Audit.Append(context.WithoutCancel(ctx), e); aerr != nil {
-		x.s.Log.Error("a refusal could not be recorded", "actor", e.Actor, "action", e.Action, "resource", e.Resource, "err", aerr)
-	}
-	return err
+	return x.s.refused(ctx, isle.ActionReleasePromote, x.p.Project, x.p.To, x.plan.Release.Digest, rule, err)
 }
 
 // breakGlass has a promotion go past the gates that are not met, and has that

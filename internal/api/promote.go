@@ -52,7 +52,7 @@ func (s *releases) Promote(ctx context.Context, req *connect.Request[islev1.Prom
 	defer s.Blobs.Hold()()
 	plan, err := s.Releases.Plan(ctx, p)
 	if err != nil {
-		return err
+		return s.refused(ctx, isle.ActionReleasePromote, p.Project, p.To, plan.Release.Digest, notBroughtBack, err)
 	}
 	res := &islev1.PromoteResponse{
 		Release: s.message(plan.Release), From: plan.From, Before: string(plan.Before.Release), Changed: !plan.Same, PassedOver: plan.Skips, Values: plan.Values.Lines(),

@@ -43,7 +43,7 @@ func (s *releases) Rollback(ctx context.Context, req *connect.Request[islev1.Rol
 	defer s.Blobs.Hold()()
 	plan, err := s.Releases.PlanRollback(ctx, b)
 	if err != nil {
-		return err
+		return s.refused(ctx, isle.ActionReleaseRollback, b.Project, b.Stage, plan.Release.Digest, notBroughtBack, err)
 	}
 	res := &islev1.RollbackResponse{Release: s.message(plan.Release), Before: string(plan.From.Release), Values: plan.Values.Lines(), Data: plan.Data}
 	if m.GetDryRun() {
@@ -129,7 +129,7 @@ func (s *releases) ClearRelease(ctx context.Context, req *connect.Request[islev1
 		return nil, err
 	}
 	if _, err := s.Releases.Clear(ctx, actorOf(ctx), m.GetProject(), m.GetStage(), string(rel.Digest)); err != nil {
-		return nil, err
+		return nil, s.refused(ctx, isle.ActionReleaseClear, m.GetProject(), m.GetStage(), rel.Digest, personsAlone, err)
 	}
 	return connect.NewResponse(&islev1.ClearReleaseResponse{Release: string(rel.Digest)}), nil
 }
