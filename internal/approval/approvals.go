@@ -62,7 +62,9 @@ type Config struct {
 	Grants Granter          // of access; nil: none can be had
 	Now    func() time.Time // default time.Now
 	Slog   *slog.Logger     // nil discards
-	Fault  func(point string)
+	// Fault, in tests, is told of each point that is passed. FaultPoints lists the
+	// names.
+	Fault func(point string)
 }
 
 // Approvals are the requests of one server. They are safe for concurrent use.

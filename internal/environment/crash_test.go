@@ -290,6 +290,39 @@ func TestEnvironmentsOutliveTheServer(t *testing.T) {
 	waitFor(t, "its end is seen", func() bool { e, _ := m.Get(t.Context(), req.Ref); return e.Phase == Broken })
 }
 
+// What watches a release, and what counts how long it has served, is told of a
+// start by the record that the next server reads.
+func TestAServerThatDiesAtARestartLeavesWhenItWas(t *testing.T) {
+	w := newWorld(t)
+	var hit atomic.Bool
+	m := w.serve(func(c *Config) {
+		lf := w.life
+		c.Fault = func(at string) {
+			if at == "restart.recorded" {
+				hit.Store(true)
+				lf.crash()
+			}
+		}
+	})
+	req := shop("shop")
+	req.Spec.Services[0].Restart = "always"
+	before := mustUp(t, m, req).Environment
+	was, _ := before.service(req.Spec.Services[0].Name)
+	w.mu.Lock()
+	s := w.sandboxes[was.Launch]
+	w.mu.Unlock()
+	s.kill()
+	waitFor(t, "it is started again", hit.Load)
+	m.Close()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	rec := w.envs[before.Instance]
+	is, _ := rec.service(was.Name)
+	if is.Restarts != 1 || !is.Started.After(was.Started) {
+		t.Errorf("%d restarts, the last one at %v, and the one before at %v", is.Restarts, is.Started, was.Started)
+	}
+}
+
 func TestWhatDiedWhileTheServerWasAwayFollowsItsPolicy(t *testing.T) {
 	w := newWorld(t)
 	m := w.serve(nil)

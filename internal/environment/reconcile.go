@@ -321,7 +321,7 @@ func (m *Manager) relaunches(ctx context.Context, l *live, f *found) (map[string
 			entries = append(entries, e)
 			continue
 		}
-		n.Launch, n.Phase, n.Message, n.ExitCode = isle.NewID(), Pending, "", nil
+		n.Launch, n.Phase, n.Message, n.ExitCode, n.Started = isle.NewID(), Pending, "", nil, m.cfg.Now()
 		secrets[name], n.SecretHash = newSecret()
 		next[name] = n
 		entries = append(entries, audit.NewEvent(system("reconcile"), isle.ActionServiceStart, serviceResource(l.ref, name), isle.Allow, summary).In(l.ref, l.instance))

@@ -316,6 +316,7 @@ func (s *supervisor) renew(old *run) (*run, []byte, error) {
 			replaced = true
 			svc.Launch, svc.SecretHash, svc.Phase = r.launch, hash, Starting
 			svc.Restarts++
+			svc.Started = s.m.cfg.Now() // for who finds the record
 		}
 	}, Mutation{Entries: []audit.Entry{e}})
 	if err != nil {

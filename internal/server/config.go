@@ -193,7 +193,7 @@ type Config struct {
 	// (SIGKILL), as if the machine had, or @ and the path of a file that has the
 	// name, and is removed when it happens; or, for measurements, + and the path
 	// of a file that gets the time of each point. It is set by ISLE_FAULT. The points
-	// are those of FaultPoints in the rooms environment, airlock, release
+	// are those of FaultPoints in the rooms environment, airlock, release, approval
 	// and driver/local, and of an older state that is accepted rollback.ending.0,
 	// rollback.ending.1 and rollback.unmarked. Default: none.
 	Fault string
