@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"isle/internal/airlock"
+	"isle/internal/approval"
 	"isle/internal/driver/local"
 	"isle/internal/environment"
 	"isle/internal/release"
@@ -66,7 +67,7 @@ func prepared(t *testing.T, w *world) {
 func nothing(*testing.T, *world) {}
 
 func stories() []story {
-	return append(slices.Concat(copies(), releases()), []story{
+	return append(slices.Concat(copies(), releases(), gated()), []story{
 		{
 			name: "up",
 			points: slices.Concat([]string{"up.begin", "up.recorded", "airlock.folder", "airlock.joined", "airlock.half", "airlock.pinned", "up.network", "up.prepared", "volume.formatted", "up.volume"},
@@ -260,7 +261,7 @@ func TestEveryFaultPointIsPassedBySomeStory(t *testing.T) {
 	for _, s := range append(stories(), wakes()...) {
 		passed = append(passed, s.points...)
 	}
-	known := slices.Concat(environment.FaultPoints(), local.FaultPoints(), capturing(), airlock.FaultPoints(), release.FaultPoints())
+	known := slices.Concat(environment.FaultPoints(), local.FaultPoints(), capturing(), airlock.FaultPoints(), release.FaultPoints(), approval.FaultPoints())
 	for _, p := range known {
 		if !slices.Contains(passed, p) {
 			t.Errorf("%s is passed by no story", p)

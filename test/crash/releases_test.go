@@ -126,12 +126,12 @@ func releases() []story {
 				if points == lighter && point != "switch.committed" {
 					serves = 2
 				}
-				w.serves(t, serves)
+				w.serves(t, w.name, serves)
 				if got := w.pointsAt(t); got != points {
 					t.Errorf("the stage points at %s, not at %s", got, points)
 				}
 				w.must(t, "promote", w.name, "--to", "testing", "--release", lighter)
-				w.serves(t, 2)
+				w.serves(t, w.name, 2)
 				w.must(t, "audit", "verify")
 			},
 		},
@@ -152,7 +152,7 @@ func releases() []story {
 				if point == "rollback.recorded" {
 					points = earlier
 				}
-				w.serves(t, 2) // until another instance takes its place
+				w.serves(t, w.name, 2) // until another instance takes its place
 				if got := w.pointsAt(t); got != points {
 					t.Errorf("the stage points at %s, not at %s", got, points)
 				}
@@ -161,7 +161,7 @@ func releases() []story {
 				} else {
 					w.must(t, "up", "--release", w.name+"@testing")
 				}
-				w.serves(t, 1)
+				w.serves(t, w.name, 1)
 				w.must(t, "audit", "verify")
 			},
 		},
@@ -170,6 +170,13 @@ func releases() []story {
 
 // lightRelease seals a generation of the project without its data.
 func (w *world) lightRelease(t *testing.T, n int) string {
+	t.Helper()
+	w.lighten(t, n)
+	return w.seal(t)
+}
+
+// lighten writes the project as of a generation, without its data.
+func (w *world) lighten(t *testing.T, n int) {
 	t.Helper()
 	w.generation(t, n)
 	path := filepath.Join(w.dir, "isle.yaml")
@@ -183,14 +190,14 @@ func (w *world) lightRelease(t *testing.T, n int) string {
 	if err := os.WriteFile(path, []byte(light), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return w.seal(t)
 }
 
-// serves waits until the project's port answers with a generation.
-func (w *world) serves(t *testing.T, generation int) {
+// serves waits until the port of an environment of the project answers with a
+// generation.
+func (w *world) serves(t *testing.T, name string, generation int) {
 	t.Helper()
-	eventually(t, fmt.Sprintf("generation %d serves", generation), func() error {
-		out, err := w.isle("status", w.name, "-o", "json")
+	eventually(t, fmt.Sprintf("generation %d serves in %s", generation, name), func() error {
+		out, err := w.isle("status", name, "-o", "json")
 		if err != nil {
 			return err
 		}

@@ -1,9 +1,11 @@
 package switchover
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -137,18 +139,23 @@ func TestVolumesAreHandedOverOneWriterAtATime(t *testing.T) {
 	}
 }
 
-// A release that does not come up changes nothing, and the error shows its words.
+// A release that does not come up changes nothing, and the error shows its words,
+// or what was asked of it in vain.
 func TestAReleaseThatDoesNotComeUpChangesNothing(t *testing.T) {
-	for _, more := range []string{"", "    volumes: {/data: {size: 64MiB}}\n"} {
-		p := newProject(t, fmt.Sprintf("bad%d", len(more)), "container")
-		p.more = more
-		good, bad := p.release("v1"), p.release("bad")
+	for _, ill := range []struct{ name, version, more, why string }{
+		{"ends", "bad", "", "this version does not start"},
+		{"endsdata", "bad", "    volumes: {/data: {size: 64MiB}}\n", "this version does not start"},
+		{"deaf", "deaf", "", "did not become healthy within 10s"},
+	} {
+		p := newProject(t, ill.name, "container")
+		p.more = ill.more
+		good, bad := p.release("v1"), p.release(ill.version)
 		p.promote(good)
 		p.must("up", "--release", p.name+"@testing")
 		l := p.load(4)
 		_, err := p.Isle("promote", p.name, "--to", "testing", "--release", bad)
-		if err == nil || !strings.Contains(err.Error(), "is as it was") || !strings.Contains(err.Error(), "this version does not start") {
-			t.Errorf("%v", err)
+		if err == nil || !strings.Contains(err.Error(), "is as it was") || !strings.Contains(err.Error(), ill.why) {
+			t.Errorf("%s: %v", ill.name, err)
 		}
 		if got := p.says(); got != "v1" {
 			t.Errorf("%s serves", got)
@@ -160,4 +167,51 @@ func TestAReleaseThatDoesNotComeUpChangesNothing(t *testing.T) {
 			t.Error(out)
 		}
 	}
+}
+
+// Of two people who promote to a stage that serves, at once, one is told who was
+// first, and nothing of theirs is done: what the stage points at serves.
+func TestOfTwoWhoPromoteAtOnceOneIsToldWhoWasFirst(t *testing.T) {
+	p := newProject(t, "contested", "container")
+	base := p.release("v0")
+	digests := map[string]string{"slow1": p.release("slow1"), "slow2": p.release("slow2")}
+	p.promote(base)
+	p.must("up", "--release", p.name+"@testing")
+	l := p.load(4)
+	for round := 1; ; round++ {
+		var told sync.Map
+		var both sync.WaitGroup
+		for version, digest := range digests {
+			both.Go(func() {
+				_, err := p.Isle("promote", p.name, "--to", "testing", "--release", digest)
+				told.Store(version, err)
+			})
+		}
+		both.Wait()
+		won, lost := "", error(nil)
+		for version := range digests {
+			if err, _ := told.Load(version); err == nil {
+				won = version
+			} else {
+				lost = errors.Join(lost, err.(error))
+			}
+		}
+		if s := p.stage(); won == "" || s.Release != digests[p.says()] {
+			t.Fatalf("round %d: stage %+v, %s serves, and they were told: %v", round, s, p.says(), lost)
+		}
+		if lost != nil {
+			if !strings.Contains(lost.Error(), "by now, promoted by root: nothing was changed") || !strings.Contains(lost.Error(), "--dry-run") || p.says() != won {
+				t.Errorf("%s won and %s serves; the other was told: %v", won, p.says(), lost)
+			}
+			break
+		}
+		if round == 20 {
+			t.Fatal("in 20 rounds they never met")
+		}
+		p.promote(base) // one came after the other; again
+	}
+	if failed := l.end(); len(failed) > 0 {
+		t.Errorf("%d of %d requests failed, the first: %v", len(failed), l.asked.Load(), failed[0])
+	}
+	p.must("audit", "verify")
 }

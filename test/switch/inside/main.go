@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -15,6 +16,12 @@ func main() {
 	if version == "bad" {
 		fmt.Println("this version does not start")
 		os.Exit(1)
+	}
+	switch {
+	case version == "deaf": // it runs, and nobody is answered
+		select {}
+	case strings.HasPrefix(version, "slow"):
+		time.Sleep(2 * time.Second)
 	}
 	http.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		if d, err := strconv.Atoi(r.URL.Query().Get("ms")); err == nil {
