@@ -107,7 +107,13 @@ func (s *releases) promote(ctx context.Context, p release.Promotion, plan releas
 			return err
 		}
 	}
-	c := carried{release: plan.Release, values: plan.Values, stage: p.To}
+	c := carried{release: plan.Release, values: plan.Values, stage: p.To, still: func() error { // of two the second is told before anything is launched for it
+		now := plan
+		if now.Before, _ = s.Releases.Stage(p.Project, p.To); now.Before.Release == plan.Release.Digest {
+			return nil
+		}
+		return now.Stale(seen)
+	}}
 	if _, runs := s.runsRelease(ctx, p.Project, p.To); runs && plan.Before.Release != "" {
 		p.Watch = x.rules()
 		if longest := release.LongestWatch(p.Watch); longest > 0 { // what it would be rolled back to is there as long

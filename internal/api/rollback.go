@@ -72,7 +72,12 @@ func (s *releases) Rollback(ctx context.Context, req *connect.Request[islev1.Rol
 		return isle.Errorf(isle.NotFound, "there is no snapshot of the data of stage %s of %s as release %s left it", b.Stage, b.Project, plan.Release.Digest.Short()).
 			WithHint("without --restore the stage is rolled back, and its data stays as it is")
 	default:
-		res.Switch, err = s.carry(ctx, carried{release: plan.Release, values: plan.Values, stage: b.Stage, back: true}, send, point)
+		still := func() error { // who waits for somebody's promotion is not in time
+			now := plan
+			now.From, _ = s.Releases.Stage(b.Project, b.Stage)
+			return now.Stale(seen)
+		}
+		res.Switch, err = s.carry(ctx, carried{release: plan.Release, values: plan.Values, stage: b.Stage, back: true, still: still}, send, point)
 	}
 	if err != nil {
 		return err

@@ -30,6 +30,7 @@ type carried struct {
 	stage   string
 	back    bool          // by an instance of it that was kept, where there is one
 	keep    time.Duration // of what it takes the place of, at least
+	still   func() error  // whether it is still to, once it is its turn
 }
 
 // carry switches what runs in a stage, if a release does, and calls point, once,
@@ -53,7 +54,7 @@ func (s *releases) carry(ctx context.Context, c carried, send func(*islev1.Progr
 	}
 	asked, points := false, false
 	up := rel.UpRequest(e.Ref, images, file)
-	up.Back, up.Keep = c.back, c.keep
+	up.Back, up.Keep, up.Still = c.back, c.keep, c.still
 	up.Last = func(last context.Context) error {
 		if err := last.Err(); err != nil {
 			return err

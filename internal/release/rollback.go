@@ -164,6 +164,17 @@ func (p Return) Unfit(saved isle.Digest, since time.Time) error {
 		p.From.Project, p.From.Name, saved.Short(), since.Local().Format(time.DateTime))
 }
 
+// Stale fails with Conflict where the stage points at another release than whoever
+// rolls back has seen.
+func (p Return) Stale(seen isle.Digest) error {
+	s := p.From
+	if s.Release == seen {
+		return nil
+	}
+	return isle.Errorf(isle.Conflict, "stage %s of %s points at %s by now, by %s: nothing was changed", s.Name, s.Project, short(s.Release), s.By.Name).
+		WithHint("look at what would change now: isle rollback %s@%s --dry-run", s.Project, s.Name)
+}
+
 // Rollback points a stage at what it pointed at before, with the values of then,
 // and marks the release that it is rolled back from. seen is what it must point at
 // until then: where somebody was first that is a Conflict.
@@ -174,9 +185,8 @@ func (r *Releases) Rollback(ctx context.Context, actor isle.Actor, b Rollback, s
 	if err != nil {
 		return err
 	}
-	if plan.From.Release != seen {
-		return isle.Errorf(isle.Conflict, "stage %s of %s points at %s by now, by %s: nothing was changed", b.Stage, b.Project, short(plan.From.Release), plan.From.By.Name).
-			WithHint("look at what would change now: isle rollback %s@%s --dry-run", b.Project, b.Stage)
+	if err := plan.Stale(seen); err != nil {
+		return err
 	}
 	if b.Want != nil && !plan.stage.is(*b.Want) {
 		return isle.Errorf(isle.Conflict, "stage %s of %s would go back to other values of release %s by now: nothing was changed", b.Stage, b.Project, plan.Release.Digest.Short()).
