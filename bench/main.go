@@ -24,7 +24,7 @@ import (
 func main() {
 	runs := flag.Int("n", 30, "counted runs of each command")
 	fleet := flag.Int("fleet", 100, "environments up and down in parallel")
-	only := flag.String("only", "", "one of policy, log, keys, issuer, remote, postgres, http, volumes, launch, prepared, svid, where, run, exec, noop, classes, forks, warm, builds, fleet")
+	only := flag.String("only", "", "one of policy, log, keys, issuer, remote, postgres, http, volumes, launch, prepared, svid, where, run, exec, noop, classes, forks, warm, builds, switch, fleet")
 	entries := flag.Int("entries", 1_000_000, "entries of the audit log that is verified")
 	bin := flag.String("bin", "bin", "folder of isle and isle-init")
 	innerCopy := flag.String("inner-copy", "", "internal: copy connections to this address")
@@ -163,6 +163,7 @@ func measure(state, bin, only string, runs, fleet int) error {
 		{"forks", func(ctx context.Context) error { return b.forks(ctx, max(3, runs/6)) }},
 		{"warm", func(ctx context.Context) error { return b.warmStarts(ctx, max(3, runs/6)) }},
 		{"builds", func(ctx context.Context) error { return b.builds(ctx, max(3, runs/6)) }},
+		{"switch", func(ctx context.Context) error { return b.switches(ctx, max(3, runs/4)) }},
 		{"fleet", func(ctx context.Context) error { return b.fleet(ctx, fleet) }},
 	} {
 		if only != "" && only != part.name {

@@ -145,7 +145,7 @@ func TestAReleaseThatDoesNotComeUpChangesNothing(t *testing.T) {
 	for _, ill := range []struct{ name, version, more, why string }{
 		{"ends", "bad", "", "this version does not start"},
 		{"endsdata", "bad", "    volumes: {/data: {size: 64MiB}}\n", "this version does not start"},
-		{"deaf", "deaf", "", "did not become healthy within 10s"},
+		{"deaf", "deaf", "", "did not become healthy within 3s"},
 	} {
 		p := newProject(t, ill.name, "container")
 		p.more = ill.more
