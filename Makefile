@@ -63,7 +63,7 @@ twice:
 	cd test/follow && $(GOTEST) ./...
 
 demo: setup build ## bring up examples/shop and show what it means
-	@scripts/setup.sh postgresql openssl
+	@scripts/setup.sh postgresql openssl git
 	scripts/demo.sh
 
 bench: setup build ## measure, next to peers, in one run

@@ -148,29 +148,48 @@ sed "1,${told}d; s/^/   /" "$work/update"
 
 say "10. Released: the same digest, switched without a failed request, and back in an instant"
 release() { isle release create "$work/storefront.yaml" 2>&1 | tee /dev/stderr | sed -n 's/^release \([0-9a-f]*\) .*/\1/p'; }
+commit() { (cd "$work" && git add -A && git -c user.name=demo -c user.email=demo@example.com commit -q -m "$1"); }
+show "git commit -am 'orders of today'"
+(cd "$work" && git init -q && printf '/update\n/said\n/asked\n/enough\n/*.release\n' >.gitignore)
+commit 'orders of today'
 show "isle release create storefront.yaml              # what runs, sealed and signed, under one digest"
 first=$(release 2>"$work/said"); grep '^release' "$work/said" | sed 's/^/   /'
 show "isle promote storefront --to testing --release $first; isle up --release storefront@testing"
 isle promote storefront --to testing --release "$first" 2>/dev/null | sed 's/^/   /'
 isle up --release storefront@testing >/dev/null 2>&1
-show "sed -i 's/<h1>Orders of today/<h1>Orders, newest first/' app/shop.py; isle lock storefront.yaml; isle release create storefront.yaml"
+show "sed -i 's/<h1>Orders of today/<h1>Orders, newest first/' app/shop.py; isle lock storefront.yaml; git commit -am 'newest first'; isle release create storefront.yaml"
 sed -i 's/<h1>Orders of today/<h1>Orders, newest first/' "$work/app/shop.py"
 isle lock "$work/storefront.yaml" >/dev/null 2>&1
+commit 'newest first'
 second=$(release 2>"$work/said"); grep '^release' "$work/said" | sed 's/^/   /'
+isle release clear storefront@testing "$second" >/dev/null 2>&1 || true # of an earlier demo
 heading() { curl -fsS "http://127.0.0.1:$page/" | sed -n 's/.*<h1>\(.*\)<\/h1>.*/   the page says: \1/p'; }
 (while [ ! -e "$work/enough" ]; do curl -fsS -o /dev/null "http://127.0.0.1:$page/healthz" 2>/dev/null && echo answered || echo failed; done >"$work/asked") &
 asking=$!
 show "isle promote storefront --to testing --release $second     # while somebody asks all the time"
+t8=$(ms)
 isle promote storefront --to testing --release "$second" 2>/dev/null | sed 's/^/   /'
+t9=$(ms)
 heading
-show "isle rollback storefront@testing"
-isle rollback storefront@testing 2>/dev/null | sed 's/^/   /'
+show "isle rollback storefront@testing -m 'the oldest were read first'"
+t10=$(ms)
+isle rollback storefront@testing -m 'the oldest were read first' 2>/dev/null | sed 's/^/   /'
+t11=$(ms)
 heading
 touch "$work/enough"
 wait $asking
 echo "   $(grep -c answered "$work/asked") requests answered meanwhile, $(grep -c failed "$work/asked" || true) failed"
-show "isle drift storefront"
+show "isle promote storefront --to testing --release $second     # nothing brings it back before a person has cleared it"
+isle promote storefront --to testing --release "$second" 2>&1 | sed 's/^/   /' || true
+show "isle release clear storefront@testing $second          # it is known why by now"
+isle release clear storefront@testing "$second" | sed 's/^/   /'
+show "isle drift storefront                            # what runs is what was released"
 isle drift storefront | sed 's/^/   /'
+show "isle history storefront@testing --limit 6        # the last line first; each is an entry of the audit log"
+isle history storefront@testing --limit 6 | cut -c 1-170 | sed 's/^/   /'
+show "isle release export $first page.release; isle verify page.release --key …     # asks no server and nobody else"
+isle release export "$first" "$work/page.release" >/dev/null 2>&1
+isle verify "$work/page.release" --key "$(isle release trust -o json | field key)" --state /nonexistent | sed 's/^/   /'
 
 say "11. All of it is written down"
 show "isle audit search --resource connection:orders-db --since $since"
@@ -186,6 +205,8 @@ cat <<END
    $(printf '%6d' $((t5 - t4))) ms   up with nothing to do
    $(printf '%6d' $((t7 - t6))) ms   exec of a command inside
    $(printf '%6d' $((f1 - f0))) ms   three forks of the running shop, each with its own copy of the data, up and healthy
+   $(printf '%6d' $((t9 - t8))) ms   promotion: another release launched beside what serves, healthy, and in its place
+   $(printf '%6d' $((t11 - t10))) ms   rollback to what was kept
 
 Where to go from here:
    KEEP=1 make demo                  leaves the shop running; then
@@ -193,6 +214,7 @@ Where to go from here:
    isle status shop                  what runs, from which image, using how much
    isle shell shop -s web            look around inside
    isle logs shop -f                 follow what the services say
+   isle release stages               what each stage points at, since when, by whom
    isle connect orders-db            the same database as yourself, under the same policy and masks
    isle run --packages python3 -- python3 -c 'print(6 * 7)'
    isle init                         write an isle.yaml for the folder you stand in

@@ -125,3 +125,71 @@ func TestTheShopIsPromotedThroughItsGatesWithOneApproval(t *testing.T) {
 	t.Logf("%d requests of wrk, none failed; and with connections of their own %v", requests, visits.seen)
 	s.must("audit", "verify")
 }
+
+// The database is released with a schema that the release before can't use: nobody
+// goes back to that without its data, and with it all is as it was then. What was
+// written since is not lost.
+func TestADatabaseWithAnotherSchemaGoesBackWithItsData(t *testing.T) {
+	s := open(t)
+	one := s.release("orders.yaml")
+	s.edit("orders.yaml", "schema: {version: 1}", "schema: {version: 2}")
+	two := s.release("orders.yaml")
+	if _, err := s.promote("orders", "testing", "--release", one); err != nil {
+		t.Fatal(err)
+	}
+	s.must("up", "--release", "orders@testing")
+	ask := func(environment, sql string) string {
+		t.Helper()
+		return strings.TrimSpace(s.must("exec", environment, "--", "psql", "-XqAt", "-h", "/run/postgresql", "-U", "postgres", "-v", "ON_ERROR_STOP=1", "-c", sql, "orders"))
+	}
+	insert := "insert into orders (customer, product, quantity, price) values ('%', 'Tea kettle', 1, 54.30)"
+	ask("orders", strings.Replace(insert, "%", "Before", 1))
+	there, err := s.promote("orders", "testing", "--release", two)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if there.Switch.Pause <= 0 || there.Switch.Snapshot == "" || there.Switch.Kept {
+		t.Errorf("%+v", there.Switch)
+	}
+	t.Logf("requests waited for %.0f ms", there.Switch.Pause*1000)
+	ask("orders", "alter table orders add column gift boolean not null default false")
+	ask("orders", strings.Replace(insert, "%", "Since", 1))
+
+	// Refused, with what would be lost and how to look at it.
+	_, err = s.isle("rollback", "orders@testing")
+	if exit(err) != 1 {
+		t.Fatalf("%v", err)
+	}
+	for _, want := range []string{"only releases of schema 2", "isle rollback orders@testing --restore", "what was written since is in a snapshot then, and not in the stage", "isle diff " + there.Switch.Snapshot[7:19] + " orders@testing"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("it does not say %q: %v", want, err)
+		}
+	}
+	if out := s.must("diff", there.Switch.Snapshot[7:19], "orders@testing"); !strings.Contains(out, "/data") {
+		t.Errorf("what would be lost is not shown:\n%s", out)
+	}
+	if got := ask("orders", "select count(*) from orders where customer in ('Before', 'Since')"); got != "2" {
+		t.Errorf("a rollback that was refused has left %s of 2 orders", got)
+	}
+
+	var back struct{ Release, Restored, Saved string }
+	s.read(&back, "rollback", "orders@testing", "--restore")
+	if back.Release != one || back.Restored != there.Switch.Snapshot || back.Saved == "" {
+		t.Errorf("%+v", back)
+	}
+	if got := ask("orders", "select count(*) from orders where customer = 'Before'"); got != "1" {
+		t.Errorf("what was written before is there %s times", got)
+	}
+	if got := ask("orders", "select count(*) from orders where customer = 'Since'"); got != "0" {
+		t.Errorf("what was written since is there %s times", got)
+	}
+	if got := ask("orders", "select count(*) from information_schema.columns where table_name = 'orders' and column_name = 'gift'"); got != "0" {
+		t.Error("the schema is still the other one")
+	}
+	s.must("fork", back.Saved[7:19], "--name", "saved")
+	s.eventually("saved", "pg_isready", "-h", "/run/postgresql") // it was copied as it ran
+	if got := ask("saved", "select gift from orders where customer = 'Since'"); got != "f" {
+		t.Errorf("what was written since is not in the snapshot: %q", got)
+	}
+	s.must("audit", "verify")
+}

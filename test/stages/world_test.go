@@ -149,6 +149,20 @@ func (s *shop) promote(project, stage string, args ...string) (out promoted, err
 	}
 }
 
+// eventually runs a command of an environment until it succeeds.
+func (s *shop) eventually(environment string, command ...string) {
+	s.Helper()
+	for end := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
+		_, err := s.isle(append([]string{"exec", environment, "--"}, command...)...)
+		if err == nil {
+			return
+		}
+		if time.Now().After(end) {
+			s.Fatal(err)
+		}
+	}
+}
+
 // exit is the exit code of a command; -1: there is none.
 func exit(err error) int {
 	var e *exec.ExitError
