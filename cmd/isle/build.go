@@ -88,6 +88,7 @@ func frozen(_ *pflag.FlagSet, name string) pflag.NormalizedName {
 
 // buildProject builds what is on disk and writes its lock.
 func buildProject(ctx context.Context, c *api.Client, p *project, req *islev1.BuildRequest, show *progress) (*islev1.BuildResult, error) {
+	show.lock = p.writeLock
 	for range 4 {
 		h, err := p.hash(ctx)
 		if err != nil {

@@ -24,6 +24,7 @@ type progress struct {
 	w     io.Writer
 	tell  func(*islev1.ProgressEvent) // instead of showing it
 	also  func(*islev1.ProgressEvent) // besides showing it; nil: nothing
+	lock  func(lock []byte) error     // writes the lock of a build that failed; nil: nobody does
 	style progressStyle
 	width int
 
@@ -296,6 +297,12 @@ func conclusion[E any, P interface {
 	for stream.Receive() {
 		m := stream.Msg()
 		if e := P(m).GetProgress(); e != nil {
+			if lock := e.GetLock(); len(lock) > 0 && show.lock != nil {
+				if err := show.lock(lock); err != nil {
+					show.note("%s", cleanLine(err.Error()))
+					continue
+				}
+			}
 			show.event(e)
 			continue
 		}

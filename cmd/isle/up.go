@@ -199,6 +199,7 @@ func upProject(ctx context.Context, c *api.Client, p *project, req *islev1.UpReq
 		req.Branch, req.Commit, req.Repository, req.Dirty = c.Branch, c.Commit, c.Repository(), p.dirty(ctx, show)
 	}
 	req.ParentBranches = p.parents(req, show)
+	show.lock = p.writeLock
 	for attempt := 0; ; attempt++ {
 		h, err := p.hash(ctx)
 		if err != nil {

@@ -60,7 +60,7 @@ func (s *images) Build(ctx context.Context, req *connect.Request[islev1.BuildReq
 	defer tell.done()
 	defer s.Blobs.Hold()()
 	b, err := s.prepare(work, r, prepareOptions{
-		lock: build.LockOptions{Mirror: m.GetMirror(), Locked: m.GetLocked()}, build: build.Options{NoCache: m.GetNoCache()}, verify: m.GetVerify(),
+		lock: build.LockOptions{Mirror: m.GetMirror(), Locked: m.GetLocked()}, build: build.Options{NoCache: m.GetNoCache()}, verify: m.GetVerify(), keep: tell.event,
 	}, tell.build)
 	if err = tell.end(work, err); err != nil {
 		if need := wantsLogin(err, r.credentials); need != nil {

@@ -267,6 +267,7 @@ type prepareOptions struct {
 	lock   build.LockOptions
 	build  build.Options
 	verify bool
+	keep   func(*islev1.ProgressEvent) // tells of the lock of a build that failed; nil: nobody is told
 }
 
 // prepare locks and builds. It returns early, with need, where the client has
@@ -303,7 +304,7 @@ func (cfg Config) prepare(ctx context.Context, r request, o prepareOptions, p bu
 	}
 	o.build.Frozen = o.lock.Locked
 	if b.result, err = cfg.Builder.Build(ctx, r.file, lock, o.build, p); err != nil {
-		return b, err
+		return b, cfg.keepRecorded(ctx, r.file.Name, b.result, err, o.keep)
 	}
 	if err := cfg.recordNetwork(ctx, r.file.Name, b.result.Recorded); err != nil {
 		return b, err
@@ -315,6 +316,19 @@ func (cfg Config) prepare(ctx context.Context, r request, o prepareOptions, p bu
 		_, err = cfg.Builder.Verify(ctx, r.file, b.lock, o.build, p)
 	}
 	return b, err
+}
+
+// keepRecorded records what steps were answered that ended well in a build that
+// failed, and tells of the lock that has it. It returns why the build failed.
+func (cfg Config) keepRecorded(ctx context.Context, project string, res build.Result, failed error, tell func(*islev1.ProgressEvent)) error {
+	if err := cfg.recordNetwork(context.WithoutCancel(ctx), project, res.Recorded); err != nil {
+		cfg.Log.Error("what build steps were answered could not be recorded", "project", project, "err", err)
+		return failed
+	}
+	if res.Lock != nil && tell != nil {
+		tell(&islev1.ProgressEvent{State: "log", Message: "isle.lock keeps what the steps that ended well were answered", Lock: res.Lock.Encode()})
+	}
+	return failed
 }
 
 // mayReach asks whether the caller may have a project's build steps reach the

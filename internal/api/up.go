@@ -59,7 +59,7 @@ func (s *environments) Up(ctx context.Context, req *connect.Request[islev1.UpReq
 	defer tell.done()
 	release := s.Blobs.Hold() // what is built has no name before it is launched
 	defer release()
-	b, err := s.prepare(work, r, prepareOptions{lock: build.LockOptions{Mirror: m.GetMirror(), Locked: m.GetLocked()}}, tell.build)
+	b, err := s.prepare(work, r, prepareOptions{lock: build.LockOptions{Mirror: m.GetMirror(), Locked: m.GetLocked()}, keep: tell.event}, tell.build)
 	if err = tell.end(work, err); err != nil {
 		if need := wantsLogin(err, r.credentials); need != nil {
 			return stream.Send(&islev1.UpEvent{Event: &islev1.UpEvent_Need{Need: need}})

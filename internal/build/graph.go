@@ -67,7 +67,9 @@ type work struct {
 
 // Build makes the images of every service of f. What the lock names but the
 // store lacks of copied files is NotFound: see Needs. When ctx ends the build
-// stops, and what was finished of it is kept for the next.
+// stops, and what was finished of it is kept for the next. The Lock of a Result with
+// an error, where there is one, has what steps that ended well were answered, so that
+// the next build is answered the same; and Recorded tells of them.
 func (b *Builder) Build(ctx context.Context, f spec.File, lock *spec.Lock, o Options, p Progress) (Result, error) {
 	if err := b.checkLock(f, lock); err != nil {
 		return Result{}, err
@@ -83,12 +85,13 @@ func (b *Builder) Build(ctx context.Context, f spec.File, lock *spec.Lock, o Opt
 	for _, s := range f.Services {
 		g.Go(func() error {
 			m, reason, network, err := b.service(gctx, f.Name, s, lock, o, made, p)
+			mu.Lock()
+			defer mu.Unlock()
+			wires[s.Name] = network
 			if err != nil {
 				return err
 			}
-			mu.Lock()
-			defer mu.Unlock()
-			res.Images[s.Name], wires[s.Name] = m, network
+			res.Images[s.Name] = m
 			if reason != "" {
 				res.Reasons[s.Name] = reason
 			}
@@ -97,9 +100,9 @@ func (b *Builder) Build(ctx context.Context, f spec.File, lock *spec.Lock, o Opt
 	}
 	if err := g.Wait(); err != nil {
 		if ctx.Err() != nil {
-			return Result{}, ctx.Err()
+			err = ctx.Err()
 		}
-		return Result{}, err
+		return unfinished(f, lock, wires, o), err
 	}
 	res.Lock = lock
 	if !o.Frozen {
@@ -126,17 +129,21 @@ func (b *Builder) Build(ctx context.Context, f spec.File, lock *spec.Lock, o Opt
 	return res, nil
 }
 
-// checkSize refuses a lock that nobody would read, with what was recorded now.
-func checkSize(lock *spec.Lock, wires map[string][]*wire) error {
-	fresh := 0
+// freshOf is how many answers steps were given that no lock had.
+func freshOf(wires map[string][]*wire) (n int) {
 	for _, list := range wires {
 		for _, w := range list {
 			if w != nil {
-				fresh += w.fresh
+				n += w.fresh
 			}
 		}
 	}
-	if fresh == 0 {
+	return n
+}
+
+// checkSize refuses a lock that nobody would read, with what was recorded now.
+func checkSize(lock *spec.Lock, wires map[string][]*wire) error {
+	if freshOf(wires) == 0 {
 		return nil
 	}
 	if n := len(lock.Encode()); n > spec.MaxLockSize {
@@ -144,6 +151,22 @@ func checkSize(lock *spec.Lock, wires map[string][]*wire) error {
 			WithHint("have steps ask for less: a mirror of one's own, or fewer packages")
 	}
 	return nil
+}
+
+// unfinished is the Result of a build that failed.
+func unfinished(f spec.File, lock *spec.Lock, wires map[string][]*wire, o Options) (res Result) {
+	c := *lock
+	c.Services = maps.Clone(lock.Services)
+	for _, s := range f.Services {
+		res.Recorded = append(res.Recorded, recordings(s.Name, wires[s.Name])...)
+		sl := c.Services[s.Name]
+		sl.Network = keepAnswers(sl.Network, networkOf(wires[s.Name]))
+		c.Services[s.Name] = sl
+	}
+	if !o.Frozen && freshOf(wires) > 0 && checkSize(&c, wires) == nil {
+		res.Lock = &c
+	}
+	return res
 }
 
 // A memo holds what one Build made, so that NoCache makes a step once.
@@ -171,7 +194,8 @@ func (m *memo) put(key isle.Digest, o outcome) {
 	m.steps[key] = o
 }
 
-// service builds one service's image.
+// service builds one service's image. The networks of its steps are those that ended
+// well, also with an error.
 func (b *Builder) service(ctx context.Context, project string, s spec.Service, lock *spec.Lock, o Options, made *memo, p Progress) (image.Image, string, []*wire, error) {
 	last := b.lastSteps(project, s.Name)
 	m := image.Image{Format: image.FormatVersion, Architecture: lock.Architecture}
@@ -191,7 +215,7 @@ func (b *Builder) service(ctx context.Context, project string, s spec.Service, l
 			return m, "", nil, err
 		}
 		if m, done, wires, err = x.build(ctx); err != nil {
-			return m, "", nil, err
+			return m, "", wires, err
 		}
 	}
 	for _, st := range b.plan(s, lock, m.Config, o) {
@@ -201,7 +225,7 @@ func (b *Builder) service(ctx context.Context, project string, s spec.Service, l
 		why := func() string { return b.why(last, done, st.inputs) }
 		layers, err := b.run(ctx, &st, m, o, why, made, p)
 		if err != nil {
-			return m, "", nil, err
+			return m, "", wires, err
 		}
 		if st.title != "" { // a layer may have been made for another request that comes to the same
 			layers = slices.Clone(layers)
@@ -211,11 +235,11 @@ func (b *Builder) service(ctx context.Context, project string, s spec.Service, l
 		done, wires = append(done, st.inputs), append(wires, st.wire)
 	}
 	if err := b.Images.PutImage(m); err != nil {
-		return m, "", nil, err
+		return m, "", wires, err
 	}
 	reason := b.reason(last, done)
 	if err := b.rememberSteps(project, s.Name, m, done); err != nil {
-		return m, "", nil, err
+		return m, "", wires, err
 	}
 	return m, reason, wires, nil
 }

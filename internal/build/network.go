@@ -238,6 +238,21 @@ func networkOf(wires []*wire) (out []spec.LockedStep) {
 	return out
 }
 
+// maxKept bounds how many steps the lock of a build that failed has of the one
+// before: each failure could leave one that is no step any more.
+const maxKept = 256
+
+// keepAnswers is what a lock had of steps, and what they were answered since.
+func keepAnswers(had, since []spec.LockedStep) []spec.LockedStep {
+	out := slices.Clone(since)
+	for _, h := range had {
+		if len(out) < maxKept && !slices.ContainsFunc(since, func(s spec.LockedStep) bool { return s.Stage == h.Stage && s.Step == h.Step }) {
+			out = append(out, h)
+		}
+	}
+	return out
+}
+
 // A Recording is what one step asked for while it ran.
 type Recording struct {
 	Service string

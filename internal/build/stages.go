@@ -84,7 +84,8 @@ func (b *Builder) newStages(project string, s spec.Service, lock *spec.Lock, o O
 }
 
 // build makes the image of the Dockerfile's target. It returns the image and the
-// steps of all stages, in their order, with the networks that they had.
+// steps of all stages, in their order, with the networks that they had; with an
+// error, the networks of those that ended well.
 func (x *stages) build(ctx context.Context) (image.Image, []inputs, []*wire, error) {
 	g, gctx := errgroup.WithContext(ctx)
 	for i := range x.plan.Stages {
@@ -95,17 +96,18 @@ func (x *stages) build(ctx context.Context) (image.Image, []inputs, []*wire, err
 			return r.err
 		})
 	}
-	if err := g.Wait(); err != nil {
-		return image.Image{}, nil, nil, err
-	}
+	err := g.Wait()
 	var steps []inputs
 	var wires []*wire
 	for _, r := range x.results {
 		steps, wires = append(steps, r.steps...), append(wires, r.wires...)
 	}
+	if err != nil {
+		return image.Image{}, nil, wires, err
+	}
 	out := x.results[x.plan.Target].image
 	if len(out.Layers) == 0 {
-		return out, nil, nil, isle.Errorf(isle.Invalid, "%s: the image of %s has nothing in it", x.service, x.lock.Build.File())
+		return out, nil, wires, isle.Errorf(isle.Invalid, "%s: the image of %s has nothing in it", x.service, x.lock.Build.File())
 	}
 	return out, steps, wires, nil
 }

@@ -749,13 +749,16 @@ func (x *UpResult) GetNotWarm() string {
 
 // ProgressEvent is one line of what happens.
 type ProgressEvent struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Service       string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
-	Step          string                 `protobuf:"bytes,2,opt,name=step,proto3" json:"step,omitempty"`   // "resolve", "fetch", "packages", "launch", "health", …
-	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"` // "start", "progress", "log", "cached", "done", "failed"
-	Message       string                 `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
-	Done          int64                  `protobuf:"varint,5,opt,name=done,proto3" json:"done,omitempty"` // bytes
-	Total         int64                  `protobuf:"varint,6,opt,name=total,proto3" json:"total,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Service string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
+	Step    string                 `protobuf:"bytes,2,opt,name=step,proto3" json:"step,omitempty"`   // "resolve", "fetch", "packages", "launch", "health", …
+	State   string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"` // "start", "progress", "log", "cached", "done", "failed"
+	Message string                 `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	Done    int64                  `protobuf:"varint,5,opt,name=done,proto3" json:"done,omitempty"` // bytes
+	Total   int64                  `protobuf:"varint,6,opt,name=total,proto3" json:"total,omitempty"`
+	// The lock to go on with, of a build that fails after this: it has what steps
+	// that ended well were answered by the recorded network.
+	Lock          []byte `protobuf:"bytes,7,opt,name=lock,proto3" json:"lock,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -830,6 +833,13 @@ func (x *ProgressEvent) GetTotal() int64 {
 		return x.Total
 	}
 	return 0
+}
+
+func (x *ProgressEvent) GetLock() []byte {
+	if x != nil {
+		return x.Lock
+	}
+	return nil
 }
 
 type Environment struct {
@@ -3547,14 +3557,15 @@ const file_isle_v1_environment_proto_rawDesc = "" +
 	"not_forked\x18\x06 \x01(\tR\tnotForked\x12\x12\n" +
 	"\x04warm\x18\x1e \x01(\tR\x04warm\x126\n" +
 	"\twarm_took\x18\x1f \x01(\v2\x19.google.protobuf.DurationR\bwarmTook\x12\x19\n" +
-	"\bnot_warm\x18  \x01(\tR\anotWarm\"\x97\x01\n" +
+	"\bnot_warm\x18  \x01(\tR\anotWarm\"\xab\x01\n" +
 	"\rProgressEvent\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x12\n" +
 	"\x04step\x18\x02 \x01(\tR\x04step\x12\x14\n" +
 	"\x05state\x18\x03 \x01(\tR\x05state\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x12\x12\n" +
 	"\x04done\x18\x05 \x01(\x03R\x04done\x12\x14\n" +
-	"\x05total\x18\x06 \x01(\x03R\x05total\"\x88\a\n" +
+	"\x05total\x18\x06 \x01(\x03R\x05total\x12\x12\n" +
+	"\x04lock\x18\a \x01(\fR\x04lock\"\x88\a\n" +
 	"\vEnvironment\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
