@@ -19,10 +19,12 @@ type LockedStep struct {
 
 // A Material is one answer over HTTP, by the request that gets it.
 type Material struct {
-	Method string `json:"method,omitempty"` // "" is GET; "HEAD"
+	Method string `json:"method,omitempty"` // "" is GET; "HEAD"; "POST" of what git fetches
 	URL    string `json:"url"`              // with its query, without user information and fragment
 	Accept string `json:"accept,omitempty"` // the request's header, by which servers choose between forms
-	Status int    `json:"status"`
+	// Body is the digest of what a POST sends; "" of other requests.
+	Body   isle.Digest `json:"body,omitempty"`
+	Status int         `json:"status"`
 	// Header is what of the answer's header is kept: names as in MaterialHeaders.
 	Header map[string]string `json:"header,omitempty"`
 	Size   int64             `json:"size"`   // of the body in bytes
@@ -31,7 +33,17 @@ type Material struct {
 }
 
 // Key is the request that a material answers.
-func (m Material) Key() string { return m.Method + "\n" + m.URL + "\n" + m.Accept }
+func (m Material) Key() string {
+	key := m.Method + "\n" + m.URL + "\n" + m.Accept
+	if m.Body != "" {
+		key += "\n" + string(m.Body)
+	}
+	return key
+}
+
+// IsGitFetch reports whether a path is where git asks for what it fetches
+// (gitprotocol-http(5)): the only POST that is recorded, for it changes nothing.
+func IsGitFetch(path string) bool { return strings.HasSuffix(path, "/git-upload-pack") }
 
 // MaterialHeaders are the headers of an answer that are kept (RFC 9110, RFC 9111
 // and RFC 8288), in order. What else a server says changes from answer to answer,
@@ -60,11 +72,18 @@ const (
 // Check says what is wrong with a material; nil: nothing. A lock is somebody
 // else's file, and what it says is sent to programs as an answer of HTTP.
 func (m Material) Check() error {
-	if m.Method != "" && m.Method != "HEAD" {
-		return fmt.Errorf("method %q can be no recorded request's", clip(m.Method))
-	}
 	if err := CheckMaterialURL(m.URL); err != nil {
 		return err
+	}
+	switch u, err := url.Parse(m.URL); {
+	case err != nil:
+		return err
+	case m.Method == "POST" && !(IsGitFetch(u.Path) && m.Body.Valid()):
+		return fmt.Errorf("a POST to %s can be no recorded request: only what git fetches with is", clip(m.URL))
+	case m.Method != "" && m.Method != "HEAD" && m.Method != "POST":
+		return fmt.Errorf("method %q can be no recorded request's", clip(m.Method))
+	case m.Method != "POST" && m.Body != "":
+		return fmt.Errorf("%s: a request without a body has one", clip(m.URL))
 	}
 	switch {
 	case len(m.Accept) > MaxMaterialHeader || !fieldText(m.Accept):

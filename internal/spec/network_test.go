@@ -35,7 +35,8 @@ func TestWhatStepsWereAnsweredSurvivesInALock(t *testing.T) {
 
 func TestAnAnswerThatNoRecorderWroteIsRefused(t *testing.T) {
 	for _, c := range []struct{ name, old, new, want string }{
-		{"method", `"HEAD"`, `"POST"`, `method "POST"`},
+		{"method", `"HEAD"`, `"PUT"`, `method "PUT"`},
+		{"a POST of anything", `"HEAD"`, `"POST"`, "only what git fetches with"},
 		{"scheme", "https://example.com/a", "file:///etc/passwd", "no URL of HTTP"},
 		{"password", "https://example.com/a", "https://me:secret@example.com/a", "has a user and a password"},
 		{"fragment", "?b=%20", "#b", "has a fragment"},
@@ -50,7 +51,8 @@ func TestAnAnswerThatNoRecorderWroteIsRefused(t *testing.T) {
 		{"digest", string(isle.DigestOf([]byte("a"))), "sha256:a", "no sha256 digest"},
 		{"order", "https://example.com/a", "https://example.com/c", "out of order"},
 		{"twice", `"run make"`, `""`, "is no step"},
-		{"key", `"status": 404`, `"status": 404, "body": "x"`, `unknown field "body"`},
+		{"a body of a GET", `"status": 404`, `"status": 404, "body": "x"`, "a request without a body has one"},
+		{"key", `"status": 404`, `"status": 404, "trailer": "x"`, `unknown field "trailer"`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			in := strings.Replace(string(recordedLock().Encode()), c.old, c.new, 1)

@@ -21,9 +21,16 @@ import (
 // A query is a request as it is sent on: what it is answered by is its Key as a
 // material's, and agent is said besides, for servers that answer nobody else.
 type query struct {
-	spec.Material        // Method, URL and Accept
+	spec.Material        // Method, URL, Accept and Body
 	agent         string // User-Agent
 	whole         bool   // no part of the answer is asked for, and no condition made
+	asked         []byte // what a POST sends
+	encoding      string // its Content-Encoding
+}
+
+// material is that of an answer to it.
+func (q query) material() spec.Material {
+	return spec.Material{Method: q.Method, URL: q.URL, Accept: q.Accept, Body: q.Body}
 }
 
 // recordable reports whether a lock can have an answer to it.
@@ -83,6 +90,9 @@ func (r *Recorder) answer(w http.ResponseWriter, req *http.Request) {
 	q, err := query{}, r.tellsSecret(req)
 	if err == nil {
 		q, err = understood(req)
+	}
+	if err == nil && q.Method == http.MethodPost {
+		err = q.readAsked(w, req)
 	}
 	if err == nil {
 		err = r.answerQuery(w, req, q)
@@ -166,16 +176,20 @@ func understood(req *http.Request) (query, error) {
 		u.Path = "/"
 	}
 	q := query{Material: spec.Material{URL: u.String(), Accept: strings.Join(req.Header.Values("Accept"), ", ")}, agent: req.UserAgent(), whole: true}
-	if req.Method == http.MethodHead {
+	git := isGit(req)
+	switch {
+	case req.Method == http.MethodHead:
 		q.Method = http.MethodHead
+	case git:
+		q.Method, q.Body = http.MethodPost, isle.DigestOf(nil) // until it is read
 	}
 	no := func(status int, format string, args ...any) (query, error) {
 		return q, &refusal{status, fmt.Sprintf("%s %s: ", req.Method, shown(q.URL)) + fmt.Sprintf(format, args...), false}
 	}
 	switch {
-	case req.Method != http.MethodGet && req.Method != http.MethodHead:
-		return no(http.StatusMethodNotAllowed, "only GET and HEAD can be recorded")
-	case req.ContentLength != 0:
+	case req.Method != http.MethodGet && req.Method != http.MethodHead && !git:
+		return no(http.StatusMethodNotAllowed, "only GET and HEAD can be recorded, and what git fetches with")
+	case req.ContentLength != 0 && !git:
 		return no(http.StatusBadRequest, "a request with a body cannot be recorded")
 	case !q.recordable():
 		return no(http.StatusRequestURITooLong, "its address or its Accept is none that can be recorded")
@@ -367,7 +381,7 @@ func (r *Recorder) serve(w http.ResponseWriter, req *http.Request, m spec.Materi
 	}
 	defer f.Close()
 	head(w.Header(), m)
-	if m.Method == "" && !slices.Contains([]int{http.StatusNoContent, http.StatusNotModified}, m.Status) {
+	if m.Method != http.MethodHead && !slices.Contains([]int{http.StatusNoContent, http.StatusNotModified}, m.Status) {
 		w.Header().Set("Content-Length", strconv.FormatInt(m.Size, 10))
 	}
 	if m.Status == http.StatusOK && m.Method == "" {

@@ -1,6 +1,7 @@
 package recorder
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -77,10 +78,9 @@ func (r *Recorder) forward(ctx context.Context, q query, stream http.ResponseWri
 // has addresses of the network that the server is in, and is otherwise each time.
 func (r *Recorder) failure(q query) (spec.Material, error) {
 	body := said(elsewhere(q))
-	m := spec.Material{
-		Method: q.Method, URL: q.URL, Accept: q.Accept, Status: http.StatusBadGateway, Time: r.now(),
-		Header: map[string]string{"Content-Type": "text/plain; charset=utf-8"}, Digest: isle.DigestOf([]byte(body)), Size: int64(len(body)),
-	}
+	m := q.material()
+	m.Status, m.Time, m.Digest, m.Size = http.StatusBadGateway, r.now(), isle.DigestOf([]byte(body)), int64(len(body))
+	m.Header = map[string]string{"Content-Type": "text/plain; charset=utf-8"}
 	if err := r.config.Store.PutBlob(r.ctx, m.Digest, strings.NewReader(body)); err != nil {
 		return m, err
 	}
@@ -212,9 +212,19 @@ func (r *Recorder) send(ctx context.Context, q query) (*http.Response, error) {
 	if q.Method != "" {
 		method = q.Method
 	}
-	req, err := http.NewRequestWithContext(ctx, method, q.URL, nil)
+	var body io.Reader
+	if q.asked != nil {
+		body = bytes.NewReader(q.asked)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, q.URL, body)
 	if err != nil {
 		return nil, err
+	}
+	if q.asked != nil {
+		req.Header.Set("Content-Type", gitRequest)
+	}
+	if q.encoding != "" {
+		req.Header.Set("Content-Encoding", q.encoding)
 	}
 	req.Header.Set("User-Agent", "isle")
 	if q.agent != "" {
@@ -228,7 +238,8 @@ func (r *Recorder) send(ctx context.Context, q query) (*http.Response, error) {
 
 // describe is what is kept of an answer, its body aside.
 func (r *Recorder) describe(q query, response *http.Response) (spec.Material, error) {
-	m := spec.Material{Method: q.Method, URL: q.URL, Accept: q.Accept, Status: response.StatusCode, Time: r.now()}
+	m := q.material()
+	m.Status, m.Time = response.StatusCode, r.now()
 	if at, err := http.ParseTime(response.Header.Get("Date")); err == nil && at.Year() <= 9999 {
 		m.Time = at.UTC()
 	}
