@@ -70,11 +70,13 @@ func (cfg Config) secretsOf(r request) build.Secrets {
 		}
 		e := audit.NewEvent(actorOf(ctx), a.action, a.resource, isle.Allow, fmt.Sprintf("given to a build step of %s of project %s, as %s", service, r.file.Name, clipped(id))).
 			With("project", r.file.Name).With("service", service)
-		if err := cfg.Audit.Append(ctx, e); err != nil {
-			return nil, false, err
-		}
 		v, err := cfg.Secrets.Resolve(ctx, name)
+		e.Result = audit.Result(err)
+		if lerr := cfg.Audit.Append(context.WithoutCancel(ctx), e); err == nil {
+			err = lerr
+		}
 		if err != nil {
+			v.Destroy()
 			return nil, false, err
 		}
 		return v.Reveal(), true, nil // the step overwrites it

@@ -270,7 +270,7 @@ func (w *Walk) remote(c command, address string, pinned bool) (Remote, error) {
 	}
 	u, err := url.Parse(address)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || strings.HasSuffix(u.Path, ".git") {
-		return Remote{}, w.fail(c, "ADD %s: a repository cannot be had; take the files into the build's folder", clip(address))
+		return Remote{}, w.fail(c, "ADD %s: a repository cannot be had; take the files into the build's folder, or RUN git clone with the recorded network", clip(address))
 	}
 	if u.User != nil {
 		return Remote{}, w.fail(c, "ADD of a URL with a user and a password in it: whoever has the Dockerfile has them")
