@@ -47,6 +47,7 @@ func Actions() []ActionInfo {
 		{Action: ActionReleaseSkip, Resource: "release", Does: "promote past stages and gates, in an emergency: isle promote --break-glass", Inside: true},
 		{Action: ActionReleaseRollback, Resource: "release", Does: "point a stage at a release that it pointed at before: isle rollback", Inside: true},
 		{Action: ActionReleaseDrift, Resource: "release", Does: "something that runs was not as its release: found by isle drift", Own: true},
+		{Action: ActionReleaseWatch, Resource: "release", Does: "a stage is watched from now on: it serves what it points at for the first time since that was promoted", Own: true},
 		{Action: ActionReleaseHistory, Resource: "release", Does: "read what the log says of a project's releases, and of its environments in a stage: isle history", Inside: true},
 		{Action: ActionReleaseClear, Resource: "release", Does: "let a release be promoted again that a stage was rolled back from; nobody but a person does it: isle release clear", Inside: true},
 		{Action: ActionReleaseTrust, Resource: "server", Does: "say whose releases are launched, and whose steps are built on: isle release trust"},

@@ -316,6 +316,10 @@ func newReleaseStages(a *app) *cobra.Command {
 func watchedText(s *islev1.Stage) string {
 	var out []string
 	for _, w := range s.GetWatches() {
+		if w.GetUntil() == nil {
+			out = append(out, w.GetText())
+			continue
+		}
 		out = append(out, "until "+w.GetUntil().AsTime().Local().Format(time.DateTime)+" for "+w.GetText())
 	}
 	if s.GetBreach() != "" {

@@ -114,8 +114,8 @@ func (s *releases) promote(ctx context.Context, p release.Promotion, plan releas
 		}
 		return now.Stale(seen)
 	}}
-	if _, runs := s.runsRelease(ctx, p.Project, p.To); runs && plan.Before.Release != "" {
-		p.Watch = x.rules()
+	p.Watch = x.rules()
+	if _, p.Served = s.runsRelease(ctx, p.Project, p.To); p.Served {
 		if longest := release.LongestWatch(p.Watch); longest > 0 { // what it would be rolled back to is there as long
 			c.keep = longest + watchMargin
 		}
@@ -239,7 +239,10 @@ func (s *releases) ListStages(ctx context.Context, req *connect.Request[islev1.L
 			out.Doors = reach.Lines()
 		}
 		for _, w := range st.Watches {
-			if s.Policy.Now().Before(w.Until) {
+			switch {
+			case w.Until.IsZero():
+				out.Watches = append(out.Watches, &islev1.Watch{Rule: w.Rule, Errors: w.Errors, Health: w.Health, Text: w.For.String() + " from its first launch, for " + w.String()})
+			case s.Policy.Now().Before(w.Until):
 				out.Watches = append(out.Watches, &islev1.Watch{Rule: w.Rule, Until: timestamppb.New(w.Until), Errors: w.Errors, Health: w.Health, Text: w.String()})
 			}
 		}

@@ -49,6 +49,13 @@ func (s Stage) is(p Pointer) bool {
 	return s.Release == p.Release && s.Values.Digest() == p.Values.Digest()
 }
 
+// mark is a stage with one more mark.
+func (s Stage) mark(m Mark) Stage {
+	m.Reason = strings.ToValidUTF8(m.Reason[:min(len(m.Reason), maxReason)], "")
+	s.Marks = append(slices.DeleteFunc(slices.Clone(s.Marks), func(o Mark) bool { return o.Release == m.Release }), m)
+	return s
+}
+
 // marked is the mark of a release in a stage.
 func (s Stage) marked(d isle.Digest) (Mark, bool) {
 	i := slices.IndexFunc(s.Marks, func(m Mark) bool { return m.Release == d })
@@ -63,6 +70,10 @@ func (s Stage) allows(project string, d isle.Digest) error {
 	m, ok := s.marked(d)
 	if !ok {
 		return nil
+	}
+	if s.Release == d {
+		return isle.Errorf(isle.Refused, "release %s did not do as it should in stage %s of %s, as %s saw on %s: nothing promotes it", d.Short(), s.Name, project, m.By.Name, m.Time.Format(time.DateOnly)).
+			WithHint("a person who has found out why clears it: isle release clear %s@%s %s", project, s.Name, d.Short())
 	}
 	return isle.Errorf(isle.Refused, "stage %s of %s was rolled back from release %s, by %s on %s: nothing brings it back there", s.Name, project, d.Short(), m.By.Name, m.Time.Format(time.DateOnly)).
 		WithHint("a person who has found out why clears it: isle release clear %s@%s %s", project, s.Name, d.Short())
@@ -198,8 +209,7 @@ func (r *Releases) Rollback(ctx context.Context, actor isle.Actor, b Rollback, s
 	s := plan.stage
 	s.Since, s.By = r.cfg.Now().UTC(), actor
 	if s.Release != seen { // it may be the values alone
-		reason := strings.ToValidUTF8(b.Reason[:min(len(b.Reason), maxReason)], "")
-		s.Marks = append(slices.DeleteFunc(slices.Clone(s.Marks), func(m Mark) bool { return m.Release == seen }), Mark{seen, actor, s.Since, reason})
+		s = s.mark(Mark{seen, actor, s.Since, b.Reason})
 	}
 	e := audit.NewEvent(actor, isle.ActionReleaseRollback, resourceAt(s.Project, s.Name), isle.Allow, b.Reason).With("from", string(seen))
 	e.Release, e.Rule = s.Release, b.Rule
@@ -234,6 +244,9 @@ func (r *Releases) Clear(ctx context.Context, actor isle.Actor, project, stage, 
 		return s, isle.Errorf(isle.NotFound, "stage %s of %s was not rolled back from release %s, or that was cleared", clip(stage), clip(project), d.Short())
 	}
 	s.Marks = slices.DeleteFunc(slices.Clone(s.Marks), func(m Mark) bool { return m.Release == d })
+	if s.Release == d { // it is as good as any other from now on
+		s.Breach = ""
+	}
 	e := audit.NewEvent(actor, isle.ActionReleaseClear, resourceAt(s.Project, s.Name), isle.Allow, "")
 	e.Release = d
 	return s, r.point(ctx, s, e)

@@ -105,8 +105,10 @@ type Promotion struct {
 	// Gates are how what stands before it stands. BreakGlass passes over those that
 	// are not met.
 	Gates []Gate
-	// Watch are the gates by which To is watched from then on.
-	Watch []policy.Gate
+	// Watch are the gates by which To is watched: from then on where it is Served
+	// then, and else from its launch.
+	Watch  []policy.Gate
+	Served bool
 	// Before is what To pointed at when this was planned, and what stands before it
 	// was asked: where To points at something else by then, that is a Conflict. nil:
 	// seen says it.
@@ -159,6 +161,9 @@ func (r *Releases) Plan(ctx context.Context, p Promotion) (plan Plan, err error)
 			name = string(from.Release)
 		}
 		if plan.Release, err = r.Use(name); err != nil {
+			return plan, err
+		}
+		if err := from.allows(p.Project, plan.Release.Digest); err != nil && from.Release == plan.Release.Digest {
 			return plan, err
 		}
 		if d := plan.Release.Digest; d != from.Release {
@@ -257,7 +262,11 @@ func (r *Releases) Promote(ctx context.Context, actor isle.Actor, p Promotion, s
 		Project: p.Project, Name: p.To, Release: plan.Release.Digest, Values: plan.Values, Since: r.cfg.Now().UTC(), By: actor, Before: plan.Before.Release,
 		Earlier: plan.Before.after(), Marks: plan.Before.Marks, Reach: plan.Reach.Digest(),
 	}
-	s.Watches = WatchesOf(p.Watch, s.Since)
+	from := s.Since
+	if !p.Served {
+		from = time.Time{}
+	}
+	s.Watches = WatchesOf(p.Watch, from)
 	if b := plan.Before; plan.again() { // it has served since then, and goes back to the same
 		s.Since, s.Before, s.Earlier, s.Watches, s.Breach, s.Passed = b.Since, b.Before, b.Earlier, b.Watches, b.Breach, b.Passed
 	}

@@ -1,6 +1,7 @@
 package release
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -19,13 +20,26 @@ import (
 	"isle/internal/spec"
 )
 
-// A Watch says for how long and by what a stage is watched since it was switched
-// to the release that it points at. It is as the policy was then.
+// A Watch says for how long and by what a stage is watched since it serves the
+// release that it points at. It is as the policy was when that was promoted.
 type Watch struct {
-	Rule   string    `json:"rule"` // where the policy said so
-	Until  time.Time `json:"until"`
+	Rule string        `json:"rule"`          // where the policy said so
+	For  time.Duration `json:"for,omitempty"` // once it serves
+	// From and Until are when it is watched; zero: it was promoted to where nothing
+	// ran, and is watched from its launch.
+	From   time.Time `json:"from,omitzero"`
+	Until  time.Time `json:"until,omitzero"`
 	Errors float64   `json:"errors"` // the share of answers that may be of 500 and more; 1: any
 	Health bool      `json:"health,omitempty"`
+}
+
+// pending reports whether a watch begins with the first launch.
+func (w Watch) pending() bool { return w.Until.IsZero() }
+
+// begun is a watch from now on.
+func (w Watch) begun(now time.Time) Watch {
+	w.From, w.Until = now.UTC(), now.UTC().Add(w.For)
+	return w
 }
 
 // String is what is watched for, for people.
@@ -47,12 +61,18 @@ func percent(share float64) string {
 	return strconv.FormatFloat(math.Round(share*1e6)/1e4, 'f', -1, 64) + "%"
 }
 
-// WatchesOf are the watches that gates ask for, of what serves from now on.
+// WatchesOf are the watches that gates ask for: of what serves from now on, or the
+// zero time of what is to be launched.
 func WatchesOf(gates []policy.Gate, now time.Time) (out []Watch) {
 	for _, g := range gates {
-		if g.Watch.For > 0 {
-			out = append(out, Watch{Rule: g.String(), Until: now.UTC().Add(g.Watch.For), Errors: g.Watch.Errors, Health: g.Watch.Health})
+		if g.Watch.For == 0 {
+			continue
 		}
+		w := Watch{Rule: g.String(), For: g.Watch.For, Errors: g.Watch.Errors, Health: g.Watch.Health}
+		if !now.IsZero() {
+			w = w.begun(now)
+		}
+		out = append(out, w)
 	}
 	return out
 }
@@ -171,6 +191,9 @@ func (w *Watcher) Look(ctx context.Context) {
 	now := w.cfg.Now()
 	watched := map[stageKey]bool{}
 	for _, s := range w.cfg.Releases.StagesOf("") {
+		if slices.ContainsFunc(s.Watches, Watch.pending) {
+			s = w.begin(ctx, s, now)
+		}
 		active := slices.DeleteFunc(slices.Clone(s.Watches), func(x Watch) bool { return !now.Before(x.Until) })
 		if len(active) == 0 {
 			continue
@@ -187,6 +210,26 @@ func (w *Watcher) Look(ctx context.Context) {
 			delete(w.seen, key)
 		}
 	}
+}
+
+// begin has a stage watched from now on whose release serves for the first time
+// since it was promoted. It returns the stage as it is then.
+func (w *Watcher) begin(ctx context.Context, s Stage, now time.Time) Stage {
+	e, err := w.cfg.Environments.Get(ctx, isle.Ref{Name: s.Project, Stage: s.Name})
+	if err != nil || !serves(e, s) || e.Phase != environment.Running && e.Phase != environment.Unhealthy {
+		return s
+	}
+	next, err := w.cfg.Releases.Watched(ctx, watchActor(), s, now)
+	if err != nil { // tried again at once: what is not recorded is not watched
+		w.cfg.Slog.Error("a stage whose release serves for the first time is not watched", "project", s.Project, "stage", s.Name, "err", err)
+		return s
+	}
+	return next
+}
+
+// serves reports whether an environment runs what its stage points at.
+func serves(e environment.Environment, s Stage) bool {
+	return e.Project == s.Project && e.Release == s.Release && e.Desired == environment.WantRunning
 }
 
 // look looks at one stage.
@@ -216,13 +259,13 @@ func (w *Watcher) look(ctx context.Context, s Stage, active []Watch, seen *watch
 func (w *Watcher) breach(ctx context.Context, s Stage, active []Watch, seen *watching, now time.Time) (rule, why string) {
 	ref := isle.Ref{Name: s.Project, Stage: s.Name}
 	e, err := w.cfg.Environments.Get(ctx, ref)
-	if err != nil || e.Project != s.Project || e.Release != s.Release || e.Desired != environment.WantRunning {
+	if err != nil || !serves(e, s) {
 		return "", "" // it was taken down, or something else was launched
 	}
 	whole, recent := w.count(ref, seen, now)
 	for _, x := range active {
 		if x.Health {
-			if why := ill(e, s.Since); why != "" {
+			if why := ill(e, cmp.Or(x.From, s.Since)); why != "" {
 				return x.Rule, why
 			}
 		}
@@ -286,7 +329,11 @@ func (w *Watcher) failed(ctx context.Context, s Stage, rule, why string, seen *w
 	if why == "" { // it does well again by now
 		why = "it did not do as it should"
 	}
-	if err := w.cfg.Releases.GiveUp(ctx, watchActor(), s, rule, why+"; it could not be rolled back: "+err.Error()); err != nil {
+	why += "; it could not be rolled back: " + err.Error()
+	if len(s.Earlier) == 0 {
+		why = strings.TrimSuffix(why, err.Error()) + "nothing was in " + s.Name + " before, and it runs on"
+	}
+	if err := w.cfg.Releases.GiveUp(ctx, watchActor(), s, rule, why); err != nil {
 		log.Error("that could not be recorded", "err", err)
 	}
 }
@@ -325,8 +372,30 @@ func (w *Watcher) roll(ctx context.Context, s Stage, rule, why string) error {
 	return err
 }
 
+// Watched records that a stage is watched from now on.
+func (r *Releases) Watched(ctx context.Context, actor isle.Actor, seen Stage, now time.Time) (Stage, error) {
+	r.shelf.Lock()
+	defer r.shelf.Unlock()
+	s, ok := r.Stage(seen.Project, seen.Name)
+	if !ok || s.Release != seen.Release || !slices.ContainsFunc(s.Watches, Watch.pending) {
+		return s, nil
+	}
+	s.Watches = slices.Clone(s.Watches)
+	e := audit.NewEvent(actor, isle.ActionReleaseWatch, resourceAt(s.Project, s.Name), isle.Allow, "it was launched for the first time since it was promoted")
+	for i, w := range s.Watches {
+		if w.pending() {
+			s.Watches[i] = w.begun(now)
+			e = e.With("until", s.Watches[i].Until.Format(time.RFC3339))
+			e.Rule = w.Rule
+		}
+	}
+	e.Release = s.Release
+	return s, r.point(ctx, s, e)
+}
+
 // GiveUp records that a stage should have been rolled back and was not. It is
-// watched no more.
+// watched no more, and its release is marked as if it had been rolled back from:
+// nothing promotes it on, or here again, before a person has looked at it.
 func (r *Releases) GiveUp(ctx context.Context, actor isle.Actor, seen Stage, rule, why string) error {
 	r.shelf.Lock()
 	defer r.shelf.Unlock()
@@ -335,6 +404,7 @@ func (r *Releases) GiveUp(ctx context.Context, actor isle.Actor, seen Stage, rul
 		return nil
 	}
 	s.Watches, s.Breach = nil, strings.ToValidUTF8(why[:min(len(why), maxBreach)], "")
+	s = s.mark(Mark{s.Release, actor, r.cfg.Now().UTC(), why})
 	e := audit.NewEvent(actor, isle.ActionReleaseRollback, resourceAt(s.Project, s.Name), isle.Allow, why)
 	e.Release, e.Result, e.Rule = s.Release, string(isle.Failed), rule
 	return r.point(ctx, s, e)

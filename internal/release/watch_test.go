@@ -56,7 +56,7 @@ func guard(t *testing.T, watch string) *guarded {
 	g.one, g.two = g.of(0, nil), g.of(1, nil)
 	for _, r := range []Release{g.one, g.two} {
 		seen, _ := g.Stage("shop", "testing")
-		p := Promotion{Project: "shop", To: "testing", Order: []string{"testing"}, Release: string(r.Digest)}
+		p := Promotion{Project: "shop", To: "testing", Order: []string{"testing"}, Release: string(r.Digest), Served: true}
 		if r.Digest == g.two.Digest {
 			p.Watch = compiled(t, "  - {stages: [staging], watch: "+watch+"}")
 		}
@@ -182,5 +182,84 @@ func TestAWatchGivesUpWhatCannotBeAndSaysSo(t *testing.T) {
 	}
 	if s, _ := g.Stage("shop", "testing"); s.Breach != "" {
 		t.Errorf("it stands with what it was rolled back to: %s", s.Breach)
+	}
+}
+
+// first is a stage that was promoted to where nothing runs, and in which nothing
+// was before.
+func first(t *testing.T, watch string) *guarded {
+	t.Helper()
+	g := &guarded{world: newWorld(t, "here"), t: t}
+	g.now = g.config.Now()
+	g.config.Now = func() time.Time { return g.now }
+	g.open()
+	g.one = g.of(0, nil)
+	p := Promotion{Project: "shop", To: "testing", Order: order, Release: string(g.one.Digest), Watch: compiled(t, "  - {stages: [staging], watch: "+watch+"}")}
+	if _, err := g.Promote(t.Context(), alice, p, ""); err != nil {
+		t.Fatal(err)
+	}
+	instance := isle.NewID()
+	g.runs = &running{w: g.world, answers: environment.Answers{Instance: instance}, env: environment.Environment{
+		Instance: instance, Ref: isle.Ref{Name: "shop", Stage: "testing"}, Project: "shop", Release: g.one.Digest, Desired: environment.WantRunning, Phase: environment.Starting,
+		Services: []environment.Service{{Name: "web", Phase: environment.Starting}},
+	}}
+	g.start()
+	return g
+}
+
+func TestAFirstLaunchIsWatchedFromWhenItServes(t *testing.T) {
+	g := first(t, "{for: 1h, errors: 10%, health: true}")
+	if s := g.look(100 * time.Hour); len(s.Watches) != 1 || !s.Watches[0].Until.IsZero() {
+		t.Fatalf("it does not serve yet: %+v", s)
+	}
+	g.runs.env.Phase, g.runs.env.Services[0] = environment.Running, environment.Service{Name: "web", Phase: environment.Running, Restarts: 2, Started: g.now.Add(-time.Second)}
+	s := g.look(0)
+	if !s.Watches[0].Until.Equal(g.now.Add(time.Hour)) {
+		t.Fatalf("%+v", s)
+	}
+	entries := g.store.Entries()
+	if e := entries[len(entries)-1]; e.Action != isle.ActionReleaseWatch || e.Release != g.one.Digest || e.Actor != watchActor() {
+		t.Errorf("%+v", e)
+	}
+	g.start() // the next server goes on
+	if s := g.look(59 * time.Minute); len(s.Marks) != 0 {
+		t.Fatalf("it was started again before it served: %+v", s)
+	}
+
+	// There is nothing to go back to: it runs on, and nothing promotes it.
+	g.answered(100, 11)
+	s = g.look(time.Second)
+	if s = g.look(0); s.Release != g.one.Digest || len(s.Watches) != 0 || len(s.Marks) != 1 || !strings.Contains(s.Breach, "11 of 100 answers failed") || !strings.Contains(s.Breach, "nothing was in testing before, and it runs on") {
+		t.Fatalf("%+v", s)
+	}
+	if len(g.runs.ups) != 0 {
+		t.Error(g.runs.ups)
+	}
+	if _, err := g.promote("staging", ""); code(err) != isle.Refused || !strings.Contains(err.Error(), "did not do as it should in stage testing") {
+		t.Errorf("it goes on to the next stage: %v", err)
+	}
+	if _, err := g.promote("testing", string(g.one.Digest)); code(err) != isle.Refused {
+		t.Errorf("it is promoted again: %v", err)
+	}
+	if s, err := g.Clear(t.Context(), alice, "shop", "testing", string(g.one.Digest)); err != nil || s.Breach != "" {
+		t.Fatal(s, err)
+	}
+	if _, err := g.promote("staging", ""); err != nil {
+		t.Errorf("somebody has looked at it: %v", err)
+	}
+}
+
+func TestALaunchAfterAPromotionToWhereNothingRanIsRolledBack(t *testing.T) {
+	g := first(t, "{for: 1h, errors: 10%}")
+	g.two = g.of(1, nil)
+	p := Promotion{Project: "shop", To: "testing", Order: order, Release: string(g.two.Digest), Watch: compiled(t, "  - {stages: [staging], watch: {for: 1h, errors: 10%}}")}
+	if _, err := g.Promote(t.Context(), alice, p, g.one.Digest); err != nil {
+		t.Fatal(err)
+	}
+	g.runs.env.Release, g.runs.env.Phase = g.two.Digest, environment.Running
+	g.look(0)
+	g.answered(100, 100)
+	if s := g.look(time.Second); s.Release != g.one.Digest || len(s.Marks) != 1 || s.Marks[0].Release != g.two.Digest {
+		t.Errorf("%+v", s)
 	}
 }

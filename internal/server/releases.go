@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 
 	"isle"
 	"isle/internal/api"
@@ -55,7 +56,22 @@ func (r *rooms) runs(d isle.Digest) (names []string) {
 	})
 }
 
-// checkReleases says whether releases can be used.
+// checkReleases says whether releases can be used, and which stages serve what did
+// not do as it should while it was watched.
 func (r *rooms) checkReleases() api.Check {
-	return checkKept("releases", "release", ReleasesPath(r.server.cfg.State), r.releases.Err())
+	c := checkKept("releases", "release", ReleasesPath(r.server.cfg.State), r.releases.Err())
+	if c.State != api.CheckOK {
+		return c
+	}
+	var failed []string
+	for _, s := range r.releases.StagesOf("") {
+		if s.Breach != "" {
+			failed = append(failed, s.Project+"@"+s.Name+": "+s.Breach)
+			c.Remedy = "promote another release there; or, once it is known why: isle release clear " + s.Project + "@" + s.Name + " " + s.Release.Short()
+		}
+	}
+	if len(failed) > 0 {
+		c.State, c.Message = api.CheckWarning, strings.Join(failed[:min(len(failed), maxSaid)], "; ")
+	}
+	return c
 }

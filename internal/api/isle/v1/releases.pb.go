@@ -2521,8 +2521,8 @@ func (x *Stage) GetBreach() string {
 // A Watch says when a stage is rolled back by itself.
 type Watch struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Rule          string                 `protobuf:"bytes,1,opt,name=rule,proto3" json:"rule,omitempty"` // where the policy says so
-	Until         *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=until,proto3" json:"until,omitempty"`
+	Rule          string                 `protobuf:"bytes,1,opt,name=rule,proto3" json:"rule,omitempty"`       // where the policy says so
+	Until         *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=until,proto3" json:"until,omitempty"`     // unset: it begins with the first launch
 	Errors        float64                `protobuf:"fixed64,3,opt,name=errors,proto3" json:"errors,omitempty"` // the share of answers that may fail; 1: any
 	Health        bool                   `protobuf:"varint,4,opt,name=health,proto3" json:"health,omitempty"`  // a service that fails is enough
 	Text          string                 `protobuf:"bytes,5,opt,name=text,proto3" json:"text,omitempty"`       // for people
