@@ -35,8 +35,10 @@ func (s *environments) upRelease(ctx context.Context, m *islev1.UpRequest, strea
 	if err != nil {
 		return err
 	}
-	order := s.Policy.State().Set.Stages()
-	must := s.Policy.State().Set.Protected(ref.Stage) || slices.Index(order, ref.Stage) > 0
+	set := s.Policy.State().Set
+	// Into a stage with something before it nothing comes but by promotion, which
+	// asks that.
+	must := set.Protected(ref.Stage) || slices.Index(set.Stages(), ref.Stage) > 0 || set.Guarded(project, ref.Stage)
 	values, err := s.Releases.At(rel, ref.Stage, must)
 	if err != nil {
 		return err

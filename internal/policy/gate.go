@@ -11,6 +11,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"isle"
 	"isle/internal/problem"
 )
 
@@ -88,6 +89,13 @@ func (s *Set) Gates(project, stage string) (out []Gate) {
 		}
 	}
 	return out
+}
+
+// Guarded reports whether something stands before a promotion of a project to a
+// stage: a gate, or people who have to agree.
+func (s *Set) Guarded(project, stage string) bool {
+	q := Query{Action: isle.ActionReleasePromote, Resource: isle.Resource{Kind: "release", Name: project, Stage: stage}, Project: project}
+	return len(s.Gates(project, stage)) > 0 || len(s.heldBy(q)) > 0
 }
 
 func (r *reader) readGate(n *yaml.Node) Gate {

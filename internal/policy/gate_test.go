@@ -89,3 +89,23 @@ func TestAChangeOfGatesIsShown(t *testing.T) {
 		t.Errorf("a gate that moved is another: %v", got)
 	}
 }
+
+func TestAStageIsGuardedByAGateOrByPeople(t *testing.T) {
+	s := compile(t, `
+gates:
+  - {stages: [production], projects: [shop], fresh: 5m}
+approvals:
+  - {actions: [release:promote], resources: ["release:bank@testing"], approvers: [human:root]}
+  - {actions: [release:promote], resources: ["release:*@staging"], approvers: [human:root], when: {tables: [none]}}
+`)
+	for _, c := range []struct {
+		project, stage string
+		want           bool
+	}{
+		{"shop", "production", true}, {"bank", "production", false}, {"bank", "testing", true}, {"shop", "testing", false}, {"shop", "staging", false},
+	} {
+		if got := s.Guarded(c.project, c.stage); got != c.want {
+			t.Error(c, got)
+		}
+	}
+}

@@ -348,7 +348,7 @@ func (r *Releases) At(rel Release, stage string, must bool) (Values, error) {
 			WithHint("promote it there: isle promote %s --to %s", project, stage)
 	case must:
 		return Values{}, isle.Errorf(isle.Conflict, "nothing was promoted to stage %s of %s", stage, project).
-			WithHint("isle promote %s --to %s, after the stages before it", project, stage)
+			WithHint("isle promote %s --to %s, after the stages before it; the first one is told which: --release %s", project, stage, rel.Digest.Short())
 	}
 	return Values{}, Values{}.enough(rel, stage)
 }
