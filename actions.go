@@ -41,6 +41,7 @@ func Actions() []ActionInfo {
 		{Action: ActionReleaseCreate, Resource: "release", Does: "seal and sign a release of a project: isle release create"},
 		{Action: ActionReleaseRead, Resource: "release", Does: "see a release, verify it, and read how it was built: isle release ls, show, verify, attestation"},
 		{Action: ActionReleaseRemove, Resource: "release", Does: "remove a release that nothing runs: isle release rm"},
+		{Action: ActionReleaseKeep, Resource: "release", Does: "keep a release for a time whatever rules say, or not any more: isle release keep"},
 		{Action: ActionReleaseExport, Resource: "release", Does: "take a release out with its attestations: isle release export"},
 		{Action: ActionReleaseImport, Resource: "release", Does: "take in a release of the project: isle release import"},
 		{Action: ActionReleasePromote, Resource: "release", Does: "point a stage at the release that the stage before it points at: isle promote", Inside: true},

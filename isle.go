@@ -242,6 +242,7 @@ const (
 	ActionReleaseSkip        Action = "release:skip"    // stages, on the way
 	ActionReleaseRollback    Action = "release:rollback"
 	ActionReleaseDrift       Action = "release:drift" // something is not as released
+	ActionReleaseKeep        Action = "release:keep"  // for a time, whatever rules say
 	ActionReleaseWatch       Action = "release:watch" // a stage, from the first launch of what it points at
 	ActionReleaseHistory     Action = "release:history"
 	ActionReleaseClear       Action = "release:clear" // a mark that a rollback has left

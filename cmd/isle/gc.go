@@ -23,7 +23,8 @@ func newGC(a *app) *cobra.Command {
 		Short: "Free what nothing names",
 		Long: `Remove layers and files that no environment and no cached build step names, and
 volumes whose time is over. What is removed and needed again is built again; locked
-packages stay, for a mirror may have dropped them.
+packages stay, for a mirror may have dropped them. So do releases, but those of projects of
+which a rule of the policy says which are kept, that no rule keeps and nothing names.
 
 With --branches: tear down this project's environments whose git branch is gone. That is
 one which the repository has neither as its own nor as one that it last saw at a remote
@@ -75,18 +76,19 @@ func (a *app) collectUnused(ctx context.Context, o gcOptions) error {
 	m := res.Msg
 	if a.output == "json" {
 		return a.json(struct {
-			DryRun  bool  `json:"dry_run"`
-			Layers  int32 `json:"layers"`
-			Blobs   int32 `json:"blobs"`
-			Volumes int32 `json:"volumes"`
-			Warm    int32 `json:"warm"`
-			Freed   int64 `json:"freed"`
-		}{o.dryRun, m.GetLayers(), m.GetBlobs(), m.GetVolumes(), m.GetWarm(), m.GetFreed()})
+			DryRun   bool  `json:"dry_run"`
+			Layers   int32 `json:"layers"`
+			Blobs    int32 `json:"blobs"`
+			Volumes  int32 `json:"volumes"`
+			Warm     int32 `json:"warm"`
+			Releases int32 `json:"releases"`
+			Freed    int64 `json:"freed"`
+		}{o.dryRun, m.GetLayers(), m.GetBlobs(), m.GetVolumes(), m.GetWarm(), m.GetReleases(), m.GetFreed()})
 	}
 	verb := "freed"
 	if o.dryRun {
 		verb = "would free"
 	}
-	fmt.Fprintf(a.stdout, "%s %s: %d layers, %d files, %d volumes, %d ready states\n", verb, bytesText(m.GetFreed()), m.GetLayers(), m.GetBlobs(), m.GetVolumes(), m.GetWarm())
+	fmt.Fprintf(a.stdout, "%s %s: %d layers, %d files, %d volumes, %d ready states, %d releases\n", verb, bytesText(m.GetFreed()), m.GetLayers(), m.GetBlobs(), m.GetVolumes(), m.GetWarm(), m.GetReleases())
 	return nil
 }

@@ -203,7 +203,7 @@ func told(l historyLineJSON) string {
 	if e.Release != "" {
 		what += " release " + e.Release.Short()
 	}
-	for _, k := range []string{"commit", "branch", "before", "replaces", "kind", "service", "gates", "gates_passed_over", "break_glass"} {
+	for _, k := range []string{"commit", "branch", "before", "replaces", "kind", "service", "gates", "gates_passed_over", "break_glass", "reach_changed"} {
 		v := details[k]
 		if d := isle.Digest(v); d.Valid() {
 			v = d.Short()

@@ -27,7 +27,7 @@ stage that points at it, PROJECT@STAGE: equal inputs give an equal release. isle
 		Args: args(0, 0, "a command: create, ls, inspect, verify, attestation, export, import, stages, clear, rm or trust"),
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newReleaseCreate(a), newReleaseLs(a), newReleaseInspect(a), newReleaseVerify(a), newReleaseAttestation(a), newReleaseExport(a), newReleaseImport(a), newReleaseStages(a), newReleaseClear(a), newReleaseRm(a), newReleaseTrust(a))
+	cmd.AddCommand(newReleaseCreate(a), newReleaseLs(a), newReleaseInspect(a), newReleaseVerify(a), newReleaseAttestation(a), newReleaseExport(a), newReleaseImport(a), newReleaseStages(a), newReleaseClear(a), newReleaseKeep(a), newReleaseRm(a), newReleaseTrust(a))
 	return cmd
 }
 
@@ -47,6 +47,7 @@ type releaseJSON struct {
 	Signer       string             `json:"signer"`
 	Trusted      bool               `json:"trusted"`
 	Imported     bool               `json:"imported"`
+	Keep         *time.Time         `json:"keep,omitempty"` // until when somebody keeps it
 	Broken       string             `json:"broken,omitempty"`
 }
 
@@ -68,7 +69,7 @@ func releaseView(r *islev1.Release) releaseJSON {
 	out := releaseJSON{
 		Digest: r.GetDigest(), Project: r.GetProject(), Created: at(r.GetCreated()), Author: r.GetAuthor(), Branch: r.GetBranch(), Commit: r.GetCommit(),
 		Clean: r.GetCommit() != "" && !r.GetDirty(), Isolation: r.GetIsolation(), Images: []releaseImageJSON{}, Doors: r.GetDoors(), Attestations: []attestationJSON{},
-		Signer: r.GetSigner(), Trusted: r.GetTrusted(), Imported: r.GetImported(), Broken: r.GetBroken(),
+		Signer: r.GetSigner(), Trusted: r.GetTrusted(), Imported: r.GetImported(), Keep: at(r.GetKeep()), Broken: r.GetBroken(),
 	}
 	if out.Doors == nil {
 		out.Doors = []string{}

@@ -168,6 +168,7 @@ const (
 type Collected struct {
 	Layers, Blobs, Volumes int
 	Warm                   int   // snapshots of ready states
+	Releases               int   // that nothing names and no rule keeps
 	Freed                  int64 // bytes
 }
 

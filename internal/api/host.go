@@ -42,6 +42,7 @@ func (s *host) Collect(ctx context.Context, req *connect.Request[islev1.CollectR
 	collect := func() error {
 		c, err := s.Host.Collect(ctx, req.Msg.GetDryRun())
 		res.Layers, res.Blobs, res.Volumes, res.Warm, res.Freed = int32(c.Layers), int32(c.Blobs), int32(c.Volumes), int32(c.Warm), c.Freed
+		res.Releases = int32(c.Releases)
 		return err
 	}
 	var err error

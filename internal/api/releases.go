@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"strconv"
+	"time"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -64,6 +65,8 @@ type ReleaseWriter interface {
 	Clear(ctx context.Context, actor isle.Actor, project, stage, name string) (release.Stage, error)
 	Import(ctx context.Context, actor isle.Actor, r io.Reader, allow func(project string) error) (release.Release, error)
 	Remove(ctx context.Context, actor isle.Actor, name string) (isle.Digest, error)
+	// Keep keeps one until a time; the zero time: not any more.
+	Keep(ctx context.Context, actor isle.Actor, name string, until time.Time) (isle.Digest, error)
 	Trust(ctx context.Context, actor isle.Actor, key string) (seal.TrustedKey, error)
 	Distrust(ctx context.Context, actor isle.Actor, key string) (seal.TrustedKey, error)
 }
@@ -101,6 +104,7 @@ func (cfg Config) releaseRules() map[string]rule {
 		// Of which project one is that comes in a file the handler finds out.
 		islev1connect.ReleaseServiceImportReleaseProcedure: always(isle.ActionServerRead),
 		islev1connect.ReleaseServiceRemoveReleaseProcedure: on(isle.ActionReleaseRemove),
+		islev1connect.ReleaseServiceKeepReleaseProcedure:   on(isle.ActionReleaseKeep),
 		islev1connect.ReleaseServicePromoteProcedure:       cfg.asksOfPromote,
 		islev1connect.ReleaseServiceRollbackProcedure:      cfg.asksOfRollback,
 		// Which ones are looked at, of all, the handler finds out.
@@ -245,6 +249,26 @@ func (s *releases) RemoveRelease(ctx context.Context, req *connect.Request[islev
 	return connect.NewResponse(&islev1.RemoveReleaseResponse{Digest: string(d)}), nil
 }
 
+// longestKeep bounds for how long a release is kept by hand.
+const longestKeep = 10 * 365 * 24 * time.Hour
+
+// KeepRelease implements the RPC.
+func (s *releases) KeepRelease(ctx context.Context, req *connect.Request[islev1.KeepReleaseRequest]) (*connect.Response[islev1.KeepReleaseResponse], error) {
+	var until time.Time
+	if span := req.Msg.GetFor(); span != nil {
+		d := span.AsDuration()
+		if d <= 0 || d > longestKeep {
+			return nil, isle.Errorf(isle.Invalid, "a release is kept for %v: want more than 0 and at most %v", d, longestKeep)
+		}
+		until = s.Policy.Now().Add(d)
+	}
+	d, err := s.Releases.Keep(ctx, actorOf(ctx), req.Msg.GetRelease(), until)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&islev1.KeepReleaseResponse{Release: string(d), Until: timestamp(until)}), nil
+}
+
 // GetAttestation implements the RPC.
 func (s *releases) GetAttestation(_ context.Context, req *connect.Request[islev1.GetAttestationRequest], stream *connect.ServerStream[islev1.Chunk]) error {
 	rel, err := s.Releases.Look(req.Msg.GetRelease())
@@ -347,7 +371,7 @@ func (s *releases) message(r release.Release) *islev1.Release {
 func releaseMessage(r release.Release) *islev1.Release {
 	out := &islev1.Release{
 		Digest: string(r.Digest), Project: r.Manifest.Project, Created: timestamppb.New(r.Created), Author: r.By.String(),
-		Branch: r.Source.Branch, Commit: r.Source.Commit, Dirty: r.Source.Dirty, Signer: r.Signer, Trusted: r.Trusted, Imported: r.Imported,
+		Branch: r.Source.Branch, Commit: r.Source.Commit, Dirty: r.Source.Dirty, Signer: r.Signer, Trusted: r.Trusted, Imported: r.Imported, Keep: timestamp(r.Keep),
 		Isolation: r.Manifest.Spec.Isolation, Doors: doorsOf(r.Manifest.Spec),
 	}
 	if r.Broken != nil {

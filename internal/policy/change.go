@@ -57,6 +57,7 @@ func (s *Set) Diff(next *Set, now time.Time) (out []Change) {
 	}
 	out = append(out, s.connectionsTo(next)...)
 	out = append(out, s.gatesTo(next)...)
+	out = append(out, s.keepsTo(next)...)
 	if !slices.Equal(s.stages, next.stages) {
 		out = append(out, Change{"everyone", true, "promotion in the order " + strings.Join(next.stages, ", ") + ", before it was " + strings.Join(s.stages, ", ")})
 	}

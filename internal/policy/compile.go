@@ -27,6 +27,7 @@ type Set struct {
 	approvals   []Approval
 	webhooks    map[string]Webhook
 	gates       []Gate
+	keeps       []Keep
 	protected   []string
 	public      []string // stages whose ports are everybody's
 	stages      []string // in the order of promotion
@@ -198,6 +199,7 @@ func (s *Set) merge(files []File, wrong map[string][]problem.Problem) {
 		s.stages = defaultStages()
 	}
 	s.mergeGates(files, say)
+	s.mergeKeeps(files, say)
 	known := slices.Collect(maps.Keys(s.roles))
 	role := func(at Position, name string) {
 		if _, ok := s.roles[name]; ok || name == "" {

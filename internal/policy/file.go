@@ -35,6 +35,9 @@ func (r *reader) readFile(n *yaml.Node, f *File) {
 		key{name: "gates", read: func(n *yaml.Node) {
 			r.list(n, "a list of gates", func(n *yaml.Node) { f.Gates = append(f.Gates, r.readGate(n)) })
 		}},
+		key{name: "keep", read: func(n *yaml.Node) {
+			r.list(n, "a list of rules of what is kept", func(n *yaml.Node) { f.Keeps = append(f.Keeps, r.readKeep(n)) })
+		}},
 		key{name: "webhooks", read: func(n *yaml.Node) {
 			r.named(n, "webhooks", func(name string, v *yaml.Node) {
 				f.Webhooks = append(f.Webhooks, r.readWebhook(name, v))

@@ -140,6 +140,7 @@ type File struct {
 	Approvals   []Approval
 	Webhooks    []Webhook
 	Gates       []Gate
+	Keeps       []Keep
 	Protected   []string // stages; nil if the document does not speak of them
 	Public      []string // stages whose published ports everybody on the machine may connect to
 	Stages      []string // in the order of promotion; nil if the document does not speak of it

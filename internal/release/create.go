@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"syscall"
+	"time"
 
 	"isle"
 	"isle/internal/audit"
@@ -203,11 +204,19 @@ func (r *Releases) Remove(ctx context.Context, actor isle.Actor, name string) (i
 	if err != nil {
 		return "", err
 	}
+	return r.remove(ctx, actor, d, "")
+}
+
+// remove is Remove of one release; why is for the log.
+func (r *Releases) remove(ctx context.Context, actor isle.Actor, d isle.Digest, why string) (isle.Digest, error) {
 	r.shelf.Lock()
 	defer r.shelf.Unlock()
 	rec, ok := r.record(d)
 	if !ok {
 		return d, isle.Errorf(isle.NotFound, "there is no release %s any more", d.Short())
+	}
+	if r.cfg.Now().Before(rec.Keep) {
+		return d, isle.Errorf(isle.Conflict, "release %s is kept until %s", d.Short(), rec.Keep.Format(time.DateTime)).WithHint("isle release keep %s --off", d.Short())
 	}
 	if on := r.cfg.InUse(d); len(on) > 0 {
 		return d, isle.Errorf(isle.Conflict, "release %s runs in %s", d.Short(), some(on)).WithHint("end that first, or run another release there")
@@ -215,7 +224,7 @@ func (r *Releases) Remove(ctx context.Context, actor isle.Actor, name string) (i
 	if err := r.kept(d); err != nil {
 		return d, err
 	}
-	e := audit.NewEvent(actor, isle.ActionReleaseRemove, resourceOf(rec.Project), isle.Allow, "")
+	e := audit.NewEvent(actor, isle.ActionReleaseRemove, resourceOf(rec.Project), isle.Allow, why)
 	e.Release = d
 	if err := r.shelf.Change(ctx, nil, []string{keyRelease + d.Hex()}, e); err != nil {
 		return d, err

@@ -76,6 +76,8 @@ type Release struct {
 	Signer       string // the name of the key
 	Trusted      bool   // it is signed by a key that this server trusts
 	Imported     bool   // it came in a file
+	// Keep is until when somebody keeps it, whatever rules say; zero: nobody does.
+	Keep time.Time
 	// Broken is why a listed release cannot be used; nil where nothing is known
 	// to be wrong.
 	Broken error

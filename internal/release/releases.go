@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -53,6 +54,8 @@ type record struct {
 	Imported bool        `json:"imported,omitempty"`
 	// Attestations are those beside it, the first one first.
 	Attestations []Attestation `json:"attestations"`
+	// Keep is until when somebody keeps it; zero: nobody does.
+	Keep time.Time `json:"keep,omitzero"`
 }
 
 // Open reads the releases, and takes away what was half made or half removed when
@@ -127,7 +130,7 @@ func (r *Releases) view(d isle.Digest) (Release, error) {
 	r.mu.RLock()
 	rec, ok := r.known[d]
 	r.mu.RUnlock()
-	out := Release{Digest: d, Created: rec.Created, By: rec.By, Source: rec.Source, Attestations: rec.Attestations, Imported: rec.Imported}
+	out := Release{Digest: d, Created: rec.Created, By: rec.By, Source: rec.Source, Attestations: rec.Attestations, Imported: rec.Imported, Keep: rec.Keep}
 	if !ok {
 		return out, isle.Errorf(isle.NotFound, "there is no release %s", d.Short())
 	}
@@ -166,9 +169,12 @@ func (r *Releases) digests() []isle.Digest {
 	return seal.ByTime(r.known, func(rec record) time.Time { return rec.Created })
 }
 
-// Images calls use with each image that a release needs.
-func (r *Releases) Images(use func(image.Image)) {
+// Images calls use with each image that a release needs, but for some.
+func (r *Releases) Images(but []isle.Digest, use func(image.Image)) {
 	for _, d := range r.digests() {
+		if slices.Contains(but, d) {
+			continue
+		}
 		m, _, err := r.read(d)
 		if err != nil {
 			continue // it cannot be used, whatever is kept

@@ -368,6 +368,15 @@ func (r *rooms) Collect(ctx context.Context, dryRun bool) (api.Collected, error)
 	if err != nil {
 		return api.Collected{}, err
 	}
+	stale := r.releases.Stale(r.policy.State().Set.Keeps)
+	removed := len(stale)
+	if !dryRun {
+		actor, _ := api.ActorFrom(ctx)
+		if removed, err = r.releases.Collect(ctx, actor, stale); err != nil {
+			return api.Collected{}, err
+		}
+		stale = nil // those that something names by now stay
+	}
 	images, volumes := r.manager.InUse(ctx)
 	used := map[isle.Digest]bool{}
 	for _, m := range images {
@@ -375,7 +384,7 @@ func (r *rooms) Collect(ctx context.Context, dryRun bool) (api.Collected, error)
 			used[l.Digest] = true
 		}
 	}
-	r.releases.Images(func(m image.Image) {
+	r.releases.Images(stale, func(m image.Image) {
 		for _, l := range m.Layers {
 			used[l.Digest] = true
 		}
@@ -385,7 +394,7 @@ func (r *rooms) Collect(ctx context.Context, dryRun bool) (api.Collected, error)
 	if err != nil {
 		return api.Collected{}, err
 	}
-	out := api.Collected{Layers: c.Layers, Blobs: c.Blobs, Freed: c.Bytes + warm.Bytes, Warm: warm.Count}
+	out := api.Collected{Layers: c.Layers, Blobs: c.Blobs, Freed: c.Bytes + warm.Bytes, Warm: warm.Count, Releases: removed}
 	if !dryRun {
 		r.builder.Prune()
 	}

@@ -41,6 +41,7 @@ type Release struct {
 	Attestations  []*Attestation         `protobuf:"bytes,14,rep,name=attestations,proto3" json:"attestations,omitempty"`
 	Manifest      []byte                 `protobuf:"bytes,15,opt,name=manifest,proto3" json:"manifest,omitempty"` // of Get: the bytes that the digest is of
 	Stages        []string               `protobuf:"bytes,17,rep,name=stages,proto3" json:"stages,omitempty"`     // that point at it
+	Keep          *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=keep,proto3" json:"keep,omitempty"`         // until when somebody keeps it; unset: nobody does
 	Broken        string                 `protobuf:"bytes,16,opt,name=broken,proto3" json:"broken,omitempty"`     // why it cannot be used; empty if nothing is known to be wrong
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -184,6 +185,13 @@ func (x *Release) GetManifest() []byte {
 func (x *Release) GetStages() []string {
 	if x != nil {
 		return x.Stages
+	}
+	return nil
+}
+
+func (x *Release) GetKeep() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Keep
 	}
 	return nil
 }
@@ -2205,6 +2213,110 @@ func (x *Drifted) GetDetail() string {
 	return ""
 }
 
+type KeepReleaseRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Release       string                 `protobuf:"bytes,1,opt,name=release,proto3" json:"release,omitempty"`
+	For           *durationpb.Duration   `protobuf:"bytes,2,opt,name=for,proto3" json:"for,omitempty"` // unset: it is not kept any more
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeepReleaseRequest) Reset() {
+	*x = KeepReleaseRequest{}
+	mi := &file_isle_v1_releases_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeepReleaseRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeepReleaseRequest) ProtoMessage() {}
+
+func (x *KeepReleaseRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_releases_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeepReleaseRequest.ProtoReflect.Descriptor instead.
+func (*KeepReleaseRequest) Descriptor() ([]byte, []int) {
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *KeepReleaseRequest) GetRelease() string {
+	if x != nil {
+		return x.Release
+	}
+	return ""
+}
+
+func (x *KeepReleaseRequest) GetFor() *durationpb.Duration {
+	if x != nil {
+		return x.For
+	}
+	return nil
+}
+
+type KeepReleaseResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Release       string                 `protobuf:"bytes,1,opt,name=release,proto3" json:"release,omitempty"` // its digest
+	Until         *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=until,proto3" json:"until,omitempty"`     // unset: it is not kept
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeepReleaseResponse) Reset() {
+	*x = KeepReleaseResponse{}
+	mi := &file_isle_v1_releases_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeepReleaseResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeepReleaseResponse) ProtoMessage() {}
+
+func (x *KeepReleaseResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_isle_v1_releases_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeepReleaseResponse.ProtoReflect.Descriptor instead.
+func (*KeepReleaseResponse) Descriptor() ([]byte, []int) {
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *KeepReleaseResponse) GetRelease() string {
+	if x != nil {
+		return x.Release
+	}
+	return ""
+}
+
+func (x *KeepReleaseResponse) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
 type ClearReleaseRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Project       string                 `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"`
@@ -2216,7 +2328,7 @@ type ClearReleaseRequest struct {
 
 func (x *ClearReleaseRequest) Reset() {
 	*x = ClearReleaseRequest{}
-	mi := &file_isle_v1_releases_proto_msgTypes[30]
+	mi := &file_isle_v1_releases_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2228,7 +2340,7 @@ func (x *ClearReleaseRequest) String() string {
 func (*ClearReleaseRequest) ProtoMessage() {}
 
 func (x *ClearReleaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[30]
+	mi := &file_isle_v1_releases_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2241,7 +2353,7 @@ func (x *ClearReleaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClearReleaseRequest.ProtoReflect.Descriptor instead.
 func (*ClearReleaseRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{30}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ClearReleaseRequest) GetProject() string {
@@ -2274,7 +2386,7 @@ type ClearReleaseResponse struct {
 
 func (x *ClearReleaseResponse) Reset() {
 	*x = ClearReleaseResponse{}
-	mi := &file_isle_v1_releases_proto_msgTypes[31]
+	mi := &file_isle_v1_releases_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2286,7 +2398,7 @@ func (x *ClearReleaseResponse) String() string {
 func (*ClearReleaseResponse) ProtoMessage() {}
 
 func (x *ClearReleaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[31]
+	mi := &file_isle_v1_releases_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2299,7 +2411,7 @@ func (x *ClearReleaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClearReleaseResponse.ProtoReflect.Descriptor instead.
 func (*ClearReleaseResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{31}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ClearReleaseResponse) GetRelease() string {
@@ -2322,7 +2434,7 @@ type Mark struct {
 
 func (x *Mark) Reset() {
 	*x = Mark{}
-	mi := &file_isle_v1_releases_proto_msgTypes[32]
+	mi := &file_isle_v1_releases_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2334,7 +2446,7 @@ func (x *Mark) String() string {
 func (*Mark) ProtoMessage() {}
 
 func (x *Mark) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[32]
+	mi := &file_isle_v1_releases_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2347,7 +2459,7 @@ func (x *Mark) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mark.ProtoReflect.Descriptor instead.
 func (*Mark) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{32}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Mark) GetRelease() string {
@@ -2399,7 +2511,7 @@ type Stage struct {
 
 func (x *Stage) Reset() {
 	*x = Stage{}
-	mi := &file_isle_v1_releases_proto_msgTypes[33]
+	mi := &file_isle_v1_releases_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2411,7 +2523,7 @@ func (x *Stage) String() string {
 func (*Stage) ProtoMessage() {}
 
 func (x *Stage) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[33]
+	mi := &file_isle_v1_releases_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2424,7 +2536,7 @@ func (x *Stage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stage.ProtoReflect.Descriptor instead.
 func (*Stage) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{33}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Stage) GetProject() string {
@@ -2532,7 +2644,7 @@ type Watch struct {
 
 func (x *Watch) Reset() {
 	*x = Watch{}
-	mi := &file_isle_v1_releases_proto_msgTypes[34]
+	mi := &file_isle_v1_releases_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2544,7 +2656,7 @@ func (x *Watch) String() string {
 func (*Watch) ProtoMessage() {}
 
 func (x *Watch) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[34]
+	mi := &file_isle_v1_releases_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2557,7 +2669,7 @@ func (x *Watch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Watch.ProtoReflect.Descriptor instead.
 func (*Watch) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{34}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Watch) GetRule() string {
@@ -2604,7 +2716,7 @@ type ListStagesRequest struct {
 
 func (x *ListStagesRequest) Reset() {
 	*x = ListStagesRequest{}
-	mi := &file_isle_v1_releases_proto_msgTypes[35]
+	mi := &file_isle_v1_releases_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2616,7 +2728,7 @@ func (x *ListStagesRequest) String() string {
 func (*ListStagesRequest) ProtoMessage() {}
 
 func (x *ListStagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[35]
+	mi := &file_isle_v1_releases_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2629,7 +2741,7 @@ func (x *ListStagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStagesRequest.ProtoReflect.Descriptor instead.
 func (*ListStagesRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{35}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListStagesRequest) GetProject() string {
@@ -2649,7 +2761,7 @@ type ListStagesResponse struct {
 
 func (x *ListStagesResponse) Reset() {
 	*x = ListStagesResponse{}
-	mi := &file_isle_v1_releases_proto_msgTypes[36]
+	mi := &file_isle_v1_releases_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2661,7 +2773,7 @@ func (x *ListStagesResponse) String() string {
 func (*ListStagesResponse) ProtoMessage() {}
 
 func (x *ListStagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[36]
+	mi := &file_isle_v1_releases_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2674,7 +2786,7 @@ func (x *ListStagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStagesResponse.ProtoReflect.Descriptor instead.
 func (*ListStagesResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{36}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ListStagesResponse) GetStages() []*Stage {
@@ -2702,7 +2814,7 @@ type ReleaseKey struct {
 
 func (x *ReleaseKey) Reset() {
 	*x = ReleaseKey{}
-	mi := &file_isle_v1_releases_proto_msgTypes[37]
+	mi := &file_isle_v1_releases_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2714,7 +2826,7 @@ func (x *ReleaseKey) String() string {
 func (*ReleaseKey) ProtoMessage() {}
 
 func (x *ReleaseKey) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[37]
+	mi := &file_isle_v1_releases_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2727,7 +2839,7 @@ func (x *ReleaseKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseKey.ProtoReflect.Descriptor instead.
 func (*ReleaseKey) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{37}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ReleaseKey) GetName() string {
@@ -2759,7 +2871,7 @@ type ListReleaseKeysRequest struct {
 
 func (x *ListReleaseKeysRequest) Reset() {
 	*x = ListReleaseKeysRequest{}
-	mi := &file_isle_v1_releases_proto_msgTypes[38]
+	mi := &file_isle_v1_releases_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2771,7 +2883,7 @@ func (x *ListReleaseKeysRequest) String() string {
 func (*ListReleaseKeysRequest) ProtoMessage() {}
 
 func (x *ListReleaseKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[38]
+	mi := &file_isle_v1_releases_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2784,7 +2896,7 @@ func (x *ListReleaseKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReleaseKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListReleaseKeysRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{38}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{40}
 }
 
 type ListReleaseKeysResponse struct {
@@ -2796,7 +2908,7 @@ type ListReleaseKeysResponse struct {
 
 func (x *ListReleaseKeysResponse) Reset() {
 	*x = ListReleaseKeysResponse{}
-	mi := &file_isle_v1_releases_proto_msgTypes[39]
+	mi := &file_isle_v1_releases_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2808,7 +2920,7 @@ func (x *ListReleaseKeysResponse) String() string {
 func (*ListReleaseKeysResponse) ProtoMessage() {}
 
 func (x *ListReleaseKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[39]
+	mi := &file_isle_v1_releases_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2821,7 +2933,7 @@ func (x *ListReleaseKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReleaseKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListReleaseKeysResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{39}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListReleaseKeysResponse) GetKeys() []*ReleaseKey {
@@ -2841,7 +2953,7 @@ type TrustReleaseKeyRequest struct {
 
 func (x *TrustReleaseKeyRequest) Reset() {
 	*x = TrustReleaseKeyRequest{}
-	mi := &file_isle_v1_releases_proto_msgTypes[40]
+	mi := &file_isle_v1_releases_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2853,7 +2965,7 @@ func (x *TrustReleaseKeyRequest) String() string {
 func (*TrustReleaseKeyRequest) ProtoMessage() {}
 
 func (x *TrustReleaseKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[40]
+	mi := &file_isle_v1_releases_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2866,7 +2978,7 @@ func (x *TrustReleaseKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustReleaseKeyRequest.ProtoReflect.Descriptor instead.
 func (*TrustReleaseKeyRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{40}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *TrustReleaseKeyRequest) GetKey() string {
@@ -2892,7 +3004,7 @@ type TrustReleaseKeyResponse struct {
 
 func (x *TrustReleaseKeyResponse) Reset() {
 	*x = TrustReleaseKeyResponse{}
-	mi := &file_isle_v1_releases_proto_msgTypes[41]
+	mi := &file_isle_v1_releases_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2904,7 +3016,7 @@ func (x *TrustReleaseKeyResponse) String() string {
 func (*TrustReleaseKeyResponse) ProtoMessage() {}
 
 func (x *TrustReleaseKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[41]
+	mi := &file_isle_v1_releases_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2917,7 +3029,7 @@ func (x *TrustReleaseKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustReleaseKeyResponse.ProtoReflect.Descriptor instead.
 func (*TrustReleaseKeyResponse) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{41}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *TrustReleaseKeyResponse) GetKey() *ReleaseKey {
@@ -2939,7 +3051,7 @@ type HistoryRequest struct {
 
 func (x *HistoryRequest) Reset() {
 	*x = HistoryRequest{}
-	mi := &file_isle_v1_releases_proto_msgTypes[42]
+	mi := &file_isle_v1_releases_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2951,7 +3063,7 @@ func (x *HistoryRequest) String() string {
 func (*HistoryRequest) ProtoMessage() {}
 
 func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[42]
+	mi := &file_isle_v1_releases_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2964,7 +3076,7 @@ func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryRequest.ProtoReflect.Descriptor instead.
 func (*HistoryRequest) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{42}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *HistoryRequest) GetOf() string {
@@ -3009,7 +3121,7 @@ type HistoryEvent struct {
 
 func (x *HistoryEvent) Reset() {
 	*x = HistoryEvent{}
-	mi := &file_isle_v1_releases_proto_msgTypes[43]
+	mi := &file_isle_v1_releases_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3021,7 +3133,7 @@ func (x *HistoryEvent) String() string {
 func (*HistoryEvent) ProtoMessage() {}
 
 func (x *HistoryEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[43]
+	mi := &file_isle_v1_releases_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3034,7 +3146,7 @@ func (x *HistoryEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryEvent.ProtoReflect.Descriptor instead.
 func (*HistoryEvent) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{43}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *HistoryEvent) GetEvent() isHistoryEvent_Event {
@@ -3110,7 +3222,7 @@ type HistoryHead struct {
 
 func (x *HistoryHead) Reset() {
 	*x = HistoryHead{}
-	mi := &file_isle_v1_releases_proto_msgTypes[44]
+	mi := &file_isle_v1_releases_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3122,7 +3234,7 @@ func (x *HistoryHead) String() string {
 func (*HistoryHead) ProtoMessage() {}
 
 func (x *HistoryHead) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[44]
+	mi := &file_isle_v1_releases_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3135,7 +3247,7 @@ func (x *HistoryHead) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryHead.ProtoReflect.Descriptor instead.
 func (*HistoryHead) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{44}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *HistoryHead) GetKind() string {
@@ -3217,7 +3329,7 @@ type HistoryRun struct {
 
 func (x *HistoryRun) Reset() {
 	*x = HistoryRun{}
-	mi := &file_isle_v1_releases_proto_msgTypes[45]
+	mi := &file_isle_v1_releases_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3229,7 +3341,7 @@ func (x *HistoryRun) String() string {
 func (*HistoryRun) ProtoMessage() {}
 
 func (x *HistoryRun) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[45]
+	mi := &file_isle_v1_releases_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3242,7 +3354,7 @@ func (x *HistoryRun) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryRun.ProtoReflect.Descriptor instead.
 func (*HistoryRun) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{45}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *HistoryRun) GetEnvironment() string {
@@ -3304,7 +3416,7 @@ type HistoryLine struct {
 
 func (x *HistoryLine) Reset() {
 	*x = HistoryLine{}
-	mi := &file_isle_v1_releases_proto_msgTypes[46]
+	mi := &file_isle_v1_releases_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3316,7 +3428,7 @@ func (x *HistoryLine) String() string {
 func (*HistoryLine) ProtoMessage() {}
 
 func (x *HistoryLine) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[46]
+	mi := &file_isle_v1_releases_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3329,7 +3441,7 @@ func (x *HistoryLine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryLine.ProtoReflect.Descriptor instead.
 func (*HistoryLine) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{46}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *HistoryLine) GetEntry() *HistoryEntry {
@@ -3357,7 +3469,7 @@ type HistoryEntry struct {
 
 func (x *HistoryEntry) Reset() {
 	*x = HistoryEntry{}
-	mi := &file_isle_v1_releases_proto_msgTypes[47]
+	mi := &file_isle_v1_releases_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3369,7 +3481,7 @@ func (x *HistoryEntry) String() string {
 func (*HistoryEntry) ProtoMessage() {}
 
 func (x *HistoryEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[47]
+	mi := &file_isle_v1_releases_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3382,7 +3494,7 @@ func (x *HistoryEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryEntry.ProtoReflect.Descriptor instead.
 func (*HistoryEntry) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{47}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *HistoryEntry) GetSequence() uint64 {
@@ -3416,7 +3528,7 @@ type HistoryRelease struct {
 
 func (x *HistoryRelease) Reset() {
 	*x = HistoryRelease{}
-	mi := &file_isle_v1_releases_proto_msgTypes[48]
+	mi := &file_isle_v1_releases_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3428,7 +3540,7 @@ func (x *HistoryRelease) String() string {
 func (*HistoryRelease) ProtoMessage() {}
 
 func (x *HistoryRelease) ProtoReflect() protoreflect.Message {
-	mi := &file_isle_v1_releases_proto_msgTypes[48]
+	mi := &file_isle_v1_releases_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3441,7 +3553,7 @@ func (x *HistoryRelease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryRelease.ProtoReflect.Descriptor instead.
 func (*HistoryRelease) Descriptor() ([]byte, []int) {
-	return file_isle_v1_releases_proto_rawDescGZIP(), []int{48}
+	return file_isle_v1_releases_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *HistoryRelease) GetDigest() string {
@@ -3462,7 +3574,7 @@ var File_isle_v1_releases_proto protoreflect.FileDescriptor
 
 const file_isle_v1_releases_proto_rawDesc = "" +
 	"\n" +
-	"\x16isle/v1/releases.proto\x12\aisle.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19isle/v1/environment.proto\x1a\x17isle/v1/snapshots.proto\"\x86\x04\n" +
+	"\x16isle/v1/releases.proto\x12\aisle.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19isle/v1/environment.proto\x1a\x17isle/v1/snapshots.proto\"\xb6\x04\n" +
 	"\aRelease\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x18\n" +
 	"\aproject\x18\x02 \x01(\tR\aproject\x124\n" +
@@ -3480,7 +3592,8 @@ const file_isle_v1_releases_proto_rawDesc = "" +
 	"\x05doors\x18\r \x03(\tR\x05doors\x128\n" +
 	"\fattestations\x18\x0e \x03(\v2\x14.isle.v1.AttestationR\fattestations\x12\x1a\n" +
 	"\bmanifest\x18\x0f \x01(\fR\bmanifest\x12\x16\n" +
-	"\x06stages\x18\x11 \x03(\tR\x06stages\x12\x16\n" +
+	"\x06stages\x18\x11 \x03(\tR\x06stages\x12.\n" +
+	"\x04keep\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\x04keep\x12\x16\n" +
 	"\x06broken\x18\x10 \x01(\tR\x06broken\"T\n" +
 	"\fReleaseImage\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x16\n" +
@@ -3631,7 +3744,13 @@ const file_isle_v1_releases_proto_rawDesc = "" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n" +
 	"\aservice\x18\x02 \x01(\tR\aservice\x12\x18\n" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x12\x16\n" +
-	"\x06detail\x18\x04 \x01(\tR\x06detail\"_\n" +
+	"\x06detail\x18\x04 \x01(\tR\x06detail\"[\n" +
+	"\x12KeepReleaseRequest\x12\x18\n" +
+	"\arelease\x18\x01 \x01(\tR\arelease\x12+\n" +
+	"\x03for\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03for\"a\n" +
+	"\x13KeepReleaseResponse\x12\x18\n" +
+	"\arelease\x18\x01 \x01(\tR\arelease\x120\n" +
+	"\x05until\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"_\n" +
 	"\x13ClearReleaseRequest\x12\x18\n" +
 	"\aproject\x18\x01 \x01(\tR\aproject\x12\x14\n" +
 	"\x05stage\x18\x02 \x01(\tR\x05stage\x12\x18\n" +
@@ -3724,7 +3843,7 @@ const file_isle_v1_releases_proto_rawDesc = "" +
 	"\x04path\x18\x03 \x03(\fR\x04path\"<\n" +
 	"\x0eHistoryRelease\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x12\n" +
-	"\x04data\x18\x02 \x01(\fR\x04data2\x8d\t\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data2\xd7\t\n" +
 	"\x0eReleaseService\x12M\n" +
 	"\rCreateRelease\x12\x1d.isle.v1.CreateReleaseRequest\x1a\x1b.isle.v1.CreateReleaseEvent0\x01\x12K\n" +
 	"\fListReleases\x12\x1c.isle.v1.ListReleasesRequest\x1a\x1d.isle.v1.ListReleasesResponse\x12E\n" +
@@ -3738,7 +3857,8 @@ const file_isle_v1_releases_proto_rawDesc = "" +
 	"\aPromote\x12\x17.isle.v1.PromoteRequest\x1a\x15.isle.v1.PromoteEvent0\x01\x12>\n" +
 	"\bRollback\x12\x18.isle.v1.RollbackRequest\x1a\x16.isle.v1.RollbackEvent0\x01\x126\n" +
 	"\x05Drift\x12\x15.isle.v1.DriftRequest\x1a\x16.isle.v1.DriftResponse\x12;\n" +
-	"\aHistory\x12\x17.isle.v1.HistoryRequest\x1a\x15.isle.v1.HistoryEvent0\x01\x12K\n" +
+	"\aHistory\x12\x17.isle.v1.HistoryRequest\x1a\x15.isle.v1.HistoryEvent0\x01\x12H\n" +
+	"\vKeepRelease\x12\x1b.isle.v1.KeepReleaseRequest\x1a\x1c.isle.v1.KeepReleaseResponse\x12K\n" +
 	"\fClearRelease\x12\x1c.isle.v1.ClearReleaseRequest\x1a\x1d.isle.v1.ClearReleaseResponse\x12E\n" +
 	"\n" +
 	"ListStages\x12\x1a.isle.v1.ListStagesRequest\x1a\x1b.isle.v1.ListStagesResponse\x12T\n" +
@@ -3757,7 +3877,7 @@ func file_isle_v1_releases_proto_rawDescGZIP() []byte {
 	return file_isle_v1_releases_proto_rawDescData
 }
 
-var file_isle_v1_releases_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
+var file_isle_v1_releases_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
 var file_isle_v1_releases_proto_goTypes = []any{
 	(*Release)(nil),                 // 0: isle.v1.Release
 	(*ReleaseImage)(nil),            // 1: isle.v1.ReleaseImage
@@ -3789,121 +3909,128 @@ var file_isle_v1_releases_proto_goTypes = []any{
 	(*Equal)(nil),                   // 27: isle.v1.Equal
 	(*Checked)(nil),                 // 28: isle.v1.Checked
 	(*Drifted)(nil),                 // 29: isle.v1.Drifted
-	(*ClearReleaseRequest)(nil),     // 30: isle.v1.ClearReleaseRequest
-	(*ClearReleaseResponse)(nil),    // 31: isle.v1.ClearReleaseResponse
-	(*Mark)(nil),                    // 32: isle.v1.Mark
-	(*Stage)(nil),                   // 33: isle.v1.Stage
-	(*Watch)(nil),                   // 34: isle.v1.Watch
-	(*ListStagesRequest)(nil),       // 35: isle.v1.ListStagesRequest
-	(*ListStagesResponse)(nil),      // 36: isle.v1.ListStagesResponse
-	(*ReleaseKey)(nil),              // 37: isle.v1.ReleaseKey
-	(*ListReleaseKeysRequest)(nil),  // 38: isle.v1.ListReleaseKeysRequest
-	(*ListReleaseKeysResponse)(nil), // 39: isle.v1.ListReleaseKeysResponse
-	(*TrustReleaseKeyRequest)(nil),  // 40: isle.v1.TrustReleaseKeyRequest
-	(*TrustReleaseKeyResponse)(nil), // 41: isle.v1.TrustReleaseKeyResponse
-	(*HistoryRequest)(nil),          // 42: isle.v1.HistoryRequest
-	(*HistoryEvent)(nil),            // 43: isle.v1.HistoryEvent
-	(*HistoryHead)(nil),             // 44: isle.v1.HistoryHead
-	(*HistoryRun)(nil),              // 45: isle.v1.HistoryRun
-	(*HistoryLine)(nil),             // 46: isle.v1.HistoryLine
-	(*HistoryEntry)(nil),            // 47: isle.v1.HistoryEntry
-	(*HistoryRelease)(nil),          // 48: isle.v1.HistoryRelease
-	(*timestamppb.Timestamp)(nil),   // 49: google.protobuf.Timestamp
-	(*Source)(nil),                  // 50: isle.v1.Source
-	(*ProgressEvent)(nil),           // 51: isle.v1.ProgressEvent
-	(*Need)(nil),                    // 52: isle.v1.Need
-	(*PackageChange)(nil),           // 53: isle.v1.PackageChange
-	(*SettingChange)(nil),           // 54: isle.v1.SettingChange
-	(*ImageDifference)(nil),         // 55: isle.v1.ImageDifference
-	(*durationpb.Duration)(nil),     // 56: google.protobuf.Duration
-	(*Chunk)(nil),                   // 57: isle.v1.Chunk
+	(*KeepReleaseRequest)(nil),      // 30: isle.v1.KeepReleaseRequest
+	(*KeepReleaseResponse)(nil),     // 31: isle.v1.KeepReleaseResponse
+	(*ClearReleaseRequest)(nil),     // 32: isle.v1.ClearReleaseRequest
+	(*ClearReleaseResponse)(nil),    // 33: isle.v1.ClearReleaseResponse
+	(*Mark)(nil),                    // 34: isle.v1.Mark
+	(*Stage)(nil),                   // 35: isle.v1.Stage
+	(*Watch)(nil),                   // 36: isle.v1.Watch
+	(*ListStagesRequest)(nil),       // 37: isle.v1.ListStagesRequest
+	(*ListStagesResponse)(nil),      // 38: isle.v1.ListStagesResponse
+	(*ReleaseKey)(nil),              // 39: isle.v1.ReleaseKey
+	(*ListReleaseKeysRequest)(nil),  // 40: isle.v1.ListReleaseKeysRequest
+	(*ListReleaseKeysResponse)(nil), // 41: isle.v1.ListReleaseKeysResponse
+	(*TrustReleaseKeyRequest)(nil),  // 42: isle.v1.TrustReleaseKeyRequest
+	(*TrustReleaseKeyResponse)(nil), // 43: isle.v1.TrustReleaseKeyResponse
+	(*HistoryRequest)(nil),          // 44: isle.v1.HistoryRequest
+	(*HistoryEvent)(nil),            // 45: isle.v1.HistoryEvent
+	(*HistoryHead)(nil),             // 46: isle.v1.HistoryHead
+	(*HistoryRun)(nil),              // 47: isle.v1.HistoryRun
+	(*HistoryLine)(nil),             // 48: isle.v1.HistoryLine
+	(*HistoryEntry)(nil),            // 49: isle.v1.HistoryEntry
+	(*HistoryRelease)(nil),          // 50: isle.v1.HistoryRelease
+	(*timestamppb.Timestamp)(nil),   // 51: google.protobuf.Timestamp
+	(*Source)(nil),                  // 52: isle.v1.Source
+	(*ProgressEvent)(nil),           // 53: isle.v1.ProgressEvent
+	(*Need)(nil),                    // 54: isle.v1.Need
+	(*PackageChange)(nil),           // 55: isle.v1.PackageChange
+	(*SettingChange)(nil),           // 56: isle.v1.SettingChange
+	(*ImageDifference)(nil),         // 57: isle.v1.ImageDifference
+	(*durationpb.Duration)(nil),     // 58: google.protobuf.Duration
+	(*Chunk)(nil),                   // 59: isle.v1.Chunk
 }
 var file_isle_v1_releases_proto_depIdxs = []int32{
-	49, // 0: isle.v1.Release.created:type_name -> google.protobuf.Timestamp
+	51, // 0: isle.v1.Release.created:type_name -> google.protobuf.Timestamp
 	1,  // 1: isle.v1.Release.images:type_name -> isle.v1.ReleaseImage
 	2,  // 2: isle.v1.Release.attestations:type_name -> isle.v1.Attestation
-	49, // 3: isle.v1.Attestation.added:type_name -> google.protobuf.Timestamp
-	50, // 4: isle.v1.CreateReleaseRequest.source:type_name -> isle.v1.Source
-	51, // 5: isle.v1.CreateReleaseEvent.progress:type_name -> isle.v1.ProgressEvent
-	52, // 6: isle.v1.CreateReleaseEvent.need:type_name -> isle.v1.Need
-	5,  // 7: isle.v1.CreateReleaseEvent.result:type_name -> isle.v1.CreateReleaseResult
-	0,  // 8: isle.v1.CreateReleaseResult.release:type_name -> isle.v1.Release
-	0,  // 9: isle.v1.ListReleasesResponse.releases:type_name -> isle.v1.Release
-	0,  // 10: isle.v1.GetReleaseResponse.release:type_name -> isle.v1.Release
-	0,  // 11: isle.v1.VerifyReleaseEvent.release:type_name -> isle.v1.Release
-	0,  // 12: isle.v1.ImportReleaseResponse.release:type_name -> isle.v1.Release
-	0,  // 13: isle.v1.PromoteResponse.release:type_name -> isle.v1.Release
-	53, // 14: isle.v1.PromoteResponse.packages:type_name -> isle.v1.PackageChange
-	54, // 15: isle.v1.PromoteResponse.configuration:type_name -> isle.v1.SettingChange
-	21, // 16: isle.v1.PromoteResponse.switch:type_name -> isle.v1.Switch
-	19, // 17: isle.v1.PromoteResponse.gates:type_name -> isle.v1.Gate
-	55, // 18: isle.v1.PromoteResponse.difference:type_name -> isle.v1.ImageDifference
-	51, // 19: isle.v1.PromoteEvent.progress:type_name -> isle.v1.ProgressEvent
-	18, // 20: isle.v1.PromoteEvent.result:type_name -> isle.v1.PromoteResponse
-	56, // 21: isle.v1.Switch.took:type_name -> google.protobuf.Duration
-	56, // 22: isle.v1.Switch.pause:type_name -> google.protobuf.Duration
-	49, // 23: isle.v1.Switch.until:type_name -> google.protobuf.Timestamp
-	0,  // 24: isle.v1.RollbackResponse.release:type_name -> isle.v1.Release
-	21, // 25: isle.v1.RollbackResponse.switch:type_name -> isle.v1.Switch
-	51, // 26: isle.v1.RollbackEvent.progress:type_name -> isle.v1.ProgressEvent
-	23, // 27: isle.v1.RollbackEvent.result:type_name -> isle.v1.RollbackResponse
-	28, // 28: isle.v1.DriftResponse.checked:type_name -> isle.v1.Checked
-	27, // 29: isle.v1.DriftResponse.equal:type_name -> isle.v1.Equal
-	29, // 30: isle.v1.Checked.drifted:type_name -> isle.v1.Drifted
-	49, // 31: isle.v1.Mark.time:type_name -> google.protobuf.Timestamp
-	49, // 32: isle.v1.Stage.since:type_name -> google.protobuf.Timestamp
-	32, // 33: isle.v1.Stage.marks:type_name -> isle.v1.Mark
-	34, // 34: isle.v1.Stage.watches:type_name -> isle.v1.Watch
-	49, // 35: isle.v1.Watch.until:type_name -> google.protobuf.Timestamp
-	33, // 36: isle.v1.ListStagesResponse.stages:type_name -> isle.v1.Stage
-	37, // 37: isle.v1.ListReleaseKeysResponse.keys:type_name -> isle.v1.ReleaseKey
-	37, // 38: isle.v1.TrustReleaseKeyResponse.key:type_name -> isle.v1.ReleaseKey
-	44, // 39: isle.v1.HistoryEvent.head:type_name -> isle.v1.HistoryHead
-	46, // 40: isle.v1.HistoryEvent.line:type_name -> isle.v1.HistoryLine
-	48, // 41: isle.v1.HistoryEvent.release:type_name -> isle.v1.HistoryRelease
-	0,  // 42: isle.v1.HistoryHead.releases:type_name -> isle.v1.Release
-	45, // 43: isle.v1.HistoryHead.runs:type_name -> isle.v1.HistoryRun
-	49, // 44: isle.v1.HistoryRun.began:type_name -> google.protobuf.Timestamp
-	49, // 45: isle.v1.HistoryRun.ended:type_name -> google.protobuf.Timestamp
-	47, // 46: isle.v1.HistoryLine.entry:type_name -> isle.v1.HistoryEntry
-	47, // 47: isle.v1.HistoryLine.intent:type_name -> isle.v1.HistoryEntry
-	3,  // 48: isle.v1.ReleaseService.CreateRelease:input_type -> isle.v1.CreateReleaseRequest
-	6,  // 49: isle.v1.ReleaseService.ListReleases:input_type -> isle.v1.ListReleasesRequest
-	8,  // 50: isle.v1.ReleaseService.GetRelease:input_type -> isle.v1.GetReleaseRequest
-	10, // 51: isle.v1.ReleaseService.VerifyRelease:input_type -> isle.v1.VerifyReleaseRequest
-	12, // 52: isle.v1.ReleaseService.RemoveRelease:input_type -> isle.v1.RemoveReleaseRequest
-	14, // 53: isle.v1.ReleaseService.GetAttestation:input_type -> isle.v1.GetAttestationRequest
-	15, // 54: isle.v1.ReleaseService.ExportRelease:input_type -> isle.v1.ExportReleaseRequest
-	57, // 55: isle.v1.ReleaseService.ImportRelease:input_type -> isle.v1.Chunk
-	17, // 56: isle.v1.ReleaseService.Promote:input_type -> isle.v1.PromoteRequest
-	22, // 57: isle.v1.ReleaseService.Rollback:input_type -> isle.v1.RollbackRequest
-	25, // 58: isle.v1.ReleaseService.Drift:input_type -> isle.v1.DriftRequest
-	42, // 59: isle.v1.ReleaseService.History:input_type -> isle.v1.HistoryRequest
-	30, // 60: isle.v1.ReleaseService.ClearRelease:input_type -> isle.v1.ClearReleaseRequest
-	35, // 61: isle.v1.ReleaseService.ListStages:input_type -> isle.v1.ListStagesRequest
-	38, // 62: isle.v1.ReleaseService.ListReleaseKeys:input_type -> isle.v1.ListReleaseKeysRequest
-	40, // 63: isle.v1.ReleaseService.TrustReleaseKey:input_type -> isle.v1.TrustReleaseKeyRequest
-	4,  // 64: isle.v1.ReleaseService.CreateRelease:output_type -> isle.v1.CreateReleaseEvent
-	7,  // 65: isle.v1.ReleaseService.ListReleases:output_type -> isle.v1.ListReleasesResponse
-	9,  // 66: isle.v1.ReleaseService.GetRelease:output_type -> isle.v1.GetReleaseResponse
-	11, // 67: isle.v1.ReleaseService.VerifyRelease:output_type -> isle.v1.VerifyReleaseEvent
-	13, // 68: isle.v1.ReleaseService.RemoveRelease:output_type -> isle.v1.RemoveReleaseResponse
-	57, // 69: isle.v1.ReleaseService.GetAttestation:output_type -> isle.v1.Chunk
-	57, // 70: isle.v1.ReleaseService.ExportRelease:output_type -> isle.v1.Chunk
-	16, // 71: isle.v1.ReleaseService.ImportRelease:output_type -> isle.v1.ImportReleaseResponse
-	20, // 72: isle.v1.ReleaseService.Promote:output_type -> isle.v1.PromoteEvent
-	24, // 73: isle.v1.ReleaseService.Rollback:output_type -> isle.v1.RollbackEvent
-	26, // 74: isle.v1.ReleaseService.Drift:output_type -> isle.v1.DriftResponse
-	43, // 75: isle.v1.ReleaseService.History:output_type -> isle.v1.HistoryEvent
-	31, // 76: isle.v1.ReleaseService.ClearRelease:output_type -> isle.v1.ClearReleaseResponse
-	36, // 77: isle.v1.ReleaseService.ListStages:output_type -> isle.v1.ListStagesResponse
-	39, // 78: isle.v1.ReleaseService.ListReleaseKeys:output_type -> isle.v1.ListReleaseKeysResponse
-	41, // 79: isle.v1.ReleaseService.TrustReleaseKey:output_type -> isle.v1.TrustReleaseKeyResponse
-	64, // [64:80] is the sub-list for method output_type
-	48, // [48:64] is the sub-list for method input_type
-	48, // [48:48] is the sub-list for extension type_name
-	48, // [48:48] is the sub-list for extension extendee
-	0,  // [0:48] is the sub-list for field type_name
+	51, // 3: isle.v1.Release.keep:type_name -> google.protobuf.Timestamp
+	51, // 4: isle.v1.Attestation.added:type_name -> google.protobuf.Timestamp
+	52, // 5: isle.v1.CreateReleaseRequest.source:type_name -> isle.v1.Source
+	53, // 6: isle.v1.CreateReleaseEvent.progress:type_name -> isle.v1.ProgressEvent
+	54, // 7: isle.v1.CreateReleaseEvent.need:type_name -> isle.v1.Need
+	5,  // 8: isle.v1.CreateReleaseEvent.result:type_name -> isle.v1.CreateReleaseResult
+	0,  // 9: isle.v1.CreateReleaseResult.release:type_name -> isle.v1.Release
+	0,  // 10: isle.v1.ListReleasesResponse.releases:type_name -> isle.v1.Release
+	0,  // 11: isle.v1.GetReleaseResponse.release:type_name -> isle.v1.Release
+	0,  // 12: isle.v1.VerifyReleaseEvent.release:type_name -> isle.v1.Release
+	0,  // 13: isle.v1.ImportReleaseResponse.release:type_name -> isle.v1.Release
+	0,  // 14: isle.v1.PromoteResponse.release:type_name -> isle.v1.Release
+	55, // 15: isle.v1.PromoteResponse.packages:type_name -> isle.v1.PackageChange
+	56, // 16: isle.v1.PromoteResponse.configuration:type_name -> isle.v1.SettingChange
+	21, // 17: isle.v1.PromoteResponse.switch:type_name -> isle.v1.Switch
+	19, // 18: isle.v1.PromoteResponse.gates:type_name -> isle.v1.Gate
+	57, // 19: isle.v1.PromoteResponse.difference:type_name -> isle.v1.ImageDifference
+	53, // 20: isle.v1.PromoteEvent.progress:type_name -> isle.v1.ProgressEvent
+	18, // 21: isle.v1.PromoteEvent.result:type_name -> isle.v1.PromoteResponse
+	58, // 22: isle.v1.Switch.took:type_name -> google.protobuf.Duration
+	58, // 23: isle.v1.Switch.pause:type_name -> google.protobuf.Duration
+	51, // 24: isle.v1.Switch.until:type_name -> google.protobuf.Timestamp
+	0,  // 25: isle.v1.RollbackResponse.release:type_name -> isle.v1.Release
+	21, // 26: isle.v1.RollbackResponse.switch:type_name -> isle.v1.Switch
+	53, // 27: isle.v1.RollbackEvent.progress:type_name -> isle.v1.ProgressEvent
+	23, // 28: isle.v1.RollbackEvent.result:type_name -> isle.v1.RollbackResponse
+	28, // 29: isle.v1.DriftResponse.checked:type_name -> isle.v1.Checked
+	27, // 30: isle.v1.DriftResponse.equal:type_name -> isle.v1.Equal
+	29, // 31: isle.v1.Checked.drifted:type_name -> isle.v1.Drifted
+	58, // 32: isle.v1.KeepReleaseRequest.for:type_name -> google.protobuf.Duration
+	51, // 33: isle.v1.KeepReleaseResponse.until:type_name -> google.protobuf.Timestamp
+	51, // 34: isle.v1.Mark.time:type_name -> google.protobuf.Timestamp
+	51, // 35: isle.v1.Stage.since:type_name -> google.protobuf.Timestamp
+	34, // 36: isle.v1.Stage.marks:type_name -> isle.v1.Mark
+	36, // 37: isle.v1.Stage.watches:type_name -> isle.v1.Watch
+	51, // 38: isle.v1.Watch.until:type_name -> google.protobuf.Timestamp
+	35, // 39: isle.v1.ListStagesResponse.stages:type_name -> isle.v1.Stage
+	39, // 40: isle.v1.ListReleaseKeysResponse.keys:type_name -> isle.v1.ReleaseKey
+	39, // 41: isle.v1.TrustReleaseKeyResponse.key:type_name -> isle.v1.ReleaseKey
+	46, // 42: isle.v1.HistoryEvent.head:type_name -> isle.v1.HistoryHead
+	48, // 43: isle.v1.HistoryEvent.line:type_name -> isle.v1.HistoryLine
+	50, // 44: isle.v1.HistoryEvent.release:type_name -> isle.v1.HistoryRelease
+	0,  // 45: isle.v1.HistoryHead.releases:type_name -> isle.v1.Release
+	47, // 46: isle.v1.HistoryHead.runs:type_name -> isle.v1.HistoryRun
+	51, // 47: isle.v1.HistoryRun.began:type_name -> google.protobuf.Timestamp
+	51, // 48: isle.v1.HistoryRun.ended:type_name -> google.protobuf.Timestamp
+	49, // 49: isle.v1.HistoryLine.entry:type_name -> isle.v1.HistoryEntry
+	49, // 50: isle.v1.HistoryLine.intent:type_name -> isle.v1.HistoryEntry
+	3,  // 51: isle.v1.ReleaseService.CreateRelease:input_type -> isle.v1.CreateReleaseRequest
+	6,  // 52: isle.v1.ReleaseService.ListReleases:input_type -> isle.v1.ListReleasesRequest
+	8,  // 53: isle.v1.ReleaseService.GetRelease:input_type -> isle.v1.GetReleaseRequest
+	10, // 54: isle.v1.ReleaseService.VerifyRelease:input_type -> isle.v1.VerifyReleaseRequest
+	12, // 55: isle.v1.ReleaseService.RemoveRelease:input_type -> isle.v1.RemoveReleaseRequest
+	14, // 56: isle.v1.ReleaseService.GetAttestation:input_type -> isle.v1.GetAttestationRequest
+	15, // 57: isle.v1.ReleaseService.ExportRelease:input_type -> isle.v1.ExportReleaseRequest
+	59, // 58: isle.v1.ReleaseService.ImportRelease:input_type -> isle.v1.Chunk
+	17, // 59: isle.v1.ReleaseService.Promote:input_type -> isle.v1.PromoteRequest
+	22, // 60: isle.v1.ReleaseService.Rollback:input_type -> isle.v1.RollbackRequest
+	25, // 61: isle.v1.ReleaseService.Drift:input_type -> isle.v1.DriftRequest
+	44, // 62: isle.v1.ReleaseService.History:input_type -> isle.v1.HistoryRequest
+	30, // 63: isle.v1.ReleaseService.KeepRelease:input_type -> isle.v1.KeepReleaseRequest
+	32, // 64: isle.v1.ReleaseService.ClearRelease:input_type -> isle.v1.ClearReleaseRequest
+	37, // 65: isle.v1.ReleaseService.ListStages:input_type -> isle.v1.ListStagesRequest
+	40, // 66: isle.v1.ReleaseService.ListReleaseKeys:input_type -> isle.v1.ListReleaseKeysRequest
+	42, // 67: isle.v1.ReleaseService.TrustReleaseKey:input_type -> isle.v1.TrustReleaseKeyRequest
+	4,  // 68: isle.v1.ReleaseService.CreateRelease:output_type -> isle.v1.CreateReleaseEvent
+	7,  // 69: isle.v1.ReleaseService.ListReleases:output_type -> isle.v1.ListReleasesResponse
+	9,  // 70: isle.v1.ReleaseService.GetRelease:output_type -> isle.v1.GetReleaseResponse
+	11, // 71: isle.v1.ReleaseService.VerifyRelease:output_type -> isle.v1.VerifyReleaseEvent
+	13, // 72: isle.v1.ReleaseService.RemoveRelease:output_type -> isle.v1.RemoveReleaseResponse
+	59, // 73: isle.v1.ReleaseService.GetAttestation:output_type -> isle.v1.Chunk
+	59, // 74: isle.v1.ReleaseService.ExportRelease:output_type -> isle.v1.Chunk
+	16, // 75: isle.v1.ReleaseService.ImportRelease:output_type -> isle.v1.ImportReleaseResponse
+	20, // 76: isle.v1.ReleaseService.Promote:output_type -> isle.v1.PromoteEvent
+	24, // 77: isle.v1.ReleaseService.Rollback:output_type -> isle.v1.RollbackEvent
+	26, // 78: isle.v1.ReleaseService.Drift:output_type -> isle.v1.DriftResponse
+	45, // 79: isle.v1.ReleaseService.History:output_type -> isle.v1.HistoryEvent
+	31, // 80: isle.v1.ReleaseService.KeepRelease:output_type -> isle.v1.KeepReleaseResponse
+	33, // 81: isle.v1.ReleaseService.ClearRelease:output_type -> isle.v1.ClearReleaseResponse
+	38, // 82: isle.v1.ReleaseService.ListStages:output_type -> isle.v1.ListStagesResponse
+	41, // 83: isle.v1.ReleaseService.ListReleaseKeys:output_type -> isle.v1.ListReleaseKeysResponse
+	43, // 84: isle.v1.ReleaseService.TrustReleaseKey:output_type -> isle.v1.TrustReleaseKeyResponse
+	68, // [68:85] is the sub-list for method output_type
+	51, // [51:68] is the sub-list for method input_type
+	51, // [51:51] is the sub-list for extension type_name
+	51, // [51:51] is the sub-list for extension extendee
+	0,  // [0:51] is the sub-list for field type_name
 }
 
 func init() { file_isle_v1_releases_proto_init() }
@@ -3926,7 +4053,7 @@ func file_isle_v1_releases_proto_init() {
 		(*RollbackEvent_Progress)(nil),
 		(*RollbackEvent_Result)(nil),
 	}
-	file_isle_v1_releases_proto_msgTypes[43].OneofWrappers = []any{
+	file_isle_v1_releases_proto_msgTypes[45].OneofWrappers = []any{
 		(*HistoryEvent_Head)(nil),
 		(*HistoryEvent_Line)(nil),
 		(*HistoryEvent_Release)(nil),
@@ -3937,7 +4064,7 @@ func file_isle_v1_releases_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isle_v1_releases_proto_rawDesc), len(file_isle_v1_releases_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   49,
+			NumMessages:   51,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -364,8 +364,9 @@ type CollectResponse struct {
 	Layers        int32                  `protobuf:"varint,1,opt,name=layers,proto3" json:"layers,omitempty"`
 	Blobs         int32                  `protobuf:"varint,2,opt,name=blobs,proto3" json:"blobs,omitempty"`
 	Volumes       int32                  `protobuf:"varint,3,opt,name=volumes,proto3" json:"volumes,omitempty"`
-	Freed         int64                  `protobuf:"varint,4,opt,name=freed,proto3" json:"freed,omitempty"` // bytes
-	Warm          int32                  `protobuf:"varint,30,opt,name=warm,proto3" json:"warm,omitempty"`  // snapshots of ready states
+	Freed         int64                  `protobuf:"varint,4,opt,name=freed,proto3" json:"freed,omitempty"`        // bytes
+	Warm          int32                  `protobuf:"varint,30,opt,name=warm,proto3" json:"warm,omitempty"`         // snapshots of ready states
+	Releases      int32                  `protobuf:"varint,31,opt,name=releases,proto3" json:"releases,omitempty"` // that nothing names and no rule keeps
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -431,6 +432,13 @@ func (x *CollectResponse) GetFreed() int64 {
 func (x *CollectResponse) GetWarm() int32 {
 	if x != nil {
 		return x.Warm
+	}
+	return 0
+}
+
+func (x *CollectResponse) GetReleases() int32 {
+	if x != nil {
+		return x.Releases
 	}
 	return 0
 }
@@ -821,13 +829,14 @@ const file_isle_v1_server_proto_rawDesc = "" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x12\x16\n" +
 	"\x06remedy\x18\x04 \x01(\tR\x06remedy\")\n" +
 	"\x0eCollectRequest\x12\x17\n" +
-	"\adry_run\x18\x01 \x01(\bR\x06dryRun\"\x83\x01\n" +
+	"\adry_run\x18\x01 \x01(\bR\x06dryRun\"\x9f\x01\n" +
 	"\x0fCollectResponse\x12\x16\n" +
 	"\x06layers\x18\x01 \x01(\x05R\x06layers\x12\x14\n" +
 	"\x05blobs\x18\x02 \x01(\x05R\x05blobs\x12\x18\n" +
 	"\avolumes\x18\x03 \x01(\x05R\avolumes\x12\x14\n" +
 	"\x05freed\x18\x04 \x01(\x03R\x05freed\x12\x12\n" +
-	"\x04warm\x18\x1e \x01(\x05R\x04warm\"\xe6\x02\n" +
+	"\x04warm\x18\x1e \x01(\x05R\x04warm\x12\x1a\n" +
+	"\breleases\x18\x1f \x01(\x05R\breleases\"\xe6\x02\n" +
 	"\fAuditRequest\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\x04R\x04from\x12\x12\n" +
 	"\x04tail\x18\x02 \x01(\x05R\x04tail\x12\x16\n" +

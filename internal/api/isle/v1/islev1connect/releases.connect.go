@@ -65,6 +65,9 @@ const (
 	ReleaseServiceDriftProcedure = "/isle.v1.ReleaseService/Drift"
 	// ReleaseServiceHistoryProcedure is the fully-qualified name of the ReleaseService's History RPC.
 	ReleaseServiceHistoryProcedure = "/isle.v1.ReleaseService/History"
+	// ReleaseServiceKeepReleaseProcedure is the fully-qualified name of the ReleaseService's
+	// KeepRelease RPC.
+	ReleaseServiceKeepReleaseProcedure = "/isle.v1.ReleaseService/KeepRelease"
 	// ReleaseServiceClearReleaseProcedure is the fully-qualified name of the ReleaseService's
 	// ClearRelease RPC.
 	ReleaseServiceClearReleaseProcedure = "/isle.v1.ReleaseService/ClearRelease"
@@ -112,6 +115,9 @@ type ReleaseServiceClient interface {
 	// History tells what the audit log says of an environment, a stage, a release or
 	// an image, as far as the caller may read it.
 	History(context.Context, *connect.Request[v1.HistoryRequest]) (*connect.ServerStreamForClient[v1.HistoryEvent], error)
+	// KeepRelease keeps a release for a time, whatever rules of the policy say, or
+	// not any more.
+	KeepRelease(context.Context, *connect.Request[v1.KeepReleaseRequest]) (*connect.Response[v1.KeepReleaseResponse], error)
 	// ClearRelease lets a release be promoted again to a stage that was rolled back
 	// from it.
 	ClearRelease(context.Context, *connect.Request[v1.ClearReleaseRequest]) (*connect.Response[v1.ClearReleaseResponse], error)
@@ -208,6 +214,12 @@ func NewReleaseServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(releaseServiceMethods.ByName("History")),
 			connect.WithClientOptions(opts...),
 		),
+		keepRelease: connect.NewClient[v1.KeepReleaseRequest, v1.KeepReleaseResponse](
+			httpClient,
+			baseURL+ReleaseServiceKeepReleaseProcedure,
+			connect.WithSchema(releaseServiceMethods.ByName("KeepRelease")),
+			connect.WithClientOptions(opts...),
+		),
 		clearRelease: connect.NewClient[v1.ClearReleaseRequest, v1.ClearReleaseResponse](
 			httpClient,
 			baseURL+ReleaseServiceClearReleaseProcedure,
@@ -249,6 +261,7 @@ type releaseServiceClient struct {
 	rollback        *connect.Client[v1.RollbackRequest, v1.RollbackEvent]
 	drift           *connect.Client[v1.DriftRequest, v1.DriftResponse]
 	history         *connect.Client[v1.HistoryRequest, v1.HistoryEvent]
+	keepRelease     *connect.Client[v1.KeepReleaseRequest, v1.KeepReleaseResponse]
 	clearRelease    *connect.Client[v1.ClearReleaseRequest, v1.ClearReleaseResponse]
 	listStages      *connect.Client[v1.ListStagesRequest, v1.ListStagesResponse]
 	listReleaseKeys *connect.Client[v1.ListReleaseKeysRequest, v1.ListReleaseKeysResponse]
@@ -315,6 +328,11 @@ func (c *releaseServiceClient) History(ctx context.Context, req *connect.Request
 	return c.history.CallServerStream(ctx, req)
 }
 
+// KeepRelease calls isle.v1.ReleaseService.KeepRelease.
+func (c *releaseServiceClient) KeepRelease(ctx context.Context, req *connect.Request[v1.KeepReleaseRequest]) (*connect.Response[v1.KeepReleaseResponse], error) {
+	return c.keepRelease.CallUnary(ctx, req)
+}
+
 // ClearRelease calls isle.v1.ReleaseService.ClearRelease.
 func (c *releaseServiceClient) ClearRelease(ctx context.Context, req *connect.Request[v1.ClearReleaseRequest]) (*connect.Response[v1.ClearReleaseResponse], error) {
 	return c.clearRelease.CallUnary(ctx, req)
@@ -368,6 +386,9 @@ type ReleaseServiceHandler interface {
 	// History tells what the audit log says of an environment, a stage, a release or
 	// an image, as far as the caller may read it.
 	History(context.Context, *connect.Request[v1.HistoryRequest], *connect.ServerStream[v1.HistoryEvent]) error
+	// KeepRelease keeps a release for a time, whatever rules of the policy say, or
+	// not any more.
+	KeepRelease(context.Context, *connect.Request[v1.KeepReleaseRequest]) (*connect.Response[v1.KeepReleaseResponse], error)
 	// ClearRelease lets a release be promoted again to a stage that was rolled back
 	// from it.
 	ClearRelease(context.Context, *connect.Request[v1.ClearReleaseRequest]) (*connect.Response[v1.ClearReleaseResponse], error)
@@ -460,6 +481,12 @@ func NewReleaseServiceHandler(svc ReleaseServiceHandler, opts ...connect.Handler
 		connect.WithSchema(releaseServiceMethods.ByName("History")),
 		connect.WithHandlerOptions(opts...),
 	)
+	releaseServiceKeepReleaseHandler := connect.NewUnaryHandler(
+		ReleaseServiceKeepReleaseProcedure,
+		svc.KeepRelease,
+		connect.WithSchema(releaseServiceMethods.ByName("KeepRelease")),
+		connect.WithHandlerOptions(opts...),
+	)
 	releaseServiceClearReleaseHandler := connect.NewUnaryHandler(
 		ReleaseServiceClearReleaseProcedure,
 		svc.ClearRelease,
@@ -510,6 +537,8 @@ func NewReleaseServiceHandler(svc ReleaseServiceHandler, opts ...connect.Handler
 			releaseServiceDriftHandler.ServeHTTP(w, r)
 		case ReleaseServiceHistoryProcedure:
 			releaseServiceHistoryHandler.ServeHTTP(w, r)
+		case ReleaseServiceKeepReleaseProcedure:
+			releaseServiceKeepReleaseHandler.ServeHTTP(w, r)
 		case ReleaseServiceClearReleaseProcedure:
 			releaseServiceClearReleaseHandler.ServeHTTP(w, r)
 		case ReleaseServiceListStagesProcedure:
@@ -573,6 +602,10 @@ func (UnimplementedReleaseServiceHandler) Drift(context.Context, *connect.Reques
 
 func (UnimplementedReleaseServiceHandler) History(context.Context, *connect.Request[v1.HistoryRequest], *connect.ServerStream[v1.HistoryEvent]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("isle.v1.ReleaseService.History is not implemented"))
+}
+
+func (UnimplementedReleaseServiceHandler) KeepRelease(context.Context, *connect.Request[v1.KeepReleaseRequest]) (*connect.Response[v1.KeepReleaseResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("isle.v1.ReleaseService.KeepRelease is not implemented"))
 }
 
 func (UnimplementedReleaseServiceHandler) ClearRelease(context.Context, *connect.Request[v1.ClearReleaseRequest]) (*connect.Response[v1.ClearReleaseResponse], error) {
