@@ -158,6 +158,38 @@ func (s *Set) merge(files []File, wrong map[string][]problem.Problem) {
 	say := func(at Position, format string, args ...any) {
 		wrong[at.File] = append(wrong[at.File], problem.Problem{Line: at.Line, Column: at.Column, Message: fmt.Sprintf(format, args...)})
 	}
+	s.mergeNames(files, say)
+	s.mergeGates(files, say)
+	s.mergeKeeps(files, say)
+	for _, f := range files {
+		for _, b := range f.Bindings {
+			s.needRole(b.At, b.Role, say)
+			s.bindings = append(s.bindings, b)
+		}
+		for _, a := range f.Approvals {
+			for _, who := range a.Approvers {
+				if name, ok := strings.CutPrefix(who, "role:"); ok {
+					s.needRole(a.At, name, say)
+				}
+			}
+			for _, name := range a.Notify {
+				if _, ok := s.webhooks[name]; !ok {
+					say(a.At, "unknown webhook %q; declare it under webhooks", name)
+				}
+			}
+			s.approvals = append(s.approvals, a)
+		}
+		for _, r := range f.Roles {
+			for _, p := range r.Resources {
+				s.needConnection(r, p, say)
+			}
+		}
+	}
+}
+
+// mergeNames merges what documents declare under names, each of which stands in
+// one of them, and what they say of stages.
+func (s *Set) mergeNames(files []File, say func(at Position, format string, args ...any)) {
 	spoken := false
 	for _, f := range files {
 		if f.Protected != nil {
@@ -198,55 +230,37 @@ func (s *Set) merge(files []File, wrong map[string][]problem.Problem) {
 	if s.stages == nil {
 		s.stages = defaultStages()
 	}
-	s.mergeGates(files, say)
-	s.mergeKeeps(files, say)
-	known := slices.Collect(maps.Keys(s.roles))
-	role := func(at Position, name string) {
-		if _, ok := s.roles[name]; ok || name == "" {
-			return
-		}
-		hint := "known: " + strings.Join(slices.Sorted(slices.Values(known)), ", ")
-		if best, near := problem.Nearest(name, known); near {
-			hint = "did you mean " + best + "?"
-		}
-		say(at, "unknown role %q; %s", name, hint)
+}
+
+// needRole says that a role that is spoken of is not there.
+func (s *Set) needRole(at Position, name string, say func(at Position, format string, args ...any)) {
+	if _, ok := s.roles[name]; ok || name == "" {
+		return
 	}
-	for _, f := range files {
-		for _, b := range f.Bindings {
-			role(b.At, b.Role)
-			s.bindings = append(s.bindings, b)
+	known := slices.Sorted(maps.Keys(s.roles))
+	hint := "known: " + strings.Join(known, ", ")
+	if best, near := problem.Nearest(name, known); near {
+		hint = "did you mean " + best + "?"
+	}
+	say(at, "unknown role %q; %s", name, hint)
+}
+
+// needConnection says that a connection that a role speaks of by its name is not
+// there, or not of that stage.
+func (s *Set) needConnection(r Role, p Pattern, say func(at Position, format string, args ...any)) {
+	if p.Kind != "connection" || strings.Contains(p.Name, "*") {
+		return
+	}
+	c, ok := s.connections[p.Name]
+	switch {
+	case !ok:
+		hint := ""
+		if best, near := problem.Nearest(p.Name, slices.Collect(maps.Keys(s.connections))); near {
+			hint = "; did you mean " + best + "?"
 		}
-		for _, a := range f.Approvals {
-			for _, who := range a.Approvers {
-				if name, ok := strings.CutPrefix(who, "role:"); ok {
-					role(a.At, name)
-				}
-			}
-			for _, name := range a.Notify {
-				if _, ok := s.webhooks[name]; !ok {
-					say(a.At, "unknown webhook %q; declare it under webhooks", name)
-				}
-			}
-			s.approvals = append(s.approvals, a)
-		}
-		for _, r := range f.Roles {
-			for _, p := range r.Resources {
-				if p.Kind != "connection" || strings.Contains(p.Name, "*") {
-					continue
-				}
-				c, ok := s.connections[p.Name]
-				if !ok {
-					best, near := problem.Nearest(p.Name, slices.Collect(maps.Keys(s.connections)))
-					hint := ""
-					if near {
-						hint = "; did you mean " + best + "?"
-					}
-					say(r.At, "role %s: unknown connection %q%s", r.Name, p.Name, hint)
-				} else if p.Stage != "" && p.Stage != c.Stage {
-					say(r.At, "role %s: connection %s is of stage %s, not %s", r.Name, p.Name, c.Stage, p.Stage)
-				}
-			}
-		}
+		say(r.At, "role %s: unknown connection %q%s", r.Name, p.Name, hint)
+	case p.Stage != "" && p.Stage != c.Stage:
+		say(r.At, "role %s: connection %s is of stage %s, not %s", r.Name, p.Name, c.Stage, p.Stage)
 	}
 }
 
