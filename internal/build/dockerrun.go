@@ -57,31 +57,9 @@ func (x *stages) runMake(ctx context.Context, w work, op *dockerfile.Run, in inp
 		return nil, err
 	}
 	defer stack.Close()
-	st := Step{
-		Layers: w.parents, Upper: filepath.Join(dir, "upper"), Work: filepath.Join(dir, "work"), Command: op.Command, Env: maps.Clone(in.Env),
-		Plain: true, Dir: op.Dir,
-	}
-	if err := emptyUpper(st.Upper, stack); err != nil {
-		return nil, err
-	}
-	if err := os.Mkdir(st.Work, 0o755); err != nil {
-		return nil, diskError("make a scratch folder", err)
-	}
-	who := op.User
-	if who == "" {
-		who = "0"
-	}
-	o, err := lookOwner(stack, who, true)
+	st, err := newStep(w, op, in, stack, dir)
 	if err != nil {
 		return nil, err
-	}
-	st.UID, st.GID, st.Groups = o.uid, o.gid, o.groups
-	if _, ok := st.Env["HOME"]; !ok {
-		st.Env["HOME"] = o.home
-	}
-	stubs := map[string]bool{}
-	if op.Script != nil {
-		st.Mounts = append(st.Mounts, Mount{Target: dockerfile.ScriptPath, ReadOnly: true, Content: op.Script, Mode: 0o755})
 	}
 	mounts, err = inLockOrder(mounts)
 	if err != nil {
@@ -106,6 +84,7 @@ func (x *stages) runMake(ctx context.Context, w work, op *dockerfile.Run, in inp
 			st.Mounts = append(st.Mounts, mount)
 		}
 	}
+	stubs := map[string]bool{}
 	for _, m := range st.Mounts {
 		for at := m.Target; at != "/"; at = path.Dir(at) {
 			stubs[at] = true
@@ -128,6 +107,37 @@ func (x *stages) runMake(ctx context.Context, w work, op *dockerfile.Run, in inp
 	}
 	l, err := w.into.WriteLayer(ctx, "run", title(op.At.Text), func(l *image.Writer) error { return addUpper(l, st.Upper, stack, scrub) })
 	return []image.Layer{l}, err
+}
+
+// newStep is what a RUN asks the sandbox for, before its mounts and its network: it
+// writes below dir.
+func newStep(w work, op *dockerfile.Run, in inputs, stack *image.Stack, dir string) (Step, error) {
+	st := Step{
+		Layers: w.parents, Upper: filepath.Join(dir, "upper"), Work: filepath.Join(dir, "work"), Command: op.Command, Env: maps.Clone(in.Env),
+		Plain: true, Dir: op.Dir,
+	}
+	if err := emptyUpper(st.Upper, stack); err != nil {
+		return st, err
+	}
+	if err := os.Mkdir(st.Work, 0o755); err != nil {
+		return st, diskError("make a scratch folder", err)
+	}
+	who := op.User
+	if who == "" {
+		who = "0"
+	}
+	o, err := lookOwner(stack, who, true)
+	if err != nil {
+		return st, err
+	}
+	st.UID, st.GID, st.Groups = o.uid, o.gid, o.groups
+	if _, ok := st.Env["HOME"]; !ok {
+		st.Env["HOME"] = o.home
+	}
+	if op.Script != nil {
+		st.Mounts = append(st.Mounts, Mount{Target: dockerfile.ScriptPath, ReadOnly: true, Content: op.Script, Mode: 0o755})
+	}
+	return st, nil
 }
 
 // emptyUpper makes the folder that takes a step's changes; it is the root
