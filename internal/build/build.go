@@ -20,6 +20,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"isle"
@@ -130,6 +131,7 @@ type Builder struct {
 	unpack  unpackFunc
 	flights flights
 	caches  sync.RWMutex // held shared by steps that have a cache mounted
+	imports atomic.Int64 // that go on
 	// patience is how long a build waits for another that makes the same, and is
 	// itself kept waiting by whoever reads what it tells.
 	patience time.Duration

@@ -39,6 +39,10 @@ const (
 	maxCacheManifest = 64 << 20 // bytes
 	maxCacheWindow   = 8 << 20  // bytes that reading the compression takes
 	maxLayerTitle    = 1024     // bytes
+
+	// maxCacheImports bounds the imports that go on at once: before it is known who
+	// signed a file its list is in memory.
+	maxCacheImports = 4
 )
 
 // cacheManifest is what a file has.
@@ -256,7 +260,11 @@ func (u untilDone) Read(p []byte) (int, error) {
 // have its digest, and each result is found by the inputs that it is said to be of;
 // what is known here already stays as it is.
 func (b *Builder) ImportCache(ctx context.Context, keys *seal.Ring, r io.Reader) (CacheFile, error) {
-	defer b.Images.Hold()()
+	if n := b.imports.Add(1); n > maxCacheImports {
+		b.imports.Add(-1)
+		return CacheFile{}, isle.Errorf(isle.Exhausted, "%d imports of what steps made go on already, as many as there may be", maxCacheImports).WithHint("try again when one has ended")
+	}
+	defer b.imports.Add(-1)
 	z, err := zstd.NewReader(untilDone{ctx, r}, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxCacheWindow), zstd.WithDecoderMaxMemory(4*maxCacheWindow))
 	if err != nil {
 		return CacheFile{}, isle.Errorf(isle.Internal, "import what steps made: %w", err)
@@ -306,6 +314,7 @@ func (c *cacheReader) read(keys *seal.Ring) (out CacheFile, err error) {
 			WithHint("if what that server builds may run here: isle release trust NAME+HASH+KEY, as `isle release trust` shows it there")
 	}
 	out.Signer = signer
+	defer c.b.Images.Hold()() // who sends what nobody signed keeps no garbage from being collected
 	m, err := readManifest(raw)
 	if err != nil {
 		return out, err

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
@@ -271,6 +272,40 @@ func TestAnImportReplacesNothingThatIsKnownHere(t *testing.T) {
 	}
 	if again := b.mustDocker(cached, map[string]string{"tools/a": "1"}); again.Digest() != own.Digest() {
 		t.Error("what was made here was replaced")
+	}
+}
+
+// Who sends a file takes memory before it is known who signed it, and may stop in
+// the midst: so few do at once, and none keeps others from the store.
+func TestOnlySoManyCacheFilesAreImportedAtOnce(t *testing.T) {
+	b := newBench(t)
+	keys := ring(t, "fresh")
+	var all sync.WaitGroup
+	defer all.Wait()
+	var ends []*io.PipeWriter
+	for range maxCacheImports {
+		r, end := io.Pipe()
+		defer end.Close()
+		ends = append(ends, end)
+		all.Go(func() { b.ImportCache(t.Context(), keys, r) })
+	}
+	for _, end := range ends {
+		if _, err := end.Write([]byte{0x28}); err != nil { // it was begun, and waits for more
+			t.Error(err)
+		}
+	}
+	if _, err := b.ImportCache(t.Context(), keys, strings.NewReader("")); isle.CodeOf(err) != isle.Exhausted {
+		t.Errorf("one more: %v", err)
+	}
+	if _, err := b.Images.Collect(func(isle.Digest) bool { return true }, func(isle.Digest) bool { return true }, true); err != nil {
+		t.Errorf("garbage is not collected meanwhile: %v", err)
+	}
+	for _, end := range ends {
+		end.Close()
+	}
+	all.Wait()
+	if _, err := b.ImportCache(t.Context(), keys, strings.NewReader("")); isle.CodeOf(err) != isle.Invalid {
+		t.Errorf("afterwards: %v", err)
 	}
 }
 
