@@ -136,7 +136,7 @@ func (a *app) showImage(v namedImageJSON) error {
 	if name == "" {
 		name = "(no name)"
 	}
-	fmt.Fprintf(a.stdout, "%s\n  digest %s, %s, %s, from %s %s\n", clean(name), v.Digest, v.Architecture, bytesText(v.Size), clean(v.From), ago(v.Time))
+	fmt.Fprintf(a.stdout, "%s\n  digest %s, %s, %s, from %s %s\n", cleanLine(name), v.Digest, v.Architecture, bytesText(v.Size), cleanLine(v.From), ago(v.Time))
 	if v.Source != "" {
 		fmt.Fprintf(a.stdout, "  made of %s\n", v.Source)
 	}
@@ -149,7 +149,7 @@ func (a *app) showImage(v namedImageJSON) error {
 			{"volumes", c.Volumes}, {"ports", c.Ports},
 		} {
 			if len(f.values) > 0 {
-				fmt.Fprintf(a.stdout, "  %s: %s\n", f.name, clean(strings.Join(f.values, " ")))
+				fmt.Fprintf(a.stdout, "  %s: %s\n", f.name, cleanLine(strings.Join(f.values, " ")))
 			}
 		}
 	}
@@ -161,7 +161,7 @@ func (a *app) showImage(v namedImageJSON) error {
 		return err
 	}
 	for _, l := range v.LeftOut {
-		fmt.Fprintf(a.stdout, "left out: %s\n", clean(l))
+		fmt.Fprintf(a.stdout, "left out: %s\n", cleanLine(l))
 	}
 	return nil
 }
@@ -211,9 +211,9 @@ func (a *app) imageMade(m *islev1.Image) error {
 	if a.output == "json" {
 		return a.json(namedImageView(m))
 	}
-	fmt.Fprintf(a.stdout, "%s is image %s: %d layers, %s\n", clean(m.GetName()), shortDigest(m.GetDigest()), len(m.GetLayers()), bytesText(m.GetSize()))
+	fmt.Fprintf(a.stdout, "%s is image %s: %d layers, %s\n", cleanLine(m.GetName()), shortDigest(m.GetDigest()), len(m.GetLayers()), bytesText(m.GetSize()))
 	for _, l := range m.GetLeftOut() {
-		fmt.Fprintf(a.stderr, "left out: %s\n", clean(l))
+		fmt.Fprintf(a.stderr, "left out: %s\n", cleanLine(l))
 	}
 	return nil
 }
@@ -390,7 +390,7 @@ func newImageRm(a *app) *cobra.Command {
 				}
 				out = append(out, namedImageView(res.Msg.GetImage()))
 				if a.output != "json" {
-					fmt.Fprintf(a.stdout, "%s has no name any more\n", clean(name))
+					fmt.Fprintf(a.stdout, "%s has no name any more\n", cleanLine(name))
 				}
 			}
 			if a.output == "json" {
