@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -148,5 +149,43 @@ func TestNobodyHoldsAllTheConnectionsByName(t *testing.T) {
 	}
 	if err := asks(held[0]); err == nil {
 		t.Error("what rests for the longest time is still there")
+	}
+}
+
+// A fickle lets in whom it says.
+type fickle struct{ out *atomic.Value }
+
+func (f fickle) Visit(client, _ net.Addr) (who func() string, may func(context.Context, isle.Ref, string) error) {
+	host, _, _ := net.SplitHostPort(client.String())
+	return func() string { return host }, func(context.Context, isle.Ref, string) error {
+		if f.out.Load() == host {
+			return isle.Errorf(isle.Refused, "not any more")
+		}
+		return nil
+	}
+}
+
+// Who has lost their role does not visit by a connection that they keep.
+func TestWhoMayNotVisitAnyMoreKeepsNoConnection(t *testing.T) {
+	w := newWorld(t)
+	w.inside = echo
+	var out atomic.Value
+	m := w.serve(func(c *Config) { c.Visits = fickle{&out} })
+	req := shop("shop")
+	req.Spec.Services[0].Ports = []spec.Port{{Name: "web", Number: 8080}}
+	address := fmt.Sprintf("127.0.0.1:%d", mustUp(t, m, req).Environment.Services[1].Ports[0].Host)
+	lost, kept := dialFrom(t, "127.0.0.2", address), dialFrom(t, "127.0.0.3", address)
+	for _, c := range []net.Conn{lost, kept} {
+		if err := echoed(c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out.Store("127.0.0.2")
+	m.PolicyChanged(t.Context())
+	if err := echoed(lost); err == nil {
+		t.Error("it is served still")
+	}
+	if err := echoed(kept); err != nil {
+		t.Error(err)
 	}
 }

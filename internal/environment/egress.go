@@ -194,10 +194,12 @@ func (m *Manager) closeNetwork(ctx context.Context, l *live) error {
 	return m.cfg.Network.Close(ctx, l.instance)
 }
 
-// PolicyChanged makes the doors of every environment what the policy now says.
-// Connections through a door that closes end. It waits for no other work.
+// PolicyChanged makes the doors of every environment, and who is connected to its
+// published ports, what the policy now says. Connections through a door that closes
+// end. It waits for no other work.
 func (m *Manager) PolicyChanged(ctx context.Context) {
 	for _, l := range m.all() {
+		l.revisit()
 		want := granted(m.askOpen(l.snapshot()))
 		l.opening.Lock()
 		same := l.shut || l.parted || !l.opened() || want.equal(l.granted)

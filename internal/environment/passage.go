@@ -6,6 +6,8 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"isle"
 )
 
 // A passage is one client's connection to a published port, and the connection
@@ -16,7 +18,8 @@ type passage struct {
 	client net.Conn
 	ctx    context.Context // ends with cut and with the Manager
 	cancel context.CancelFunc
-	pumps  sync.WaitGroup // what copies answers
+	pumps  sync.WaitGroup                                                // what copies answers
+	may    func(ctx context.Context, ref isle.Ref, project string) error // refuses whose it is; nil: it was not asked yet
 	visiting
 
 	mu     sync.Mutex
@@ -101,16 +104,18 @@ func (c *passage) serve() {
 	c.pumps.Wait()
 }
 
-// admitted reports whether whoever opened it may. That is asked once: who may not
-// any more keeps what they have open.
+// admitted reports whether whoever opened it may. That is asked when it is opened,
+// and again when the policy has changed.
 func (c *passage) admitted() bool {
 	l, _ := c.p.leads()
 	l.mu.Lock()
 	project := l.rec.Project
 	l.mu.Unlock()
-	who, may := c.p.m.cfg.Visits.Visit(c.client.RemoteAddr(), c.client.LocalAddr())
-	err := may(c.ctx, l.ref, project)
-	c.who = who()
+	if c.may == nil {
+		who, may := c.p.m.cfg.Visits.Visit(c.client.RemoteAddr(), c.client.LocalAddr())
+		c.who, c.may = who(), may
+	}
+	err := c.may(c.ctx, l.ref, project)
 	if err != nil {
 		c.p.m.cfg.Log.Debug("a connection to a published port is refused", "environment", l.ref, "error", err)
 	}

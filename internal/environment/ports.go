@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"hash/fnv"
 	"io"
+	"maps"
 	"net"
 	"net/url"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -259,6 +261,19 @@ func (l *live) unpublishAll() {
 	}
 }
 
+// revisit asks again about whoever is connected.
+func (l *live) revisit() {
+	if l.m.cfg.Visits == nil {
+		return
+	}
+	l.mu.Lock()
+	all := slices.Collect(maps.Values(l.published))
+	l.mu.Unlock()
+	for _, p := range all {
+		p.revisit()
+	}
+}
+
 func (p *publisher) close() {
 	p.ln.Close()
 	p.mu.Lock()
@@ -289,6 +304,19 @@ func (p *publisher) track(c *passage) bool {
 		goes.cut()
 	}
 	return ok
+}
+
+// revisit ends the connections of who may not have them any more.
+func (p *publisher) revisit() {
+	p.mu.Lock()
+	conns := slices.Collect(maps.Keys(p.conns))
+	p.mu.Unlock()
+	for _, c := range conns {
+		if !c.admitted() {
+			c.reset()
+			c.cut()
+		}
+	}
 }
 
 func (p *publisher) untrack(c *passage) {
