@@ -189,3 +189,38 @@ func TestWhoMayNotVisitAnyMoreKeepsNoConnection(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// What goes on by name, as over a connection that was upgraded, ends too.
+func TestWhoMayNotVisitAnyMoreIsAnsweredNoMoreByName(t *testing.T) {
+	asked := make(chan struct{})
+	inside := http.Server{Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		close(asked)
+		<-r.Context().Done() // it answers as long as it is asked
+	})}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go inside.Serve(ln)
+	defer inside.Close()
+	w := newWorld(t)
+	w.inside = func(int) (io.ReadWriteCloser, error) { return net.Dial("tcp", ln.Addr().String()) }
+	var out atomic.Value
+	m := w.serve(func(c *Config) { c.HTTP, c.Visits = "127.0.0.1:0", fickle{&out} })
+	req := shop("shop")
+	req.Spec.Services[0].Ports = []spec.Port{{Name: "web", Number: 8080}}
+	mustUp(t, m, req)
+	m.mu.Lock()
+	address := m.web.listener.Addr().String()
+	m.mu.Unlock()
+	c := dialFrom(t, "127.0.0.2", address)
+	io.WriteString(c, "GET / HTTP/1.1\r\nHost: web.shop.localhost\r\n\r\n")
+	<-asked
+	out.Store("127.0.0.2")
+	m.PolicyChanged(t.Context())
+	if _, err := c.Read(make([]byte, 1)); err != nil { // it is told that there is no answer, or cut
+		if end, ok := err.(net.Error); ok && end.Timeout() {
+			t.Error("it goes on")
+		}
+	}
+}

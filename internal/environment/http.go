@@ -137,6 +137,7 @@ func (m *Manager) route(w http.ResponseWriter, r *http.Request) {
 				ctx, cancel := context.WithCancel(r.Context())
 				defer cancel()
 				defer l.whileServing(cancel)()
+				defer l.whileAdmitted(func() bool { return m.mayVisit(r.Context(), ref) == nil }, cancel)()
 				l.proxy(s.Name, p.Number).ServeHTTP(w, r.WithContext(ctx))
 				return
 			}
@@ -169,6 +170,29 @@ func (m *Manager) mayVisit(ctx context.Context, ref isle.Ref) error {
 		l.mu.Unlock()
 	}
 	return may(ctx, ref, project)
+}
+
+// whileAdmitted calls end where whoever asked, by name, may not visit any more; what it
+// returns says that it need not.
+func (l *live) whileAdmitted(may func() bool, end func()) (stop func()) {
+	v := &asking{may, end}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.asking == nil {
+		l.asking = map[*asking]struct{}{}
+	}
+	l.asking[v] = struct{}{}
+	return func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		delete(l.asking, v)
+	}
+}
+
+// An asking is a request by name that is under way.
+type asking struct {
+	may func() bool
+	end func()
 }
 
 // enterByName counts a request in, at whoever serves once requests are not held

@@ -54,7 +54,8 @@ type live struct {
 
 	connections chan struct{} // bounds connections to published ports
 	through     map[*passage]*visiting
-	held        chan struct{} // closed when requests that are held go on; nil: none is
+	asking      map[*asking]struct{} // requests by name that are under way
+	held        chan struct{}        // closed when requests that are held go on; nil: none is
 	serving     context.Context
 	cutOff      context.CancelFunc // ends serving: what goes on inside is cut
 	transport   *http.Transport

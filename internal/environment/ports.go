@@ -267,10 +267,15 @@ func (l *live) revisit() {
 		return
 	}
 	l.mu.Lock()
-	all := slices.Collect(maps.Values(l.published))
+	all, asking := slices.Collect(maps.Values(l.published)), slices.Collect(maps.Keys(l.asking))
 	l.mu.Unlock()
 	for _, p := range all {
 		p.revisit()
+	}
+	for _, a := range asking {
+		if !a.may() {
+			a.end()
+		}
 	}
 }
 

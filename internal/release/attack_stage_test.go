@@ -172,3 +172,14 @@ func TestACheckDoesNotLookLikeAnotherGateInTheLog(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+// Who promotes what begins some digest is not told whose it is.
+func TestAPromotionDoesNotSayWhoseAnotherReleaseIs(t *testing.T) {
+	w := newWorld(t, "here")
+	req := shop(t, "")
+	req.Spec.Name = "bank"
+	rel := w.create(req)
+	if _, err := w.promote("testing", string(rel.Digest)); code(err) != isle.Invalid || strings.Contains(err.Error(), "bank") {
+		t.Error(err)
+	}
+}

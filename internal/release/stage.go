@@ -179,8 +179,8 @@ func (r *Releases) Plan(ctx context.Context, p Promotion) (plan Plan, err error)
 	if plan.Release, _, err = r.Launch(ctx, name); err != nil {
 		return plan, err
 	}
-	if got := plan.Release.Manifest.Project; got != p.Project {
-		return plan, isle.Errorf(isle.Invalid, "release %s is of project %s, and not of %s", plan.Release.Digest.Short(), got, p.Project)
+	if plan.Release.Manifest.Project != p.Project { // whose it is, who may not see it is not told
+		return plan, isle.Errorf(isle.Invalid, "release %s is none of project %s", plan.Release.Digest.Short(), p.Project)
 	}
 	plan.Before, _ = r.Stage(p.Project, p.To)
 	plan.Values = plan.Before.Values
