@@ -10,6 +10,7 @@ import (
 	"isle"
 	"isle/internal/audit"
 	"isle/internal/environment"
+	"isle/internal/policy"
 	"isle/internal/release"
 )
 
@@ -122,5 +123,23 @@ func TestNothingInWhatIsApprovedHidesOrTurnsRound(t *testing.T) {
 		if oneLine(plain) != plain {
 			t.Errorf("%q is quoted", plain)
 		}
+	}
+}
+
+// Who may read a history and not export releases gets no release's file with its
+// proofs.
+func TestAHistoryBringsOutNoReleaseThatMayNotBeExported(t *testing.T) {
+	of := func(project string) (rel release.Release) {
+		rel.Manifest.Project = project
+		return rel
+	}
+	s := &releases{Config: Config{Policy: &decider{newPolicy(t), func(q policy.Query) policy.Answer {
+		if q.Action == isle.ActionReleaseExport && q.Project == "shop" {
+			return policy.Answer{Decision: isle.Allow}
+		}
+		return policy.Answer{Decision: isle.Deny}
+	}}}}
+	if got := s.exportable(t.Context(), []release.Release{of("shop"), of("bank")}); len(got) != 1 || got[0].Manifest.Project != "shop" {
+		t.Errorf("%d releases are brought out", len(got))
 	}
 }

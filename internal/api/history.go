@@ -184,7 +184,7 @@ func (s *releases) History(ctx context.Context, req *connect.Request[islev1.Hist
 	if err := s.sendLines(ctx, h, at, m.GetProve(), stream); err != nil || !m.GetProve() {
 		return err
 	}
-	for _, rel := range named {
+	for _, rel := range s.exportable(ctx, named) {
 		w := bufio.NewWriterSize(releaseWriter{stream, rel.Digest}, maxChunk)
 		if err := s.Releases.Export(ctx, string(rel.Digest), false, w); err != nil {
 			return err
@@ -257,6 +257,18 @@ func (s *releases) namedIn(ctx context.Context, of release.Subject, h release.Hi
 	}
 	for _, l := range h.Lines {
 		take(l.Entry.Release)
+	}
+	return out
+}
+
+// exportable are those releases that the caller may take with them: a history brings
+// out what isle release export does, and takes the same leave.
+func (s *releases) exportable(ctx context.Context, all []release.Release) (out []release.Release) {
+	who, _ := callerFrom(ctx)
+	for _, rel := range all {
+		if q := queriesOf(who, releaseOf(isle.ActionReleaseExport, rel.Manifest.Project)); s.Policy.Decide(q[0]).Allowed() {
+			out = append(out, rel)
+		}
 	}
 	return out
 }
