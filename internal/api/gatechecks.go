@@ -82,7 +82,9 @@ func (x *passing) run(ctx context.Context, ref isle.Ref, c check, copied error, 
 	o := release.Gate{Kind: release.GateCheck, Name: c.String(), Rule: c.rule, State: release.GateUnmet}
 	if copied != nil {
 		o.Text = fmt.Sprintf("%s could not be copied to run it in: %s", isle.Ref{Name: x.p.Project, Stage: x.plan.From}, Flatten(copied).Message)
-		o.Remedy = "find out why: isle fork " + isle.Ref{Name: x.p.Project, Stage: x.plan.From}.String()
+		if o.Remedy = Flatten(copied).Hint; o.Remedy == "" {
+			o.Remedy = "find out why: isle fork " + isle.Ref{Name: x.p.Project, Stage: x.plan.From}.String()
+		}
 		return o
 	}
 	o.Claim = true
