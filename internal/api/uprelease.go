@@ -20,7 +20,7 @@ func (s *environments) upRelease(ctx context.Context, m *islev1.UpRequest, strea
 	}
 	rel, err := s.Releases.Use(m.GetRelease())
 	if err != nil {
-		return err
+		return s.refusedLaunch(ctx, m, err)
 	}
 	project := rel.Manifest.Project
 	ref, err := s.refOf(ctx, m, project)
@@ -33,7 +33,7 @@ func (s *environments) upRelease(ctx context.Context, m *islev1.UpRequest, strea
 	defer s.Blobs.Hold()()
 	_, images, err := s.Releases.Launch(ctx, string(rel.Digest))
 	if err != nil {
-		return err
+		return s.refusedLaunch(ctx, m, err)
 	}
 	set := s.Policy.State().Set
 	// Into a stage with something before it nothing comes but by promotion, which
