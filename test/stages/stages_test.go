@@ -90,6 +90,9 @@ func TestTheShopIsPromotedThroughItsGatesWithOneApproval(t *testing.T) {
 			t.Errorf("no gate %s is met: %+v", kind, met)
 		}
 	}
+	if out := s.must("drift", "storefront", "--full"); !strings.Contains(out, "storefront: testing, staging, production are equal: release "+two[7:19]) {
+		t.Errorf("the stages are not equal:\n%s", out)
+	}
 	for n := 1; n <= 10; n++ {
 		if n > 1 { // what people have agreed to holds, and every gate is asked again
 			got, err := s.promote("storefront", "production")
