@@ -253,7 +253,11 @@ func (d Door) changes(name string, was Door) (out []ReachChange) {
 		if rule := d.by[action]; rule != "" {
 			now += " (" + rule + ")"
 		}
-		out = append(out, ReachChange{Role: true, Message: fmt.Sprintf("%s: %s is %s, and was %s", name, action, now, before)})
+		before = ", and was " + before
+		if was.Name == "" {
+			before = ", by a door that is new"
+		}
+		out = append(out, ReachChange{Role: true, Message: fmt.Sprintf("%s: %s is %s%s", name, action, now, before)})
 	}
 	if was.Name == "" || d.Name == "" { // the file asks for another door
 		return out
