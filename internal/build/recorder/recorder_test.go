@@ -524,6 +524,8 @@ func TestConnectionsAreBounded(t *testing.T) {
 func FuzzARecorderOutlivesWhatArrives(f *testing.F) {
 	for _, s := range []string{
 		"GET / HTTP/1.1\r\nHost: example.com\r\n\r\n", "GET http://a/b HTTP/1.1\r\nHost: c\r\n\r\n", "CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n",
+		"POST /a/git-upload-pack HTTP/1.1\r\nHost: a\r\nContent-Type: application/x-git-upload-pack-request\r\nContent-Length: 4\r\n\r\n0000",
+		"POST /a/git-upload-pack HTTP/1.1\r\nHost: a\r\nContent-Type: application/x-git-upload-pack-request\r\nTransfer-Encoding: chunked\r\nContent-Encoding: gzip\r\n\r\n3\r\n\x1f\x8b\x08\r\n0\r\n\r\n",
 		"GET /\x00 HTTP/1.1\r\nHost: [::1]:80\r\n\r\n", "GET / HTTP/1.0\r\n\r\n", "\x16\x03\x01\x00\x05hello", "HEAD //x HTTP/1.1\r\nHost: a:99999\r\n\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
 		"GET / HTTP/1.1\r\nHost: a\r\nAccept: \xff\r\n\r\n", "GET /\xff?\xfe HTTP/1.1\r\nHost: a\r\nAccept: a\tb\r\nUser-Agent: \xff\r\n\r\n",
 		"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\nGET /x HTTP/1.1\r\nHost: b\r\n\r\n",
