@@ -30,6 +30,21 @@ func holds(t *testing.T, dir, text string) (found []string) {
 	return found
 }
 
+// commandsWith are the command lines of processes that have a text.
+func commandsWith(t *testing.T, text string) (found []string) {
+	t.Helper()
+	names, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil || len(names) == 0 {
+		t.Fatal("there are no processes", err)
+	}
+	for _, name := range names {
+		if b, err := os.ReadFile(name); err == nil && bytes.Contains(b, []byte(text)) {
+			found = append(found, string(b))
+		}
+	}
+	return found
+}
+
 func TestWhatABuildStepIsGivenIsOnNoDisk(t *testing.T) {
 	eachRuntime(t, func(t *testing.T, b *bench) {
 		const canary = "canary-of-a-step"
@@ -42,6 +57,9 @@ func TestWhatABuildStepIsGivenIsOnNoDisk(t *testing.T) {
 		s.Output = write
 		go func() {
 			read.Read(make([]byte, 64)) // it runs
+			if found := commandsWith(t, canary); len(found) > 0 {
+				t.Errorf("in the list of processes: %q", found)
+			}
 			for _, dir := range []string{b.given.State, filepath.Dir(s.Upper)} {
 				if found := holds(t, dir, canary); len(found) > 0 {
 					t.Errorf("while it runs: %v", found)
