@@ -100,7 +100,7 @@ func (a *app) showDrift(res *islev1.DriftResponse) error {
 		}
 	}
 	if n > 0 {
-		return isle.Errorf(isle.Failed, "%d things are not as released", n).WithHint("isle audit search --action release:drift has them; isle up --release launches what was released, and isle promote agrees to what it reaches now")
+		return isle.Errorf(isle.Failed, "what runs is not as released (differences: %d)", n).WithHint("isle audit search --action release:drift has them; isle up --release launches what was released, and isle promote agrees to what it reaches now")
 	}
 	return nil
 }
