@@ -143,6 +143,47 @@ func TestAClosedDoorTellsWhyBeforeItsConnectionsEnd(t *testing.T) {
 	})
 }
 
+// What a stage's values put in the place of a connection is found by the name that
+// programs know. Where that leads somewhere else, nobody stays at the one before.
+func TestAConnectionIsFoundByAnotherNameAndFollowsIt(t *testing.T) {
+	h := newHouse(t)
+	h.connect = greeter
+	id := isle.NewID()
+	open := func(connection string) string {
+		d := ordersDB
+		d.Name, d.As = connection, "orders-db"
+		ns, err := h.Open(context.Background(), id, environment.Grants{Connections: []environment.ConnectionDoor{d}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ns
+	}
+	ns := open("orders-db-staging")
+	c, lines, first := h.ask(ns, "orders-db", 5432)
+	defer c.Close()
+	if first != fmt.Sprintf("%s orders-db-staging 5432\n", id) {
+		t.Errorf("orders-db leads to %q", first)
+	}
+	inside(t, ns, func() error {
+		if a, err := addressOf("orders-db-staging"); err == nil {
+			return fmt.Errorf("it is found at %s by its own name too", a)
+		}
+		return nil
+	})
+	if d := h.Doors(id); len(d) == 0 || d[0].Destination != "orders-db-staging" {
+		t.Errorf("%+v", d)
+	}
+	open("orders-db-production")
+	if rest, err := io.ReadAll(lines); err != nil || !strings.Contains(string(rest), "over: the door was closed") {
+		t.Errorf("%q %v", rest, err)
+	}
+	again, _, first := h.ask(ns, "orders-db", 5432)
+	defer again.Close()
+	if first != fmt.Sprintf("%s orders-db-production 5432\n", id) {
+		t.Errorf("orders-db leads to %q", first)
+	}
+}
+
 // A gateway that does not end on its own loses the connection, and an airlock
 // that closes waits for nobody inside.
 func TestWhoeverServesAClosedDoorIsCutOff(t *testing.T) {

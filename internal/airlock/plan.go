@@ -40,9 +40,9 @@ type grant struct {
 	allowed []netip.Prefix
 	inspect bool           // requests are looked into
 	address netip.AddrPort // where it is inside
-	// connection is the kind of the connection that host is the name of; "" of
-	// egress.
-	connection, stage string
+	// connection is the kind of the connection that host leads to; "" of egress.
+	// name is what it is called outside.
+	connection, stage, name string
 }
 
 // socket is the name of the grant's socket.
@@ -58,7 +58,7 @@ func (g *grant) String() string { return g.host + ":" + strconv.Itoa(g.port) }
 // door is the destination that is counted: all ports of a connection are one.
 func (g *grant) door() string {
 	if g.connection != "" {
-		return g.host
+		return g.name
 	}
 	return g.String()
 }
@@ -99,8 +99,8 @@ func newPlan(grants environment.Grants) (*plan, error) {
 		}
 	}
 	for _, c := range grants.Connections {
-		if hosts[c.Name] {
-			return nil, isle.Errorf(isle.Invalid, "connection %s has the name of an egress host, and a name means one thing inside", c.Name)
+		if hosts[c.Inside()] {
+			return nil, isle.Errorf(isle.Invalid, "connection %s has the name of an egress host, and a name means one thing inside", c.Inside())
 		}
 		for _, port := range c.Ports {
 			g, err := newDoor(c, port)
@@ -144,16 +144,22 @@ func newPlan(grants environment.Grants) (*plan, error) {
 	return p, nil
 }
 
+// leadsElsewhere reports whether a socket is another connection's in the next plan.
+func (p *plan) leadsElsewhere(next *plan, socket string) bool {
+	is, will := p.bySocket[socket], next.bySocket[socket]
+	return is != nil && will != nil && is.name != will.name
+}
+
 // newDoor checks one port of a connection. Its name comes from a policy, and
 // is a label of DNS.
 func newDoor(c environment.ConnectionDoor, port int) (*grant, error) {
 	switch {
-	case !isle.ValidName(c.Name) || localName(c.Name) || c.Kind == "":
-		return nil, isle.Errorf(isle.Invalid, "connection %q: the name can't be found inside", c.Name)
+	case !isle.ValidName(c.Inside()) || localName(c.Inside()) || c.Kind == "":
+		return nil, isle.Errorf(isle.Invalid, "connection %q: the name can't be found inside", c.Inside())
 	case port < 1 || port > 65535:
 		return nil, isle.Errorf(isle.Invalid, "connection %s: port %d is not between 1 and 65535", c.Name, port)
 	}
-	return &grant{host: c.Name, port: port, connection: c.Kind, stage: c.Stage}, nil
+	return &grant{host: c.Inside(), name: c.Name, port: port, connection: c.Kind, stage: c.Stage}, nil
 }
 
 // newGrant checks one destination. Its address is set if it names itself.

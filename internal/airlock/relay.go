@@ -195,7 +195,7 @@ func (a *airlock) follow(p *plan) error {
 		return fmt.Errorf("set the filter of the airlock's link: %w", failed)
 	}
 	a.doors.grant(p.grants)
-	a.plan.Store(p)
+	before := a.plan.Swap(p)
 
 	a.watched.Store(watch)
 
@@ -205,6 +205,8 @@ func (a *airlock) follow(p *plan) error {
 			socket.Close()
 			delete(a.sockets, name)
 			delete(a.served, name)
+			a.withdraw(name)
+		} else if before != nil && before.leadsElsewhere(p, name) {
 			a.withdraw(name)
 		}
 	}
@@ -376,7 +378,7 @@ func (a *airlock) connect(inside *connection) {
 	failure := ""
 	leave := a.doors.enter(g.door())
 	defer func() { leave(failure) }()
-	if err := a.config.Connect(inside.ctx, a.instance, g.host, g.port, inside); err != nil {
+	if err := a.config.Connect(inside.ctx, a.instance, g.name, g.port, inside); err != nil {
 		failure = err.Error()
 	}
 }

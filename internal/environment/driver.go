@@ -1,6 +1,7 @@
 package environment
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"time"
@@ -246,18 +247,22 @@ type Grants struct {
 	Connections []ConnectionDoor
 }
 
-// A ConnectionDoor is a connection as it is found inside: by its name, at ports
+// A ConnectionDoor is a connection as it is found inside: by a name, at ports
 // that its kind has.
 type ConnectionDoor struct {
 	Name, Kind, Stage string
+	As                string // the name inside; "": its own
 	Ports             []int
 }
+
+// Inside is the name that it is found by.
+func (d ConnectionDoor) Inside() string { return cmp.Or(d.As, d.Name) }
 
 func (g Grants) equal(h Grants) bool {
 	return slices.EqualFunc(g.Egress, h.Egress, func(a, b spec.Egress) bool {
 		return a.Host == b.Host && a.Port == b.Port && a.Inspect == b.Inspect && slices.Equal(a.Addresses, b.Addresses)
 	}) && slices.EqualFunc(g.Connections, h.Connections, func(a, b ConnectionDoor) bool {
-		return a.Name == b.Name && a.Kind == b.Kind && a.Stage == b.Stage && slices.Equal(a.Ports, b.Ports)
+		return a.Name == b.Name && a.As == b.As && a.Kind == b.Kind && a.Stage == b.Stage && slices.Equal(a.Ports, b.Ports)
 	})
 }
 

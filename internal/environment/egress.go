@@ -38,25 +38,30 @@ type asked struct {
 	connection  Connection // of uses
 	destination string     // host:port, or the name of a connection
 	by          string     // the key of the file: "egress" or "uses"
+	as          string     // the name of a connection inside; "": its own
 	allowed     bool
 	rule, grant string
 }
 
 // reason is what doors say of it.
 func (a asked) reason() string {
+	by := a.by
+	if a.as != "" {
+		by += " (as " + a.as + ")"
+	}
 	switch {
 	case a.rule == shutReason:
-		return "asked for by " + a.by + ": " + shutReason
+		return "asked for by " + by + ": " + shutReason
 	case a.by == "uses" && a.connection.Kind == "":
 		return "there is no connection " + a.destination
 	case a.rule == "":
-		return "granted by " + a.by
+		return "granted by " + by
 	case a.allowed:
-		return "granted by " + a.by + " and " + a.rule
+		return "granted by " + by + " and " + a.rule
 	case a.grant == "":
-		return "asked for by " + a.by + ", refused by policy: " + a.rule
+		return "asked for by " + by + ", refused by policy: " + a.rule
 	}
-	return "asked for by " + a.by + ", refused by policy: " + a.rule + "; ask for the grant " + a.grant
+	return "asked for by " + by + ", refused by policy: " + a.rule + "; ask for the grant " + a.grant
 }
 
 // warning is what whoever launches is told of its refusal.
@@ -96,7 +101,7 @@ func (m *Manager) ask(e Environment) []asked {
 		out = append(out, a)
 	}
 	for _, name := range e.Spec.Uses {
-		a := asked{destination: name, by: "uses"}
+		a := asked{destination: name, by: "uses", as: e.Spec.UsesAs[name]}
 		if m.cfg.Policy != nil { // without one there are no connections
 			a.connection = m.cfg.Policy.Connection(e, name)
 		}
@@ -123,7 +128,7 @@ func granted(all []asked) (g Grants) {
 		switch {
 		case !a.allowed:
 		case a.by == "uses":
-			g.Connections = append(g.Connections, ConnectionDoor{Name: a.destination, Kind: a.connection.Kind, Stage: a.connection.Stage, Ports: a.connection.Ports})
+			g.Connections = append(g.Connections, ConnectionDoor{Name: a.destination, As: a.as, Kind: a.connection.Kind, Stage: a.connection.Stage, Ports: a.connection.Ports})
 		default:
 			g.Egress = append(g.Egress, a.Egress)
 		}

@@ -3,6 +3,7 @@ package environment
 import (
 	"context"
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"strings"
@@ -98,7 +99,7 @@ func compare(e Environment, req UpRequest) plan {
 		p.egress = true
 		p.reasons = append(p.reasons, "egress: applied in place")
 	}
-	if !slices.Equal(e.Spec.Uses, req.Spec.Uses) {
+	if !slices.Equal(e.Spec.Uses, req.Spec.Uses) || !maps.Equal(e.Spec.UsesAs, req.Spec.UsesAs) {
 		p.egress = true
 		p.reasons = append(p.reasons, "uses: applied in place")
 	}

@@ -21,6 +21,9 @@ type Caller struct {
 	Source   string  // the address of who is outside
 	Key      isle.ID // of the credential that was shown
 
+	// As is what a workload calls the connection; "": by its name.
+	As string
+
 	// Check says why the caller does not count any more; nil while it does. It is
 	// cheap. nil: it always counts.
 	Check func() error

@@ -131,7 +131,7 @@ func settings(is, want spec.File) (out []Finding) {
 		what     string
 		is, want any
 	}{
-		{"uses", is.Uses, want.Uses}, {"egress", is.Egress, want.Egress}, {"limits", is.Limits, want.Limits}, {"isolation", is.Isolation, want.Isolation}, {"schema", is.Schema, want.Schema},
+		{"uses", is.Uses, want.Uses}, {"uses", is.UsesAs, want.UsesAs}, {"egress", is.Egress, want.Egress}, {"limits", is.Limits, want.Limits}, {"isolation", is.Isolation, want.Isolation}, {"schema", is.Schema, want.Schema},
 	} {
 		if !equal(x.is, x.want) {
 			find("", x.what)

@@ -209,7 +209,7 @@ func TestOnlyValuesDifferInAStage(t *testing.T) {
 		t.Fatal(err)
 	}
 	web, _ := f.Service("web")
-	if web.Env["A"] != "other" || web.Env["B"] != "2" || f.Limits.CPUs != 0.5 || f.Limits.Memory != 1<<30 || f.Limits.PIDs != 99 || f.Uses[0] != "orders-db-testing" {
+	if web.Env["A"] != "other" || web.Env["B"] != "2" || f.Limits.CPUs != 0.5 || f.Limits.Memory != 1<<30 || f.Limits.PIDs != 99 || f.Uses[0] != "orders-db-testing" || f.UsesAs["orders-db-testing"] != "orders-db" {
 		t.Errorf("%+v", f)
 	}
 	if was, _ := rel.Manifest.Spec.Service("web"); was.Env["A"] != "1" || rel.Manifest.Spec.Uses[0] != "orders-db" {

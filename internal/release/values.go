@@ -1,6 +1,7 @@
 package release
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"strconv"
@@ -123,13 +124,26 @@ func (v Values) Apply(f spec.File) (spec.File, error) {
 		}
 		f.Services[i].Env = env
 	}
+	uses, as := slices.Clone(f.Uses), maps.Clone(f.UsesAs)
 	for _, name := range slices.Sorted(maps.Keys(v.Uses)) {
-		i := slices.Index(f.Uses, name)
-		if i < 0 {
+		if !slices.Contains(f.Uses, name) {
 			return f, wrong("the connection %s is not used", clip(name))
 		}
-		f.Uses[i] = v.Uses[name]
+		delete(as, name)
 	}
+	for i, name := range f.Uses {
+		to, ok := v.Uses[name]
+		if inside := cmp.Or(f.UsesAs[name], name); ok && to != inside { // what is inside knows it by one name, in every stage
+			if as == nil {
+				as = map[string]string{}
+			}
+			as[to] = inside
+		}
+		if ok {
+			uses[i] = to
+		}
+	}
+	f.Uses, f.UsesAs = uses, as
 	l := &f.Limits
 	if v.Limits.CPUs != 0 {
 		l.CPUs = v.Limits.CPUs

@@ -50,7 +50,7 @@ func (r *rooms) dialForBuilds(ctx context.Context, host string, port int) (net.C
 // connect serves what came to a connection's door in an airlock: whose airlock
 // it is says who the caller is.
 func (r *rooms) connect(ctx context.Context, instance isle.ID, name string, _ int, conn net.Conn) error {
-	c, err := r.callerInside(instance)
+	c, err := r.callerInside(instance, name)
 	if err != nil {
 		conn.Close()
 		return err
@@ -60,7 +60,7 @@ func (r *rooms) connect(ctx context.Context, instance isle.ID, name string, _ in
 
 // inspect serves what came to an inspected destination in an airlock.
 func (r *rooms) inspect(ctx context.Context, instance isle.ID, to gateway.Egress, conn net.Conn) error {
-	c, err := r.callerInside(instance)
+	c, err := r.callerInside(instance, "")
 	if err != nil {
 		conn.Close()
 		return err
@@ -68,8 +68,9 @@ func (r *rooms) inspect(ctx context.Context, instance isle.ID, to gateway.Egress
 	return r.gateway.Inspect(ctx, c, to, conn)
 }
 
-// callerInside is the environment of an instance as who opens a connection.
-func (r *rooms) callerInside(instance isle.ID) (gateway.Caller, error) {
+// callerInside is the environment of an instance as who opens a connection; "": a
+// destination of egress.
+func (r *rooms) callerInside(instance isle.ID, connection string) (gateway.Caller, error) {
 	e, ok := r.manager.ByInstance(instance)
 	if !ok {
 		return gateway.Caller{}, isle.Errorf(isle.NotFound, "there is no environment of instance %s", instance)
@@ -77,7 +78,7 @@ func (r *rooms) callerInside(instance isle.ID) (gateway.Caller, error) {
 	c := gateway.Caller{
 		Actor: isle.Actor{Kind: isle.Workload, Name: e.Ref.Name + "@" + e.Ref.Stage},
 		Place: policy.Place{Project: e.Project, Stage: e.Ref.Stage, Environment: e.Ref.Name},
-		Ref:   e.Ref, Instance: instance,
+		Ref:   e.Ref, Instance: instance, As: e.Spec.UsesAs[connection],
 		Check: func() error {
 			now, ok := r.manager.ByInstance(instance)
 			switch {

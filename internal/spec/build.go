@@ -42,7 +42,7 @@ func buildShape() shape[Build] {
 		context, err := parseContext(s)
 		return Build{Context: context, Dockerfile: "Dockerfile"}, err
 	})
-	args := mapOf("arguments by name", maxBuildArgs, schema{Pattern: envPattern}, envError, scalar("a text", schema{Type: written}, parseText), func(k, v string) [2]string { return [2]string{k, v} })
+	args := textsBy("arguments by name", maxBuildArgs, schema{Pattern: envPattern}, envError, scalar("a text", schema{Type: written}, parseText))
 	type named struct{ id, secret string }
 	kept := object("a secret that the server keeps",
 		must(key("secret", "", "Its name: `isle secret ls`. Whoever builds needs `secret:build` for it.", text("a name", namePattern, parseName), func(n *named) *string { return &n.secret })))
@@ -53,13 +53,7 @@ func buildShape() shape[Build] {
 		key("dockerfile", "Dockerfile", "The Dockerfile, relative to `context`.", text("a relative path", "", parseDockerfile), func(b *Build) *string { return &b.Dockerfile }),
 		key("target", "", "The stage to build, by its name or number. Without it, the last one.", text("a stage", "", parseTarget), func(b *Build) *string { return &b.Target }),
 		key("args", "", "Values for the Dockerfile's ARG. No secrets here: the file is code, and the image has them.",
-			convert(args, func(in [][2]string) map[string]string {
-				out := make(map[string]string, len(in))
-				for _, kv := range in {
-					out[kv[0]] = kv[1]
-				}
-				return out
-			}), func(b *Build) *map[string]string { return &b.Args }),
+			args, func(b *Build) *map[string]string { return &b.Args }),
 		key("secrets", "", "What `RUN --mount=type=secret,id=ID` is given, by ID, of what the server keeps (docs/dockerfile.md). One of `--secret id=ID` comes before it.",
 			convert(secrets, func(in []named) map[string]string {
 				out := make(map[string]string, len(in))

@@ -94,20 +94,31 @@ func (f File) Sandboxed() (File, error) {
 
 // checkUses refuses a connection whose name means something else inside.
 func (r *reader) checkUses(f *File) {
-	seen := map[string]bool{}
-	for i, name := range f.Uses {
+	taken := map[string]bool{} // names inside
+	for i, connection := range f.Uses {
 		path := document.Path("uses", fmt.Sprintf("[%d]", i))
+		name := connection
+		if as, ok := f.UsesAs[connection]; ok {
+			path, name = document.Path("uses_as", connection), as
+		}
 		_, service := f.Service(name)
 		switch {
 		case name == "":
-		case seen[name]:
-			r.problemFor(path, "%s is here a second time; remove one", name)
+		case slices.Contains(f.Uses[:i], connection):
+			r.problemFor(document.Path("uses", fmt.Sprintf("[%d]", i)), "%s is here a second time; remove one", connection)
+		case taken[name]:
+			r.problemFor(path, "%s is another connection's name inside, and a name means one thing there", name)
 		case service:
 			r.problemFor(path, "%s is a service of this file, and a name means one thing inside; give the service another name", name)
 		case slices.ContainsFunc(f.Egress, func(e Egress) bool { return e.Host == name }):
 			r.problemFor(path, "%s is a host under egress, and a name means one thing inside; remove one", name)
 		}
-		seen[name] = true
+		taken[name] = true
+	}
+	for _, connection := range slices.Sorted(maps.Keys(f.UsesAs)) {
+		if !slices.Contains(f.Uses, connection) {
+			r.problemFor(document.Path("uses_as", connection), "%s is no connection under uses", connection)
+		}
 	}
 }
 

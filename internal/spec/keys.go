@@ -127,6 +127,8 @@ func fileShape() shape[File] {
 			list("a list of destinations", maxEgress, egressShape()), func(f *File) *[]Egress { return &f.Egress }),
 		key("uses", "", "Connections that the environment asks for, each found inside under its own name: `psql -h orders-db`. The policy says what they are and who may; nothing of a credential is inside.",
 			list("a list of connections", maxUses, text("a connection", namePattern, parseUse)), func(f *File) *[]string { return &f.Uses }),
+		key("uses_as", "", "Other names for connections of `uses`, by connection: `{orders-db-staging: orders-db}` has `psql -h orders-db` lead to orders-db-staging. Values of a stage that put a connection in another's place do this by themselves.",
+			usesAsShape(), func(f *File) *map[string]string { return &f.UsesAs }),
 		key("limits", "{}", "What the environment as a whole may use.", limitsShape(), func(f *File) *Limits { return &f.Limits }),
 		key("ttl", "", "How long the environment lives; its volumes stay seven days longer. Without it there is no end.",
 			durationShape(time.Second, 3650*24*time.Hour), func(f *File) *time.Duration { return &f.TTL }),
@@ -137,6 +139,10 @@ func fileShape() shape[File] {
 		key("stages", "", "What a release asks of the stages that it is promoted to, beside what they ask of releases by the policy (docs/releases.md).",
 			pointer(stagesShape()), func(f *File) **Stages { return &f.Stages }),
 	)
+}
+
+func usesAsShape() shape[map[string]string] {
+	return textsBy("names by connection", maxUses, schema{Pattern: namePattern}, nameError, text("a name inside", namePattern, parseUse))
 }
 
 func schemaShape() shape[DataSchema] {
@@ -162,7 +168,7 @@ func serviceShape() shape[Service] {
 		s, err := parseCommandText(s)
 		return []string{s}, err
 	})
-	env := mapOf("variables by name", maxEnv, schema{Pattern: envPattern}, envError, scalar("a text", schema{Type: written}, parseText), func(k, v string) [2]string { return [2]string{k, v} })
+	env := textsBy("variables by name", maxEnv, schema{Pattern: envPattern}, envError, scalar("a text", schema{Type: written}, parseText))
 	return object("a service",
 		key("image", "", "An image to begin with, in place of packages: `registry.example/team/app:1` from a registry, `localhost/app:1` of this server (`isle image ls`), or `./app.tar`, an OCI layout or what docker save wrote, in the project folder. `isle lock` pins it by digest. What the file leaves open, command, user, workdir and variables, is as the image says.",
 			text("an image", "", parseImage), func(s *Service) *string { return &s.Image }),
@@ -186,13 +192,7 @@ func serviceShape() shape[Service] {
 			scalar("a user", schema{AnyOf: []*schema{{Type: "string", Pattern: userPattern}, {Type: "integer", Minimum: new(0.0), Maximum: new(float64(maxUID))}}}, parseUser), func(s *Service) *string { return &s.User }),
 		key("workdir", "", "The folder that commands start in. Without it, /.", text("a path", absolutePattern, parsePath), func(s *Service) *string { return &s.Workdir }),
 		key("env", "", "Environment variables. Numbers and booleans are taken as they are written. No secrets here: the file is code. SPIFFE_ENDPOINT_SOCKET, which names the socket of the service's identity, is there already.",
-			convert(env, func(in [][2]string) map[string]string {
-				out := make(map[string]string, len(in))
-				for _, kv := range in {
-					out[kv[0]] = kv[1]
-				}
-				return out
-			}), func(s *Service) *map[string]string { return &s.Env }),
+			env, func(s *Service) *map[string]string { return &s.Env }),
 		key("volumes", "", "Folders that can be written and outlive the service, by path. `user` owns them. They are not shared between services.",
 			mapOf("volumes by path", maxVolumes, schema{Pattern: absolutePattern}, mountError, volumeShape(), func(p string, v Volume) Volume { v.Path = p; return v }),
 			func(s *Service) *[]Volume { return &s.Volumes }),

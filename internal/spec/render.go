@@ -26,7 +26,11 @@ func (f File) Render() ([]byte, error) {
 		e := f.Egress[i]
 		return newMapping().text("host", e.Host).number("port", int64(e.Port)).texts("addresses", e.Addresses).text("inspect", strconv.FormatBool(e.Inspect)).Node
 	})
-	root.texts("uses", f.Uses).add("limits", limits.Node).duration("ttl", f.TTL).text("warm", strconv.FormatBool(f.Warm))
+	as := newMapping()
+	for _, c := range slices.Sorted(maps.Keys(f.UsesAs)) {
+		as.text(c, f.UsesAs[c])
+	}
+	root.texts("uses", f.Uses).add("uses_as", as.some()).add("limits", limits.Node).duration("ttl", f.TTL).text("warm", strconv.FormatBool(f.Warm))
 	if s := f.Schema; s != nil {
 		root.add("schema", newMapping().number("version", int64(s.Version)).number("compatible_with", int64(s.CompatibleWith)).Node)
 	}

@@ -13,7 +13,7 @@ import (
 func whole() File {
 	return File{
 		Name: "shop", Isolation: "gvisor", Warm: true, Schema: &DataSchema{Version: 3, CompatibleWith: 2}, TTL: 26 * time.Hour, Limits: Limits{CPUs: 0.5, Memory: 3 << 30, PIDs: 99},
-		Egress: []Egress{{Host: "api.example.com", Port: 443, Addresses: []string{"10.0.0.0/8"}, Inspect: true}}, Uses: []string{"orders-db"},
+		Egress: []Egress{{Host: "api.example.com", Port: 443, Addresses: []string{"10.0.0.0/8"}, Inspect: true}}, Uses: []string{"orders-db"}, UsesAs: map[string]string{"orders-db": "far-db"},
 		Stages: &Stages{Values: []string{"uses.orders-db", "env.db.A", "limits.memory"}, Checks: []Check{{Service: "web", Command: []string{"/app/smoke", "-v"}, Timeout: time.Minute}}},
 		Services: []Service{{
 			Name: "db", Suite: "trixie", Packages: []string{"postgresql-15"}, Copy: []Copy{{"app/", "/app"}}, Run: []string{"make\nall: \"x\""}, Network: NetworkRecord,

@@ -145,6 +145,18 @@ func scalarOr[T any](words string, s, other shape[T]) shape[T] {
 	}
 }
 
+// textsBy is a mapping of names to texts.
+func textsBy(words string, limit int, keys schema, check func(string) error, value shape[string]) shape[map[string]string] {
+	pairs := mapOf(words, limit, keys, check, value, func(k, v string) [2]string { return [2]string{k, v} })
+	return convert(pairs, func(in [][2]string) map[string]string {
+		out := make(map[string]string, len(in))
+		for _, kv := range in {
+			out[kv[0]] = kv[1]
+		}
+		return out
+	})
+}
+
 // mapOf is a mapping with free keys, in the order of the file, of at most limit
 // entries. check says what a key must be, and join makes an entry.
 func mapOf[V, E any](words string, limit int, keySchema schema, check func(string) error, value shape[V], join func(string, V) E) shape[[]E] {

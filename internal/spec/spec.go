@@ -28,13 +28,16 @@ const (
 
 // A File is a parsed isle.yaml with every default applied.
 type File struct {
-	Name      string        `json:"name"`      // the project
-	Isolation string        `json:"isolation"` // "container" or "gvisor"
-	Services  []Service     `json:"services"`  // in the order of the file
-	Egress    []Egress      `json:"egress,omitempty"`
-	Uses      []string      `json:"uses,omitempty"` // names of connections
-	Limits    Limits        `json:"limits"`
-	TTL       time.Duration `json:"ttl,omitempty"` // 0: no end
+	Name      string    `json:"name"`      // the project
+	Isolation string    `json:"isolation"` // "container" or "gvisor"
+	Services  []Service `json:"services"`  // in the order of the file
+	Egress    []Egress  `json:"egress,omitempty"`
+	Uses      []string  `json:"uses,omitempty"` // names of connections
+	// UsesAs are the names by which connections are found inside, by connection, of
+	// those that are not found by their own.
+	UsesAs map[string]string `json:"uses_as,omitempty"`
+	Limits Limits            `json:"limits"`
+	TTL    time.Duration     `json:"ttl,omitempty"` // 0: no end
 	// Warm has environments begin with the memory of one that was ready, where
 	// there is such a state of exactly this release. Class gvisor only.
 	Warm bool `json:"warm,omitempty"`

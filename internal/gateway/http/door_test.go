@@ -28,6 +28,7 @@ type testDoor struct {
 	server *httptest.Server
 	secret string
 	plain  bool                                        // no TLS
+	as     string                                      // what clients call it; "": by its name
 	name   string                                      // that TLS verifies; "": that of the server
 	dial   func(ctx context.Context) (net.Conn, error) // nil: to the server
 	decide func(a gateway.Ask) (pass, error)
@@ -53,7 +54,7 @@ func (*testPass) Rule() string      { return "test" }
 func (*testPass) Approval() isle.ID { return "" }
 
 func (d *testDoor) Caller() gateway.Caller {
-	return gateway.Caller{Actor: isle.Actor{Kind: isle.Workload, Name: "shop@testing"}}
+	return gateway.Caller{Actor: isle.Actor{Kind: isle.Workload, Name: "shop@testing"}, As: d.as}
 }
 func (d *testDoor) Connection() policy.Connection {
 	c := d.conn

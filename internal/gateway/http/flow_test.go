@@ -257,6 +257,10 @@ func TestWhatLeadsToTheRealThingLeadsToTheConnection(t *testing.T) {
 			t.Errorf("%s: %d %v", name, res.StatusCode, h)
 		}
 	}
+	res, _ := get(t, clients(t)["HTTP/1.1"], "http://"+inside(t, New(Config{}), &testDoor{server: server, as: "payments"})+"/")
+	if got := res.Header.Get("Location"); got != "http://payments/next?x=1" {
+		t.Errorf("who calls it payments is led to %s", got)
+	}
 	s := &serving{inside: "payments-api", host: "example.com:8443"}
 	for in, want := range map[string]string{
 		"https://example.com:8443/a": "http://payments-api/a", "//example.com:8443/a": "http://payments-api/a", "/a": "/a",

@@ -1,6 +1,7 @@
 package httpdoor
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -138,7 +139,7 @@ type serving struct {
 // open makes a session's serving. Where plain, the real thing speaks no TLS.
 func (p *Protocol) open(ctx context.Context, d door, plain bool) (*serving, error) {
 	c := d.Connection()
-	s := &serving{protocol: p, door: d, conn: c, inside: c.Name, facts: make(map[string]*policy.Facts)}
+	s := &serving{protocol: p, door: d, conn: c, inside: cmp.Or(d.Caller().As, c.Name), facts: make(map[string]*policy.Facts)}
 	tlsConfig, err := d.TLS(ctx)
 	if err != nil {
 		return nil, err
