@@ -22,35 +22,41 @@ type app struct {
 func TestRealApplicationsAreTheSameWithTheNetworkGone(t *testing.T) {
 	for _, a := range []app{nodeApp(), goApp(), debianApp(t)} {
 		t.Run(a.name, func(t *testing.T) {
-			w := newWorld(t)
-			w.mustBuild(w.project("name: base\nservices: {"+a.name+": {packages: ["+a.base+"]}}", nil), build.Options{})
-			p := w.project("name: app\nservices: {app: {build: ., network: record}}", a.files)
-			first := w.mustBuild(p, build.Options{})
-			log := w.said()
-			if !strings.Contains(log, a.runs[1]) {
-				t.Fatalf("it said:\n%s", log)
-			}
-			materials := p.lock.Services["app"].Network
-			if len(materials) == 0 {
-				t.Fatalf("nothing was recorded:\n%s", log)
-			}
-			w.leave()
-			var digests []isle.Digest
-			digests = append(digests, w.mustBuild(p, build.Options{}).Images["app"].Digest())
-			w.another() // it makes every step again
-			digests = append(digests, w.mustBuild(p, build.Options{Frozen: true}).Images["app"].Digest())
-			for _, d := range digests {
-				if d != first.Images["app"].Digest() {
-					_, err := w.Verify(t.Context(), p.file, p.lock, build.Options{Frozen: true}, w.say)
-					t.Errorf("%s, and with the network gone %s: %v", first.Images["app"].Digest(), d, err)
-				}
-			}
-			if len(w.dialed) != 0 {
-				t.Errorf("without a network it asked %v", w.dialed)
-			}
-			t.Logf("%d answers", len(materials[0].Materials))
+			newWorld(t).same(a)
 		})
 	}
+}
+
+// same builds an application, and from what was recorded twice again without a
+// network, in two places: it is the same.
+func (w *world) same(a app) {
+	t := w.t
+	t.Helper()
+	w.mustBuild(w.project("name: base\nservices: {"+a.name+": {packages: ["+a.base+"]}}", nil), build.Options{})
+	p := w.project("name: app\nservices: {app: {build: ., network: record}}", a.files)
+	first := w.mustBuild(p, build.Options{})
+	log := w.said()
+	if !strings.Contains(log, a.runs[1]) {
+		t.Fatalf("it said:\n%s", log)
+	}
+	steps := p.lock.Services["app"].Network
+	if len(steps) == 0 {
+		t.Fatalf("nothing was recorded:\n%s", log)
+	}
+	w.leave()
+	digests := []isle.Digest{w.mustBuild(p, build.Options{}).Images["app"].Digest()}
+	w.another() // it makes every step again
+	digests = append(digests, w.mustBuild(p, build.Options{Frozen: true}).Images["app"].Digest())
+	for _, d := range digests {
+		if d != first.Images["app"].Digest() {
+			_, err := w.Verify(t.Context(), p.file, p.lock, build.Options{Frozen: true}, w.say)
+			t.Errorf("%s, and with the network gone %s: %v", first.Images["app"].Digest(), d, err)
+		}
+	}
+	if len(w.dialed) != 0 {
+		t.Errorf("without a network it asked %v", w.dialed)
+	}
+	t.Logf("%d answers", len(steps[0].Materials))
 }
 
 // sources are the machine's own, by name: they tell apt of a mirror.

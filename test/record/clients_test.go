@@ -18,9 +18,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-
-	"isle"
-	"isle/internal/build"
 )
 
 // The clients of registries that cannot be reached from everywhere are shown with
@@ -33,27 +30,7 @@ func TestClientsOfRegistriesAreTheSameWithTheNetworkGone(t *testing.T) {
 		t.Run(a.name, func(t *testing.T) {
 			w := newWorld(t)
 			a.serve(t, w)
-			w.mustBuild(w.project("name: base\nservices: {"+a.name+": {packages: ["+a.base+"]}}", nil), build.Options{})
-			p := w.project("name: app\nservices: {app: {build: ., network: record}}", a.files)
-			first := w.mustBuild(p, build.Options{})
-			log := w.said()
-			if !strings.Contains(log, a.runs[1]) || len(p.lock.Services["app"].Network) == 0 {
-				t.Fatalf("it said:\n%s", log)
-			}
-			w.leave()
-			digests := []isle.Digest{w.mustBuild(p, build.Options{}).Images["app"].Digest()}
-			w.another() // it makes every step again
-			digests = append(digests, w.mustBuild(p, build.Options{Frozen: true}).Images["app"].Digest())
-			for _, d := range digests {
-				if d != first.Images["app"].Digest() {
-					_, err := w.Verify(t.Context(), p.file, p.lock, build.Options{Frozen: true}, w.say)
-					t.Errorf("%s, and with the network gone %s: %v", first.Images["app"].Digest(), d, err)
-				}
-			}
-			if len(w.dialed) != 0 {
-				t.Errorf("without a network it asked %v", w.dialed)
-			}
-			t.Logf("%s", log)
+			w.same(a.app)
 		})
 	}
 }
