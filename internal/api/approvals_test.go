@@ -22,6 +22,7 @@ import (
 	"isle/internal/authority"
 	"isle/internal/environment"
 	"isle/internal/ledger/ledgertest"
+	"isle/internal/spec"
 )
 
 // heldPolicy lets ann decide about orders-db, bob see it, and the shop ask.
@@ -183,10 +184,12 @@ func TestAWorkloadAsksForAccessOnItsSocketAndSeesItsOwn(t *testing.T) {
 	i := newIssuer(t)
 	w := &workloadLab{t: t}
 	var refused []audit.Entry
+	file := spec.File{Uses: []string{"orders-db"}, UsesAs: map[string]string{"orders-db": "db"}}
 	access := &WorkloadAccess{
 		Policy: l.policy, Approvals: l.held,
-		Owner:   func(isle.ID) (string, string, bool) { return "human:dan", "shop", true },
-		Refused: func(_ WorkloadCaller, e audit.Entry) { refused = append(refused, e) },
+		Owner:      func(isle.ID) (string, string, bool) { return "human:dan", "shop", true },
+		Connection: func(_ isle.ID, name string) string { return file.Connection(name) },
+		Refused:    func(_ WorkloadCaller, e audit.Entry) { refused = append(refused, e) },
 	}
 	w.api = NewWorkloadAPI(WorkloadConfig{SVIDs: i, Log: slog.New(slog.DiscardHandler), Access: func() *WorkloadAccess { return access }})
 	t.Cleanup(func() { w.api.Close() })
@@ -242,8 +245,9 @@ func TestAWorkloadAsksForAccessOnItsSocketAndSeesItsOwn(t *testing.T) {
 		"the API without gRPC":   {mine, "POST", "/SpiffeWorkloadAPI/FetchX509SVID", good, true, 415},
 		"its own, as it stands":  {mine, "GET", "/access/" + string(asked.Request), "", true, 202},
 		"the same asked for now": {mine, "POST", "/access", good, true, 202},
+		"by its name inside":     {mine, "POST", "/access", `{"door":"db","for":"30m","why":"nightly import"}`, true, 202},
 	} {
-		if status, out := do(c.caller, c.method, c.path, c.body, c.header); status != c.want || name == "the same asked for now" && out.Request != asked.Request || !c.header && out.Request != "" {
+		if status, out := do(c.caller, c.method, c.path, c.body, c.header); status != c.want || (name == "the same asked for now" || name == "by its name inside") && out.Request != asked.Request || !c.header && out.Request != "" {
 			t.Errorf("%s: %d %+v", name, status, out)
 		}
 	}

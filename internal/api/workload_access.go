@@ -34,6 +34,8 @@ type WorkloadAccess struct {
 	// Owner is who answers for an instance, as human:NAME, and what project it is
 	// of; ok is false of one that is gone.
 	Owner func(instance isle.ID) (owner, project string, ok bool)
+	// Connection is which connection an instance finds by a name.
+	Connection func(instance isle.ID, name string) string
 	// Refused records that the policy does not let a caller ask.
 	Refused func(caller WorkloadCaller, e audit.Entry)
 }
@@ -127,6 +129,9 @@ func (a *WorkloadAccess) do(r *http.Request, caller WorkloadCaller) (approval.Re
 	owner, project, ok := a.Owner(caller.Instance)
 	if !ok {
 		return approval.Request{}, isle.Errorf(isle.Refused, "this environment is to end")
+	}
+	if req.What == approval.KindDoor {
+		req.Name = a.Connection(caller.Instance, req.Name)
 	}
 	ref := caller.Ref
 	by := policy.Query{

@@ -89,6 +89,10 @@ func (r *rooms) access() *api.WorkloadAccess {
 			e, ok := r.manager.ByInstance(instance)
 			return e.Owner.String(), e.Project, ok
 		},
+		Connection: func(instance isle.ID, name string) string {
+			e, _ := r.manager.ByInstance(instance)
+			return e.Spec.Connection(name)
+		},
 		Refused: func(c api.WorkloadCaller, e audit.Entry) { r.refusals.add(e, c.Ref) },
 	}
 }

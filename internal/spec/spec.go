@@ -265,6 +265,17 @@ type TreeEntry struct {
 	Target string      `json:"target,omitempty"` // of a link
 }
 
+// Connection is the connection that is found inside by a name; the name itself
+// where UsesAs has none of it.
+func (f File) Connection(name string) string {
+	for connection, as := range f.UsesAs {
+		if as == name {
+			return connection
+		}
+	}
+	return name
+}
+
 // TreeName is a name as a TreeEntry has it, which JSON can carry and people can
 // read: bytes that are not UTF-8 are escaped.
 func TreeName(name string) string {
